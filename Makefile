@@ -1,0 +1,38 @@
+# Two commands do everything on a machine that has only Python >= 3.11 and make:
+#   make quickstart   create .venv, install, train the digits classifier on two workers
+#   make test         the same set-up, then lint, type check and run the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint format unit clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/.installed
+	$(BIN)/raytorch train configs/quickstart.yaml
+
+test: lint
+	$(BIN)/pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: .venv/.installed
+	$(BIN)/pytest tests/unit
+
+format: .venv/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# uv installs in seconds what pip takes minutes for. Byte code is compiled once, here, so that the half-dozen Python
+# processes of a run do not each compile torch and ray again when they start.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raytorch needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.12, say")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache runs
