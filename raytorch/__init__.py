@@ -1,1 +1,5 @@
-"""raytorch."""
+"""raytorch: a distributed PyTorch training service on Ray."""
+
+from importlib import metadata
+
+__version__ = metadata.version("raytorch")

@@ -1,7 +1,7 @@
 """The schema of a run: one YAML file, checked in full before anything starts.
 
-Imports neither torch nor ray, so that ``raytorch validate`` answers at once. Reading files, overrides and messages live in
-:mod:`raytorch.config_file`.
+Imports neither torch nor ray, so that ``raytorch validate`` answers at once. Reading files, overrides and messages are
+in :mod:`raytorch.config_file`.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,16 +10,26 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Strict,
+    Tag,
     model_validator,
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ConflictError(ValueError):
+    """Values that are valid one by one but not together; ``keys`` name them, from where the error is raised."""
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 def _name_alone(value: Any) -> Any:
@@ -50,6 +60,8 @@ class Augment(Section):
 class ImageData(Section):
     """What all image data sets share."""
 
+    name: str
+    """The data set."""
     train_samples: PositiveInt | None = None
     """Samples of the training split to use, from its start; all of them by default."""
     test_samples: PositiveInt | None = None
@@ -112,7 +124,11 @@ class MnistStripsData(StoredData):
     @model_validator(mode="after")
     def _ordered(self) -> "MnistStripsData":
         if self.min_digits > self.max_digits:
-            raise ValueError(f"min_digits ({self.min_digits}) must not exceed max_digits ({self.max_digits})")
+            raise ConflictError(
+                f"min_digits ({self.min_digits}) must not exceed max_digits ({self.max_digits})",
+                "min_digits",
+                "max_digits",
+            )
         return self
 
 
@@ -171,6 +187,8 @@ class RnnModel(Section):
 class AttentionModel(Section):
     """What the transformers share."""
 
+    name: str
+    """The model."""
     dim: PositiveInt = 64
     """Width of a token's embedding; a multiple of ``heads``."""
     heads: PositiveInt = 4
@@ -183,7 +201,7 @@ class AttentionModel(Section):
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> "AttentionModel":
         if self.dim % self.heads:
-            raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})")
+            raise ConflictError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})", "dim", "heads")
         return self
 
 
@@ -199,7 +217,7 @@ class VitModel(AttentionModel):
 
 
 class Conv3dModel(Section):
-    """3 x 3 x 3 convolutions over time and space, each with batch normalization, ReLU and pooling, then one linear layer."""
+    """3 x 3 x 3 convolutions over time and space, each with batch normalization, ReLU, pooling; then a linear layer."""
 
     name: Literal["conv3d"] = "conv3d"
     """The model."""
@@ -240,7 +258,11 @@ class Loss(Section):
     @model_validator(mode="after")
     def _smoothing_needs_cross_entropy(self) -> "Loss":
         if self.label_smoothing and self.name != "cross_entropy":
-            raise ValueError(f"label_smoothing works with cross_entropy only, not with {self.name}; remove it")
+            raise ConflictError(
+                f"label_smoothing works with cross_entropy only, not with {self.name}; remove it",
+                "label_smoothing",
+                "name",
+            )
         return self
 
 
@@ -261,7 +283,7 @@ class Sgd(Section):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Sgd":
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
+            raise ConflictError("nesterov needs a momentum above 0", "nesterov", "momentum")
         return self
 
 
@@ -316,6 +338,8 @@ Optimizer = Annotated[Sgd | RmsProp | Adam | AdamW, Field(discriminator="name")]
 class Warmup(Section):
     """What all schedules share."""
 
+    name: str
+    """The schedule."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps over which the learning rate rises linearly from near 0 to its first value."""
 
@@ -377,14 +401,21 @@ class WorkerRange(Section):
     @model_validator(mode="after")
     def _ordered(self) -> "WorkerRange":
         if self.min > self.max:
-            raise ValueError(f"min ({self.min}) must not exceed max ({self.max})")
+            raise ConflictError(f"min ({self.min}) must not exceed max ({self.max})", "min", "max")
         return self
+
+
+def _workers_kind(value: Any) -> str:
+    """Choose by form, so that a mistake is reported against the form that was meant."""
+    return "range" if isinstance(value, dict | WorkerRange) else "number"
 
 
 class Scaling(Section):
     """How many workers, and what each of them holds."""
 
-    workers: PositiveInt | WorkerRange = 1
+    workers: Annotated[
+        Annotated[PositiveInt, Tag("number")] | Annotated[WorkerRange, Tag("range")], Discriminator(_workers_kind)
+    ] = 1
     """Worker processes; ``{min: 1, max: 4}`` makes the run elastic."""
     cpus_per_worker: PositiveFloat = 1
     """CPU cores reserved for each worker, and its number of threads."""
@@ -415,8 +446,10 @@ class Scaling(Section):
     @model_validator(mode="after")
     def _backend_fits_devices(self) -> "Scaling":
         if self.backend == "nccl" and self.gpus_per_worker < 1:
-            raise ValueError(
-                "backend nccl needs gpus_per_worker: 1 (a GPU of its own for each worker); use gloo or auto"
+            raise ConflictError(
+                "backend nccl needs gpus_per_worker: 1 (a GPU of its own for each worker); use gloo or auto",
+                "backend",
+                "gpus_per_worker",
             )
         return self
 
@@ -438,7 +471,7 @@ class Failure(Section):
     """What happens when a worker is lost."""
 
     max_restarts: Annotated[int, Field(ge=-1)] = 3
-    """Restarts from the latest checkpoint after lost workers; -1 for no limit. Errors raised by code are not retried."""
+    """Restarts from the latest checkpoint after lost workers; -1 for no limit. Errors in code are not retried."""
 
 
 class Logging(Section):
@@ -450,10 +483,23 @@ class Logging(Section):
     """Write TensorBoard events into the run's folder."""
 
 
+RunName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=128,
+        # Editors show this keyword in place of the pattern, and so does config_file.
+        json_schema_extra={
+            "patternErrorMessage": "1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+        },
+    ),
+]
+
+
 class RunConfig(Section):
     """One training run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)] = "run"
+    name: RunName = "run"
     """Name of the run and of its folder; a run without ``--name`` gets this name and the time."""
     seed: NonNegativeInt = 0
     """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
@@ -468,8 +514,8 @@ class RunConfig(Section):
     schedule: Annotated[Schedule, BeforeValidator(_name_alone)] = ConstantSchedule()
     """Learning-rate schedule."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of forward and backward: bf16 is autocast with channels_last, weights stay fp32; auto takes bf16 where the
-    device has instructions for it."""
+    """Arithmetic of forward and backward: bf16 is autocast with channels_last, weights stay fp32; auto takes bf16 where
+    the device has instructions for it."""
     compile: bool = False
     """Compile the model with torch.compile."""
     epochs: PositiveInt | None = None
@@ -495,29 +541,41 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "RunConfig":
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps, and not both")
+        if self.epochs is None and self.steps is None:
+            raise ConflictError("give epochs or steps", "epochs", "steps")
+        if self.epochs is not None and self.steps is not None:
+            raise ConflictError("give either epochs or steps, not both", "epochs", "steps")
         return self
 
     @model_validator(mode="after")
     def _batch_feeds_every_worker(self) -> "RunConfig":
         least = self.scaling.max_workers * self.accumulate
         if self.batch_size < least:
-            raise ValueError(
+            raise ConflictError(
                 f"batch_size ({self.batch_size}) must be at least workers x accumulate "
-                f"({self.scaling.max_workers} x {self.accumulate} = {least}), a sample for each"
+                f"({self.scaling.max_workers} x {self.accumulate} = {least}), a sample for each",
+                "batch_size",
+                "scaling.workers.max",
+                "scaling.workers",
+                "accumulate",
             )
         return self
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":
-        reads = {"moving_mnist": "conv3d", "mnist_strips": "seq2seq"}
-        wanted = reads.get(self.data.name)
-        if wanted and self.model.name != wanted:
-            raise ValueError(f"data {self.data.name} needs model {wanted}, not {self.model.name}")
-        if not wanted and self.model.name in reads.values():
-            data = next(data for data, model in reads.items() if model == self.model.name)
-            raise ValueError(f"model {self.model.name} needs data {data}, not {self.data.name}")
+        model, data = self.model.name, self.data.name
+        reads = {"conv3d": "moving_mnist", "seq2seq": "mnist_strips"}
+        if model in reads and data != reads[model]:
+            raise ConflictError(f"model {model} needs data {reads[model]}, not {data}", "model.name", "data.name")
+        for reader, readable in reads.items():
+            if data == readable and model != reader:
+                raise ConflictError(f"data {data} needs model {reader}, not {model}", "model.name", "data.name")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_model(self) -> "RunConfig":
         if self.model.name == "seq2seq" and self.loss.name != "cross_entropy":
-            raise ValueError(f"model seq2seq needs loss cross_entropy, not {self.loss.name}")
+            raise ConflictError(
+                f"model seq2seq needs loss cross_entropy, not {self.loss.name}", "loss.name", "model.name"
+            )
         return self

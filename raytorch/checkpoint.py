@@ -1,0 +1,150 @@
+"""Checkpoints of a run, saved and restored through Ray Train.
+
+A checkpoint is a folder ``checkpoint_<step>`` of the run with
+
+- ``model.safetensors``: the model's weights and buffers,
+- ``state.pt``: optimizer, schedule, loader and random-number generators, loadable with ``weights_only=True``,
+- ``checkpoint.json``: step, epoch, metrics, configuration, versions, and the size of each file; written last.
+
+Nothing in it can run code. It is made beside the run and moved into place whole, so a process that is killed while it
+saves leaves no checkpoint rather than half of one.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from pyarrow import fs
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raytorch.errors import CheckpointError
+from raytorch.runs import CHECKPOINT_MANIFEST, CHECKPOINT_PREFIX, is_complete_checkpoint
+from raytorch.storage import RunFolder
+
+MODEL_FILE = "model.safetensors"
+STATE_FILE = "state.pt"
+STAGING = ".saving-"
+FORMAT = 1
+
+logger = logging.getLogger("raytorch")
+
+
+def report_checkpoint(
+    folder: RunFolder, model: nn.Module, state: dict[str, Any], manifest: dict[str, Any], metrics: dict[str, float]
+) -> None:
+    """Save a checkpoint and report it to Ray Train, which uploads it while training goes on.
+
+    To be called by rank 0, while all other ranks call :func:`report_metrics` with the same metrics.
+
+    Args:
+        folder: The run's folder.
+        model: The bare model, not its DDP wrapper.
+        state: Nested dicts and lists of tensors and plain values.
+        manifest: ``step`` and whatever else a reader should know; JSON types only.
+        metrics: By which Ray Train ranks the checkpoint.
+    """
+    staged = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder.path if folder.is_local else None))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, staged / MODEL_FILE)
+    torch.save(state, staged / STATE_FILE)
+    sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
+    (staged / CHECKPOINT_MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes, **manifest}, indent=2))
+
+    def move_into_place(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        return _publish(folder, Path(checkpoint.path), name)
+
+    ray.train.report(
+        metrics,
+        checkpoint=ray.train.Checkpoint.from_directory(staged),
+        checkpoint_dir_name=checkpoint_name(manifest["step"]),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        checkpoint_upload_fn=move_into_place,
+        delete_local_checkpoint_after_upload=False,
+    )
+
+
+def report_metrics(metrics: dict[str, float], step: int) -> None:
+    """The other ranks' part in :func:`report_checkpoint`."""
+    ray.train.report(
+        metrics,
+        checkpoint_dir_name=checkpoint_name(step),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+    )
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint's folder after so many optimizer steps."""
+    return f"{CHECKPOINT_PREFIX}{step:08d}"
+
+
+def delete_leftovers(folder: RunFolder) -> None:
+    """Delete what killed processes left of checkpoints that they had not finished."""
+    for name in folder.folders():
+        if name.startswith(STAGING) or (
+            name.startswith(CHECKPOINT_PREFIX) and not is_complete_checkpoint(folder, name)
+        ):
+            folder.delete(name)
+
+
+@contextmanager
+def open_checkpoint(checkpoint: ray.train.Checkpoint) -> Iterator["SavedState"]:
+    """The content of a checkpoint, fetched from its storage if need be."""
+    with checkpoint.as_directory() as path:
+        yield SavedState(Path(path))
+
+
+class SavedState:
+    """A checkpoint in a local folder.
+
+    Raises:
+        CheckpointError: A file is missing, cut short, or of another format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.manifest: dict[str, Any] = json.loads(self._checked(CHECKPOINT_MANIFEST).read_text())
+        if self.manifest["format"] != FORMAT:
+            raise CheckpointError(f"{folder} has format {self.manifest['format']}; this raytorch reads format {FORMAT}")
+
+    def model(self, device: torch.device) -> dict[str, Tensor]:
+        """The model's state dict on ``device``."""
+        return load_file(self._checked(MODEL_FILE), device=str(device))
+
+    def state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """What was given as ``state`` when it was saved."""
+        state: dict[str, Any] = torch.load(self._checked(STATE_FILE), map_location=device, weights_only=True)
+        return state
+
+    def _checked(self, name: str) -> Path:
+        path = self._folder / name
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing; resume from another checkpoint of the run")
+        expected = path.stat().st_size if name == CHECKPOINT_MANIFEST else self.manifest["files"][name]
+        if path.stat().st_size != expected:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes instead of {expected}; resume from another checkpoint"
+            )
+        return path
+
+
+def _publish(folder: RunFolder, staged: Path, name: str) -> ray.train.Checkpoint:
+    """Make a staged checkpoint appear under its name, complete from the first moment on."""
+    folder.delete(name)  # a killed attempt may have got this far without being registered
+    if folder.is_local:
+        staged.replace(folder.file(name))
+    else:
+        manifest = staged / CHECKPOINT_MANIFEST
+        text = manifest.read_text()
+        manifest.unlink()
+        fs.copy_files(str(staged), folder.file(name), destination_filesystem=folder.filesystem)
+        folder.write_text(f"{name}/{CHECKPOINT_MANIFEST}", text)
+        shutil.rmtree(staged)
+    logger.info("saved %s", name)
+    return ray.train.Checkpoint(folder.file(name), folder.filesystem)

@@ -1,0 +1,214 @@
+"""Parse IDX files and CIFAR-10 batches, trusting nothing that a file says about itself; numpy only.
+
+Every fault raises one :class:`~raytorch.errors.DataError` that names the file, what was expected, what was found and
+how to get it.
+"""
+
+import gzip
+import io
+import math
+import pickle
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytorch.errors import DataError
+
+Bytes = NDArray[np.uint8]
+
+CLASSES = 10
+
+_ROWS = 10_000
+_PIXELS = 3 * 32 * 32
+_BINARY_BYTES = _ROWS * (1 + _PIXELS)
+# The pixels, and at most 128 bytes per row for its label and file name; the original pickles use 32.
+_PYTHON_BYTES = range(_ROWS * _PIXELS, _ROWS * (_PIXELS + 128))
+
+
+# -- IDX, the format of MNIST ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IdxFormat:
+    """What an IDX file of unsigned bytes has to hold: 1 to ``most`` items of shape ``item``."""
+
+    noun: str
+    item: tuple[int, ...]
+    most: int
+
+    @property
+    def magic(self) -> bytes:
+        """The first four bytes: zero, zero, the code of unsigned bytes, the number of dimensions."""
+        return bytes([0, 0, 8, 1 + len(self.item)])
+
+    @property
+    def header_bytes(self) -> int:
+        """Size of the header: the magic bytes and a big-endian integer for each dimension."""
+        return 4 * (2 + len(self.item))
+
+    def data_bytes(self, items: int) -> int:
+        """Size of ``items`` items."""
+        return items * math.prod(self.item)
+
+
+def check_idx(path: Path, form: IdxFormat) -> int:
+    """Number of items in an IDX file, by its header; the size of a plain file is verified too. Raises DataError."""
+    with reading(path, f"an IDX file of {form.noun}", OSError, EOFError, zlib.error):
+        with _open(path) as stream:
+            items = _read_idx_header(stream, path, form)
+        size = path.stat().st_size
+    expected = form.header_bytes + form.data_bytes(items)
+    if path.suffix != ".gz" and size != expected:
+        raise fault(path, f"{expected:,} bytes for {items:,} {form.noun}", f"{size:,}")
+    return items
+
+
+def read_idx(path: Path, form: IdxFormat) -> Bytes:
+    """Array (n, *form.item) of an IDX file, inflated if its name ends in .gz. Raises DataError.
+
+    ``form`` bounds the memory: a file that inflates past what its header says is refused at the first excess byte.
+    """
+    items = check_idx(path, form)
+    with reading(path, f"an IDX file of {form.noun}", OSError, EOFError, zlib.error), _open(path) as stream:
+        stream.read(form.header_bytes)
+        array = np.empty((items, *form.item), np.uint8)
+        got = stream.readinto(array.data.cast("B"))
+        excess = stream.read(1)  # at the end of a gzip stream this also verifies its checksum
+    if got != array.nbytes or excess:
+        found = f"more than {array.nbytes:,}" if excess else f"{got:,}"
+        raise fault(path, f"{array.nbytes:,} bytes after the header for {items:,} {form.noun}", found)
+    return array
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _read_idx_header(stream: io.BufferedIOBase, path: Path, form: IdxFormat) -> int:
+    header = stream.read(form.header_bytes)
+    if len(header) < form.header_bytes:
+        raise fault(path, f"a header of {form.header_bytes} bytes", f"{len(header)}")
+    if header[:4] != form.magic:
+        raise fault(path, f"magic bytes {form.magic.hex()} (IDX of {form.noun})", header[:4].hex())
+    items, *item = struct.unpack(f">{1 + len(form.item)}I", header[4:])
+    if tuple(item) != form.item:
+        raise fault(path, f"{form.noun} of shape {form.item}", f"{tuple(item)}")
+    if not 1 <= items <= form.most:
+        raise fault(path, f"1 to {form.most:,} {form.noun}", f"{items:,}")
+    return int(items)
+
+
+# -- batches of CIFAR-10 -----------------------------------------------------------------------------------------------
+
+
+def check_cifar10_batch(path: Path) -> None:
+    """Verify the size of a batch of CIFAR-10 and, of a pickle, that it ends as one. Raises DataError."""
+    with reading(path, "a batch of CIFAR-10", OSError), path.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(max(size - 1, 0))
+        last = stream.read(1)
+    if path.suffix == ".bin":
+        if size != _BINARY_BYTES:
+            raise fault(path, f"{_BINARY_BYTES:,} bytes", f"{size:,}")
+    elif size not in _PYTHON_BYTES:
+        raise fault(path, f"{_PYTHON_BYTES.start:,} to {_PYTHON_BYTES.stop:,} bytes", f"{size:,}")
+    elif last != pickle.STOP:
+        raise fault(path, "a pickle, which ends in a full stop", f"{last!r}")
+
+
+def read_cifar10_batch(path: Path) -> tuple[Bytes, Bytes]:
+    """Images (10000, 3, 32, 32) and labels (10000,) of a batch: binary if its name ends in .bin, else a pickle.
+
+    Nothing that a pickle names is imported or called. Raises DataError.
+    """
+    check_cifar10_batch(path)
+    images, labels = (_read_binary_batch if path.suffix == ".bin" else _read_python_batch)(path)
+    return images.reshape(-1, 3, 32, 32), checked_labels(path, labels)
+
+
+def _read_binary_batch(path: Path) -> tuple[Bytes, Bytes]:
+    with reading(path, f"{_ROWS:,} rows of a label and an image", OSError, ValueError):
+        rows = np.fromfile(path, np.uint8, count=_BINARY_BYTES).reshape(_ROWS, 1 + _PIXELS)
+    return rows[:, 1:], rows[:, 0]
+
+
+def _read_python_batch(path: Path) -> tuple[Bytes, Bytes]:
+    with reading(path, f"a pickled dictionary with data and labels of {_ROWS:,} images", Exception):
+        batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        _, shape, dtype, columns_first, pixels = fields["data"].state
+        labels = fields["labels"]
+        if shape != (_ROWS, _PIXELS) or dtype.arguments[0] not in ("u1", b"u1"):
+            raise ValueError(f"data of shape {shape} and type {dtype.arguments[0]}")
+        if len(labels) != _ROWS or any(type(label) is not int for label in labels):
+            raise ValueError(f"{len(labels):,} labels that are not all integers")
+        images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if columns_first else "C")
+        return images, np.array(labels, np.uint8)
+
+
+class _Recorded:
+    """Stands in for whatever the pickle of an array names: keeps the arguments and the state, and runs nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle._Unpickler):
+    """Admits the names in the pickle of an array, and those only as a record.
+
+    The Python implementation: it allocates what the file holds, where the C one believes the sizes that a file claims.
+    """
+
+    # All operations but the one that allocates by its claim here too.
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}  # noqa: RUF012
+    admitted = frozenset(
+        [
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        ]
+    )
+
+    def find_class(self, module: str, name: str) -> type[_Recorded]:
+        if (module, name) not in self.admitted:
+            raise pickle.UnpicklingError(f"the name {module}.{name}, which no array needs")
+        return _Recorded
+
+
+# -- shared ------------------------------------------------------------------------------------------------------------
+
+
+def checked_labels(path: Path, labels: Bytes) -> Bytes:
+    """The labels, unless one is outside 0..9. Raises DataError."""
+    if labels.max() >= CLASSES:
+        raise fault(path, f"labels from 0 to {CLASSES - 1}", f"{labels.max()}")
+    return labels
+
+
+@contextmanager
+def reading(path: Path, expected: str, *failures: type[Exception]) -> Iterator[None]:
+    """Turn ``failures`` in the block into a DataError about the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except failures as error:
+        text = f"{error}" or type(error).__name__
+        raise fault(path, expected, text if text.isprintable() and len(text) < 200 else ascii(text[:200])) from error
+
+
+def fault(path: Path, expected: str, found: str) -> DataError:
+    """The error about a file that is there and is not what it should be."""
+    remedy = "put an intact copy there, or delete it and set data.download=true"
+    return DataError(f"{path}: expected {expected}, found {found}; {remedy}")

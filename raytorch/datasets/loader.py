@@ -1,0 +1,153 @@
+"""Batches of a data set: which samples each rank gets in each optimizer step, and how they are augmented.
+
+All of it follows from the seed, the epoch and the position in the epoch, so that a run resumes at the exact next batch,
+also under another number of workers.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raytorch.config import Augment
+from raytorch.datasets.pixels import mirror, shift
+from raytorch.datasets.sources import Dataset
+from raytorch.errors import CheckpointError, ConfigError
+
+
+class MicroBatch(NamedTuple):
+    """What one forward and backward pass of one rank reads.
+
+    ``weight`` makes the mean over the global batch of the ranks' averaged gradients: it is the share of the global
+    batch's samples that are here, times the number of ranks. Sum ``weight * mean_loss`` over a rank's micro-batches.
+    """
+
+    inputs: Tensor
+    """float32 (B, *input_shape), normalized."""
+    targets: Tensor
+    """int64 (B, ...)."""
+    weight: float
+    """1 / micro-batches where the global batch divides evenly; 0 for a sample that only keeps an idle rank in step."""
+
+
+class TrainLoader:
+    """Endless epochs of a shuffled data set, every sample once in each, whatever the number of ranks.
+
+    Attributes:
+        steps_per_epoch: optimizer steps in an epoch; the last may have a smaller batch.
+        epoch: the current epoch, from 0.
+        position: samples of the epoch that all ranks have been given, including those of the current step.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        micro_batches: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        augment: Augment = Augment(),  # noqa: B008 (frozen)
+    ) -> None:
+        """``batch_size`` counts samples per optimizer step over all ranks. Raises ConfigError.
+
+        Ranks need the same arguments but for ``rank``.
+        """
+        if augment.flip and not dataset.mirrors:
+            raise ConfigError("data.augment.flip: must be false, as these inputs read differently when mirrored")
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._micro_batches = micro_batches
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        self._augment = augment
+        self.steps_per_epoch = -(-len(dataset) // batch_size)
+        self.epoch = -1
+        self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch, with a new permutation."""
+        self.epoch += 1
+        self.position = 0
+        self._permute(torch.randperm(len(self._dataset), generator=self._generator()))
+
+    def remaining(self) -> Iterator[list[MicroBatch]]:
+        """The rest of the epoch: the rank's micro-batches of one optimizer step after the other.
+
+        A :meth:`state_dict` taken while a step is worked on resumes at the step after it.
+        """
+        while self.position < len(self._dataset):
+            start = self.position
+            self.position = min(start + self._batch_size, len(self._dataset))
+            yield self._step(start, self.position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, position and permutation, as integers and a tensor; the same on all ranks."""
+        return {"epoch": self.epoch, "position": self.position, "permutation": self._permutation}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken. Raises CheckpointError if that was on another number of samples."""
+        permutation = state["permutation"]
+        if not torch.equal(permutation.sort().values, torch.arange(len(self._dataset))):
+            raise CheckpointError(
+                f"the checkpoint orders {len(permutation):,} training samples, the data set has "
+                f"{len(self._dataset):,}; resume with the data of the run that saved it"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._permute(permutation)
+
+    def _permute(self, permutation: Tensor) -> None:
+        self._permutation = permutation
+        self._order = permutation.to(self._dataset.device)
+
+    def _step(self, start: int, stop: int) -> list[MicroBatch]:
+        draws = self._draw(start, stop - start) if self._augment.crop or self._augment.flip else None
+        first = self._rank * self._micro_batches
+        return [self._part(start, stop, part, draws) for part in range(first, first + self._micro_batches)]
+
+    def _part(self, start: int, stop: int, part: int, draws: tuple[Tensor, Tensor] | None) -> MicroBatch:
+        """One of the contiguous parts, as even as can be, of the global batch from ``start`` to ``stop``."""
+        size, parts = stop - start, self._micro_batches * self._world_size
+        low, high = size * part // parts, size * (part + 1) // parts
+        weight = (high - low) * self._world_size / size
+        if low == high:  # a rank without a sample would leave the others waiting in their collectives
+            low, high = 0, 1
+        index = self._order[start + low : start + high]
+        pixels = self._dataset.pixels(index)
+        if draws:
+            offset, mirrored = (draw[low:high] for draw in draws)
+            pixels = self._augmented(pixels, offset, mirrored)
+        return MicroBatch(self._dataset.normalize(pixels), self._dataset.targets(index), weight)
+
+    def _augmented(self, pixels: Tensor, offset: Tensor, mirrored: Tensor) -> Tensor:
+        if self._augment.crop:
+            pixels = shift(pixels, offset, self._augment.crop)
+        return mirror(pixels, mirrored) if self._augment.flip else pixels
+
+    def _draw(self, start: int, size: int) -> tuple[Tensor, Tensor]:
+        """Offset and mirroring of each sample of a global batch: drawn as a whole, hence the same for any world size."""
+        generator = self._generator(start)
+        offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator)
+        mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8)
+        return offset.to(self._dataset.device), mirrored.to(self._dataset.device)
+
+    def _generator(self, *position: int) -> torch.Generator:
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(self.epoch, *position))
+        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
+def evaluation_batches(
+    dataset: Dataset, *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets (see :meth:`Dataset.batch`) of a rank's share, at most ``batch_size`` samples at a time.
+
+    The shares of all ranks cover the data set, each sample once. Ranks may get different numbers of batches, or none:
+    sum over the ranks after the last batch and call no collective operation before.
+    """
+    end = len(dataset) * (rank + 1) // world_size
+    for start in range(len(dataset) * rank // world_size, end, batch_size):
+        yield dataset.batch(torch.arange(start, min(start + batch_size, end), device=dataset.device))

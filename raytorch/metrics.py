@@ -1,0 +1,177 @@
+"""Meters and run records: what a run measures and the files it leaves. Imports neither torch nor ray."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class PhaseClock:
+    """Seconds spent per phase of a run; time outside every named phase counts as ``training``."""
+
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = {"training": 0.0, "data": 0.0, "evaluating": 0.0, "checkpointing": 0.0, **(seconds or {})}
+        self._phase = "training"
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block for ``name``."""
+        outer = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """Iterate, counting the time that ``items`` takes to yield for ``data``."""
+        iterator = iter(items)
+        while True:
+            with self.phase("data"):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def read(self) -> dict[str, float]:
+        """Seconds per phase until now."""
+        self._switch(self._phase)
+        return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+
+    def working_seconds(self) -> float:
+        """Seconds spent training and waiting for data until now."""
+        self._switch(self._phase)
+        return self.seconds["training"] + self.seconds["data"]
+
+    def _switch(self, phase: str) -> str:
+        now = time.perf_counter()
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        previous, self._phase, self._since = self._phase, phase, now
+        return previous
+
+
+class Throughput:
+    """Samples per second over all workers, while training or waiting for data; the first step is left out."""
+
+    def __init__(self) -> None:
+        self.first_step_at: float | None = None
+        """When this attempt's first optimizer step ended, in seconds since 1970."""
+        self._first = self._last = self._now = (0, 0.0)
+
+    def count(self, samples_seen: int, clock: PhaseClock) -> None:
+        """An optimizer step has ended, ``samples_seen`` samples after the run's beginning."""
+        self._now = (samples_seen, clock.working_seconds())
+        if self.first_step_at is None:
+            self.first_step_at = time.time()
+            self._first = self._last = self._now
+
+    def overall(self) -> float | None:
+        """Samples per second since the first step; None before the second."""
+        return _rate(self._first, self._now)
+
+    def recent(self) -> float | None:
+        """Samples per second since the last call; None if no step has ended since."""
+        rate = _rate(self._last, self._now)
+        self._last = self._now
+        return rate
+
+
+class MetricsLog:
+    """Appends a run's metrics to ``metrics.jsonl`` and, if wanted, to TensorBoard events below ``tensorboard/``.
+
+    A line is ``{"step": int, "epoch": float, "split": "train" | "test", "time": seconds since 1970, ...}``.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        if path.exists():
+            _drop_after(path, resume_step)
+        self._file = path.open("a", buffering=1)
+        self._events = _event_writer(folder / "tensorboard", resume_step) if tensorboard else None
+
+    def write(self, split: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
+        """Record ``values`` (plain numbers) of an optimizer step."""
+        line = {"step": step, "epoch": round(epoch, 4), "split": split, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        if self._events:
+            for name, value in values.items():
+                if value is not None:
+                    self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(text: str) -> list[dict[str, Any]]:
+    """Parse the content of a ``metrics.jsonl``; a last line that is still being written is left out."""
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    packages = ("raytorch", "torch", "torchvision", "ray", "numpy")
+    return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
+
+
+def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
+    samples, seconds = end[0] - begin[0], end[1] - begin[1]
+    return round(samples / seconds, 1) if seconds > 0 else None
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Forget the steps that a resumed run will take again."""
+    kept = [line for line in read_metrics(path.read_text()) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _event_writer(folder: Path, resume_step: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[logging.Logger]:
+    """Send the ``raytorch`` logger and Python warnings to a file while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger("raytorch"), logging.getLogger("py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield loggers[0]
+    finally:
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()

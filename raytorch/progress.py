@@ -1,0 +1,85 @@
+"""What a person sees of a run in the terminal: one live line, and a short summary at the end."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class ProgressDisplay:
+    """A line for each evaluation and, on a terminal, a live one below them.
+
+    Call it with each :class:`~raytorch.monitor.Status`; use it as a context manager.
+    """
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID = self._bar.add_task(name, total=None, numbers="starting workers")
+        self._numbers = ""
+        self._evaluations = 0
+        self._attempts = 0
+        self._stopping = False
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, status: Any) -> None:
+        """Show the newest news."""
+        if status.attempts > max(1, self._attempts):
+            self._console.print(f"a worker was lost; restarted from the latest checkpoint (attempt {status.attempts})")
+        self._attempts = status.attempts
+        if status.stopping and not self._stopping:
+            self._stopping = True
+            self._console.print("stopping after a last checkpoint; press Ctrl-C again to end at once")
+        for outcome in status.evaluations[self._evaluations :]:
+            self._console.print(
+                f"epoch {outcome['epoch']:g}  step {outcome['step']}  {_metrics(outcome)}", highlight=False
+            )
+        self._evaluations = len(status.evaluations)
+        if status.progress:
+            self._show(status.progress)
+
+    def _show(self, news: dict[str, Any]) -> None:
+        if "loss" in news:
+            rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
+            self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
+        text = "evaluating" if news["phase"] == "evaluating" else self._numbers
+        self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=text)
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Print what a run came to and where its files are."""
+    rate = summary.get("samples_per_s")
+    facts = [
+        _metrics(summary) if "accuracy" in summary else summary["state"],
+        f"{summary['epochs']:g} epochs, {summary['step']} steps",
+        f"{rate:,.0f} samples/s" if rate else "",
+        f"{summary['seconds']['total']:.1f} s",
+    ]
+    console.print("[bold]" + "  ·  ".join(fact for fact in facts if fact) + "[/bold]", highlight=False, soft_wrap=True)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("run", summary["path"])
+    grid.add_row("metrics", f"{summary['path']}/metrics.jsonl")
+    grid.add_row("curves", f"raytorch report {summary['path']}")
+    if summary["state"] == "stopped":
+        grid.add_row("continue", f"raytorch train --resume {summary['path']}")
+    console.print(grid, highlight=False, soft_wrap=True)
+
+
+def _metrics(values: dict[str, Any]) -> str:
+    return f"test accuracy {values['accuracy']:.4f}  test loss {values['loss']:.4f}"

@@ -1,0 +1,39 @@
+"""Seeds and the state of PyTorch's random-number generators."""
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raytorch.distributed import Worker
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, and let cuDNN choose deterministic algorithms."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # user code may draw from numpy's global generator
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """State (uint8) of the CPU's default generator and, on a GPU, of the device's."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_generators(states: dict[str, Tensor], worker: Worker, *, seed: int) -> None:
+    """Continue this worker's generators from ``states``, which hold one row per rank.
+
+    A group of another size has no rows to continue from: its generators start anew from ``seed`` and the rank.
+    """
+    if len(states["cpu"]) != worker.world_size:
+        torch.manual_seed(seed + 1 + worker.rank)
+        return
+    torch.set_rng_state(states["cpu"][worker.rank])
+    if worker.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"][worker.rank], worker.device)

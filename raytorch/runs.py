@@ -1,0 +1,150 @@
+"""The runs of a storage: planning a new one, finding and listing old ones. Imports neither torch nor ray."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import yaml
+from pyarrow import fs
+
+from raytorch.config import RunConfig, StoredData
+from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
+from raytorch.metrics import METRICS_FILE, read_metrics
+from raytorch.storage import RunFolder, absolute, open_storage
+
+CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
+CHECKPOINT_PREFIX = "checkpoint_"
+CHECKPOINT_MANIFEST = "checkpoint.json"
+"""The file of a checkpoint that is written last and lists the others."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A configuration that is ready to run: with its final name, absolute paths, and what it continues from."""
+
+    config: RunConfig
+    resume_from: str | None = None
+    """Name of the checkpoint in the run's folder to begin with."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.config.storage, self.config.name)
+
+
+def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
+    """Plan a new run, called ``name`` or by the configuration's name and the time.
+
+    Raises:
+        RunExistsError: The storage holds a run of that name already.
+    """
+    name = name or f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    plan = RunPlan(_placed(config, name, config.storage))
+    if plan.folder.exists(CONFIG_FILE):
+        raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
+    return plan
+
+
+def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
+    """Plan to continue a run from its latest complete checkpoint.
+
+    Args:
+        run: The run's name or path.
+        config: A changed configuration (more epochs, other workers); by default the run's own.
+        storage: Where to look for a run that is given by its name, if there is no ``config``.
+
+    Raises:
+        RunNotFoundError: There is no such run, or it left no checkpoint.
+        ConfigError: The changed configuration trains another model, or on other data.
+    """
+    folder = find_run(run, config.storage if config else storage)
+    latest = latest_checkpoint(folder)
+    if latest is None:
+        raise RunNotFoundError(
+            f"{folder} holds no complete checkpoint to resume from; start it again under a new --name"
+        )
+    before = RunConfig.model_validate(yaml.safe_load(folder.read_text(CONFIG_FILE)))
+    if config is None:
+        return RunPlan(before, latest)
+    config = _placed(config, folder.name, before.storage)
+    for part in ("data", "model", "seed", "batch_size"):
+        if getattr(config, part) != getattr(before, part):
+            raise ConfigError(
+                f"{part} differs from the run that is resumed ({folder.file(CONFIG_FILE)}); it cannot change"
+            )
+    return RunPlan(config, latest)
+
+
+def latest_checkpoint(folder: RunFolder) -> str | None:
+    """Name of the newest complete checkpoint in a run's folder."""
+    names = [name for name in folder.folders() if name.startswith(CHECKPOINT_PREFIX)]
+    return next((name for name in reversed(names) if is_complete_checkpoint(folder, name)), None)
+
+
+def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
+    """Whether all files that a checkpoint's manifest lists are there in full size."""
+    if not folder.exists(f"{name}/{CHECKPOINT_MANIFEST}"):
+        return False
+    sizes = folder.read_json(f"{name}/{CHECKPOINT_MANIFEST}")["files"]
+    infos = folder.filesystem.get_file_info([folder.file(f"{name}/{file}") for file in sizes])
+    return all(info.size == size for info, size in zip(infos, sizes.values(), strict=True))
+
+
+def find_run(run: str, storage: str) -> RunFolder:
+    """The folder of a run that is given by its name in ``storage`` or by its path.
+
+    Raises:
+        RunNotFoundError: There is none.
+    """
+    if "/" in run:
+        storage, _, run = run.rstrip("/").rpartition("/")
+    folder = RunFolder(storage or "/", run)
+    if not folder.exists(CONFIG_FILE):
+        raise RunNotFoundError(f"no run {run} in {storage}; 'raytorch runs --storage {storage}' lists them")
+    return folder
+
+
+def list_runs(storage: str) -> list[dict[str, Any]]:
+    """The summaries of all runs in a storage, oldest first; the state of a run whose driver is gone is ``lost``."""
+    filesystem, root = open_storage(storage)
+    entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    folders = [RunFolder(storage, entry.base_name) for entry in entries if entry.type == fs.FileType.Directory]
+    summaries = [read_summary(folder) for folder in folders if folder.exists(SUMMARY_FILE)]
+    return sorted(summaries, key=lambda summary: str(summary["started"]))
+
+
+def read_summary(folder: RunFolder) -> dict[str, Any]:
+    """A run's summary as it stands."""
+    summary = folder.read_json(SUMMARY_FILE)
+    if summary["state"] == "running" and _driver_is_gone(summary["driver"]):
+        summary["state"] = "lost"
+    return summary
+
+
+def read_history(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``."""
+    return read_metrics(folder.read_text(METRICS_FILE)) if folder.exists(METRICS_FILE) else []
+
+
+def _placed(config: RunConfig, name: str, storage: str) -> RunConfig:
+    """``config`` under its final name, with paths that hold whatever folder a worker runs in."""
+    data = config.data
+    if isinstance(data, StoredData):
+        data = data.model_copy(update={"root": absolute(data.root)})
+    return config.model_copy(update={"name": name, "storage": absolute(storage), "data": data})
+
+
+def _driver_is_gone(driver: dict[str, Any]) -> bool:
+    """Whether the process that started a run has ended; one on another host is taken to be there."""
+    if driver["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(driver["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,330 @@
+"""The training loop on a worker.
+
+Every worker of a run calls :func:`train` with the same :class:`Job`. All of them take the same decisions (stop, save, give
+up), because these follow from numbers that are reduced over all workers.
+"""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+import ray.train
+import torch
+from torch import Tensor, nn
+
+from raytorch import checkpoint as checkpoints
+from raytorch.config import RunConfig
+from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load
+from raytorch.distributed import (
+    Worker,
+    all_gather,
+    all_reduce_sum,
+    broadcast_buffers,
+    data_parallel,
+    device_name,
+    gradient_sync,
+    is_lost_peer,
+    leaving_process_group,
+)
+from raytorch.errors import DivergedError
+from raytorch.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, versions
+from raytorch.models import build_model
+from raytorch.monitor import DriverLink, telling_failures
+from raytorch.optimizers import build_optimizer, build_schedule
+from raytorch.precision import Precision
+from raytorch.reproducibility import generator_states, restore_generators, seed_everything
+from raytorch.storage import LiveFiles, RunFolder
+from raytorch.tasks import build_task
+
+EVALUATION_BATCH = 512
+"""Samples per forward pass of a worker in evaluation."""
+
+logger = logging.getLogger("raytorch")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    config: RunConfig
+    monitor: Any
+    """Handle of the run's :class:`~raytorch.monitor.RunMonitor`."""
+    started: float
+    """When the command began, in seconds since 1970."""
+    resume_from: str | None = None
+    """Name of the checkpoint in the run's folder to begin with, if Ray Train knows of none."""
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train on this worker until the run is finished or stopped; returns the run's outcome, the same on every worker.
+
+    Raises:
+        DivergedError: The loss became NaN or infinite.
+        DataError: The data set is missing, incomplete or corrupt.
+    """
+    worker = Worker.current()
+    files = LiveFiles(RunFolder(job.config.storage, job.config.name))
+    job.monitor.joined.remote(worker.rank, os.getpid())
+    log = log_to_file(files.path / "logs" / f"rank-{worker.rank}.log")
+    with log, telling_failures(job.monitor, worker.rank, is_lost_peer), leaving_process_group():
+        run = Training(job, worker, files)
+        run.restore()
+        outcome = run.run()
+        run.close()
+        return outcome
+
+
+class Training:
+    """One worker's part in a run."""
+
+    def __init__(self, job: Job, worker: Worker, files: LiveFiles) -> None:
+        self.job, self.config, self.worker, self.files = job, job.config, worker, files
+        self.folder = RunFolder(job.config.storage, job.config.name)
+        config, device = job.config, worker.device
+        seed_everything(config.seed)
+        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+
+        self.train_set = load(config.data, "train", device)
+        self.test_set = load(config.data, "test", device)
+        self.loader = TrainLoader(
+            self.train_set,
+            batch_size=config.batch_size,
+            micro_batches=config.accumulate,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            seed=config.seed,
+            augment=config.data.augment,
+        )
+        self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
+
+        self.precision = Precision.choose(config.precision, device)
+        self.task = build_task(config, self.train_set.num_classes)
+        model = build_model(
+            config.model, input_shape=self.train_set.input_shape, num_classes=self.train_set.num_classes
+        )
+        self.model = self.precision.arrange(model.to(device))
+        net = data_parallel(self.model)
+        self.net = cast(nn.Module, torch.compile(net)) if config.compile else net
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        self.schedule = build_schedule(
+            config.schedule,
+            self.optimizer,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.loader.steps_per_epoch,
+        )
+        torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
+
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.losses: list[Tensor] = []
+        self.stop_agreed = False
+        self.clock = PhaseClock()
+        self.throughput = Throughput()
+        self.driver = DriverLink(job.monitor) if worker.rank == 0 else None
+        self.log: MetricsLog | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end."""
+        while self.step < self.total_steps:
+            for micro_batches in self.clock.waiting(self.loader.remaining()):
+                self.train_step(micro_batches)
+                if self.step % self.config.logging.every_steps == 0:
+                    self.reduce_losses()
+                if self.step == self.total_steps or self.stop_agreed:
+                    break
+                if self.save_is_due() and not self.epoch_is_over:
+                    self.save()
+            if self.stop_agreed and self.step < self.total_steps:
+                self.save()
+                return self.outcome("stopped")
+            self.finish_epoch()
+        return self.outcome("finished")
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> None:
+        """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.worker.device)
+        for number, batch in enumerate(micro_batches, start=1):
+            with gradient_sync(self.net, enabled=number == len(micro_batches)):
+                with self.precision.autocast():
+                    part = self.task.loss(self.net, self.precision.layout(batch.inputs), batch.targets) * batch.weight
+                part.backward()
+            loss += part.detach()
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        self.losses.append(loss)
+        self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
+
+    def reduce_losses(self) -> None:
+        """Average the losses since the last call over all workers, record them, and agree on whether to stop."""
+        if not self.losses:
+            return
+        stop = float(self.driver.stop_wanted if self.driver else False)
+        local = torch.stack([*self.losses, torch.tensor(stop, device=self.worker.device)])
+        *losses, stops = (all_reduce_sum(local) / self.worker.world_size).tolist()
+        first = self.step - len(losses) + 1
+        self.losses.clear()
+        self.stop_agreed = stops > 0
+        self._refuse_nonfinite(losses, first)
+        if self.log and self.driver:
+            values: dict[str, float | None] = {
+                "loss": sum(losses) / len(losses),
+                "lr": self.schedule.get_last_lr()[0],
+                "samples_per_s": self.throughput.recent(),
+            }
+            self.log.write("train", self.step, self.epochs_done, values)
+            self.driver.tell({**self._position(), **values})
+
+    def finish_epoch(self) -> None:
+        """Evaluate, move on to the next epoch and save if it is time."""
+        self.reduce_losses()
+        self.evaluate()
+        exhausted = self.epoch_is_over
+        if exhausted:
+            self.loader.next_epoch()
+        every = self.config.checkpoint.every_epochs
+        epoch_is_due = bool(exhausted and every and self.loader.epoch % every == 0)
+        if epoch_is_due or self.save_is_due() or self.step == self.total_steps:
+            self.save(self.metrics)
+        self.files.sync()
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Loss and accuracy on the test split, each sample counted once over all workers."""
+        with self.clock.phase("evaluating"):
+            if self.driver:
+                self.driver.tell({**self._position(), "phase": "evaluating"})
+            broadcast_buffers(self.model)
+            self.model.eval()
+            totals = torch.zeros(4, dtype=torch.float64, device=self.worker.device)
+            for inputs, targets in evaluation_batches(
+                self.test_set, batch_size=EVALUATION_BATCH, rank=self.worker.rank, world_size=self.worker.world_size
+            ):
+                with self.precision.autocast():
+                    totals += self.task.evaluate(self.model, self.precision.layout(inputs), targets)
+            self.model.train()
+            loss, samples, correct, counted = all_reduce_sum(totals).tolist()
+        self.metrics = {"accuracy": correct / counted, "loss": loss / samples}
+        logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
+        if self.log and self.driver:
+            self.log.write("test", self.step, self.epochs_done, self.metrics)
+            self.driver.tell_evaluation({"step": self.step, "epoch": self.epochs_done, **self.metrics})
+
+    def save_is_due(self) -> bool:
+        """Whether this step ends with a checkpoint."""
+        every = self.config.checkpoint.every_steps
+        return bool(every and self.step % every == 0)
+
+    def save(self, metrics: dict[str, float] | None = None) -> None:
+        """Save all that the next step depends on; ``metrics`` are the model's, if it was just evaluated."""
+        self.reduce_losses()  # a diverged model must not become the latest checkpoint
+        with self.clock.phase("checkpointing"):
+            best_by, device = self.config.checkpoint.best_by, self.worker.device
+            reported = metrics or {best_by: -math.inf if best_by == "accuracy" else math.inf}
+            generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
+            if not self.log:
+                checkpoints.report_metrics(reported, self.step)
+                return
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "loader": self.loader.state_dict(),
+                "generators": generators,
+            }
+            manifest = {
+                "step": self.step,
+                "epoch": self.epochs_done,
+                "metrics": self.metrics,
+                "seconds": self.clock.read(),
+                "config": self.config.model_dump(mode="json"),
+                "versions": versions(),
+            }
+            checkpoints.report_checkpoint(self.folder, self.model, state, manifest, reported)
+
+    def restore(self) -> None:
+        """Continue from the latest checkpoint, if there is one, and open the records."""
+        saved = ray.train.get_checkpoint() or self._named_checkpoint()
+        if self.driver:
+            ray.get(self.job.monitor.begin_attempt.remote())
+        if saved:
+            with checkpoints.open_checkpoint(saved) as content:
+                self._load(content)
+            logger.info("resumed from %s at step %d", saved.path, self.step)
+        if self.driver:
+            checkpoints.delete_leftovers(self.folder)
+            self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)
+            self.driver.tell(self._position())
+
+    def _named_checkpoint(self) -> ray.train.Checkpoint | None:
+        name = self.job.resume_from
+        return ray.train.Checkpoint(self.folder.file(name), self.folder.filesystem) if name else None
+
+    def _load(self, content: checkpoints.SavedState) -> None:
+        device = self.worker.device
+        self.model.load_state_dict(content.model(device))
+        state = content.state()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.loader.load_state_dict(state["loader"])
+        self.step = content.manifest["step"]
+        self.metrics = content.manifest["metrics"]
+        self.clock = PhaseClock(content.manifest["seconds"])
+        restore_generators(state["generators"], self.worker, seed=self.config.seed + self.step)
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether every sample of this epoch has been seen."""
+        return bool(self.loader.position == len(self.train_set))
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the training split until now."""
+        return self.loader.epoch + self.loader.position / len(self.train_set)
+
+    def outcome(self, state: str) -> dict[str, Any]:
+        """What the run came to; ``state`` is finished or stopped."""
+        return {
+            "state": state,
+            **self.metrics,
+            "step": self.step,
+            "epochs": round(self.epochs_done, 4),
+            "samples_per_s": self.throughput.overall(),
+            "seconds": self.clock.read(),
+            "first_step_at": self.throughput.first_step_at,
+            "workers": self.worker.world_size,
+            "device": device_name(self.worker.device),
+            "precision": self.precision.name,
+            "backend": self.config.scaling.resolved_backend,
+            "seed": self.config.seed,
+            "versions": versions(),
+        }
+
+    def close(self) -> None:
+        """Close the records."""
+        if self.log:
+            self.log.close()
+        self.files.close()
+
+    def _position(self) -> dict[str, Any]:
+        return {
+            "phase": "training",
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "epoch": self.epochs_done,
+            "workers": self.worker.world_size,
+            "first_step_at": self.throughput.first_step_at,
+        }
+
+    def _refuse_nonfinite(self, losses: list[float], first_step: int) -> None:
+        for step, loss in enumerate(losses, start=first_step):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss became {loss} at step {step} of {self.total_steps}; lower optimizer.lr (now "
+                    f"{self.config.optimizer.lr:g}), set clip_norm, add schedule.warmup_steps, or try precision: fp32"
+                )

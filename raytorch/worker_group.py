@@ -1,0 +1,112 @@
+"""The worker group of Ray Train v2 that everything distributed runs in. Imports no torch.
+
+``ray.train.torch.TorchTrainer`` imports torch in the driver and, to read its ``TorchConfig``, in the controller too,
+which delays the first step by seconds. :class:`WorkerGroupTrainer` is the same data-parallel trainer with a backend that
+imports torch in the workers only. What it needs of Ray's internals is all here, checked with Ray 2.55 and 2.60, and tested in
+``tests/integration/test_worker_group.py``.
+"""
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from raytorch.storage import RunFolder
+
+
+@dataclass
+class ProcessGroupConfig(BackendConfig):
+    """How the workers' process group is set up.
+
+    Args:
+        backend: ``nccl`` or ``gloo``.
+        timeout_s: Seconds after which a collective operation that makes no progress fails.
+    """
+
+    backend: str = "gloo"
+    timeout_s: int = 1800
+
+    @property
+    def backend_cls(self) -> type["ProcessGroupBackend"]:
+        """What Ray Train calls when the workers have started."""
+        return ProcessGroupBackend
+
+
+class ProcessGroupBackend(Backend):
+    """Joins the workers of a group into one ``torch.distributed`` process group."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
+        """Called by the controller once all workers of the group run."""
+        address, port = worker_group.execute_single(0, _free_address)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank,
+                    _join_process_group,
+                    backend=backend_config.backend,
+                    address=address,
+                    port=port,
+                    timeout_s=backend_config.timeout_s,
+                )
+                for rank in range(len(worker_group))
+            ]
+        )
+
+
+class WorkerGroupTrainer(DataParallelTrainer):
+    """Runs a function on a group of workers that share a process group."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # No Ray Data is used, and workers do not outlive the driver: these actors would only delay the start.
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+
+def forget_broken_snapshot(folder: RunFolder) -> None:
+    """Delete Ray Train's list of a run's checkpoints if a killed driver left it unusable; Ray would refuse to start.
+
+    The checkpoints themselves stay, and the run is told which one to resume from.
+    """
+    if not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME):
+        return
+    try:
+        listed = folder.read_json(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)["checkpoint_results"]
+        if all(folder.exists(result["checkpoint_dir_name"]) for result in listed):
+            return
+    except (json.JSONDecodeError, KeyError):
+        pass
+    folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+
+
+def _free_address() -> tuple[str, int]:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def _join_process_group(backend: str, address: str, port: int, timeout_s: int) -> None:
+    context = ray.train.get_context()
+    os.environ.update(
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        RANK=str(context.get_world_rank()),
+        WORLD_SIZE=str(context.get_world_size()),
+        LOCAL_RANK=str(context.get_local_rank()),
+        LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
+        NODE_RANK=str(context.get_node_rank()),
+    )
+    import torch.distributed
+
+    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))

@@ -1,0 +1,79 @@
+"""Processes are killed; runs end as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import assert_bitwise_equal, plan, weights
+
+from raytorch.monitor import Status
+from raytorch.runs import RunPlan, latest_checkpoint, read_summary
+from raytorch.storage import RunFolder
+from raytorch.trainer import train
+
+OFTEN = {"every_steps": 4, "every_epochs": None}
+
+
+def kill_at(step: int, rank: int) -> Any:
+    """A watcher that kills a worker, once, when the run has come to ``step``."""
+    killed = False
+
+    def watch(status: Status) -> None:
+        nonlocal killed
+        if not killed and status.progress and status.progress["step"] >= step:
+            os.kill(status.pids[rank], signal.SIGKILL)
+            killed = True
+
+    return watch
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
+    small_run |= {"epochs": 40, "checkpoint": OFTEN, "logging": {"every_steps": 1, "tensorboard": False}}
+    whole, broken = plan(small_run, "whole"), plan(small_run, "broken")
+    full = train(whole)
+    for_all_that = train(broken, watch=kill_at(step=30, rank=1))
+    assert (full["restarts"], for_all_that["restarts"]) == (0, 1)
+    assert for_all_that["step"] == full["step"]
+    assert for_all_that["accuracy"] == full["accuracy"]
+    assert_bitwise_equal(weights(whole.folder), weights(broken.folder))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_is_killed_too_often_ends_the_run_with_its_cause(small_run: dict[str, Any]) -> None:
+    from raytorch.errors import TrainingError
+
+    run: RunPlan = plan(small_run | {"epochs": 40}, "mortal", failure={"max_restarts": 0})
+    with pytest.raises(TrainingError, match=r"rank \d"):
+        train(run, watch=kill_at(step=4, rank=1))
+    assert read_summary(run.folder)["state"] == "failed"
+
+
+def test_a_command_that_is_killed_leaves_a_run_to_resume(small_config: Path, tmp_path: Path) -> None:
+    raytorch = [str(Path(sys.executable).parent / "raytorch"), "train"]
+    longer = [str(small_config), "--set", "epochs=40", "--set", "checkpoint={every_steps: 4, every_epochs: null}"]
+    folder = RunFolder(str(tmp_path / "runs"), "killed")
+    with subprocess.Popen([*raytorch, *longer, "--name", "killed"], start_new_session=True) as command:
+        try:
+            wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, command)
+        finally:
+            command.kill()
+    assert read_summary(folder)["state"] == "lost"
+
+    subprocess.run([*raytorch, *longer, "--name", "whole"], check=True)
+    subprocess.run([*raytorch, "--resume", folder.path], check=True)
+    assert read_summary(folder)["state"] == "finished"
+    assert_bitwise_equal(weights(RunFolder(str(tmp_path / "runs"), "whole")), weights(folder))
+
+
+def wait_until(condition: Any, command: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert command.poll() is None, "the command ended before it was to be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,48 @@
+"""One Ray for the tests of a module."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> dict[str, Any]:
+    """A run on the digits that takes a second: 1,500 samples in batches of 64, two workers, float32, with dropout."""
+    return {
+        "name": "small",
+        "seed": 7,
+        "data": {"name": "digits", "augment": {"crop": 1}},
+        "model": {"name": "mlp", "hidden": [32], "dropout": 0.2},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "schedule": {"name": "cosine", "warmup_steps": 5},
+        "precision": "fp32",
+        "epochs": 3,
+        "batch_size": 64,
+        "scaling": {"workers": 2},
+        "logging": {"every_steps": 2, "tensorboard": False},
+        "storage": str(tmp_path / "runs"),
+    }
+
+
+@pytest.fixture
+def small_config(small_run: dict[str, Any], tmp_path: Path) -> Path:
+    """The small run as a file."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_run))
+    return path

@@ -1,0 +1,27 @@
+"""Helpers for tests that run whole trainings."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from raytorch.config import RunConfig
+from raytorch.runs import RunPlan, latest_checkpoint, plan_run
+from raytorch.storage import RunFolder
+
+
+def plan(run: dict[str, Any], name: str, **changes: Any) -> RunPlan:
+    """A plan for ``run`` with some sections replaced."""
+    return plan_run(RunConfig.model_validate(run | changes), name)
+
+
+def weights(folder: RunFolder) -> dict[str, Tensor]:
+    """The model in a run's latest checkpoint."""
+    return load_file(Path(folder.path) / str(latest_checkpoint(folder)) / "model.safetensors")
+
+
+def assert_bitwise_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    different = [name for name in left if left[name].numpy().tobytes() != right[name].numpy().tobytes()]
+    assert not different

@@ -1,0 +1,149 @@
+"""Whole runs on two workers: their numbers against plain PyTorch, what they leave behind, and how they go on."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import assert_bitwise_equal, plan, weights
+from torch.nn.functional import cross_entropy
+
+from raytorch.config import DigitsData, MlpModel
+from raytorch.datasets import TrainLoader, load
+from raytorch.errors import RunNotFoundError, TrainingError, UserError
+from raytorch.models import build_model
+from raytorch.monitor import Status
+from raytorch.runs import latest_checkpoint, list_runs, plan_resume, read_history
+from raytorch.trainer import train
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def stop_at(step: int) -> Any:
+    """A watcher that presses Ctrl-C when the run has come to ``step``."""
+    pressed = False
+
+    def watch(status: Status) -> None:
+        nonlocal pressed
+        if not pressed and status.progress and status.progress["step"] >= step:
+            pressed = True
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def plain_pytorch(steps: int, seed: int) -> dict[str, torch.Tensor]:
+    """The same model and data in one process, with the whole batch at once and nothing of raytorch's loop."""
+    torch.manual_seed(seed)
+    data = load(DigitsData(), "train", torch.device("cpu"))
+    model = build_model(MlpModel(hidden=[32]), input_shape=data.input_shape, num_classes=data.num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    order = TrainLoader(data, batch_size=64, seed=seed).state_dict()["permutation"]
+    for step in range(steps):
+        inputs, targets = data.batch(order[64 * step : 64 * (step + 1)])
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_workers_equal_one_process_with_the_joined_batch(small_run: dict[str, Any], accumulate: int) -> None:
+    run = plan(
+        small_run,
+        f"ddp-{accumulate}",
+        data={"name": "digits"},
+        model={"name": "mlp", "hidden": [32]},
+        optimizer={"name": "sgd", "lr": 0.1, "momentum": 0.9},
+        schedule={"name": "constant"},
+        epochs=None,
+        steps=20,
+        accumulate=accumulate,
+    )
+    train(run)
+    expected = plain_pytorch(steps=20, seed=small_run["seed"])
+    for name, tensor in weights(run.folder).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
+    whole, parted = (
+        plan(small_run, "whole"),
+        plan(small_run, "parted", logging={"every_steps": 1, "tensorboard": False}),
+    )
+    full = train(whole)
+    stopped = train(parted, watch=stop_at(step=10))
+    assert stopped["state"] == "stopped"
+    assert 10 <= stopped["step"] < full["step"]
+
+    resumed = train(plan_resume("parted", storage=small_run["storage"]))
+    assert resumed["state"] == "finished"
+    assert (resumed["step"], resumed["accuracy"]) == (full["step"], full["accuracy"])
+    assert_bitwise_equal(weights(whole.folder), weights(parted.folder))
+    steps = [line["step"] for line in read_history(parted.folder) if line["split"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_leaves_records_that_tell_all(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "records", logging={"every_steps": 5, "tensorboard": True}, checkpoint={"keep": 1})
+    summary = train(run)
+    folder = Path(run.folder.path)
+    assert summary["accuracy"] > 0.9
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["seconds"].keys() == {"startup", "training", "data", "evaluating", "checkpointing", "total"}
+    assert summary["seconds"]["total"] >= summary["first_step_s"] >= summary["seconds"]["startup"] > 0
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+    history = read_history(run.folder)
+    tests = [line for line in history if line["split"] == "test"]
+    assert [line["epoch"] for line in tests] == [1, 2, 3]
+    assert tests[-1]["accuracy"] == summary["accuracy"]
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert "epoch 3.00" in (folder / "logs" / "rank-0.log").read_text()
+    assert (folder / "logs" / "rank-1.log").exists()
+
+    kept = [path.name for path in folder.glob("checkpoint_*") if path.is_dir()]
+    assert latest_checkpoint(run.folder) in kept
+    assert len(kept) <= 2  # the best and the latest
+    assert not list(folder.glob(".saving-*"))
+    assert [listed["name"] for listed in list_runs(small_run["storage"])] == ["records"]
+
+
+def test_nothing_in_a_checkpoint_is_code(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "safe", epochs=1)
+    train(run)
+    checkpoint = Path(run.folder.path) / str(latest_checkpoint(run.folder))
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors", "state.pt"]
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    assert state.keys() == {"optimizer", "schedule", "loader", "generators"}
+
+
+def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "diverged", optimizer={"name": "sgd", "lr": 1e30})
+    with pytest.raises(
+        TrainingError, match=r"the loss became (nan|inf) at step \d+ of \d+; lower optimizer.lr \(now 1e\+30\)"
+    ):
+        train(run)
+    summary = list_runs(small_run["storage"])[0]
+    assert (summary["state"], summary["restarts"], summary["error"]["kind"]) == ("failed", 0, "DivergedError")
+    assert latest_checkpoint(run.folder) is None
+    with pytest.raises(RunNotFoundError, match="holds no complete checkpoint"):
+        plan_resume("diverged", storage=small_run["storage"])
+
+
+def test_a_model_that_does_not_fit_the_data_is_the_users_to_change(small_run: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"model\.patch"):
+        train(plan(small_run, "misfit", model={"name": "vit", "patch": 3}))
+
+
+def test_half_the_workers_continue_a_run(small_run: dict[str, Any]) -> None:
+    wide = plan(small_run, "resized", epochs=1)
+    train(wide)
+    narrower = wide.config.model_copy(
+        update={"epochs": 2, "scaling": wide.config.scaling.model_copy(update={"workers": 1})}
+    )
+    summary = train(plan_resume("resized", narrower))
+    assert (summary["workers"], summary["epochs"]) == (1, 2)
+    assert math.isfinite(summary["loss"])
