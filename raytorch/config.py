@@ -501,7 +501,7 @@ class RunConfig(Section):
 
     name: RunName = "run"
     """Name of the run and of its folder; a run without ``--name`` gets this name and the time."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
     data: Annotated[Data, BeforeValidator(_name_alone)] = DigitsData()
     """Data set."""

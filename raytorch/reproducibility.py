@@ -34,6 +34,6 @@ def restore_generators(states: dict[str, Tensor], worker: Worker, *, seed: int) 
     if len(states["cpu"]) != worker.world_size:
         torch.manual_seed(seed + 1 + worker.rank)
         return
-    torch.set_rng_state(states["cpu"][worker.rank])
+    torch.set_rng_state(states["cpu"][worker.rank].clone())  # torch reads past the storage offset of a view
     if worker.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][worker.rank], worker.device)
+        torch.cuda.set_rng_state(states["cuda"][worker.rank].clone(), worker.device)

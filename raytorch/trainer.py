@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ _EMBEDDED_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # raytorch says itself, in a line, when a worker was lost.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
 }
 
 
@@ -47,9 +50,13 @@ def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda st
         TrainingError: A worker raised or died; ``summary.json`` holds the details.
     """
     record = _Record(plan)
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    if cluster is None and not _has_joined_ray():
+        check(plan.config.data)
+        _set_up_embedded_ray()
     importing = threading.Thread(target=import_module, args=["raytorch.worker_group"], daemon=True)
-    importing.start()  # beside the start of Ray, which is as long
-    with _joined_ray(address, before_start=lambda: check(plan.config.data)) as embedded:
+    importing.start()  # beside the start of Ray, which takes as long
+    with _joined_ray(cluster) as embedded:
         if embedded:
             _check_resources(plan.config)
         importing.join()
@@ -141,27 +148,32 @@ def _worker_resources(config: RunConfig) -> dict[str, float]:
     return resources
 
 
+def _has_joined_ray() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _set_up_embedded_ray() -> None:
+    """Choose Ray's settings for one machine, before ray is imported; what the environment says already stays."""
+    for name, value in _EMBEDDED_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
-def _joined_ray(address: str | None, before_start: Callable[[], None]) -> Iterator[bool]:
-    """Join or start Ray; yields whether it was started for this run, which only happens after ``before_start``."""
+def _joined_ray(cluster: str | None) -> Iterator[bool]:
+    """Join the Ray at an address, or start one here; yields whether it was started for this run."""
     import ray
 
     if ray.is_initialized():
         yield False
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    embedded = address == "local"
-    if embedded:
-        before_start()
-        for name, value in _EMBEDDED_SETTINGS.items():
-            os.environ.setdefault(name, value)
-    options = {"include_dashboard": False} if embedded else {}
+    options = {} if cluster else {"include_dashboard": False}
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}; start one with 'ray start --head'") from None
+        raise UserError(f"no Ray cluster answers at {cluster}: {error}; start one with 'ray start --head'") from None
     try:
-        yield embedded
+        yield cluster is None
     finally:
         ray.shutdown()
 

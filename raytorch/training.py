@@ -7,6 +7,7 @@ up), because these follow from numbers that are reduced over all workers.
 import logging
 import math
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -226,7 +227,8 @@ class Training:
         self.reduce_losses()  # a diverged model must not become the latest checkpoint
         with self.clock.phase("checkpointing"):
             best_by, device = self.config.checkpoint.best_by, self.worker.device
-            reported = metrics or {best_by: -math.inf if best_by == "accuracy" else math.inf}
+            worst = sys.float_info.max  # not infinity, which Ray Train's JSON does not keep
+            reported = metrics or {best_by: -worst if best_by == "accuracy" else worst}
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
             if not self.log:
                 checkpoints.report_metrics(reported, self.step)

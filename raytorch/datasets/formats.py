@@ -204,8 +204,9 @@ def reading(path: Path, expected: str, *failures: type[Exception]) -> Iterator[N
     except DataError:
         raise
     except failures as error:
-        text = f"{error}" or type(error).__name__
-        raise fault(path, expected, text if text.isprintable() and len(text) < 200 else ascii(text[:200])) from error
+        reason = f"{type(error).__name__}: {error}"[:200]
+        printable = reason if reason.isprintable() else ascii(reason)  # the text may come from the file
+        raise fault(path, expected, f"one that cannot be read ({printable})") from error
 
 
 def fault(path: Path, expected: str, found: str) -> DataError:

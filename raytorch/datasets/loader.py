@@ -129,7 +129,7 @@ class TrainLoader:
         return mirror(pixels, mirrored) if self._augment.flip else pixels
 
     def _draw(self, start: int, size: int) -> tuple[Tensor, Tensor]:
-        """Offset and mirroring of each sample of a global batch: drawn as a whole, hence the same for any world size."""
+        """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""
         generator = self._generator(start)
         offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator)
         mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8)

@@ -50,7 +50,7 @@ class Dataset:
     Attributes:
         input_shape: shape of a model's input, (C, H, W), or (C, T, H, W) for clips.
         num_classes: number of classes.
-        mirrors: whether an input keeps its target when it is mirrored left to right.
+        mirrors: whether inputs may be mirrored left to right without a change of their targets.
     """
 
     num_classes = CLASSES
@@ -63,10 +63,10 @@ class Dataset:
         self._images = images
         self._targets = targets
         self.input_shape = input_shape or tuple(images.shape[1:])
-        channels = (-1, *(1 for _ in self.input_shape[1:]))
-        mean, std = (torch.tensor(values, device=images.device).view(channels) for values in moments[:2])
-        self._scale = 1 / (std * moments.brightest)
-        self._offset = -mean / std
+        mean, std = torch.tensor([moments.mean, moments.std], device=images.device)
+        per_channel = (-1, *(1 for _ in self.input_shape[1:]))
+        self._scale = (1 / (std * moments.brightest)).view(per_channel)
+        self._offset = (-mean / std).view(per_channel)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -81,7 +81,7 @@ class Dataset:
         self._targets = self._targets[:samples]
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs, float32 (B, *input_shape), and targets, int64 (B, ...), of samples ``index``, int64 (B,) on device."""
+        """Inputs, float32 (B, *input_shape), and targets, int64 (B, ...); ``index``: int64 (B,), on the same device."""
         return self.normalize(self.pixels(index)), self.targets(index)
 
     def pixels(self, index: Tensor) -> Tensor:
@@ -100,13 +100,13 @@ class Dataset:
 class MovingMnist(Dataset):
     """Clips of one MNIST digit that drifts over a black canvas and bounces off its walls.
 
-    Where digit k starts and its velocity, 1 to 3 pixels per frame along each axis, depend on the split and k only.
+    Where digit k starts, and its velocity of 1 to 3 pixels per frame along each axis, are the same in every run.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, split: Split, *, frames: int, canvas: int) -> None:
         """``images``: uint8 (N, 1, 28, 28); ``labels``: int64 (N,); ``canvas``: height and width in pixels."""
         super().__init__(images, labels, _MNIST, (1, frames, canvas, canvas))
-        self._room = canvas - images.shape[-1]
+        self._canvas, self._room = canvas, canvas - images.shape[-1]
         generator = torch.Generator().manual_seed(_SEEDS[split])
         size = (len(labels), 2)
         start = torch.randint(self._room + 1, size, generator=generator)
@@ -126,19 +126,19 @@ class MovingMnist(Dataset):
         planes = F.pad(super().pixels(index), (self._room,) * 4).squeeze(1)
         plane = torch.arange(len(planes), device=self.device).unsqueeze(-1)
         top, left = (self._room - self.positions(index)).unbind(-1)
-        return windows(planes, plane, top, left, self.input_shape[-2:]).unsqueeze(1)
+        return windows(planes, plane, top, left, (self._canvas, self._canvas)).unsqueeze(1)
 
 
 class MnistStrips(Dataset):
     """Strips of several MNIST digits side by side, blank at the right; targets are the digits, END, then PAD.
 
-    Which digits strip k shows depends on the split, its size and k only.
+    Which digits strip k shows is the same in every run.
     """
 
     mirrors = False
 
     def __init__(self, images: Tensor, labels: Tensor, split: Split, *, fewest: int, most: int) -> None:
-        """``images``: uint8 (N, 1, 28, 28); ``labels``: int64 (N,). There are N strips of ``fewest``..``most`` digits."""
+        """``images``: uint8 (N, 1, 28, 28); ``labels``: int64 (N,). Makes N strips of ``fewest``..``most`` digits."""
         generator = torch.Generator().manual_seed(_SEEDS[split])
         count = len(labels)
         lengths = torch.randint(fewest, most + 1, (count, 1), generator=generator).to(labels.device)
@@ -163,7 +163,7 @@ def load(config: Data, split: Split, device: torch.device | str = "cpu") -> Data
 
     Safe to call from all ranks at once. Raises DataError.
     """
-    if not isinstance(config, DigitsData) and config.download:
+    if not isinstance(config, DigitsData) and config.download and files.missing(config):
         _download(config)
     files.check(config)
     dataset = _load(config, split, device)
@@ -186,9 +186,8 @@ def _load(config: Data, split: Split, device: torch.device | str) -> Dataset:
 
 def _split_digits(split: Split) -> tuple[Bytes, Bytes]:
     images, labels = files.read_digits()
-    order = np.random.RandomState(0).permutation(
-        len(labels)
-    )  # of all of numpy's generators, the one that never changes
+    # RandomState, as its numbers are the only ones that numpy promises never to change.
+    order = np.random.RandomState(0).permutation(len(labels))
     chosen = order[:-_DIGITS_TEST] if split == "train" else order[-_DIGITS_TEST:]
     return images[chosen], labels[chosen]
 
@@ -200,13 +199,13 @@ def _tensors(images: Bytes, labels: Bytes, device: torch.device | str) -> tuple[
 
 
 def _download(config: StoredData) -> None:
-    """Fetch the files through torchvision, which verifies their checksums, unless they are all there."""
+    """Fetch the files through torchvision, which verifies their checksums."""
     root = files.root_of(config)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / ".download.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a node take turns: the first downloads
-            if files.missing(config):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if files.missing(config):  # or another rank has fetched them while this one waited
                 _fetch(config, root)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())

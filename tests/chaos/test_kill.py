@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import assert_bitwise_equal, plan, weights
+from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.monitor import Status
 from raytorch.runs import RunPlan, latest_checkpoint, read_summary
 from raytorch.storage import RunFolder
 from raytorch.trainer import train
 
-OFTEN = {"every_steps": 4, "every_epochs": None}
+OFTEN = {"every_steps": 10, "every_epochs": None}
 
 
 def kill_at(step: int, rank: int) -> Any:
@@ -34,7 +34,7 @@ def kill_at(step: int, rank: int) -> Any:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
-    small_run |= {"epochs": 40, "checkpoint": OFTEN, "logging": {"every_steps": 1, "tensorboard": False}}
+    small_run |= {"epochs": 8, "checkpoint": OFTEN, "logging": {"every_steps": 1, "tensorboard": False}}
     whole, broken = plan(small_run, "whole"), plan(small_run, "broken")
     full = train(whole)
     for_all_that = train(broken, watch=kill_at(step=30, rank=1))
@@ -56,7 +56,7 @@ def test_a_worker_that_is_killed_too_often_ends_the_run_with_its_cause(small_run
 
 def test_a_command_that_is_killed_leaves_a_run_to_resume(small_config: Path, tmp_path: Path) -> None:
     raytorch = [str(Path(sys.executable).parent / "raytorch"), "train"]
-    longer = [str(small_config), "--set", "epochs=40", "--set", "checkpoint={every_steps: 4, every_epochs: null}"]
+    longer = [str(small_config), "--set", "epochs=20", "--set", "checkpoint={every_steps: 10, every_epochs: null}"]
     folder = RunFolder(str(tmp_path / "runs"), "killed")
     with subprocess.Popen([*raytorch, *longer, "--name", "killed"], start_new_session=True) as command:
         try:

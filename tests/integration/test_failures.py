@@ -7,7 +7,7 @@ import pytest
 import ray
 import torch.distributed as dist
 from ray import cloudpickle
-from runs import plan
+from whole_runs import plan
 
 from raytorch import trainer
 from raytorch.distributed import Worker, is_lost_peer

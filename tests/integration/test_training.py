@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_bitwise_equal, plan, weights
+from whole_runs import assert_bitwise_equal, plan, weights
 from torch.nn.functional import cross_entropy
 
 from raytorch.config import DigitsData, MlpModel
@@ -90,7 +90,7 @@ def test_a_run_leaves_records_that_tell_all(small_run: dict[str, Any]) -> None:
     run = plan(small_run, "records", logging={"every_steps": 5, "tensorboard": True}, checkpoint={"keep": 1})
     summary = train(run)
     folder = Path(run.folder.path)
-    assert summary["accuracy"] > 0.9
+    assert summary["accuracy"] > 0.8
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["seconds"].keys() == {"startup", "training", "data", "evaluating", "checkpointing", "total"}
     assert summary["seconds"]["total"] >= summary["first_step_s"] >= summary["seconds"]["startup"] > 0

@@ -1,6 +1,8 @@
-"""One Ray for the tests of a module."""
+"""What tests share: real data, found through RAYTORCH_TEST_DATA, one Ray for the tests of a module, and a small run."""
 
+import gzip
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,22 @@ import yaml
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the real MNIST, unpacked as MNIST/raw/*-ubyte."""
+    default = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+    archives = sorted((Path(os.environ.get("RAYTORCH_TEST_DATA", default)) / "mnist").glob("*-ubyte.gz"))
+    if len(archives) != 4:
+        pytest.skip("needs MNIST: set RAYTORCH_TEST_DATA to a folder with its four files as mnist/*-ubyte.gz")
+    root = tmp_path_factory.mktemp("data")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive in archives:
+        with gzip.open(archive) as packed, (raw / archive.stem).open("wb") as plain:
+            shutil.copyfileobj(packed, plain)
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,144 @@
+"""The schema of a run: its defaults, its documentation, and the combinations that it refuses."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from raytorch import config
+from raytorch.config import ConflictError, RunConfig, Scaling, Section
+
+
+def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
+    for subclass in section.__subclasses__():
+        yield subclass
+        yield from sections(subclass)
+
+
+def conflict(values: dict[str, Any]) -> ConflictError:
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate({"epochs": 1, **values})
+    (error,) = caught.value.errors()
+    found = error["ctx"]["error"]
+    assert isinstance(found, ConflictError)
+    return found
+
+
+def test_the_length_of_a_run_is_all_that_has_to_be_given() -> None:
+    run = RunConfig(epochs=1)
+    assert (run.data.name, run.model.name, run.loss.name) == ("digits", "mlp", "cross_entropy")
+    assert (run.optimizer.name, run.schedule.name) == ("adamw", "constant")
+    assert RunConfig.model_validate({"steps": 10}).epochs is None
+
+
+@pytest.mark.parametrize("section", list(sections()), ids=lambda section: section.__name__)
+def test_every_section_and_field_is_described(section: type[Section]) -> None:
+    assert section.__doc__
+    assert [name for name, field in section.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize("key", ["data", "model", "optimizer", "schedule"])
+def test_every_variant_is_valid_by_its_name_alone(key: str) -> None:
+    partners = {"conv3d": {"data": "moving_mnist"}, "seq2seq": {"data": "mnist_strips"}}
+    partners |= {"moving_mnist": {"model": "conv3d"}, "mnist_strips": {"model": "seq2seq"}}
+    names = RunConfig.model_json_schema()["properties"][key]["discriminator"]["mapping"]
+    for name in names:
+        run = RunConfig.model_validate({"epochs": 1, key: name, **partners.get(name, {})})
+        assert getattr(run, key).name == name
+
+
+def test_variants_show_their_name_first() -> None:
+    named = [section for section in sections() if section is not RunConfig and "name" in section.model_fields]
+    assert len(named) > 15
+    assert [section for section in named if next(iter(section.model_fields)) != "name"] == []
+
+
+def test_a_config_does_not_change() -> None:
+    run = RunConfig(epochs=1)
+    with pytest.raises(ValidationError, match="frozen"):
+        run.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message", "first_key"),
+    [
+        ({"epochs": None}, "give epochs or steps", "epochs"),
+        ({"steps": 1}, "give either epochs or steps, not both", "epochs"),
+        (
+            {"batch_size": 8, "accumulate": 4, "scaling": {"workers": {"min": 1, "max": 3}}},
+            "batch_size (8) must be at least workers x accumulate (3 x 4 = 12), a sample for each",
+            "batch_size",
+        ),
+        ({"model": "conv3d"}, "model conv3d needs data moving_mnist, not digits", "model.name"),
+        ({"model": "seq2seq"}, "model seq2seq needs data mnist_strips, not digits", "model.name"),
+        (
+            {"model": "seq2seq", "data": "moving_mnist"},
+            "model seq2seq needs data mnist_strips, not moving_mnist",
+            "model.name",
+        ),
+        ({"data": "moving_mnist"}, "data moving_mnist needs model conv3d, not mlp", "model.name"),
+        ({"data": "mnist_strips"}, "data mnist_strips needs model seq2seq, not mlp", "model.name"),
+        (
+            {"model": "seq2seq", "data": "mnist_strips", "loss": "mse"},
+            "model seq2seq needs loss cross_entropy, not mse",
+            "loss.name",
+        ),
+        (
+            {"data": {"name": "mnist_strips", "min_digits": 5}},
+            "min_digits (5) must not exceed max_digits (4)",
+            "min_digits",
+        ),
+        ({"model": {"name": "vit", "dim": 30}}, "dim (30) must be a multiple of heads (4)", "dim"),
+        (
+            {"loss": {"name": "bce", "label_smoothing": 0.1}},
+            "label_smoothing works with cross_entropy only, not with bce; remove it",
+            "label_smoothing",
+        ),
+        (
+            {"optimizer": {"name": "sgd", "nesterov": True, "momentum": 0}},
+            "nesterov needs a momentum above 0",
+            "nesterov",
+        ),
+        ({"scaling": {"workers": {"min": 3, "max": 2}}}, "min (3) must not exceed max (2)", "min"),
+        (
+            {"scaling": {"backend": "nccl"}},
+            "backend nccl needs gpus_per_worker: 1 (a GPU of its own for each worker); use gloo or auto",
+            "backend",
+        ),
+    ],
+)
+def test_impossible_combinations(values: dict[str, Any], message: str, first_key: str) -> None:
+    error = conflict(values)
+    assert str(error) == message
+    assert error.keys[0] == first_key
+
+
+@pytest.mark.parametrize(
+    ("scaling", "workers", "backend"),
+    [
+        ({}, (1, 1), "gloo"),
+        ({"workers": 3, "gpus_per_worker": 1}, (3, 3), "nccl"),
+        ({"workers": {"min": 1, "max": 4}, "gpus_per_worker": 0.5}, (1, 4), "gloo"),
+        ({"backend": "gloo", "gpus_per_worker": 1}, (1, 1), "gloo"),
+    ],
+)
+def test_what_scaling_stands_for(scaling: dict[str, Any], workers: tuple[int, int], backend: str) -> None:
+    resolved = Scaling.model_validate(scaling)
+    assert (resolved.min_workers, resolved.max_workers) == workers
+    assert resolved.resolved_backend == backend
+
+
+@pytest.mark.parametrize("name", ["a", "A-1_b.c", "1e-3", "x" * 128])
+def test_names_that_a_folder_can_have(name: str) -> None:
+    assert RunConfig(epochs=1, name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a b", "a\n", "x" * 129, "é"])
+def test_names_that_a_folder_should_not_have(name: str) -> None:
+    with pytest.raises(ValidationError):
+        RunConfig(epochs=1, name=name)
+
+
+def test_adamw_decays_weights_by_default_and_adam_does_not() -> None:
+    assert (config.Adam().weight_decay, config.AdamW().weight_decay) == (0.0, 0.01)

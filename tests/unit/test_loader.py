@@ -1,0 +1,237 @@
+"""Which samples the ranks get: each once, evenly, in an order that survives a restart and another world size."""
+
+import io
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from raytorch.config import Augment
+from raytorch.datasets import Dataset, MicroBatch, TrainLoader, evaluation_batches
+from raytorch.datasets.sources import MnistStrips, Moments
+from raytorch.errors import CheckpointError, ConfigError
+
+WORLDS = [1, 2, 3]
+
+
+def numbered(count: int, shape: tuple[int, int, int] = (1, 2, 2)) -> Dataset:
+    """A data set whose sample k has target k; its pixels are random and not black, and are not normalized."""
+    pixels = torch.randint(1, 256, (count, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    channels = shape[0]
+    return Dataset(pixels, torch.arange(count), Moments((0.0,) * channels, (1.0,) * channels, brightest=1))
+
+
+def ranks(dataset: Dataset, world_size: int, **options) -> list[TrainLoader]:
+    return [TrainLoader(dataset, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+
+
+def epoch(loaders: list[TrainLoader]) -> list[list[MicroBatch]]:
+    """What is left of the epoch: for each step the micro-batches of all ranks, in the order of the global batch."""
+    steps = zip(*(loader.remaining() for loader in loaders), strict=True)
+    return [list(itertools.chain.from_iterable(step)) for step in steps]
+
+
+def samples(step: list[MicroBatch]) -> list[int]:
+    """The samples that count in a step."""
+    return [sample for part in step if part.weight for sample in part.targets.tolist()]
+
+
+# -- exactly once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize(("count", "batch_size"), [(53, 10), (50, 10), (7, 9), (19, 9), (1, 9)])
+def test_every_sample_once_per_epoch(count, batch_size, micro_batches, world_size):
+    loaders = ranks(numbered(count), world_size, batch_size=batch_size, micro_batches=micro_batches)
+    for number in range(2):
+        steps = epoch(loaders)
+        assert len(steps) == loaders[0].steps_per_epoch
+        assert all(len(step) == micro_batches * world_size for step in steps)
+        assert [len(samples(step)) for step in steps[:-1]] == [batch_size] * (len(steps) - 1)
+        assert sorted(sample for step in steps for sample in samples(step)) == list(range(count))
+        for loader in loaders:
+            assert (loader.epoch, loader.position) == (number, count)
+            loader.next_epoch()
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_order_does_not_depend_on_world_size(micro_batches, world_size):
+    dataset = numbered(53)
+    alone = epoch(ranks(dataset, 1, batch_size=10))
+    together = epoch(ranks(dataset, world_size, batch_size=10, micro_batches=micro_batches))
+    assert list(map(samples, together)) == list(map(samples, alone))
+
+
+def test_parts_are_as_even_as_can_be():
+    step = epoch(ranks(numbered(11), 3, batch_size=11))[0]
+    assert sorted(len(part.targets) for part in step) == [3, 4, 4]
+
+
+def test_inputs_belong_to_their_targets():
+    dataset = numbered(20)
+    for part in itertools.chain(*epoch(ranks(dataset, 2, batch_size=6, micro_batches=2))):
+        assert torch.equal(part.inputs, dataset.batch(part.targets)[0])
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [2, 18, 25])
+def test_weighted_means_average_to_the_mean_over_the_global_batch(batch_size, micro_batches, world_size):
+    for step in epoch(ranks(numbered(53), world_size, batch_size=batch_size, micro_batches=micro_batches)):
+        assert sum(part.weight for part in step) == pytest.approx(world_size)
+        assert all(len(part.targets) >= 1 for part in step)
+        mean = sum(part.weight * part.targets.double().mean().item() for part in step) / world_size
+        assert mean == pytest.approx(torch.tensor(samples(step)).double().mean().item())
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_weights_of_even_parts_are_exact(micro_batches, world_size):
+    for part in epoch(ranks(numbered(72), world_size, batch_size=36, micro_batches=micro_batches))[0]:
+        assert part.weight == 1 / micro_batches
+
+
+# -- repeat and resume -------------------------------------------------------------------------------------------------
+
+
+def orders(seed: int, epochs: int = 2) -> list[list[int]]:
+    loader = TrainLoader(numbered(53), batch_size=53, seed=seed)
+    order = []
+    for _ in range(epochs):
+        order.append(samples(next(loader.remaining())))
+        loader.next_epoch()
+    return order
+
+
+def test_order_depends_on_seed_and_epoch():
+    assert orders(seed=1) == orders(seed=1)
+    drawn = [tuple(order) for seed in (0, 1, 2**40, 2**40 + 1) for order in orders(seed)]
+    assert len(set(drawn)) == len(drawn)
+    assert tuple(range(53)) not in drawn
+
+
+def saved(loader: TrainLoader) -> dict:
+    """The loader's state after a way through a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(loader.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_resumes_at_the_exact_next_batch_under_another_world_size(world_size, stop):
+    options = {"batch_size": 10, "augment": Augment(crop=1, flip=True)}
+    dataset = numbered(53)
+    whole = TrainLoader(dataset, seed=5, **options)
+    whole.next_epoch()
+    expected = epoch([whole])
+    expected_next = (whole.next_epoch(), epoch([whole]))[1]
+
+    interrupted = TrainLoader(dataset, seed=5, rank=1, world_size=2, **options)
+    interrupted.next_epoch()
+    for _ in itertools.islice(interrupted.remaining(), stop):
+        state = saved(interrupted)
+    assert state["epoch"] == 1
+    assert state["position"] == min(10 * stop, 53)
+
+    loaders = ranks(dataset, world_size, seed=5, **options)
+    for loader in loaders:
+        loader.load_state_dict(state)
+    assert_same_steps(epoch(loaders), expected[stop:])
+    for loader in loaders:
+        loader.next_epoch()
+    assert_same_steps(epoch(loaders), expected_next)
+
+
+def assert_same_steps(actual: list[list[MicroBatch]], expected: list[list[MicroBatch]]) -> None:
+    assert list(map(samples, actual)) == list(map(samples, expected))
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(inputs(a), inputs(b))
+
+
+def inputs(step: list[MicroBatch]) -> Tensor:
+    return torch.cat([part.inputs for part in step if part.weight])
+
+
+@pytest.mark.parametrize("count", [52, 54])
+def test_state_of_another_data_set_is_refused(count):
+    with pytest.raises(CheckpointError, match=f"orders 53 training samples, the data set has {count}"):
+        TrainLoader(numbered(count), batch_size=10).load_state_dict(
+            TrainLoader(numbered(53), batch_size=10).state_dict()
+        )
+
+
+# -- augmentation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("augment", [Augment(crop=2), Augment(flip=True), Augment(crop=2, flip=True)])
+def test_augmentation_does_not_depend_on_world_size(augment, world_size):
+    dataset = numbered(53, (3, 8, 8))
+    alone = epoch(ranks(dataset, 1, batch_size=10, augment=augment))
+    together = epoch(ranks(dataset, world_size, batch_size=10, micro_batches=2, augment=augment))
+    assert_same_steps(together, alone)
+
+
+def test_crop_and_flip_are_drawn_evenly_and_anew():
+    dataset = numbered(2000, (1, 3, 3))
+    loader = TrainLoader(dataset, batch_size=500, augment=Augment(crop=1, flip=True))
+    seen = []
+    for _ in range(2):
+        step = [part for parts in loader.remaining() for part in parts]
+        order = torch.cat([part.targets for part in step]).argsort()
+        seen.append(torch.cat([part.inputs for part in step])[order, 0])
+        loader.next_epoch()
+    assert not torch.equal(*seen)
+    plain = dataset.batch(torch.arange(2000))[0][:, 0]
+    for augmented in seen:
+        untouched = (augmented == plain).all(dim=(1, 2)).float().mean().item()
+        assert untouched == pytest.approx(1 / 18, abs=0.02)
+        for row in (0, 2):  # is padding in a third of the shifts
+            assert (augmented[:, row, 1] == 0).float().mean().item() == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_padding_is_black_before_normalization():
+    dataset = Dataset(torch.full((1, 1, 4, 4), 200, dtype=torch.uint8), torch.zeros(1).long(), Moments((0.5,), (0.5,)))
+    values = set()
+    loader = TrainLoader(dataset, batch_size=1, augment=Augment(crop=3))
+    for _ in range(9):
+        values |= set(next(loader.remaining())[0].inputs.flatten().tolist())
+        loader.next_epoch()
+    assert sorted(values) == pytest.approx([-1, 200 / 127.5 - 1])
+
+
+def test_strips_are_cropped_but_never_mirrored():
+    images = torch.randint(1, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    strips = MnistStrips(images, torch.arange(5), "train", fewest=1, most=2)
+    (part,) = next(TrainLoader(strips, batch_size=5, augment=Augment(crop=2)).remaining())
+    assert part.inputs.shape == (5, 1, 28, 56)
+    with pytest.raises(ConfigError, match=r"data\.augment\.flip: must be false"):
+        TrainLoader(strips, batch_size=5, augment=Augment(flip=True))
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 7, 53])
+@pytest.mark.parametrize("batch_size", [1, 10, 100])
+def test_evaluation_covers_each_sample_once(count, batch_size, world_size):
+    dataset = numbered(count)
+    shares = [
+        list(evaluation_batches(dataset, batch_size=batch_size, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    batches = list(itertools.chain(*shares))
+    assert all(1 <= len(targets) <= batch_size for _, targets in batches)
+    assert torch.cat([targets for _, targets in batches]).tolist() == list(range(count))
+    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), dataset.batch(torch.arange(count))[0])
+    sizes = [sum(len(targets) for _, targets in share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1

@@ -1,0 +1,107 @@
+"""Optimizers and schedules, step by step against PyTorch's own."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from raytorch.config import (
+    Adam,
+    AdamW,
+    ConstantSchedule,
+    CosineSchedule,
+    OneCycleSchedule,
+    Optimizer,
+    RmsProp,
+    Schedule,
+    Sgd,
+    StepSchedule,
+)
+from raytorch.errors import ConfigError
+from raytorch.optimizers import OPTIMIZERS, build_optimizer, build_schedule, schedule_factor
+
+OPTIMIZER_CASES = [
+    (Sgd(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.1), torch.optim.SGD),
+    (RmsProp(lr=0.01, alpha=0.9, momentum=0.5, centered=True), torch.optim.RMSprop),
+    (Adam(lr=0.02, betas=(0.8, 0.9), amsgrad=True, weight_decay=0.1), torch.optim.Adam),
+    (AdamW(lr=0.02, eps=1e-6, weight_decay=0.2), torch.optim.AdamW),
+]
+
+
+def _descend(optimizer: torch.optim.Optimizer, weights: nn.Parameter) -> torch.Tensor:
+    for _ in range(5):
+        optimizer.zero_grad()
+        (weights**2 - weights).sum().backward()
+        optimizer.step()
+    return weights.detach()
+
+
+@pytest.mark.parametrize(("config", "reference"), OPTIMIZER_CASES)
+def test_optimizer_steps_as_pytorchs(config: Optimizer, reference: Callable[..., torch.optim.Optimizer]) -> None:
+    ours, theirs = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
+    settings: dict[str, Any] = config.model_dump(exclude={"name"})
+    expected = _descend(reference([theirs], **settings), theirs)
+    assert torch.equal(_descend(build_optimizer(config, [ours]), ours), expected)
+
+
+@pytest.mark.parametrize("config", [case[0] for case in OPTIMIZER_CASES])
+def test_every_field_is_an_argument_of_the_optimizer(config: Optimizer) -> None:
+    arguments = inspect.signature(OPTIMIZERS[config.name]).parameters
+    assert type(config).model_fields.keys() - {"name"} <= arguments.keys()
+
+
+TOTAL, EPOCH, PEAK = 60, 20, 0.5
+
+
+def _learning_rates(build: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
+    scheduler = build(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def _ours(config: Schedule, steps: int = TOTAL) -> list[float]:
+    return _learning_rates(
+        lambda optimizer: build_schedule(config, optimizer, total_steps=steps, steps_per_epoch=EPOCH), steps
+    )
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=PEAK,
+        total_steps=steps + 1,  # PyTorch counts the call after the last step
+        pct_start=0.25,
+        cycle_momentum=False,
+        div_factor=10,
+        final_div_factor=100,
+    )
+
+
+def test_constant_keeps_the_peak() -> None:
+    assert _ours(ConstantSchedule()) == [PEAK] * TOTAL
+
+
+def test_step_equals_step_lr() -> None:
+    expected = _learning_rates(lambda optimizer: lr_scheduler.StepLR(optimizer, 30, 0.3), TOTAL)
+    assert _ours(StepSchedule(every_epochs=1.5, factor=0.3)) == pytest.approx(expected)
+
+
+def test_step_changes_at_most_once_a_step() -> None:
+    factor = schedule_factor(StepSchedule(every_epochs=0.01, factor=0.5), total_steps=4, steps_per_epoch=EPOCH)
+    assert [factor(step) for step in range(4)] == [1, 0.5, 0.25, 0.125]
+
+
+def test_cosine_equals_cosine_annealing_lr() -> None:
+    expected = _learning_rates(
+        lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, TOTAL, eta_min=0.1 * PEAK), TOTAL
+    )
+    assert _ours(CosineSchedule(final=0.1)) == pytest.approx(expected)
