@@ -71,7 +71,7 @@ def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[No
     """Whether a backward pass in the block averages gradients over the workers; off while micro-batches accumulate."""
     if enabled or not isinstance(module, DistributedDataParallel):
         return nullcontext()
-    return module.no_sync()  # type: ignore[no-any-return]
+    return module.no_sync()
 
 
 def device_name(device: torch.device) -> str:
@@ -81,7 +81,7 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def leaving_process_group() -> Iterator[None]:
-    """Destroy the process group when the block ends well; after an error peers may be gone, and Ray ends the processes."""
+    """Destroy the process group when the block ends well; after an error peers may be gone, so Ray ends the process."""
     yield
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 from pyarrow import fs
+from pydantic import TypeAdapter, ValidationError
 
-from raytorch.config import RunConfig, StoredData
+from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
 from raytorch.metrics import METRICS_FILE, read_metrics
 from raytorch.storage import RunFolder, absolute, open_storage
@@ -40,8 +41,13 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
 
     Raises:
         RunExistsError: The storage holds a run of that name already.
+        ConfigError: ``name`` cannot name a folder everywhere.
     """
     name = name or f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        TypeAdapter(RunName).validate_python(name)
+    except ValidationError:
+        raise ConfigError(f"--name {name}: must be letters, digits, '.', '_' and '-', at most 128 of them") from None
     plan = RunPlan(_placed(config, name, config.storage))
     if plan.folder.exists(CONFIG_FILE):
         raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")

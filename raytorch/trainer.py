@@ -23,8 +23,8 @@ POLL_INTERVAL_S = 0.1
 Watch = Callable[[Any], None]
 """Called several times a second with the run's :class:`~raytorch.monitor.Status`."""
 
-# One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run should
-# not wait two seconds to be seen to have ended.
+# One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run
+# should not wait two seconds until it is seen to have ended.
 _EMBEDDED_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

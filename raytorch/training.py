@@ -1,7 +1,7 @@
 """The training loop on a worker.
 
-Every worker of a run calls :func:`train` with the same :class:`Job`. All of them take the same decisions (stop, save, give
-up), because these follow from numbers that are reduced over all workers.
+Every worker of a run calls :func:`train` with the same :class:`Job`. All of them take the same decisions (stop, save,
+give up), because these follow from numbers that are reduced over all workers.
 """
 
 import logging
@@ -152,7 +152,7 @@ class Training:
             with gradient_sync(self.net, enabled=number == len(micro_batches)):
                 with self.precision.autocast():
                     part = self.task.loss(self.net, self.precision.layout(batch.inputs), batch.targets) * batch.weight
-                part.backward()
+                torch.autograd.backward(part)
             loss += part.detach()
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -176,7 +176,7 @@ class Training:
         if self.log and self.driver:
             values: dict[str, float | None] = {
                 "loss": sum(losses) / len(losses),
-                "lr": self.schedule.get_last_lr()[0],
+                "lr": float(self.schedule.get_last_lr()[0]),
                 "samples_per_s": self.throughput.recent(),
             }
             self.log.write("train", self.step, self.epochs_done, values)

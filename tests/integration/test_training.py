@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from whole_runs import assert_bitwise_equal, plan, weights
 from torch.nn.functional import cross_entropy
+from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.config import DigitsData, MlpModel
 from raytorch.datasets import TrainLoader, load
