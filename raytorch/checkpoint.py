@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray.train
 import torch
-from pyarrow import fs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -51,11 +51,7 @@ def report_checkpoint(
         manifest: ``step`` and whatever else a reader should know; JSON types only.
         metrics: By which Ray Train ranks the checkpoint.
     """
-    staged = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder.path if folder.is_local else None))
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, staged / MODEL_FILE)
-    torch.save(state, staged / STATE_FILE)
-    sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
-    (staged / CHECKPOINT_MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes, **manifest}, indent=2))
+    staged = _stage(folder, model, state, manifest)
 
     def move_into_place(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         return _publish(folder, Path(checkpoint.path), name)
@@ -134,6 +130,20 @@ class SavedState:
         return path
 
 
+def _stage(folder: RunFolder, model: nn.Module, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
+    """Write a checkpoint's files into a new folder, beside their place where the storage is local."""
+    if folder.is_local:
+        staged = Path(folder.path, f"{STAGING}{uuid4().hex}")  # mkdtemp's folder only its owner could read
+        staged.mkdir(parents=True)
+    else:
+        staged = Path(tempfile.mkdtemp(prefix=STAGING))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, staged / MODEL_FILE)
+    torch.save(state, staged / STATE_FILE)
+    sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
+    (staged / CHECKPOINT_MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes, **manifest}, indent=2))
+    return staged
+
+
 def _publish(folder: RunFolder, staged: Path, name: str) -> ray.train.Checkpoint:
     """Make a staged checkpoint appear under its name, complete from the first moment on."""
     folder.delete(name)  # a killed attempt may have got this far without being registered
@@ -143,7 +153,7 @@ def _publish(folder: RunFolder, staged: Path, name: str) -> ray.train.Checkpoint
         manifest = staged / CHECKPOINT_MANIFEST
         text = manifest.read_text()
         manifest.unlink()
-        fs.copy_files(str(staged), folder.file(name), destination_filesystem=folder.filesystem)
+        folder.upload(staged, name)
         folder.write_text(f"{name}/{CHECKPOINT_MANIFEST}", text)
         shutil.rmtree(staged)
     logger.info("saved %s", name)

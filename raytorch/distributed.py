@@ -69,9 +69,8 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
     """Whether a backward pass in the block averages gradients over the workers; off while micro-batches accumulate."""
-    if enabled or not isinstance(module, DistributedDataParallel):
-        return nullcontext()
-    return module.no_sync()
+    inner = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    return inner.no_sync() if isinstance(inner, DistributedDataParallel) and not enabled else nullcontext()
 
 
 def device_name(device: torch.device) -> str:

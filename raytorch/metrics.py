@@ -147,7 +147,9 @@ def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
 def _drop_after(path: Path, step: int) -> None:
     """Forget the steps that a resumed run will take again."""
     kept = [line for line in read_metrics(path.read_text()) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.replace(path)
 
 
 def _event_writer(folder: Path, resume_step: int) -> Any:
@@ -163,6 +165,7 @@ def log_to_file(path: Path) -> Iterator[logging.Logger]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger("raytorch"), logging.getLogger("py.warnings")]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
     logging.captureWarnings(True)
     for logger in loggers:
         logger.setLevel(logging.INFO)
@@ -172,6 +175,8 @@ def log_to_file(path: Path) -> Iterator[logging.Logger]:
         yield loggers[0]
     finally:
         logging.captureWarnings(False)
-        for logger in loggers:
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
             logger.removeHandler(handler)
         handler.close()

@@ -15,7 +15,7 @@ from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEnco
 
 END = 10
 """The target token after a strip's last digit."""
-PADDING = -100
+PAD = -100
 """Filler after END where strips of a batch differ in length; PyTorch's losses ignore it."""
 _BEGIN = 11  # what the decoder reads before the first digit
 
@@ -177,7 +177,7 @@ class Conv3dNet(nn.Sequential):
 class Seq2Seq(nn.Module):
     """An encoder-decoder transformer (Vaswani et al., arXiv:1706.03762) that writes out the digits of an image strip.
 
-    Targets are int64 (B, L): digits 0..9, then :data:`END`, then :data:`PADDING`. The strip is read as slices of
+    Targets are int64 (B, L): digits 0..9, then :data:`END`, then :data:`PAD`. The strip is read as slices of
     ``columns`` pixels' width.
     """
 
@@ -214,7 +214,7 @@ class Seq2Seq(nn.Module):
         """Return logits (B, L, 11) of each target, given the strip (B, C, H, W) and the true targets before it."""
         begin = targets.new_full((len(targets), 1), _BEGIN)
         previous = torch.cat([begin, targets[:, :-1]], dim=1)
-        return self._decode(previous.where(previous != PADDING, END), self._encode(images))
+        return self._decode(previous.where(previous != PAD, END), self._encode(images))
 
     @torch.no_grad()
     def greedy(self, images: Tensor, length: int) -> Tensor:

@@ -47,7 +47,7 @@ class Status:
     evaluations: tuple[dict[str, Any], ...]
     """The outcome of each evaluation so far."""
     pids: dict[int, int]
-    """Process of each rank of the newest attempt."""
+    """The newest process of each rank there has been."""
     failures: tuple[Failure, ...]
     attempts: int
     begun_at: float

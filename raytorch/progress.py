@@ -4,7 +4,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 
 class ProgressDisplay:
@@ -48,7 +47,7 @@ class ProgressDisplay:
             self._console.print("stopping after a last checkpoint; press Ctrl-C again to end at once")
         for outcome in status.evaluations[self._evaluations :]:
             self._console.print(
-                f"epoch {outcome['epoch']:g}  step {outcome['step']}  {_metrics(outcome)}", highlight=False
+                f"epoch {outcome['epoch']:.4g}  step {outcome['step']}  {_metrics(outcome)}", highlight=False
             )
         self._evaluations = len(status.evaluations)
         if status.progress:
@@ -67,18 +66,16 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     rate = summary.get("samples_per_s")
     facts = [
         _metrics(summary) if "accuracy" in summary else summary["state"],
-        f"{summary['epochs']:g} epochs, {summary['step']} steps",
+        f"{summary['epochs']:.4g} epochs, {summary['step']} steps",
         f"{rate:,.0f} samples/s" if rate else "",
         f"{summary['seconds']['total']:.1f} s",
     ]
     console.print("[bold]" + "  ·  ".join(fact for fact in facts if fact) + "[/bold]", highlight=False, soft_wrap=True)
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row("run", summary["path"])
-    grid.add_row("metrics", f"{summary['path']}/metrics.jsonl")
-    grid.add_row("curves", f"raytorch report {summary['path']}")
+    lines = {"run": summary["path"], "curves": f"raytorch report {summary['path']}"}
     if summary["state"] == "stopped":
-        grid.add_row("continue", f"raytorch train --resume {summary['path']}")
-    console.print(grid, highlight=False, soft_wrap=True)
+        lines["continue"] = f"raytorch train --resume {summary['path']}"
+    for label, text in lines.items():  # whole, to be copied, however narrow the terminal
+        console.print(f"{label:<10}{text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _metrics(values: dict[str, Any]) -> str:

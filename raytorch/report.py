@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from raytorch.errors import RunNotFoundError
+from raytorch.errors import RunNotFoundError, UserError
 from raytorch.runs import read_history
 from raytorch.storage import RunFolder
 
@@ -17,11 +17,12 @@ def write_report(folder: RunFolder, out: Path) -> Path:
 
     Raises:
         RunNotFoundError: The run has recorded nothing yet.
+        UserError: ``out`` has another ending, or cannot be written.
     """
     history = read_history(folder)
     if not history:
         raise RunNotFoundError(f"{folder} has recorded no metrics yet")
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     figure.suptitle(folder.name)
@@ -32,8 +33,11 @@ def write_report(folder: RunFolder, out: Path) -> Path:
     _draw(throughput, history, {"train": "samples_per_s"}, "samples/s")
     for axes in (rate, throughput):
         axes.set_xlabel("epoch")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=120)
+    except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
+        raise UserError(f"{out} cannot be written: {error}; give another --out, such as {folder.name}.png") from None
     return out
 
 

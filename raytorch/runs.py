@@ -13,8 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
 from raytorch.metrics import METRICS_FILE, read_metrics
-from raytorch.storage import RunFolder, absolute, open_storage
+from raytorch.storage import RunFolder, absolute, open_storage, reaching, split
 
+LONGEST_NAME = 128
+"""Characters of a run's name at most; see RunName."""
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 CHECKPOINT_PREFIX = "checkpoint_"
@@ -43,11 +45,16 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
         RunExistsError: The storage holds a run of that name already.
         ConfigError: ``name`` cannot name a folder everywhere.
     """
-    name = name or f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if name is None:
+        time = f"-{datetime.now():%Y%m%d-%H%M%S}"
+        name = config.name[: LONGEST_NAME - len(time)] + time
     try:
         TypeAdapter(RunName).validate_python(name)
     except ValidationError:
-        raise ConfigError(f"--name {name}: must be letters, digits, '.', '_' and '-', at most 128 of them") from None
+        raise ConfigError(
+            f"--name {name}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
+            "letter or digit"
+        ) from None
     plan = RunPlan(_placed(config, name, config.storage))
     if plan.folder.exists(CONFIG_FILE):
         raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
@@ -64,7 +71,7 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
 
     Raises:
         RunNotFoundError: There is no such run, or it left no checkpoint.
-        ConfigError: The changed configuration trains another model, or on other data.
+        ConfigError: The changed configuration trains another model, or on other data; or the run's own is unreadable.
     """
     folder = find_run(run, config.storage if config else storage)
     latest = latest_checkpoint(folder)
@@ -72,10 +79,10 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
         raise RunNotFoundError(
             f"{folder} holds no complete checkpoint to resume from; start it again under a new --name"
         )
-    before = RunConfig.model_validate(yaml.safe_load(folder.read_text(CONFIG_FILE)))
+    before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
     if config is None:
         return RunPlan(before, latest)
-    config = _placed(config, folder.name, before.storage)
+    config = _placed(config, folder.name, folder.storage)
     for part in ("data", "model", "seed", "batch_size"):
         if getattr(config, part) != getattr(before, part):
             raise ConfigError(
@@ -92,9 +99,10 @@ def latest_checkpoint(folder: RunFolder) -> str | None:
 
 def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
     """Whether all files that a checkpoint's manifest lists are there in full size."""
-    if not folder.exists(f"{name}/{CHECKPOINT_MANIFEST}"):
+    try:
+        sizes = folder.read_json(f"{name}/{CHECKPOINT_MANIFEST}")["files"]
+    except (RunNotFoundError, ValueError, KeyError):  # not there, no longer there, or damaged
         return False
-    sizes = folder.read_json(f"{name}/{CHECKPOINT_MANIFEST}")["files"]
     infos = folder.filesystem.get_file_info([folder.file(f"{name}/{file}") for file in sizes])
     return all(info.size == size for info, size in zip(infos, sizes.values(), strict=True))
 
@@ -106,8 +114,8 @@ def find_run(run: str, storage: str) -> RunFolder:
         RunNotFoundError: There is none.
     """
     if "/" in run:
-        storage, _, run = run.rstrip("/").rpartition("/")
-    folder = RunFolder(storage or "/", run)
+        storage, run = split(run)
+    folder = RunFolder(storage, run)
     if not folder.exists(CONFIG_FILE):
         raise RunNotFoundError(f"no run {run} in {storage}; 'raytorch runs --storage {storage}' lists them")
     return folder
@@ -116,15 +124,19 @@ def find_run(run: str, storage: str) -> RunFolder:
 def list_runs(storage: str) -> list[dict[str, Any]]:
     """The summaries of all runs in a storage, oldest first; the state of a run whose driver is gone is ``lost``."""
     filesystem, root = open_storage(storage)
-    entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    with reaching(storage):
+        entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     folders = [RunFolder(storage, entry.base_name) for entry in entries if entry.type == fs.FileType.Directory]
-    summaries = [read_summary(folder) for folder in folders if folder.exists(SUMMARY_FILE)]
+    summaries = [read_summary(folder) for folder in folders if folder.exists(CONFIG_FILE)]
     return sorted(summaries, key=lambda summary: str(summary["started"]))
 
 
 def read_summary(folder: RunFolder) -> dict[str, Any]:
-    """A run's summary as it stands."""
-    summary = folder.read_json(SUMMARY_FILE)
+    """A run's summary as it stands; of one that is missing or damaged no more than that the run is ``lost``."""
+    try:
+        summary = folder.read_json(SUMMARY_FILE)
+    except (RunNotFoundError, ValueError):
+        return {"name": folder.name, "path": str(folder), "state": "lost", "started": ""}
     if summary["state"] == "running" and _driver_is_gone(summary["driver"]):
         summary["state"] = "lost"
     return summary
@@ -133,6 +145,22 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
 def read_history(folder: RunFolder) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``."""
     return read_metrics(folder.read_text(METRICS_FILE)) if folder.exists(METRICS_FILE) else []
+
+
+def _read_config(folder: RunFolder) -> RunConfig:
+    """The configuration that a run was started with, under the folder's name and storage."""
+    try:
+        config = RunConfig.model_validate(yaml.safe_load(folder.read_text(CONFIG_FILE)))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{folder.file(CONFIG_FILE)} is not YAML; correct it to resume the run: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{folder.file(CONFIG_FILE)} does not fit this raytorch; correct it to resume the run: "
+            f"{key}: {first['msg']}"
+        ) from None
+    return _placed(config, folder.name, folder.storage)
 
 
 def _placed(config: RunConfig, name: str, storage: str) -> RunConfig:
@@ -151,6 +179,6 @@ def _driver_is_gone(driver: dict[str, Any]) -> bool:
         os.kill(driver["pid"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except PermissionError:  # it runs, as another user
         return False
     return False

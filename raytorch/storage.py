@@ -3,17 +3,41 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pyarrow import fs
 
 from raytorch.errors import RunNotFoundError, UserError
 
 
-def absolute(storage: str) -> str:
-    """``storage`` with a relative or ``~`` path made absolute; a URI is returned as it is."""
-    return storage if "://" in storage else str(Path(storage).expanduser().absolute())
+def absolute(path: str) -> str:
+    """``path`` made absolute, with ``~`` expanded; a URI is returned as it is.
+
+    Raises:
+        UserError: ``~`` names a user that is not there.
+    """
+    if "://" in path:
+        return path
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user; give the folder in full") from None
+
+
+def join(storage: str, name: str) -> str:
+    """The address of ``name`` in a storage; what a URI says after ``?`` stays behind it."""
+    base, mark, options = storage.partition("?") if "://" in storage else (storage, "", "")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def split(address: str) -> tuple[str, str]:
+    """A storage and the name in it, the reverse of :func:`join`."""
+    base, mark, options = address.partition("?") if "://" in address else (address, "", "")
+    storage, _, name = base.rstrip("/").rpartition("/")
+    return f"{storage or '/'}{mark}{options}", name
 
 
 def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
@@ -24,23 +48,41 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
     """
     try:
         return fs.FileSystem.from_uri(absolute(storage))  # type: ignore[no-any-return]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"storage {storage!r} cannot be opened: {error}; give a folder or a URI such as s3://bucket/runs"
+            f"storage {storage!r} cannot be opened: {reason}; give a folder or a URI such as s3://bucket/runs"
         ) from None
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[None]:
+    """Explain what goes wrong with a storage in the block.
+
+    Raises:
+        UserError: It cannot be reached, or may not be read or written.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{address} cannot be used: {error}; check the storage and your access to it") from error
 
 
 class RunFolder:
     """The folder of one run."""
 
     def __init__(self, storage: str, name: str) -> None:
+        self.storage = absolute(storage)
         self.name = name
         self.filesystem, root = open_storage(storage)
         self.path = f"{root.rstrip('/')}/{name}"
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __str__(self) -> str:
-        return self.path
+        """The folder as the command line takes it: a path, or a URI."""
+        return self.path if self.is_local else join(self.storage, self.name)
 
     def file(self, name: str) -> str:
         """Path of ``name`` in this folder, on :attr:`filesystem`."""
@@ -48,7 +90,8 @@ class RunFolder:
 
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file ``name`` in it, exists."""
-        return self.filesystem.get_file_info(self.file(name).rstrip("/")).type != fs.FileType.NotFound  # type: ignore[no-any-return]
+        with reaching(str(self)):
+            return self.filesystem.get_file_info(self.file(name).rstrip("/")).type != fs.FileType.NotFound  # type: ignore[no-any-return]
 
     def folders(self) -> list[str]:
         """Names of the folders in this one, sorted."""
@@ -71,13 +114,14 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part."""
-        self.filesystem.create_dir(self.path)
         target = self.file(name)
         partial = f"{target}.partial" if self.is_local else target
-        with self.filesystem.open_output_stream(partial) as stream:
-            stream.write(text.encode())
-        if self.is_local:
-            self.filesystem.move(partial, target)
+        with reaching(str(self)):
+            self.filesystem.create_dir(self.path)
+            with self.filesystem.open_output_stream(partial) as stream:
+                stream.write(text.encode())
+            if self.is_local:
+                self.filesystem.move(partial, target)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file; see :meth:`read_text`."""
@@ -87,6 +131,12 @@ class RunFolder:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write an object as JSON; see :meth:`write_text`."""
         self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def upload(self, local: Path, name: str = "") -> None:
+        """Copy what a local folder holds into this folder, or into the folder ``name`` in it."""
+        target = self.file(name).rstrip("/")
+        self.filesystem.create_dir(target)
+        fs.copy_files(str(local), target, destination_filesystem=self.filesystem)
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it is there."""
@@ -98,21 +148,28 @@ class RunFolder:
 
 
 class LiveFiles:
-    """A local folder for files that grow while a run goes on: the run's own folder, or a copy that is sent there.
+    """A local folder for files that grow while a run goes on: the run's own folder, or one that is sent there.
 
-    Object stores cannot append, so for them :meth:`sync` uploads the files again.
+    Object stores cannot append, so for them :meth:`sync` uploads the files again. Each worker has a folder of its own,
+    with the files that it writes and no others. Used as a context manager it is closed however the block ends.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self.path = Path(folder.path if folder.is_local else tempfile.mkdtemp(prefix="raytorch-"))
-        if not folder.is_local:
-            self._fetch()
+
+    def extend(self, name: str) -> Path:
+        """The local path of a file that this worker appends to, with what an earlier attempt sent of it."""
+        path = self.path / name
+        if not self._folder.is_local and self._folder.exists(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self._folder.read_text(name))
+        return path
 
     def sync(self) -> None:
         """Send what was written to the storage, where the storage is not local."""
         if not self._folder.is_local:
-            fs.copy_files(str(self.path), self._folder.path, destination_filesystem=self._folder.filesystem)
+            self._folder.upload(self.path)
 
     def close(self) -> None:
         """Sync for the last time and remove the local copy."""
@@ -120,7 +177,8 @@ class LiveFiles:
         if not self._folder.is_local:
             shutil.rmtree(self.path)
 
-    def _fetch(self) -> None:
-        """Go on with the records that an earlier attempt sent."""
-        if self._folder.exists("metrics.jsonl"):
-            (self.path / "metrics.jsonl").write_text(self._folder.read_text("metrics.jsonl"))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 from raytorch.config import Loss, RunConfig
 from raytorch.losses import LOSSES
-from raytorch.models import END, PADDING, Seq2Seq
+from raytorch.models import END, PAD, Seq2Seq
 
 
 class Task(Protocol):
     """How a model is trained and judged on a batch.
 
-    Losses are computed in float32, also under autocast, because binary cross-entropy has no meaning in bf16 (its
-    logarithms) and PyTorch refuses it there.
+    Losses are computed in float32, also within autocast: bf16 has too few digits for logarithms, and PyTorch refuses
+    binary cross-entropy there.
     """
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Transcription:
         """Return loss sum, strips, correct and counted digits: float64 (4,)."""
         losses = self._sample_losses(model(inputs, targets), targets)
         written = cast(Seq2Seq, model).greedy(inputs, targets.shape[1])
-        is_digit = (targets != END) & (targets != PADDING)
+        is_digit = (targets != END) & (targets != PAD)
         return _totals(losses, (written == targets) & is_digit, is_digit)
 
     def _sample_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -100,10 +100,10 @@ class Transcription:
                 logits.float().transpose(1, 2),
                 targets,
                 reduction="none",
-                ignore_index=PADDING,
+                ignore_index=PAD,
                 label_smoothing=self._label_smoothing,
             )
-            return losses.sum(dim=1) / (targets != PADDING).sum(dim=1)
+            return losses.sum(dim=1) / (targets != PAD).sum(dim=1)
 
 
 def _totals(losses: Tensor, correct: Tensor, counted: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ class _Record:
 
     def end(self, outcome: dict[str, Any], status: Any) -> dict[str, Any]:
         """Write down the outcome that the workers returned."""
-        first_step_at, seconds = outcome.pop("first_step_at"), outcome.pop("seconds")
+        first_step_at, seconds = outcome["first_step_at"], outcome.pop("seconds")
         self._write(
             status,
             {

@@ -31,7 +31,7 @@ from raytorch.distributed import (
     leaving_process_group,
 )
 from raytorch.errors import DivergedError
-from raytorch.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, versions
+from raytorch.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
 from raytorch.models import build_model
 from raytorch.monitor import DriverLink, telling_failures
 from raytorch.optimizers import build_optimizer, build_schedule
@@ -67,15 +67,19 @@ def train(job: Job) -> dict[str, Any]:
         DataError: The data set is missing, incomplete or corrupt.
     """
     worker = Worker.current()
-    files = LiveFiles(RunFolder(job.config.storage, job.config.name))
     job.monitor.joined.remote(worker.rank, os.getpid())
-    log = log_to_file(files.path / "logs" / f"rank-{worker.rank}.log")
-    with log, telling_failures(job.monitor, worker.rank, is_lost_peer), leaving_process_group():
+    with (
+        LiveFiles(RunFolder(job.config.storage, job.config.name)) as files,
+        log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
+        telling_failures(job.monitor, worker.rank, is_lost_peer),
+        leaving_process_group(),
+    ):
         run = Training(job, worker, files)
-        run.restore()
-        outcome = run.run()
-        run.close()
-        return outcome
+        try:
+            run.restore()
+            return run.run()
+        finally:
+            run.close()
 
 
 class Training:
@@ -212,6 +216,7 @@ class Training:
             self.model.train()
             loss, samples, correct, counted = all_reduce_sum(totals).tolist()
         self.metrics = {"accuracy": correct / counted, "loss": loss / samples}
+        self._refuse_nonfinite([self.metrics["loss"]], self.step, "test loss")
         logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
         if self.log and self.driver:
             self.log.write("test", self.step, self.epochs_done, self.metrics)
@@ -260,6 +265,7 @@ class Training:
             logger.info("resumed from %s at step %d", saved.path, self.step)
         if self.driver:
             checkpoints.delete_leftovers(self.folder)
+            self.files.extend(METRICS_FILE)
             self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)
             self.driver.tell(self._position())
 
@@ -311,7 +317,6 @@ class Training:
         """Close the records."""
         if self.log:
             self.log.close()
-        self.files.close()
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -323,10 +328,10 @@ class Training:
             "first_step_at": self.throughput.first_step_at,
         }
 
-    def _refuse_nonfinite(self, losses: list[float], first_step: int) -> None:
+    def _refuse_nonfinite(self, losses: list[float], first_step: int, kind: str = "loss") -> None:
         for step, loss in enumerate(losses, start=first_step):
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"the loss became {loss} at step {step} of {self.total_steps}; lower optimizer.lr (now "
+                    f"the {kind} became {loss} at step {step} of {self.total_steps}; lower optimizer.lr (now "
                     f"{self.config.optimizer.lr:g}), set clip_norm, add schedule.warmup_steps, or try precision: fp32"
                 )

@@ -78,7 +78,7 @@ def _one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRS
     return lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=PEAK,
-        total_steps=steps + 1,  # PyTorch counts the call after the last step
+        total_steps=steps,
         pct_start=0.25,
         cycle_momentum=False,
         div_factor=10,
@@ -105,3 +105,46 @@ def test_cosine_equals_cosine_annealing_lr() -> None:
         lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, TOTAL, eta_min=0.1 * PEAK), TOTAL
     )
     assert _ours(CosineSchedule(final=0.1)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [3, 7, TOTAL])
+def test_one_cycle_equals_one_cycle_lr(steps: int) -> None:
+    expected = _learning_rates(lambda optimizer: _one_cycle(optimizer, steps), steps)
+    assert _ours(OneCycleSchedule(rise=0.25, initial=0.1, final=0.001), steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_one_cycle_ends_at_its_last_value_however_short(steps: int) -> None:
+    factor = schedule_factor(OneCycleSchedule(rise=0.25, final=0.5), total_steps=steps, steps_per_epoch=EPOCH)
+    assert factor(steps - 1) == pytest.approx(0.5)
+
+
+def test_warm_up_equals_linear_lr() -> None:
+    warmup = 9
+    expected = _learning_rates(
+        lambda optimizer: lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup), TOTAL
+    )
+    assert _ours(ConstantSchedule(warmup_steps=warmup)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [StepSchedule(every_epochs=0.5), CosineSchedule(final=0.1), OneCycleSchedule()],
+    ids=lambda schedule: schedule.name,
+)
+def test_warm_up_rises_to_the_first_value_and_leaves_the_rest_to_the_schedule(schedule: Schedule) -> None:
+    warmup = 10
+    rates = _ours(schedule.model_copy(update={"warmup_steps": warmup}))
+    rest = _ours(schedule, TOTAL - warmup)
+    assert rates[:warmup] == pytest.approx([rest[0] * (step + 1) / (warmup + 1) for step in range(warmup)])
+    assert rates[warmup:] == pytest.approx(rest)
+
+
+def test_the_last_value_holds_beyond_the_end() -> None:
+    factor = schedule_factor(CosineSchedule(final=0.25), total_steps=TOTAL, steps_per_epoch=EPOCH)
+    assert factor(TOTAL) == factor(TOTAL + 5) == pytest.approx(0.25)
+
+
+def test_warm_up_must_leave_a_step() -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps \(60\) must be below the steps of the run \(60\)"):
+        schedule_factor(CosineSchedule(warmup_steps=60), total_steps=60, steps_per_epoch=EPOCH)

@@ -1,0 +1,189 @@
+"""Meters and run records."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raytorch import metrics
+from raytorch.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, read_metrics, versions
+
+
+class Time:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    time = Time()
+    monkeypatch.setattr(metrics.time, "perf_counter", time)
+    return time
+
+
+# -- phases ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_second_counts_for_one_phase(time: Time) -> None:
+    clock = PhaseClock()
+    time.now += 1
+    with clock.phase("evaluating"):
+        time.now += 2
+        with clock.phase("checkpointing"):
+            time.now += 4
+        time.now += 8
+    time.now += 16
+    assert clock.read() == {"training": 17, "data": 0, "evaluating": 10, "checkpointing": 4}
+    assert clock.read() == {"training": 17, "data": 0, "evaluating": 10, "checkpointing": 4}
+
+
+def test_a_phase_ends_when_its_block_raises(time: Time) -> None:
+    clock = PhaseClock()
+    with pytest.raises(ZeroDivisionError), clock.phase("data"):  # noqa: PT012
+        time.now += 1
+        raise ZeroDivisionError
+    time.now += 2
+    assert clock.read() == {"training": 2, "data": 1, "evaluating": 0, "checkpointing": 0}
+
+
+def test_waiting_counts_what_the_items_take_and_not_what_is_done_with_them(time: Time) -> None:
+    def slow_items() -> Iterator[int]:
+        for item in range(3):
+            time.now += 1
+            yield item
+        time.now += 0.5
+
+    clock, seen = PhaseClock(), []
+    for item in clock.waiting(slow_items()):
+        time.now += 10
+        seen.append(item)
+    assert seen == [0, 1, 2]
+    assert clock.read() == {"training": 30, "data": 3.5, "evaluating": 0, "checkpointing": 0}
+    assert clock.working_seconds() == 33.5
+
+
+def test_a_loop_that_is_left_early_goes_on_as_training(time: Time) -> None:
+    clock = PhaseClock()
+    for _ in clock.waiting([1, 2, 3]):
+        break
+    time.now += 5
+    assert clock.read()["training"] == 5
+
+
+def test_a_resumed_clock_goes_on_from_its_checkpoint(time: Time) -> None:
+    clock = PhaseClock({"training": 5.0, "data": 1.0})
+    time.now += 2
+    assert clock.read() == {"training": 7, "data": 1, "evaluating": 0, "checkpointing": 0}
+
+
+def test_throughput_leaves_out_the_first_step_and_all_that_is_not_training(time: Time) -> None:
+    clock, throughput = PhaseClock(), Throughput()
+    assert throughput.first_step_at is None
+    time.now += 60  # the first step waits for everything
+    throughput.count(64, clock)
+    assert throughput.first_step_at is not None
+    assert (throughput.overall(), throughput.recent()) == (None, None)
+    time.now += 2
+    throughput.count(128, clock)
+    assert throughput.recent() == 32
+    assert throughput.recent() is None
+    with clock.phase("evaluating"):
+        time.now += 100
+    time.now += 1
+    throughput.count(192, clock)
+    assert throughput.recent() == 64
+    assert throughput.overall() == pytest.approx(128 / 3, abs=0.05)
+
+
+# -- metrics.jsonl -----------------------------------------------------------------------------------------------------
+
+
+def test_a_line_holds_step_epoch_split_time_and_values(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write("train", 3, 1 / 3, {"loss": 0.5, "samples_per_s": None})
+        [line] = read_metrics((tmp_path / "metrics.jsonl").read_text())  # there at once
+    seconds = line.pop("time")
+    assert seconds > 1.7e9
+    assert line == {"step": 3, "epoch": 0.3333, "split": "train", "loss": 0.5, "samples_per_s": None}
+
+
+def recorded(folder: Path) -> list[int]:
+    return [line["step"] for line in read_metrics((folder / "metrics.jsonl").read_text())]
+
+
+def test_a_resumed_run_forgets_the_steps_that_it_takes_again(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        for step in range(1, 6):
+            log.write("train", step, 0.0, {"loss": 1.0})
+    with MetricsLog(tmp_path, resume_step=3, tensorboard=False) as log:
+        assert recorded(tmp_path) == [1, 2, 3]
+        log.write("train", 4, 0.0, {"loss": 2.0})
+    assert recorded(tmp_path) == [1, 2, 3, 4]
+    with MetricsLog(tmp_path, tensorboard=False):
+        assert recorded(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl')
+    assert recorded(tmp_path) == [1]
+    with MetricsLog(tmp_path, resume_step=2, tensorboard=False) as log:
+        log.write("train", 3, 0.0, {})
+    assert recorded(tmp_path) == [1, 3]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_metrics_survive_a_kill_while_they_are_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write("train", 1, 0.0, {})
+    write_text = Path.write_text
+
+    def killed_half_way(self: Path, text: str) -> int:
+        write_text(self, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(tmp_path, resume_step=1, tensorboard=False)
+    assert recorded(tmp_path) == [1]
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.write("test", 7, 1.0, {"accuracy": 0.5, "nothing": None})
+    [events] = (tmp_path / "tensorboard").glob("events.*")
+    content = events.read_bytes()
+    assert b"test/accuracy" in content
+    assert b"nothing" not in content
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_file_takes_raytorchs_messages_and_warnings_while_the_block_runs(tmp_path: Path) -> None:
+    path, logger = tmp_path / "logs" / "rank-0.log", logging.getLogger("raytorch")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    with warnings.catch_warnings(action="always"), log_to_file(path) as log:
+        log.info("in the block")
+        warnings.warn("a warning", stacklevel=1)
+    assert (logger.level, logger.propagate, logger.handlers) == before
+    logger.error("after the block")
+    with log_to_file(path):
+        logger.info("again")
+    text = path.read_text()
+    assert [line.partition(" INFO ")[2] for line in text.splitlines() if " INFO " in line] == ["in the block", "again"]
+    assert "UserWarning: a warning" in text
+    assert "after the block" not in text
+
+
+def test_versions_name_what_decides_the_numbers() -> None:
+    assert versions().keys() == {"python", "raytorch", "torch", "torchvision", "ray", "numpy"}

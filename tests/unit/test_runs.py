@@ -1,0 +1,252 @@
+"""Planning, finding and listing runs."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytorch.config import RunConfig
+from raytorch.config_file import dump
+from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError, UserError
+from raytorch.runs import (
+    RunPlan,
+    find_run,
+    latest_checkpoint,
+    list_runs,
+    plan_resume,
+    plan_run,
+    read_history,
+    read_summary,
+)
+from raytorch.storage import RunFolder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return RunConfig(name="digits", epochs=1, storage=str(tmp_path / "runs"))
+
+
+def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
+    """A checkpoint whose manifest says that it has ``files`` of so many bytes; each has three."""
+    path = Path(folder.path, f"checkpoint_{step:08d}")
+    path.mkdir(parents=True)
+    for name in files:
+        (path / name).write_bytes(b"abc")
+    (path / "checkpoint.json").write_text(json.dumps({"files": files}))
+    return path
+
+
+def started(config: RunConfig, name: str = "mine") -> RunFolder:
+    """A run of which the configuration and a checkpoint are there."""
+    plan = plan_run(config, name)
+    plan.folder.write_text("config.yaml", dump(plan.config))
+    add_checkpoint(plan.folder, 5, {"model.safetensors": 3})
+    return plan.folder
+
+
+# -- new runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_a_name_and_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig.model_validate({"data": {"name": "mnist", "root": "data"}, "epochs": 1})
+    plan = plan_run(config, "mine")
+    assert plan.config.model_dump() == config.model_dump() | {
+        "name": "mine",
+        "storage": f"{tmp_path}/runs",
+        "data": config.data.model_dump() | {"root": f"{tmp_path}/data"},
+    }
+    assert plan.resume_from is None
+    assert str(plan.folder) == f"{tmp_path}/runs/mine"
+    assert not (tmp_path / "runs").exists()  # planning writes nothing
+
+
+def test_a_run_without_a_name_takes_the_configurations_and_the_time(config: RunConfig) -> None:
+    assert re.fullmatch(r"digits-\d{8}-\d{6}", plan_run(config).config.name)
+
+
+def test_the_time_fits_behind_the_longest_name(config: RunConfig) -> None:
+    name = plan_run(config.model_copy(update={"name": "x" * 128})).config.name
+    assert len(name) == 128
+    assert re.fullmatch(r"x+-\d{8}-\d{6}", name)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-x", "a b", "x" * 129, "é", "x\n"])
+def test_a_name_that_is_no_folder_everywhere_is_refused(config: RunConfig, name: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        plan_run(config, name)
+    assert str(failure.value) == (
+        f"--name {name}: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+    )
+
+
+def test_a_name_that_is_taken_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    started(config)
+    with pytest.raises(RunExistsError) as failure:
+        plan_run(config, "mine")
+    assert str(failure.value) == (
+        f"{tmp_path}/runs/mine exists already; take another --name, or continue it with --resume mine"
+    )
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_complete_checkpoint_counts(config: RunConfig) -> None:
+    folder = plan_run(config, "mine").folder
+    assert latest_checkpoint(folder) is None
+    add_checkpoint(folder, 9, {"model.safetensors": 3, "state.pt": 3})
+    complete = add_checkpoint(folder, 10, {"model.safetensors": 3, "state.pt": 3})
+    add_checkpoint(folder, 20, {"model.safetensors": 3, "state.pt": 4})  # cut short
+    (add_checkpoint(folder, 30, {"model.safetensors": 3, "state.pt": 3}) / "state.pt").unlink()
+    (add_checkpoint(folder, 40, {"model.safetensors": 3}) / "checkpoint.json").unlink()
+    (add_checkpoint(folder, 50, {"model.safetensors": 3}) / "checkpoint.json").write_text('{"files": {')
+    (add_checkpoint(folder, 60, {"model.safetensors": 3}) / "checkpoint.json").write_text("{}")
+    Path(folder.path, ".saving-70").mkdir()
+    Path(folder.path, "checkpoint_00000080").write_text("a file")
+    assert latest_checkpoint(folder) == complete.name == "checkpoint_00000010"
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_resumed_by_name_or_path_with_its_own_configuration(config: RunConfig, tmp_path: Path) -> None:
+    started(config)
+    expected = RunPlan(plan_run(config, "other").config.model_copy(update={"name": "mine"}), "checkpoint_00000005")
+    assert plan_resume("mine", storage=config.storage) == expected
+    assert plan_resume(f"{tmp_path}/runs/mine") == expected
+    assert plan_resume(f"{tmp_path}/runs/mine/") == expected
+
+
+def test_a_changed_configuration_keeps_the_runs_name_and_place(config: RunConfig) -> None:
+    folder = started(config)
+    more = config.model_copy(update={"epochs": 9, "storage": "elsewhere", "name": "ignored"})
+    plan = plan_resume(folder.path, more)
+    assert (plan.config.epochs, str(plan.folder)) == (9, str(folder))
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(config: RunConfig, tmp_path: Path) -> None:
+    folder = started(config)
+    (tmp_path / "archive").mkdir()
+    shutil.move(folder.path, tmp_path / "archive" / "renamed")
+    plan = plan_resume(f"{tmp_path}/archive/renamed")
+    assert str(plan.folder) == f"{tmp_path}/archive/renamed"
+    assert plan.config.name == "renamed"
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("data", {"data": {"name": "digits", "augment": {"flip": True}}}),
+        ("model", {"model": {"name": "mlp", "hidden": [8]}}),
+        ("seed", {"seed": 1}),
+        ("batch_size", {"batch_size": 8}),
+    ],
+)
+def test_what_a_resumed_run_cannot_change(config: RunConfig, part: str, changes: dict[str, Any]) -> None:
+    folder = started(config)
+    other = RunConfig.model_validate(config.model_dump() | changes)
+    with pytest.raises(ConfigError) as failure:
+        plan_resume("mine", other)
+    assert str(failure.value) == (
+        f"{part} differs from the run that is resumed ({folder.path}/config.yaml); it cannot change"
+    )
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError) as failure:
+        plan_resume("nothing", storage=str(tmp_path))
+    assert str(failure.value) == f"no run nothing in {tmp_path}; 'raytorch runs --storage {tmp_path}' lists them"
+    with pytest.raises(RunNotFoundError, match=f"^no run nothing in {tmp_path}/sub; "):
+        find_run(f"{tmp_path}/sub/nothing", "runs")
+
+
+def test_a_run_without_a_checkpoint_cannot_be_resumed(config: RunConfig) -> None:
+    folder = started(config)
+    folder.delete("checkpoint_00000005")
+    with pytest.raises(RunNotFoundError) as failure:
+        plan_resume(folder.path)
+    assert str(failure.value) == (
+        f"{folder.path} holds no complete checkpoint to resume from; start it again under a new --name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [", "/config.yaml is not YAML; correct it to resume the run: while parsing"),
+        (
+            "epochs: 1\nseed: x",
+            "/config.yaml does not fit this raytorch; correct it to resume the run: seed: Input should be a valid int",
+        ),
+    ],
+)
+def test_a_configuration_that_was_damaged_is_named(config: RunConfig, text: str, message: str) -> None:
+    folder = started(config)
+    folder.write_text("config.yaml", text)
+    with pytest.raises(ConfigError) as failure:
+        plan_resume(folder.path)
+    assert str(failure.value).startswith(folder.path + message)
+
+
+# -- listing -----------------------------------------------------------------------------------------------------------
+
+
+def summarized(config: RunConfig, name: str, **summary: Any) -> None:
+    started(config, name).write_json("summary.json", {"name": name, **summary})
+
+
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process.pid
+
+
+def test_runs_are_listed_with_their_states_from_the_oldest_on(config: RunConfig) -> None:
+    host = socket.gethostname()
+    summarized(config, "c", started="2026-03-01", state="running", driver={"host": host, "pid": os.getpid()})
+    summarized(config, "b", started="2026-02-01", state="running", driver={"host": host, "pid": ended_process()})
+    summarized(config, "a", started="2026-04-01", state="running", driver={"host": "another", "pid": ended_process()})
+    summarized(config, "d", started="2026-01-01", state="failed", driver={"host": host, "pid": ended_process()})
+    assert [(run["name"], run["state"]) for run in list_runs(config.storage)] == [
+        ("d", "failed"),
+        ("b", "lost"),
+        ("c", "running"),
+        ("a", "running"),
+    ]
+
+
+@pytest.mark.parametrize("text", [None, "", '{"state": '])
+def test_a_run_whose_summary_is_missing_or_damaged_is_lost(config: RunConfig, text: str | None) -> None:
+    folder = started(config)
+    if text is not None:
+        folder.write_text("summary.json", text)
+    lost = {"name": "mine", "path": folder.path, "state": "lost", "started": ""}
+    assert read_summary(folder) == lost
+    assert list_runs(config.storage) == [lost]
+
+
+def test_other_folders_and_files_are_no_runs(config: RunConfig, tmp_path: Path) -> None:
+    assert list_runs(config.storage) == []
+    (tmp_path / "runs" / "notes").mkdir(parents=True)
+    (tmp_path / "runs" / "config.yaml").write_text("")
+    assert list_runs(config.storage) == []
+
+
+def test_a_storage_that_is_a_file_has_no_runs_to_list(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"^{tmp_path}/file cannot be used: .*; check the storage and your access"):
+        list_runs(str(tmp_path / "file"))
+
+
+def test_a_run_that_recorded_nothing_has_no_history(config: RunConfig) -> None:
+    folder = started(config)
+    assert read_history(folder) == []
+    folder.write_text("metrics.jsonl", '{"step": 1}\n')
+    assert read_history(folder) == [{"step": 1}]

@@ -1,0 +1,190 @@
+"""A run's folder on a local disk and on storage that is not local, where files cannot grow."""
+
+import os
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from raytorch import storage
+from raytorch.errors import RunNotFoundError, UserError
+from raytorch.storage import LiveFiles, RunFolder, absolute, join, open_storage, split
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run's folder on a file system that is not pyarrow's local one; its files are to be seen below ``tmp_path``."""
+    bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, "bucket/runs"))
+    return RunFolder("s3://bucket/runs", "far")
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+def test_paths_become_absolute_and_uris_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert absolute("runs") == f"{tmp_path}/runs"
+    assert absolute("~/runs") == "/home/me/runs"
+    assert absolute("s3://bucket/runs") == "s3://bucket/runs"
+
+
+def test_the_home_of_nobody_is_the_users_to_change() -> None:
+    with pytest.raises(UserError) as failure:
+        absolute("~no_such_user/runs")
+    assert str(failure.value) == "~no_such_user/runs: there is no such user; give the folder in full"
+
+
+@pytest.mark.parametrize(
+    ("store", "address"),
+    [
+        ("/data/runs", "/data/runs/mine"),
+        ("/", "/mine"),
+        ("s3://bucket/runs", "s3://bucket/runs/mine"),
+        ("s3://bucket/runs?region=eu", "s3://bucket/runs/mine?region=eu"),
+    ],
+)
+def test_join_and_split_are_each_others_reverse(store: str, address: str) -> None:
+    assert join(store, "mine") == address
+    assert split(address) == (store, "mine")
+
+
+def test_a_trailing_slash_does_not_count() -> None:
+    assert join("/data/runs/", "mine") == "/data/runs/mine"
+    assert split("/data/runs/mine/") == ("/data/runs", "mine")
+
+
+def test_an_unknown_scheme_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError) as failure:
+        open_storage("bogus://bucket/runs")
+    assert str(failure.value) == (
+        "storage 'bogus://bucket/runs' cannot be opened: Unrecognized filesystem type in URI: bogus://bucket/runs; "
+        "give a folder or a URI such as s3://bucket/runs"
+    )
+
+
+def test_a_reason_of_many_lines_is_cut_to_its_first() -> None:
+    with pytest.raises(UserError) as failure:
+        open_storage("hdfs://nowhere:1/runs")  # pyarrow lists all places where it looked for Java
+    assert "\n" not in str(failure.value)
+
+
+# -- a local folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder_prints_as_its_path(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "runs"), "mine")
+    assert folder.is_local
+    assert str(folder) == folder.path == f"{tmp_path}/runs/mine"
+    assert RunFolder(f"file://{tmp_path}/runs", "mine").path == folder.path
+
+
+def test_files_are_written_read_and_deleted(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "mine")
+    assert not folder.exists()
+    assert folder.folders() == []
+    folder.write_json("summary.json", {"state": "running", "name": "größer"})
+    folder.write_text("logs.txt", "one")
+    assert folder.exists()
+    assert folder.exists("summary.json")
+    assert folder.read_json("summary.json") == {"state": "running", "name": "größer"}
+    (tmp_path / "mine" / "b" / "deep").mkdir(parents=True)
+    (tmp_path / "mine" / "a").mkdir()
+    assert folder.folders() == ["a", "b"]
+    folder.delete("b")
+    folder.delete("summary.json")
+    folder.delete("was never there")
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["a", "logs.txt"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "mine")
+    folder.write_text("summary.json", "old")
+    with (tmp_path / "mine" / "summary.json").open() as reader:
+        folder.write_text("summary.json", "new")
+        assert reader.read() == "old"  # the old file was replaced, not written over
+    assert folder.read_text("summary.json") == "new"
+    assert os.listdir(tmp_path / "mine") == ["summary.json"]
+
+
+def test_a_missing_file_says_where_to_look(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError) as failure:
+        RunFolder(str(tmp_path), "mine").read_text("config.yaml")
+    assert str(failure.value) == (
+        f"{tmp_path}/mine/config.yaml does not exist; 'raytorch runs' lists the runs of a storage"
+    )
+
+
+def test_a_storage_that_is_a_file_is_the_users_to_change(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("not a folder")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/runs/mine cannot be used: .*[Nn]ot a directory"):
+        RunFolder(str(tmp_path / "runs"), "mine").write_text("config.yaml", "")
+
+
+def test_live_files_of_a_local_run_are_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "mine")
+    with LiveFiles(folder) as files:
+        assert str(files.path) == folder.path
+        folder.write_text("metrics.jsonl", "{}\n")
+        assert files.extend("metrics.jsonl").read_text() == "{}\n"
+        files.sync()
+    assert folder.read_text("metrics.jsonl") == "{}\n"
+
+
+# -- storage that is not local -----------------------------------------------------------------------------------------
+
+
+def test_pyarrows_own_mock_is_not_local() -> None:
+    folder = RunFolder("mock:///runs", "far")
+    assert not folder.is_local
+    folder.write_json("summary.json", {"state": "running"})
+    folder.write_json("summary.json", {"state": "finished"})
+    assert folder.read_json("summary.json") == {"state": "finished"}
+    assert folder.exists("summary.json")
+    assert not folder.exists("summary.json.partial")
+    folder.delete("summary.json")
+    assert not folder.exists("summary.json")
+
+
+def test_a_folder_elsewhere_prints_as_a_uri_that_finds_it_again(remote: RunFolder) -> None:
+    assert not remote.is_local
+    assert str(remote) == "s3://bucket/runs/far"
+    assert remote.file("logs") == "bucket/runs/far/logs"
+
+
+def test_live_files_are_sent_and_their_copy_removed(remote: RunFolder, tmp_path: Path) -> None:
+    with LiveFiles(remote) as files:
+        copy = files.path
+        log = files.extend("logs/rank-0.log")
+        log.parent.mkdir()
+        log.write_text("one\n")
+        files.sync()
+        assert remote.read_text("logs/rank-0.log") == "one\n"
+        log.write_text("one\ntwo\n")
+    assert (tmp_path / "bucket/runs/far/logs/rank-0.log").read_text() == "one\ntwo\n"
+    assert not copy.exists()
+
+
+def test_the_next_attempt_extends_what_was_sent(remote: RunFolder) -> None:
+    remote.write_text("metrics.jsonl", '{"step": 1}\n')
+    with LiveFiles(remote) as files, files.extend("metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 2}\n')
+    assert remote.read_text("metrics.jsonl") == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_worker_never_sends_a_file_that_another_writes(remote: RunFolder) -> None:
+    remote.write_text("metrics.jsonl", "of the attempt before\n")
+    with LiveFiles(remote) as of_rank_1, LiveFiles(remote) as of_rank_0:
+        of_rank_0.extend("metrics.jsonl").write_text("newest\n")
+        of_rank_0.sync()
+        (of_rank_1.path / "rank-1.log").write_text("")
+        of_rank_1.sync()
+        assert remote.read_text("metrics.jsonl") == "newest\n"
+
+
+def test_live_files_are_sent_when_the_run_fails(remote: RunFolder) -> None:
+    with pytest.raises(ZeroDivisionError), LiveFiles(remote) as files:  # noqa: PT012
+        (files.path / "rank-0.log").write_text("why\n")
+        raise ZeroDivisionError
+    assert remote.read_text("rank-0.log") == "why\n"
