@@ -12,6 +12,7 @@ saves leaves no checkpoint rather than half of one.
 
 import json
 import logging
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from uuid import uuid4
 
 import ray.train
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -100,34 +102,56 @@ class SavedState:
     """A checkpoint in a local folder.
 
     Raises:
-        CheckpointError: A file is missing, cut short, or of another format.
+        CheckpointError: A file is missing, cut short, damaged, or of another format.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.manifest: dict[str, Any] = json.loads(self._checked(CHECKPOINT_MANIFEST).read_text())
-        if self.manifest["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has format {self.manifest['format']}; this raytorch reads format {FORMAT}")
+        path = self._existing(CHECKPOINT_MANIFEST)
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text())
+            version, self._sizes = self.manifest["format"], dict(self.manifest["files"])
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{path} is damaged; resume from another checkpoint of the run") from None
+        if version != FORMAT:
+            raise CheckpointError(f"{folder} has format {version}; this raytorch reads format {FORMAT}")
 
     def model(self, device: torch.device) -> dict[str, Tensor]:
         """The model's state dict on ``device``."""
-        return load_file(self._checked(MODEL_FILE), device=str(device))
+        path = self._checked(MODEL_FILE)
+        with _refusing_damage(path):
+            return load_file(path, device=str(device))
 
     def state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """What was given as ``state`` when it was saved."""
-        state: dict[str, Any] = torch.load(self._checked(STATE_FILE), map_location=device, weights_only=True)
+        path = self._checked(STATE_FILE)
+        with _refusing_damage(path):
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         return state
 
-    def _checked(self, name: str) -> Path:
+    def _existing(self, name: str) -> Path:
         path = self._folder / name
         if not path.exists():
             raise CheckpointError(f"{path} is missing; resume from another checkpoint of the run")
-        expected = path.stat().st_size if name == CHECKPOINT_MANIFEST else self.manifest["files"][name]
-        if path.stat().st_size != expected:
-            raise CheckpointError(
-                f"{path} has {path.stat().st_size} bytes instead of {expected}; resume from another checkpoint"
-            )
         return path
+
+    def _checked(self, name: str) -> Path:
+        path = self._existing(name)
+        size, expected = path.stat().st_size, self._sizes.get(name)
+        if size != expected:
+            raise CheckpointError(f"{path} has {size} bytes instead of {expected}; resume from another checkpoint")
+        return path
+
+
+@contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path} is damaged, or holds what a checkpoint may not ({reason}); resume from another checkpoint"
+        ) from None
 
 
 def _stage(folder: RunFolder, model: nn.Module, state: dict[str, Any], manifest: dict[str, Any]) -> Path:

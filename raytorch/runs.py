@@ -101,7 +101,7 @@ def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
     """Whether all files that a checkpoint's manifest lists are there in full size."""
     try:
         sizes = folder.read_json(f"{name}/{CHECKPOINT_MANIFEST}")["files"]
-    except (RunNotFoundError, ValueError, KeyError):  # not there, no longer there, or damaged
+    except (RunNotFoundError, ValueError, KeyError, TypeError):  # not there, no longer there, or damaged
         return False
     infos = folder.filesystem.get_file_info([folder.file(f"{name}/{file}") for file in sizes])
     return all(info.size == size for info, size in zip(infos, sizes.values(), strict=True))

@@ -1,4 +1,4 @@
-"""Processes are killed; runs end as if nothing had happened."""
+"""Processes are killed and interrupted; runs end as if nothing had happened."""
 
 import os
 import signal
@@ -69,6 +69,25 @@ def test_a_command_that_is_killed_leaves_a_run_to_resume(small_config: Path, tmp
     subprocess.run([*raytorch, "--resume", folder.path], check=True)
     assert read_summary(folder)["state"] == "finished"
     assert_bitwise_equal(weights(RunFolder(str(tmp_path / "runs"), "whole")), weights(folder))
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path: Path) -> None:
+    raytorch = [str(Path(sys.executable).parent / "raytorch"), "train"]
+    folder = RunFolder(str(tmp_path / "runs"), "stopped")
+    command = [*raytorch, str(small_config), "--set", "epochs=2000", "--name", "stopped"]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        try:
+            wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, running)
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it as well
+            output, errors = running.communicate(timeout=120)
+        finally:
+            running.kill()
+    assert running.returncode == 130, errors
+    assert "stopping after a last checkpoint" in errors.decode()
+    assert f"raytorch train --resume {folder.path}" in output.decode()
+    summary = read_summary(folder)
+    assert summary["state"] == "stopped"
+    assert latest_checkpoint(folder) == f"checkpoint_{summary['step']:08d}"
 
 
 def wait_until(condition: Any, command: subprocess.Popen[bytes]) -> None:

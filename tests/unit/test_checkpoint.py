@@ -169,7 +169,7 @@ class Hostile:
         return os.mkdir, (str(self.trace),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
 def test_a_hostile_state_runs_nothing(local: RunFolder, tmp_path: Path, write: Any) -> None:
     trace, path = tmp_path / "was-here", save(local, tmp_path)
     write(Hostile(trace), path / "state.pt")

@@ -1,0 +1,83 @@
+"""Write docs/configuration.md from the schema: python docs/configuration.py"""
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from raytorch.config import RunConfig
+
+TARGET = Path(__file__).with_suffix(".md")
+HEADER = """# Configuration
+
+Every key of a run's file, its default, and what it means. This page is written by `python docs/configuration.py`.
+A section with variants takes the variant's name, and its name alone stands for all defaults: `optimizer: adamw`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEADER.rstrip(), *_table("Run", RunConfig, ""), *_sections()]
+    return "\n".join(lines).replace("``", "`") + "\n"
+
+
+def _sections() -> Iterator[str]:
+    for key, field in RunConfig.model_fields.items():
+        for model in _models(field.annotation):
+            name = model.model_fields.get("name")
+            title = f"`{key}: {name.default}`" if name and get_origin(name.annotation) is Literal else f"`{key}`"
+            if title == "`loss: cross_entropy`":
+                title = "`loss`"
+            yield from _table(title, model, f"{key}.")
+
+
+def _table(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
+    yield f"\n## {title}\n"
+    yield f"{' '.join((model.__doc__ or '').split())}\n"
+    rows = list(_rows(model, prefix))
+    if rows:
+        yield "| key | default | |\n|---|---|---|"
+        yield from rows
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        nested = _models(field.annotation)
+        if prefix and nested and not isinstance(field.default, int):
+            yield from _rows(nested[0], f"{prefix}{key}.")
+        elif not (prefix and key == "name" and len(get_args(field.annotation)) == 1):
+            yield f"| `{prefix}{key}` | {_default(field, nested)} | {_description(field)} |"
+
+
+def _description(field: FieldInfo) -> str:
+    choices = (
+        [f"`{choice}`" for choice in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
+    )
+    text = " ".join((field.description or "").split())
+    return f"{text} One of {', '.join(choices)}." if choices else text
+
+
+def _default(field: FieldInfo, nested: list[type[BaseModel]]) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "required"
+    if nested and isinstance(value, BaseModel):
+        return f"`{value.name}`" if hasattr(value, "name") else "below"
+    return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation admits."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page())

@@ -1,0 +1,86 @@
+"""The schema of a run: one YAML file, checked in full before anything starts.
+
+Imports neither torch nor ray, so that ``raytorch validate`` answers at once. Reading files, overrides and messages are
+in :mod:`raytorch.config_file`.
+"""
+
+from raytorch.config.data import (
+    Augment,
+    Cifar10Data,
+    Data,
+    DigitsData,
+    ImageData,
+    MnistData,
+    MnistStripsData,
+    MovingMnistData,
+    StoredData,
+)
+from raytorch.config.models import (
+    AttentionModel,
+    Conv3dModel,
+    ConvNetModel,
+    MlpModel,
+    Model,
+    ResNet18Model,
+    RnnModel,
+    Seq2SeqModel,
+    VitModel,
+)
+from raytorch.config.optimization import (
+    Adam,
+    AdamW,
+    ConstantSchedule,
+    CosineSchedule,
+    Loss,
+    OneCycleSchedule,
+    Optimizer,
+    RmsProp,
+    Schedule,
+    Sgd,
+    StepSchedule,
+    Warmup,
+)
+from raytorch.config.run import Checkpointing, Failure, Logging, RunConfig, RunName, Scaling, WorkerRange
+from raytorch.config.section import ConflictError, Section
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "AttentionModel",
+    "Augment",
+    "Checkpointing",
+    "Cifar10Data",
+    "ConflictError",
+    "ConstantSchedule",
+    "Conv3dModel",
+    "ConvNetModel",
+    "CosineSchedule",
+    "Data",
+    "DigitsData",
+    "Failure",
+    "ImageData",
+    "Logging",
+    "Loss",
+    "MlpModel",
+    "MnistData",
+    "MnistStripsData",
+    "Model",
+    "MovingMnistData",
+    "OneCycleSchedule",
+    "Optimizer",
+    "ResNet18Model",
+    "RmsProp",
+    "RnnModel",
+    "RunConfig",
+    "RunName",
+    "Scaling",
+    "Schedule",
+    "Section",
+    "Seq2SeqModel",
+    "Sgd",
+    "StepSchedule",
+    "StoredData",
+    "VitModel",
+    "Warmup",
+    "WorkerRange",
+]

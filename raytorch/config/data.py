@@ -1,0 +1,94 @@
+"""Data sets."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from raytorch.config.section import ConflictError, Section
+
+
+class Augment(Section):
+    """Random changes to training images, drawn anew for every sample of every epoch."""
+
+    crop: NonNegativeInt = 0
+    """Pixels of zero padding on each side before a random crop back to the original size; 0 turns it off."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+
+
+class ImageData(Section):
+    """What all image data sets share."""
+
+    name: str
+    """The data set."""
+    train_samples: PositiveInt | None = None
+    """Samples of the training split to use, from its start; all of them by default."""
+    test_samples: PositiveInt | None = None
+    """Samples of the test split to use, from its start; all of them by default."""
+    augment: Augment = Augment()
+    """Random changes to training images."""
+
+
+class StoredData(ImageData):
+    """An image data set that is read from files."""
+
+    root: str = "data"
+    """Folder that holds the data set's files, in the layout that torchvision uses; ``~`` is expanded."""
+    download: bool = False
+    """Download missing files into ``root`` through torchvision, which verifies their checksums."""
+
+
+class DigitsData(ImageData):
+    """scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels, 10 classes; needs no download."""
+
+    name: Literal["digits"] = "digits"
+    """The data set."""
+
+
+class MnistData(StoredData):
+    """MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels, 10 classes."""
+
+    name: Literal["mnist"] = "mnist"
+    """The data set."""
+
+
+class Cifar10Data(StoredData):
+    """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels, 10 classes; python or binary layout."""
+
+    name: Literal["cifar10"] = "cifar10"
+    """The data set."""
+
+
+class MovingMnistData(StoredData):
+    """Clips of one MNIST digit that drifts over a larger canvas and bounces off its walls, 10 classes."""
+
+    name: Literal["moving_mnist"] = "moving_mnist"
+    """The data set."""
+    frames: Annotated[int, Field(ge=2)] = 6
+    """Frames per clip."""
+    canvas: Annotated[int, Field(ge=28)] = 36
+    """Height and width of a frame, in pixels."""
+
+
+class MnistStripsData(StoredData):
+    """Strips of several MNIST digits side by side, to be written out as a sequence of digits."""
+
+    name: Literal["mnist_strips"] = "mnist_strips"
+    """The data set."""
+    min_digits: PositiveInt = 2
+    """Fewest digits on a strip."""
+    max_digits: PositiveInt = 4
+    """Most digits on a strip; shorter strips are blank at the right."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MnistStripsData":
+        if self.min_digits > self.max_digits:
+            raise ConflictError(
+                f"min_digits ({self.min_digits}) must not exceed max_digits ({self.max_digits})",
+                "min_digits",
+                "max_digits",
+            )
+        return self
+
+
+Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData, Field(discriminator="name")]

@@ -1,0 +1,113 @@
+"""Models."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from raytorch.config.section import ConflictError, Fraction, Section
+
+
+class MlpModel(Section):
+    """Fully connected layers with ReLU on the flattened image."""
+
+    name: Literal["mlp"] = "mlp"
+    """The model."""
+    hidden: Annotated[list[PositiveInt], Field(min_length=1)] = [128]
+    """Width of each hidden layer."""
+    dropout: Fraction = 0.0
+    """Probability that a hidden unit is dropped in training."""
+
+
+class ConvNetModel(Section):
+    """3 x 3 convolutions, each followed by ReLU and 2 x 2 max-pooling, then one linear layer."""
+
+    name: Literal["convnet"] = "convnet"
+    """The model."""
+    channels: Annotated[list[PositiveInt], Field(min_length=1)] = [32, 64]
+    """Output channels of each convolution; every entry halves the image's height and width."""
+    dropout: Fraction = 0.0
+    """Probability that a feature is dropped before the linear layer, in training."""
+
+
+class ResNet18Model(Section):
+    """torchvision's ResNet-18, with a 3 x 3 stem and no first pooling for images of up to 64 pixels."""
+
+    name: Literal["resnet18"] = "resnet18"
+    """The model."""
+
+
+class RnnModel(Section):
+    """A recurrent network that reads an image row by row and classifies its last state."""
+
+    name: Literal["rnn"] = "rnn"
+    """The model."""
+    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    """Kind of recurrent layer: torch.nn.RNN (tanh), LSTM or GRU."""
+    hidden: PositiveInt = 128
+    """Width of the hidden state."""
+    layers: PositiveInt = 1
+    """Stacked recurrent layers."""
+    bidirectional: bool = False
+    """Read the rows in both directions."""
+    dropout: Fraction = 0.0
+    """Probability that an output is dropped between stacked layers, in training."""
+
+
+class AttentionModel(Section):
+    """What the transformers share."""
+
+    name: str
+    """The model."""
+    dim: PositiveInt = 64
+    """Width of a token's embedding; a multiple of ``heads``."""
+    heads: PositiveInt = 4
+    """Attention heads."""
+    feedforward: PositiveInt = 128
+    """Width of the feed-forward layer inside a block."""
+    dropout: Fraction = 0.0
+    """Probability that an activation is dropped in training."""
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> "AttentionModel":
+        if self.dim % self.heads:
+            raise ConflictError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})", "dim", "heads")
+        return self
+
+
+class VitModel(AttentionModel):
+    """A small vision transformer: patches, positional encoding, encoder layers, attention pooling."""
+
+    name: Literal["vit"] = "vit"
+    """The model."""
+    patch: PositiveInt = 4
+    """Height and width of a patch, in pixels; must divide the image's."""
+    layers: PositiveInt = 4
+    """Encoder layers."""
+
+
+class Conv3dModel(Section):
+    """3 x 3 x 3 convolutions over time and space, each with batch normalization, ReLU, pooling; then a linear layer."""
+
+    name: Literal["conv3d"] = "conv3d"
+    """The model."""
+    channels: Annotated[list[PositiveInt], Field(min_length=1)] = [16, 32, 64]
+    """Output channels of each convolution; every entry halves the frames' height and width."""
+
+
+class Seq2SeqModel(AttentionModel):
+    """An encoder-decoder transformer: reads an image as columns of pixels and writes a sequence of digits."""
+
+    name: Literal["seq2seq"] = "seq2seq"
+    """The model."""
+    columns: PositiveInt = 4
+    """Width of the image slice that becomes one input token, in pixels; must divide the image's width."""
+    encoder_layers: PositiveInt = 2
+    """Encoder layers."""
+    decoder_layers: PositiveInt = 2
+    """Decoder layers."""
+
+
+Model = Annotated[
+    MlpModel | ConvNetModel | ResNet18Model | RnnModel | VitModel | Conv3dModel | Seq2SeqModel,
+    Field(discriminator="name"),
+]

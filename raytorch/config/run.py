@@ -1,0 +1,201 @@
+"""A run: what to train, on what, how, and with which resources."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+
+from raytorch.config.data import Data, DigitsData
+from raytorch.config.models import MlpModel, Model
+from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, Optimizer, Schedule
+from raytorch.config.section import ConflictError, Section, name_alone
+
+
+class WorkerRange(Section):
+    """How few and how many workers an elastic run may have."""
+
+    min: PositiveInt
+    """Fewest workers to go on with."""
+    max: PositiveInt
+    """Most workers to use when the cluster has room."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WorkerRange":
+        if self.min > self.max:
+            raise ConflictError(f"min ({self.min}) must not exceed max ({self.max})", "min", "max")
+        return self
+
+
+def _workers_kind(value: Any) -> str:
+    """Choose by form, so that a mistake is reported against the form that was meant."""
+    return "range" if isinstance(value, dict | WorkerRange) else "number"
+
+
+class Scaling(Section):
+    """How many workers, and what each of them holds."""
+
+    workers: Annotated[
+        Annotated[PositiveInt, Tag("number")] | Annotated[WorkerRange, Tag("range")], Discriminator(_workers_kind)
+    ] = 1
+    """Worker processes; ``{min: 1, max: 4}`` makes the run elastic."""
+    cpus_per_worker: PositiveFloat = 1
+    """CPU cores reserved for each worker, and its number of threads."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] = 0
+    """GPUs for each worker: 0 trains on CPUs, a fraction shares one GPU."""
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """Collective communication: auto takes NCCL where each worker holds a GPU of its own, else gloo."""
+    timeout_s: PositiveInt = 1800
+    """Seconds after which a collective operation that makes no progress fails."""
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest workers that the run may have."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """Most workers that the run may have."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def resolved_backend(self) -> Literal["nccl", "gloo"]:
+        """The backend that ``auto`` stands for."""
+        if self.backend != "auto":
+            return self.backend
+        return "nccl" if self.gpus_per_worker == 1 else "gloo"
+
+    @model_validator(mode="after")
+    def _backend_fits_devices(self) -> "Scaling":
+        if self.backend == "nccl" and self.gpus_per_worker < 1:
+            raise ConflictError(
+                "backend nccl needs gpus_per_worker: 1 (a GPU of its own for each worker); use gloo or auto",
+                "backend",
+                "gpus_per_worker",
+            )
+        return self
+
+
+class Checkpointing(Section):
+    """When the run's state is saved, and what is kept."""
+
+    every_epochs: PositiveInt | None = 1
+    """Epochs between two checkpoints; null saves only by steps. The end of a run always saves."""
+    every_steps: PositiveInt | None = None
+    """Optimizer steps between two checkpoints within an epoch; null saves only by epochs."""
+    keep: PositiveInt = 2
+    """Checkpoints to keep: the best, and always the latest."""
+    best_by: Literal["accuracy", "loss"] = "accuracy"
+    """Test metric by which checkpoints are ranked; checkpoints within an epoch rank below all evaluated ones."""
+
+
+class Failure(Section):
+    """What happens when a worker is lost."""
+
+    max_restarts: Annotated[int, Field(ge=-1)] = 3
+    """Restarts from the latest checkpoint after lost workers; -1 for no limit. Errors in code are not retried."""
+
+
+class Logging(Section):
+    """What a run records while it trains."""
+
+    every_steps: PositiveInt = 20
+    """Optimizer steps between two lines of metrics; the loss is reduced over all workers at each."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run's folder."""
+
+
+RunName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=128,
+        # Editors show this keyword in place of the pattern, and so does config_file.
+        json_schema_extra={
+            "patternErrorMessage": "1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+        },
+    ),
+]
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: RunName = "run"
+    """Name of the run and of its folder; a run without ``--name`` gets this name and the time."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
+    data: Annotated[Data, BeforeValidator(name_alone)] = DigitsData()
+    """Data set."""
+    model: Annotated[Model, BeforeValidator(name_alone)] = MlpModel()
+    """Model."""
+    loss: Annotated[Loss, BeforeValidator(name_alone)] = Loss()
+    """Loss."""
+    optimizer: Annotated[Optimizer, BeforeValidator(name_alone)] = AdamW()
+    """Optimizer."""
+    schedule: Annotated[Schedule, BeforeValidator(name_alone)] = ConstantSchedule()
+    """Learning-rate schedule."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of forward and backward: bf16 is autocast with channels_last, weights stay fp32; auto takes bf16 where
+    the device has instructions for it."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    epochs: PositiveInt | None = None
+    """Passes over the training split; give epochs or steps."""
+    steps: PositiveInt | None = None
+    """Optimizer steps; give epochs or steps."""
+    batch_size: PositiveInt = 128
+    """Samples per optimizer step, over all workers and accumulated micro-batches."""
+    accumulate: PositiveInt = 1
+    """Micro-batches whose gradients are added up before each optimizer step."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient, beyond which it is scaled down; null turns clipping off."""
+    scaling: Scaling = Scaling()
+    """Workers and their resources."""
+    checkpoint: Checkpointing = Checkpointing()
+    """Checkpoints."""
+    failure: Failure = Failure()
+    """Recovery."""
+    logging: Logging = Logging()
+    """Records."""
+    storage: str = "runs"
+    """Folder or URI (s3://..., gs://...) below which the run's folder is made; all workers must reach it."""
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> "RunConfig":
+        if self.epochs is None and self.steps is None:
+            raise ConflictError("give epochs or steps", "epochs", "steps")
+        if self.epochs is not None and self.steps is not None:
+            raise ConflictError("give either epochs or steps, not both", "epochs", "steps")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_feeds_every_worker(self) -> "RunConfig":
+        least = self.scaling.max_workers * self.accumulate
+        if self.batch_size < least:
+            raise ConflictError(
+                f"batch_size ({self.batch_size}) must be at least workers x accumulate "
+                f"({self.scaling.max_workers} x {self.accumulate} = {least}), a sample for each",
+                "batch_size",
+                "scaling.workers.max",
+                "scaling.workers",
+                "accumulate",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _model_fits_data(self) -> "RunConfig":
+        model, data = self.model.name, self.data.name
+        reads = {"conv3d": "moving_mnist", "seq2seq": "mnist_strips"}
+        if model in reads and data != reads[model]:
+            raise ConflictError(f"model {model} needs data {reads[model]}, not {data}", "model.name", "data.name")
+        for reader, readable in reads.items():
+            if data == readable and model != reader:
+                raise ConflictError(f"data {data} needs model {reader}, not {model}", "model.name", "data.name")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_model(self) -> "RunConfig":
+        if self.model.name == "seq2seq" and self.loss.name != "cross_entropy":
+            raise ConflictError(
+                f"model seq2seq needs loss cross_entropy, not {self.loss.name}", "loss.name", "model.name"
+            )
+        return self

@@ -1,0 +1,124 @@
+"""What a person sees of a run."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raytorch.monitor import Status
+from raytorch.progress import ProgressDisplay, print_summary
+
+NEWS = {
+    "phase": "training",
+    "step": 20,
+    "total_steps": 200,
+    "epoch": 1.25,
+    "loss": 0.51234,
+    "samples_per_s": 12345.6,
+}
+
+
+def status(progress: dict[str, Any] | None = None, **changes: Any) -> Status:
+    nothing = {"evaluations": (), "pids": {}, "failures": (), "attempts": 1, "begun_at": 1.0, "stopping": False}
+    return Status(progress=progress, **(nothing | changes))
+
+
+def shown(*news: Status, terminal: bool = False) -> str:
+    """What is printed when these arrive in turn, on a terminal without its control characters' effect."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    with ProgressDisplay(console, "mine") as display:
+        for each in news:
+            display(each)
+            display(each)  # the driver asks many times for the same
+            display._bar.refresh()
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_terminal_shows_one_live_line() -> None:
+    text = shown(status(), status(NEWS), terminal=True)
+    assert "starting workers" in text
+    assert "20/200" in text
+    assert "epoch 1.2  loss 0.5123  12,346 samples/s" in text
+    assert "\n" not in text.rstrip("\n").replace("\r", "")  # one line, drawn again and again
+
+
+def test_without_a_terminal_only_lasting_news_are_printed() -> None:
+    first, second = ({"step": 24 * n, "epoch": float(n), "accuracy": 0.9, "loss": 0.25} for n in (1, 2))
+    text = shown(
+        status(),
+        status(NEWS),
+        status(NEWS, evaluations=(first,)),
+        status(NEWS, evaluations=(first, second)),
+    )
+    assert text == (
+        "epoch 1  step 24  test accuracy 0.9000  test loss 0.2500\n"
+        "epoch 2  step 48  test accuracy 0.9000  test loss 0.2500\n"
+    )
+
+
+def test_evaluating_is_said_and_then_the_numbers_return() -> None:
+    # Between two lines of metrics there is news without a loss, and no rate before the second step.
+    early = {**NEWS, "samples_per_s": None}
+    position = {key: NEWS[key] for key in ("step", "total_steps", "epoch")}
+    text = shown(
+        status(early),
+        status({**position, "phase": "evaluating"}),
+        status({**position, "phase": "training"}),
+        terminal=True,
+    )
+    assert text.index("loss 0.5123") < text.index("evaluating") < text.rindex("loss 0.5123")
+    assert "samples/s" not in text
+
+
+def test_a_restart_is_said_once() -> None:
+    text = shown(status(attempts=0), status(), status(attempts=2), status(attempts=3))
+    assert text.splitlines() == [
+        f"a worker was lost; restarted from the latest checkpoint (attempt {attempt})" for attempt in (2, 3)
+    ]
+
+
+def test_stopping_is_said_once() -> None:
+    text = shown(status(NEWS), status(NEWS, stopping=True))
+    assert text == "stopping after a last checkpoint; press Ctrl-C again to end at once\n"
+
+
+SUMMARY = {
+    "path": "/data/runs/mine",
+    "state": "finished",
+    "accuracy": 0.98765,
+    "loss": 0.0456,
+    "epochs": 3.0,
+    "step": 72,
+    "samples_per_s": 12345.6,
+    "seconds": {"total": 12.34},
+}
+
+
+def summary_lines(width: int = 120, **changes: Any) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(console, {key: value for key, value in (SUMMARY | changes).items() if value is not None})
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_a_finished_run_is_summed_up() -> None:
+    assert summary_lines() == [
+        "test accuracy 0.9877  test loss 0.0456  ·  3 epochs, 72 steps  ·  12,346 samples/s  ·  12.3 s",
+        "run       /data/runs/mine",
+        "curves    raytorch report /data/runs/mine",
+    ]
+
+
+def test_a_stopped_run_says_how_to_go_on() -> None:
+    lines = summary_lines(state="stopped", accuracy=None, loss=None, samples_per_s=None, epochs=0.5)
+    assert lines[0] == "stopped  ·  0.5 epochs, 72 steps  ·  12.3 s"
+    assert lines[-1] == "continue  raytorch train --resume /data/runs/mine"
+
+
+@pytest.mark.parametrize("path", ["/data/" + "long/" * 40 + "mine", "/data/[old]/mine"])
+def test_paths_are_whole_on_a_narrow_terminal(path: str) -> None:
+    assert summary_lines(width=40, path=path, state="stopped")[1:] == [
+        f"run       {path}",
+        f"curves    raytorch report {path}",
+        f"continue  raytorch train --resume {path}",
+    ]

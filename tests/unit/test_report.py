@@ -1,0 +1,65 @@
+"""The picture of a run's curves."""
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from raytorch.errors import RunNotFoundError, UserError
+from raytorch.report import write_report
+from raytorch.storage import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run that has recorded ten lines of training and two evaluations."""
+    lines = [
+        {"step": n, "epoch": n / 5, "split": "train", "loss": 2 / n, "lr": 0.1 / n, "samples_per_s": 900 + n}
+        for n in range(1, 11)
+    ]
+    lines[0]["samples_per_s"] = None  # type: ignore[assignment] - as before the second step
+    lines += [{"step": 5 * n, "epoch": n, "split": "test", "loss": 0.5 / n, "accuracy": 0.4 * n} for n in (1, 2)]
+    folder = RunFolder(str(tmp_path / "runs"), "mine_1")
+    folder.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_picture_shows_curves(folder: RunFolder, tmp_path: Path) -> None:
+    out = write_report(folder, tmp_path / "pictures" / "mine.png")
+    assert out == tmp_path / "pictures" / "mine.png"
+    picture = imread(out)[..., :3]
+    assert picture.shape == (780, 1200, 3)
+    coloured = picture.max(axis=-1) - picture.min(axis=-1) > 0.3
+    half = (slice(0, 390), slice(390, None)), (slice(0, 600), slice(600, None))
+    for rows in half[0]:
+        for columns in half[1]:
+            assert coloured[rows, columns].sum() > 300  # a curve in each of the four panels
+
+
+def test_the_ending_decides_on_the_format(folder: RunFolder, tmp_path: Path) -> None:
+    assert write_report(folder, tmp_path / "a.svg").read_text().startswith("<?xml")
+    assert write_report(folder, tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_run_without_evaluations_is_drawn_all_the_same(folder: RunFolder, tmp_path: Path) -> None:
+    folder.write_text("metrics.jsonl", '{"step": 1, "epoch": 0.1, "split": "train", "loss": 1.0, "lr": 0.1}\n')
+    assert write_report(folder, tmp_path / "early.png").exists()
+
+
+def test_a_run_without_records_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "mine")
+    with pytest.raises(RunNotFoundError) as failure:
+        write_report(folder, tmp_path / "mine.png")
+    assert str(failure.value) == f"{tmp_path}/mine has recorded no metrics yet"
+
+
+def test_an_unknown_ending_is_refused(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path}/a\.gif2 cannot be written: Format 'gif2' is not supported"):
+        write_report(folder, tmp_path / "a.gif2")
+
+
+def test_a_place_that_cannot_be_written_is_refused(folder: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/file/a\.png cannot be written: .*such as mine_1\.png$"):
+        write_report(folder, tmp_path / "file" / "a.png")
