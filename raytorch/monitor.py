@@ -38,75 +38,72 @@ class Failure:
     """Seconds since 1970."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Status:
     """What the workers have said so far."""
 
-    progress: dict[str, Any] | None
+    progress: dict[str, Any] | None = None
     """Rank 0's newest numbers; None until the workers have started."""
-    evaluations: tuple[dict[str, Any], ...]
-    """The outcome of each evaluation so far."""
-    pids: dict[int, int]
-    """The newest process of each rank there has been."""
-    failures: tuple[Failure, ...]
-    attempts: int
-    begun_at: float
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """The outcome of each evaluation."""
+    outcome: dict[str, Any] | None = None
+    """What the run came to; None until it has ended well."""
+    pids: dict[int, int] = field(default_factory=dict)
+    """Process of each rank of the newest attempt."""
+    failures: list[Failure] = field(default_factory=list)
+    """The newest attempt's failures, and earlier ones that were final."""
+    attempts: int = 0
+    begun_at: float | None = None
     """When the first attempt was ready to train, in seconds since 1970."""
-    stopping: bool
+    stopping: bool = False
     """Whether the workers have been asked to end."""
 
     @property
     def cause(self) -> Failure | None:
         """The failure that started it all: the first final one, else the first."""
-        return next((failure for failure in self.failures if failure.final), next(iter(self.failures), None))
+        return min(self.failures, key=lambda failure: (not failure.final, failure.time), default=None)
 
 
 class RunMonitor:
     """The actor itself; see :func:`start_monitor`."""
 
     def __init__(self) -> None:
-        self._progress: dict[str, Any] | None = None
-        self._evaluations: list[dict[str, Any]] = []
-        self._failures: list[Failure] = []
-        self._pids: dict[int, int] = {}
-        self._attempts = 0
-        self._begun_at = 0.0
-        self._stop = False
+        self._status = Status()
+
+    def status(self) -> Status:
+        """All of it."""
+        return self._status
 
     def begin_attempt(self) -> None:
         """Rank 0 starts or restarts; what failed before is history unless it was final."""
-        self._attempts += 1
-        self._begun_at = self._begun_at or time.time()
-        self._failures = [failure for failure in self._failures if failure.final]
-
-    def progress(self, update: dict[str, Any]) -> bool:
-        """Take rank 0's newest numbers; answers whether the run should stop."""
-        self._progress = update
-        return self._stop
+        self._status.attempts += 1
+        self._status.begun_at = self._status.begun_at or time.time()
+        self._status.failures = [failure for failure in self._status.failures if failure.final]
 
     def joined(self, rank: int, pid: int) -> None:
         """A worker has started."""
-        self._pids[rank] = pid
+        self._status.pids[rank] = pid
+
+    def progress(self, update: dict[str, Any]) -> bool:
+        """Take rank 0's newest numbers; answers whether the run should stop."""
+        self._status.progress = update
+        return self._status.stopping
 
     def evaluated(self, outcome: dict[str, Any]) -> None:
         """Take the outcome of an evaluation."""
-        self._evaluations.append(outcome)
+        self._status.evaluations.append(outcome)
+
+    def ended(self, outcome: dict[str, Any]) -> None:
+        """Take what the run came to."""
+        self._status.outcome = outcome
 
     def failed(self, failure: Failure) -> None:
         """Take a worker's failure."""
-        self._failures.append(failure)
+        self._status.failures.append(failure)
 
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and end."""
-        self._stop = True
-
-    def status(self) -> Status:
-        """What the driver shows."""
-        failures = tuple(sorted(self._failures, key=lambda failure: failure.time))
-        evaluations = tuple(self._evaluations)
-        return Status(
-            self._progress, evaluations, dict(self._pids), failures, self._attempts, self._begun_at, self._stop
-        )
+        self._status.stopping = True
 
 
 def start_monitor() -> Any:

@@ -48,8 +48,8 @@ def _draw(axes: Any, history: list[dict[str, Any]], series: dict[str, str], titl
             (line["epoch"], line[key]) for line in history if line["split"] == split and line.get(key) is not None
         ]
         if points:
-            marker = "o" if split == "test" else ""
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.5, label=split)
+            marker, color = ("o", "C1") if split == "test" else ("", "C0")
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=color, label=split)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     if len(series) > 1:

@@ -83,7 +83,7 @@ def _supervise(plan: RunPlan, record: "_Record", watch: Watch) -> dict[str, Any]
     status = ray.get(monitor.status.remote())
     watch(status)
     if fit.error is None:
-        return record.end(fit.value.return_value, status)
+        return record.end(status)
     raise record.fail(fit.error, status) from None
 
 
@@ -135,10 +135,10 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float) -> Any:
     )
 
 
-def _train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
+def _train_on_worker(job: dict[str, Any]) -> None:
     from raytorch.training import Job, train  # torch is imported here, on the worker
 
-    return train(Job(**job))
+    train(Job(**job))
 
 
 def _worker_resources(config: RunConfig) -> dict[str, float]:
@@ -199,15 +199,14 @@ def _check_resources(config: RunConfig) -> None:
 class _Background:
     """A call that runs in a thread of its own, so that the main thread can show progress and take Ctrl-C."""
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.value: Any = None
+    def __init__(self, function: Callable[[], object]) -> None:
         self.error: Exception | None = None
         self.done = threading.Event()
         threading.Thread(target=self._run, args=[function], daemon=True).start()
 
-    def _run(self, function: Callable[[], Any]) -> None:
+    def _run(self, function: Callable[[], object]) -> None:
         try:
-            self.value = function()
+            function()
         except Exception as error:
             self.error = error
         finally:
@@ -235,8 +234,9 @@ class _Record:
         self._folder.write_text(CONFIG_FILE, dump(self._plan.config))
         self._folder.write_json(SUMMARY_FILE, self._summary)
 
-    def end(self, outcome: dict[str, Any], status: Any) -> dict[str, Any]:
-        """Write down the outcome that the workers returned."""
+    def end(self, status: Any) -> dict[str, Any]:
+        """Write down what the run came to."""
+        outcome = status.outcome
         first_step_at, seconds = outcome["first_step_at"], outcome.pop("seconds")
         self._write(
             status,

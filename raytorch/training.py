@@ -59,8 +59,8 @@ class Job:
     """Name of the checkpoint in the run's folder to begin with, if Ray Train knows of none."""
 
 
-def train(job: Job) -> dict[str, Any]:
-    """Train on this worker until the run is finished or stopped; returns the run's outcome, the same on every worker.
+def train(job: Job) -> None:
+    """Train on this worker until the run is finished or stopped; rank 0 tells the monitor what it came to.
 
     Raises:
         DivergedError: The loss became NaN or infinite.
@@ -77,9 +77,11 @@ def train(job: Job) -> dict[str, Any]:
         run = Training(job, worker, files)
         try:
             run.restore()
-            return run.run()
+            outcome = run.run()
         finally:
             run.close()
+        if worker.rank == 0:
+            ray.get(job.monitor.ended.remote(outcome))
 
 
 class Training:

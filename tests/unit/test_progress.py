@@ -40,7 +40,8 @@ def test_a_terminal_shows_one_live_line() -> None:
     assert "starting workers" in text
     assert "20/200" in text
     assert "epoch 1.2  loss 0.5123  12,346 samples/s" in text
-    assert "\n" not in text.rstrip("\n").replace("\r", "")  # one line, drawn again and again
+    assert text.count("\n") == 1  # one line, drawn again and again
+    assert text.endswith("\x1b[1A\x1b[2K")  # and wiped away in the end
 
 
 def test_without_a_terminal_only_lasting_news_are_printed() -> None:

@@ -1,0 +1,137 @@
+"""The layers of the package: who may import whom, and what is loaded when."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import raytorch
+
+PACKAGE = Path(raytorch.__file__).parent
+
+# From the bottom up: a module imports only from rows above its own, whether at its top or inside a function.
+# A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
+ROWS = [
+    "errors",
+    "config.section",
+    "config.data config.models config.optimization",
+    "config.run",
+    "config",
+    "yaml_tree storage metrics",
+    "config_file runs",
+    # torch, no ray
+    "datasets.formats datasets.pixels",
+    "datasets.files",
+    "datasets.sources",
+    "datasets.loader",
+    "datasets",
+    "layers.attention layers.conv layers.rnn layers.transformer losses optimizers precision",
+    "layers models",
+    "tasks",
+    # ray
+    "distributed monitor checkpoint worker_group",
+    "reproducibility",
+    "training",
+    "trainer",
+    # what a person uses
+    "progress report",
+    "cli",
+]
+ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
+
+TORCH = {"torch", "torchvision", "safetensors"}
+WITHOUT_TORCH = [*ROWS[:7], "datasets.formats datasets.files monitor worker_group trainer", *ROWS[-2:]]
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package but its ``__init__``, by the name that ROWS gives it."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imported(path: Path) -> Iterator[tuple[str, bool]]:
+    """Full names of what a module imports, and whether at its top, where importing the module loads it."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        at_top = node in tree.body
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: relative import"
+            yield from ((f"{node.module}.{alias.name}", at_top) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("raytorch."):
+            yield node.value, False  # as import_module("raytorch.worker_group") has it
+
+
+def own_module(name: str) -> str | None:
+    """The module of raytorch that ``name`` is, or is in."""
+    parts = name.split(".")[1:] if name.startswith("raytorch.") else []
+    while parts and ".".join(parts) not in ROW:
+        parts.pop()
+    return ".".join(parts) or None
+
+
+def test_every_module_has_a_row() -> None:
+    assert sorted(modules()) == sorted(ROW)
+
+
+def test_a_module_imports_only_from_rows_above_its_own() -> None:
+    edges = {
+        (module, target)
+        for module, path in modules().items()
+        for name, _ in imported(path)
+        if (target := own_module(name)) and target != module
+    }
+    assert len(edges) > 40  # imports are found at all
+    upwards = [
+        f"{module} (row {ROW[module]}) imports {target} (row {ROW[target]})"
+        for module, target in sorted(edges)
+        if ROW[target] >= ROW[module]
+    ]
+    assert upwards == []
+
+
+def test_what_runs_on_the_driver_imports_no_torch_at_its_top() -> None:
+    light = {module for row in WITHOUT_TORCH for module in row.split()}
+    paths = modules()
+    found = [
+        f"{module} imports {name}"
+        for module in sorted(light)
+        for name, at_top in imported(paths[module])
+        if at_top and (name.split(".")[0] in TORCH or own_module(name) in set(ROW) - light - {"datasets"})
+    ]
+    assert found == []
+
+
+def test_torch_code_below_the_line_knows_no_ray() -> None:
+    line = ROW["tasks"]
+    found = [
+        f"{module} imports {name}"
+        for module, path in modules().items()
+        for name, _ in imported(path)
+        if ROW[module] <= line and name.split(".")[0] == "ray"
+    ]
+    assert found == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages that a fresh Python has loaded after ``statement``."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    packages = loaded_by("import raytorch.cli")
+    assert "typer" in packages
+    assert not packages & {"torch", "ray", "numpy", "matplotlib", "pyarrow", "pydantic", "torchvision", "sklearn"}
+
+
+def test_the_driver_loads_no_torch() -> None:
+    packages = loaded_by("import raytorch.trainer, raytorch.worker_group, raytorch.monitor")
+    assert "ray" in packages
+    assert not packages & {"torch", "torchvision", "safetensors", "matplotlib", "sklearn"}
+
+
+def test_the_driver_alone_loads_no_ray() -> None:
+    assert not loaded_by("import raytorch.trainer, raytorch.runs, raytorch.report") & {"torch", "ray", "matplotlib"}

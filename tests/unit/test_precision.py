@@ -1,0 +1,73 @@
+"""The arithmetic of forward and backward."""
+
+import pytest
+import torch
+from torch import nn
+
+from raytorch.precision import Precision, has_bf16
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("name", "bf16"), [("fp32", False), ("bf16", True), ("auto", has_bf16(CPU))])
+def test_a_name_chooses_the_arithmetic(name: str, bf16: bool) -> None:
+    precision = Precision.choose(name, CPU)  # type: ignore[arg-type]
+    assert precision == Precision(bf16, "cpu")
+    assert precision.name == ("bf16" if bf16 else "fp32")
+
+
+@pytest.mark.parametrize("key", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {key: True, "avx2": True})
+    assert Precision.choose("auto", CPU).bf16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {key: False, "avx2": True})
+    assert not Precision.choose("auto", CPU).bf16
+
+
+def test_torch_names_the_instructions_that_auto_looks_for() -> None:
+    assert torch.cpu.get_capabilities().keys() & {"avx512_bf16", "bf16"}
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_forward_pass_computes_in_it_and_weights_stay_float32(bf16: bool, dtype: torch.dtype) -> None:
+    model, precision = nn.Linear(4, 2), Precision(bf16, "cpu")
+    with precision.autocast():
+        out = model(torch.ones(3, 4))
+    assert out.dtype == dtype
+    torch.autograd.backward(out.float().sum())
+    assert model.weight.dtype == torch.float32
+    assert model.weight.grad is not None
+    assert model.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)]
+)
+def test_bf16_lays_out_images_and_clips_channels_last(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    images = torch.randn(shape)
+    laid_out = Precision(True, "cpu").layout(images)
+    assert laid_out.is_contiguous(memory_format=layout)
+    assert torch.equal(laid_out, images)
+    assert Precision(False, "cpu").layout(images) is images
+
+
+def test_sequences_and_vectors_have_no_channels_to_lay_out() -> None:
+    for shape in [(3,), (2, 3), (2, 3, 4)]:
+        tensor = torch.randn(shape)
+        assert Precision(True, "cpu").layout(tensor) is tensor
+
+
+def test_a_model_is_arranged_in_place_and_computes_the_same() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    inputs = torch.randn(2, 3, 8, 8)
+    before, parameters = model(inputs), list(model.parameters())
+    assert Precision(True, "cpu").arrange(model) is model
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(new is old for new, old in zip(model.parameters(), parameters, strict=True))
+    torch.testing.assert_close(model(inputs), before)
+
+
+def test_fp32_leaves_a_model_as_it_is() -> None:
+    model = Precision(False, "cpu").arrange(nn.Conv2d(3, 4, 3))
+    assert model.weight.is_contiguous()  # type: ignore[operator, union-attr]
+    assert not model.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]

@@ -1,0 +1,93 @@
+"""What users may rely on: a change here is a change for them, and belongs into the release notes."""
+
+import pickle
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import raytorch
+from raytorch import errors
+from raytorch.cli import app
+
+COMMANDS = {
+    "train": ["config", "--set", "--workers", "--name", "--resume", "--address", "--json"],
+    "validate": ["files", "--set"],
+    "schema": [],
+    "runs": ["--storage", "--json"],
+    "report": ["run", "--storage", "--out"],
+}
+
+EXPORTS = {
+    "raytorch.config": "Adam AdamW AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData Failure ImageData Logging Loss MlpModel MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer ResNet18Model RmsProp RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData VitModel Warmup WorkerRange".split(),
+    "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check evaluation_batches load".split(),
+    "raytorch.layers": "LAYERS attention conv rnn transformer".split(),
+    "raytorch.layers.attention": "MultiheadAttention PositionalEncoding".split(),
+    "raytorch.layers.conv": "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d AvgPool1d AvgPool2d AvgPool3d BatchNorm1d BatchNorm2d BatchNorm3d Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d MaxPool1d MaxPool2d MaxPool3d".split(),
+    "raytorch.layers.rnn": "GRU LSTM RNN".split(),
+    "raytorch.layers.transformer": "TransformerDecoderLayer TransformerEncoderLayer".split(),
+}
+
+ERRORS = {
+    "RaytorchError": "Exception",
+    "UserError": "RaytorchError",
+    "ConfigError": "UserError",
+    "DataError": "UserError",
+    "ResourceError": "UserError",
+    "RunExistsError": "UserError",
+    "RunNotFoundError": "UserError",
+    "CheckpointError": "RaytorchError",
+    "DivergedError": "RaytorchError",
+    "TrainingError": "RaytorchError",
+}
+
+
+def test_commands_and_their_options() -> None:
+    group: Any = typer.main.get_command(app)
+    assert {
+        name: [parameter.opts[0] for parameter in command.params] for name, command in group.commands.items()
+    } == COMMANDS
+
+
+def test_every_command_and_option_is_explained() -> None:
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        assert command.help, name
+        unexplained = [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
+        assert not unexplained, f"{name}: {unexplained}"
+
+
+def test_the_version_is_the_packages() -> None:
+    assert raytorch.__version__ == metadata.version("raytorch")
+
+
+def test_exported_names() -> None:
+    package = Path(raytorch.__file__).parent
+    named = [
+        ".".join(("raytorch", *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
+        for path in package.rglob("*.py")
+        if "\n__all__ = " in path.read_text()
+    ]
+    assert {name: set(import_module(name).__all__) for name in named} == {
+        name: set(exports) for name, exports in EXPORTS.items()
+    }
+    for name, exports in EXPORTS.items():
+        assert all(hasattr(import_module(name), export) for export in exports)
+
+
+def test_the_tree_of_errors() -> None:
+    tree = {
+        name: error.__base__.__name__
+        for name, error in vars(errors).items()
+        if isinstance(error, type) and issubclass(error, Exception)
+    }
+    assert tree == ERRORS
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_survive_pickling(name: str) -> None:
+    error = getattr(errors, name)("what to do")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (type(error), "what to do")

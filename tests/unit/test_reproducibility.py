@@ -1,0 +1,77 @@
+"""Seeds and the state of random-number generators."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from raytorch.distributed import Worker
+from raytorch.reproducibility import generator_states, restore_generators, seed_everything
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def unchanged_generators() -> Iterator[None]:
+    """Leave the process's generators and settings as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_a_seed_repeats_all_generators() -> None:
+    seed_everything(3)
+    first = draws()
+    seed_everything(4)
+    other = draws()
+    seed_everything(3)
+    assert draws() == first
+    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_the_largest_seed_of_a_configuration_is_taken() -> None:
+    seed_everything(2**32 - 1)
+
+
+def test_each_rank_goes_on_with_its_own_row() -> None:
+    # torch read past the storage offset of a row and crashed, or restored another rank's state without a word.
+    rows, expected = [], []
+    for rank in range(3):
+        torch.manual_seed(rank)
+        torch.rand(rank + 1)
+        rows.append(generator_states(CPU)["cpu"])
+        expected.append(torch.rand(5))
+    saved = {"cpu": torch.stack(rows)}
+    for rank in (2, 0, 1):
+        restore_generators(saved, Worker(rank, 3, CPU), seed=0)
+        assert torch.equal(torch.rand(5), expected[rank])
+
+
+def test_a_group_of_another_size_starts_anew_differently_on_each_rank() -> None:
+    saved = {"cpu": generator_states(CPU)["cpu"].unsqueeze(0)}
+    drawn = []
+    for rank in (0, 1, 0):
+        restore_generators(saved, Worker(rank, 2, CPU), seed=5)
+        drawn.append(torch.rand(5))
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu() -> None:
+    state = generator_states(CPU)["cpu"]
+    expected = torch.rand(5)
+    saved = {"cpu": state.unsqueeze(0), "cuda": torch.zeros(1, 16, dtype=torch.uint8)}
+    restore_generators(saved, Worker(0, 1, CPU), seed=0)
+    assert torch.equal(torch.rand(5), expected)
