@@ -1,7 +1,7 @@
 """Training beside what a user would run instead: python benchmarks/training.py DATA [--runs 5]
 
-DATA holds MNIST/raw/*-ubyte. Runs torchrun with hand-written DDP, a plain Ray Train script, and raytorch with the same net in
-float32 and in the precision that it chooses itself, each in turn, and prints medians and the ratios of each round.
+DATA holds MNIST/raw/*-ubyte. Runs torchrun with hand-written DDP, a plain Ray Train script, and raytorch with the same
+net in float32 and in the precision that it chooses itself, in turn, and prints medians and the ratios of each round.
 """
 
 import argparse

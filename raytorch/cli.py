@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from raytorch.errors import RaytorchError, UserError
 
@@ -109,7 +109,9 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(found))  # noqa: T201
         return
-    table = Table("run", "state", "accuracy", "loss", "epochs", "samples/s", "seconds", "started", box=None)
+    table = Table(
+        Column("run", overflow="fold"), "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None
+    )
     for summary in found:
         table.add_row(*_row(summary))
     output.print(table if found else f"no runs in {storage}")
@@ -126,7 +128,7 @@ def report(
     from raytorch.runs import find_run
 
     folder = find_run(run, storage)
-    output.print(str(write_report(folder, out or Path(f"{folder.name}.png"))), soft_wrap=True)
+    output.print(str(write_report(folder, out or Path(f"{folder.name}.png"))), soft_wrap=True, markup=False)
 
 
 def _plan(config: Path | None, overrides: list[str], name: str | None, resume: str | None) -> Any:
@@ -153,10 +155,9 @@ def _row(summary: dict[str, Any]) -> list[str]:
         summary["state"],
         number("accuracy", ".4f"),
         number("loss", ".4f"),
-        number("epochs", "g"),
+        number("epochs", ".4g"),
         number("samples_per_s", ",.0f"),
         format(summary.get("seconds", {}).get("total", 0), ".1f"),
-        summary["started"],
     ]
 
 

@@ -49,7 +49,7 @@ class Status:
     outcome: dict[str, Any] | None = None
     """What the run came to; None until it has ended well."""
     pids: dict[int, int] = field(default_factory=dict)
-    """Process of each rank of the newest attempt."""
+    """The newest process of each rank there has been."""
     failures: list[Failure] = field(default_factory=list)
     """The newest attempt's failures, and earlier ones that were final."""
     attempts: int = 0
@@ -116,15 +116,17 @@ class DriverLink:
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
+        self._news: dict[str, Any] = {}
         self._answer: Any = None
         self._told_at = 0.0
         self._stop = False
 
     def tell(self, update: dict[str, Any]) -> None:
-        """Pass on the run's newest numbers, several times a second at most."""
+        """Pass on the run's newest numbers, together with earlier ones, several times a second at most."""
+        self._news |= update
         self._read_answer()
         if self._answer is None and time.monotonic() - self._told_at >= PROGRESS_INTERVAL_S:
-            self._answer = self._monitor.progress.remote(update)
+            self._answer = self._monitor.progress.remote(self._news)
             self._told_at = time.monotonic()
 
     def tell_evaluation(self, outcome: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Precision:
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         if not self.bf16 or tensor.dim() not in formats:
             return tensor
-        # Not .contiguous(): with one channel a tensor fits both layouts, and its strides decide which one PyTorch goes on with.
+        # Not .contiguous(): one channel fits both layouts, and then the strides decide with which one PyTorch goes on.
         arranged = torch.empty_like(tensor, memory_format=formats[tensor.dim()])
         return arranged.copy_(tensor)
 

@@ -40,7 +40,9 @@ class ProgressDisplay:
     def __call__(self, status: Any) -> None:
         """Show the newest news."""
         if status.attempts > max(1, self._attempts):
-            self._console.print(f"a worker was lost; restarted from the latest checkpoint (attempt {status.attempts})")
+            self._console.print(
+                f"workers were lost or changed; restarted from the latest checkpoint (attempt {status.attempts})"
+            )
         self._attempts = status.attempts
         if status.stopping and not self._stopping:
             self._stopping = True

@@ -62,7 +62,7 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
 
 
 def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
-    """Plan to continue a run from its latest complete checkpoint.
+    """Plan to continue a run from its latest complete checkpoint; one that has saved none yet starts again.
 
     Args:
         run: The run's name or path.
@@ -70,15 +70,11 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
         storage: Where to look for a run that is given by its name, if there is no ``config``.
 
     Raises:
-        RunNotFoundError: There is no such run, or it left no checkpoint.
+        RunNotFoundError: There is no such run.
         ConfigError: The changed configuration trains another model, or on other data; or the run's own is unreadable.
     """
     folder = find_run(run, config.storage if config else storage)
     latest = latest_checkpoint(folder)
-    if latest is None:
-        raise RunNotFoundError(
-            f"{folder} holds no complete checkpoint to resume from; start it again under a new --name"
-        )
     before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
     if config is None:
         return RunPlan(before, latest)

@@ -1,5 +1,6 @@
 """A run's folder in its storage: a local folder or any URI that pyarrow can open (s3://, gs://, hdfs://)."""
 
+import fcntl
 import json
 import shutil
 import tempfile
@@ -10,7 +11,9 @@ from typing import Any, Self
 
 from pyarrow import fs
 
-from raytorch.errors import RunNotFoundError, UserError
+from raytorch.errors import RunExistsError, RunNotFoundError, UserError
+
+LOCK_FILE = ".lock"
 
 
 def absolute(path: str) -> str:
@@ -137,6 +140,26 @@ class RunFolder:
         target = self.file(name).rstrip("/")
         self.filesystem.create_dir(target)
         fs.copy_files(str(local), target, destination_filesystem=self.filesystem)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold a local folder against other processes while the block runs.
+
+        Object stores have no locks: there the caller has to see to it that nobody else writes.
+
+        Raises:
+            RunExistsError: Another process holds the folder.
+        """
+        self.filesystem.create_dir(self.path)
+        if not self.is_local:
+            yield
+            return
+        with Path(self.file(LOCK_FILE)).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunExistsError(f"{self} is being run by another process; wait for its end or stop it") from None
+            yield
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it is there."""

@@ -60,7 +60,8 @@ def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda st
         if embedded:
             _check_resources(plan.config)
         importing.join()
-        return _supervise(plan, record, watch)
+        with plan.folder.claimed():
+            return _supervise(plan, record, watch)
 
 
 def _supervise(plan: RunPlan, record: "_Record", watch: Watch) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def _supervise(plan: RunPlan, record: "_Record", watch: Watch) -> dict[str, Any]
     from raytorch.monitor import start_monitor
     from raytorch.worker_group import forget_broken_snapshot
 
-    monitor = start_monitor()
     record.begin()
+    monitor = start_monitor()
     if plan.resume_from:
         forget_broken_snapshot(plan.folder)
     fit = _Background(_build_trainer(plan, monitor, record.started).fit)
@@ -261,11 +262,11 @@ class _Record:
             details = {"rank": cause.rank, "kind": cause.kind, "message": cause.message, "traceback": cause.traceback}
         self._write(status, {"state": "failed", "error": details})
         if cause is None:
-            return TrainingError(f"{details['message']}\nlogs: {self._folder.file('logs')}")
+            return TrainingError(f"{details['message']}\nlogs: {self._folder}/logs")
         if cause.user_error:
             return UserError(cause.message)
         text = cause.message if cause.expected else f"rank {cause.rank} failed\n{cause.traceback}"
-        return TrainingError(f"{text}\nlogs: {self._folder.file('logs')}")
+        return TrainingError(f"{text}\nlogs: {self._folder}/logs")
 
     def _write(self, status: Any, values: dict[str, Any]) -> None:
         self._summary |= values

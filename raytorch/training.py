@@ -166,6 +166,8 @@ class Training:
         self.schedule.step()
         self.step += 1
         self.losses.append(loss)
+        if self.driver:
+            self.driver.tell(self._position())
         self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
 
     def reduce_losses(self) -> None:

@@ -6,7 +6,6 @@ that imports torch in the workers only. What it needs of Ray's internals is all 
 and tested in ``tests/integration/test_worker_group.py``.
 """
 
-import json
 import os
 import socket
 from dataclasses import dataclass
@@ -85,7 +84,7 @@ def forget_broken_snapshot(folder: RunFolder) -> None:
         listed = folder.read_json(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)["checkpoint_results"]
         if all(folder.exists(result["checkpoint_dir_name"]) for result in listed):
             return
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError):
         pass
     folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
 

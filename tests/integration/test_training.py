@@ -2,17 +2,20 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from torch.nn.functional import cross_entropy
 from whole_runs import assert_bitwise_equal, plan, weights
 
-from raytorch.config import DigitsData, MlpModel
+from raytorch.config import DigitsData, MlpModel, RunConfig
 from raytorch.datasets import TrainLoader, load
-from raytorch.errors import RunNotFoundError, TrainingError, UserError
+from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.models import build_model
 from raytorch.monitor import Status
 from raytorch.runs import latest_checkpoint, list_runs, plan_resume, read_history
@@ -129,8 +132,27 @@ def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) ->
     summary = list_runs(small_run["storage"])[0]
     assert (summary["state"], summary["restarts"], summary["error"]["kind"]) == ("failed", 0, "DivergedError")
     assert latest_checkpoint(run.folder) is None
-    with pytest.raises(RunNotFoundError, match="holds no complete checkpoint"):
-        plan_resume("diverged", storage=small_run["storage"])
+
+
+def test_a_run_that_saved_nothing_is_resumed_from_its_beginning(small_run: dict[str, Any]) -> None:
+    bad = plan(small_run, "again", optimizer={"name": "sgd", "lr": 1e30})
+    with pytest.raises(TrainingError):
+        train(bad)
+    mended = RunConfig.model_validate(small_run | {"epochs": 1})
+    assert train(plan_resume("again", mended))["epochs"] == 1
+
+
+def test_a_run_has_one_driver_at_a_time(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "claimed")
+    with run.folder.claimed(), pytest.raises(RunExistsError, match="is being run by another process"):
+        train(run)
+
+
+def test_a_model_that_the_last_step_ruins_is_not_saved(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "ruined", optimizer={"name": "sgd", "lr": 1e38}, schedule="constant", epochs=None, steps=1)
+    with pytest.raises(TrainingError, match=r"the test loss became (nan|inf) at step 1 of 1; lower optimizer.lr"):
+        train(run)
+    assert latest_checkpoint(run.folder) is None
 
 
 def test_a_model_that_does_not_fit_the_data_is_the_users_to_change(small_run: dict[str, Any]) -> None:
@@ -147,3 +169,11 @@ def test_half_the_workers_continue_a_run(small_run: dict[str, Any]) -> None:
     summary = train(plan_resume("resized", narrower))
     assert (summary["workers"], summary["epochs"]) == (1, 2)
     assert math.isfinite(summary["loss"])
+
+
+def test_the_command_joins_a_ray_that_runs_and_leaves_it_running(small_config: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    command = [Path(sys.executable).parent / "raytorch", "train", small_config, "--address", address, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["state"] == "finished"
+    assert ray.get(ray.put("still there")) == "still there"

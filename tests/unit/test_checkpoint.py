@@ -93,7 +93,10 @@ def test_the_manifest_is_sent_last(remote: RunFolder, monkeypatch: pytest.Monkey
     monkeypatch.setattr(RunFolder, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoint._publish(remote, staged, NAME)
-    assert sorted(os.listdir(Path(remote.filesystem.base_path, "run", NAME))) == ["model.safetensors", "state.pt"]
+    assert sorted(file.name for file in Path(remote.filesystem.base_path, "run", NAME).iterdir()) == [
+        "model.safetensors",
+        "state.pt",
+    ]
     assert not is_complete_checkpoint(remote, NAME)
     delete_leftovers(remote)
     assert remote.folders() == []
@@ -114,7 +117,7 @@ def test_only_leftovers_are_deleted(local: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "run" / "logs").mkdir()
     (tmp_path / "run" / "checkpoint_notes.txt").write_text("a file of the user's")
     delete_leftovers(local)
-    assert sorted(os.listdir(local.path)) == [NAME, "checkpoint_notes.txt", "logs"]
+    assert sorted(path.name for path in Path(local.path).iterdir()) == [NAME, "checkpoint_notes.txt", "logs"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])

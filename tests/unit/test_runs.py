@@ -168,14 +168,10 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
         find_run(f"{tmp_path}/sub/nothing", "runs")
 
 
-def test_a_run_without_a_checkpoint_cannot_be_resumed(config: RunConfig) -> None:
+def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(config: RunConfig) -> None:
     folder = started(config)
     folder.delete("checkpoint_00000005")
-    with pytest.raises(RunNotFoundError) as failure:
-        plan_resume(folder.path)
-    assert str(failure.value) == (
-        f"{folder.path} holds no complete checkpoint to resume from; start it again under a new --name"
-    )
+    assert plan_resume(folder.path).resume_from is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A run's folder on a local disk and on storage that is not local, where files cannot grow."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -105,7 +104,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
         folder.write_text("summary.json", "new")
         assert reader.read() == "old"  # the old file was replaced, not written over
     assert folder.read_text("summary.json") == "new"
-    assert os.listdir(tmp_path / "mine") == ["summary.json"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["summary.json"]
 
 
 def test_a_missing_file_says_where_to_look(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Runs on a GPU: NCCL, bf16, and the same numbers as on a CPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from whole_runs import assert_bitwise_equal, plan, weights
+
+from raytorch.trainer import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+ONE_GPU = {"workers": 1, "gpus_per_worker": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_with_a_gpu() -> Iterator[None]:
+    import ray
+
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def test_a_worker_with_a_gpu_trains_on_it_over_nccl_in_bf16(small_run: dict[str, Any]) -> None:
+    summary = train(plan(small_run, "gpu", scaling=ONE_GPU, precision="auto", epochs=20))
+    assert summary["device"] == torch.cuda.get_device_name(0)
+    assert (summary["backend"], summary["precision"]) == ("nccl", "bf16")
+    assert summary["accuracy"] > 0.9
+
+
+def test_the_same_seed_repeats_a_run_on_a_gpu(small_run: dict[str, Any]) -> None:
+    first, second = (plan(small_run, name, scaling=ONE_GPU) for name in ("first", "second"))
+    train(first)
+    train(second)
+    assert_bitwise_equal(weights(first.folder), weights(second.folder))
+
+
+def test_two_workers_share_a_gpu_over_gloo(small_run: dict[str, Any]) -> None:
+    summary = train(plan(small_run, "shared", scaling={"workers": 2, "gpus_per_worker": 0.5}))
+    assert (summary["backend"], summary["workers"], summary["state"]) == ("gloo", 2, "finished")

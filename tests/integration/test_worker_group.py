@@ -1,0 +1,141 @@
+"""What the worker group needs of Ray's internals: these fail loudly when a new Ray changes it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+from ray import cloudpickle
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from whole_runs import plan
+
+from raytorch import trainer
+from raytorch.runs import plan_resume
+from raytorch.storage import RunFolder
+from raytorch.worker_group import ProcessGroupConfig, WorkerGroupTrainer, forget_broken_snapshot
+
+CHECKPOINT = "checkpoint_00000005"
+
+
+class TorchInController(ray.train.UserCallback):
+    """Runs in the controller; writes there which heavy packages it has imported."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
+        self.out.write_text(" ".join(sorted({"torch", "ray"} & sys.modules.keys())))
+
+
+def look_around(job: dict[str, Any]) -> None:
+    """Write down what a worker finds when its function begins."""
+    import torch
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    total = torch.tensor([rank + 1.0])
+    dist.all_reduce(total)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+    found = [dist.get_backend(), str(dist.get_world_size()), str(total.item()), *(os.environ[name] for name in names)]
+    assert os.environ["MASTER_ADDR"]
+    assert int(os.environ["MASTER_PORT"]) > 0
+    Path(job["out"], f"rank-{rank}").write_text(" ".join(found))
+    ray.train.report({"rank": rank})
+
+
+def build(out: Path) -> WorkerGroupTrainer:
+    return WorkerGroupTrainer(
+        look_around,
+        train_loop_config={"out": str(out)},
+        backend_config=ProcessGroupConfig("gloo", timeout_s=60),
+        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(
+            name="look", storage_path=str(out / "storage"), callbacks=[TorchInController(out / "controller")]
+        ),
+    )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_callbacks_that_are_left_out_are_rays_default(tmp_path: Path) -> None:
+    ours = {type(callback) for callback in build(tmp_path)._create_default_callbacks()}
+    rays = {type(callback) for callback in DataParallelTrainer._create_default_callbacks(build(tmp_path))}
+    assert rays - ours == {DatasetsCallback, PlacementGroupCleanerCallback}
+    assert ours < rays
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_share_a_gloo_group_and_the_controller_imports_no_torch(tmp_path: Path) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    build(tmp_path).fit()
+    for rank in (0, 1):
+        assert (tmp_path / f"rank-{rank}").read_text() == f"gloo 2 3.0 {rank} 2 {rank} 2 0"
+    assert (tmp_path / "controller").read_text() == "ray"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_whose_snapshot_was_cut_short_is_resumed_all_the_same(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "torn", epochs=1)
+    before = trainer.train(run)
+    snapshot = Path(run.folder.file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+    os.truncate(snapshot, snapshot.stat().st_size // 2)
+    after = trainer.train(plan_resume("torn", run.config.model_copy(update={"epochs": 2})))
+    assert (after["state"], after["step"]) == ("finished", 2 * before["step"])
+    assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
+    json.loads(snapshot.read_text())
+
+
+def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from raytorch.config import RunConfig
+from raytorch.runs import plan_run
+from raytorch.trainer import _build_trainer, import_module
+plan = plan_run(RunConfig(epochs=1, storage={str(tmp_path)!r}), "mine")
+_build_trainer(plan, monitor=None, started=0.0)
+print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "['ray']\n", result.stderr
+
+
+# -- the snapshot ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run with a checkpoint that Ray's snapshot lists."""
+    folder = RunFolder(str(tmp_path), "mine")
+    Path(folder.path, CHECKPOINT).mkdir(parents=True)
+    folder.write_json(
+        CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, {"checkpoint_results": [{"checkpoint_dir_name": CHECKPOINT}]}
+    )
+    return folder
+
+
+def test_a_snapshot_in_order_is_kept(folder: RunFolder) -> None:
+    forget_broken_snapshot(folder)
+    assert folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    forget_broken_snapshot(folder)
+
+
+@pytest.mark.parametrize("text", ["", '{"checkpoint_results": [', "{}"])
+def test_a_damaged_snapshot_is_forgotten(folder: RunFolder, text: str) -> None:
+    folder.write_text(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, text)
+    forget_broken_snapshot(folder)
+    assert not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    assert folder.folders() == [CHECKPOINT]
+
+
+def test_a_snapshot_that_lists_a_checkpoint_no_longer_there_is_forgotten(folder: RunFolder) -> None:
+    folder.delete(CHECKPOINT)
+    forget_broken_snapshot(folder)
+    assert not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
