@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def report(outcomes: dict[str, list[Outcome]]) -> None:
-    """Print a row per contestant: medians, and the median of the ratios to torchrun and to the Ray Train script by round."""
+    """Print a row per contestant: medians, and the ratios of each round to a peer, as median (least to most)."""
     runs = len(outcomes["torchrun"])
     table = Table(
         "",

@@ -75,7 +75,7 @@ def test_evaluating_is_said_and_then_the_numbers_return() -> None:
 def test_a_restart_is_said_once() -> None:
     text = shown(status(attempts=0), status(), status(attempts=2), status(attempts=3))
     assert text.splitlines() == [
-        f"a worker was lost; restarted from the latest checkpoint (attempt {attempt})" for attempt in (2, 3)
+        f"workers were lost or changed; restarted from the latest checkpoint (attempt {attempt})" for attempt in (2, 3)
     ]
 
 
