@@ -61,10 +61,14 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """``module`` on this worker's device, wrapped in DistributedDataParallel where there are several workers."""
+    """``module`` on this worker's device, wrapped in DistributedDataParallel where there are several workers.
+
+    Buffers are each worker's own in training; see :func:`broadcast_buffers`.
+    """
     import ray.train.torch
 
-    return ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"gradient_as_bucket_view": True})  # type: ignore[no-any-return]
+    options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    return ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)  # type: ignore[no-any-return]
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ import ray.train
 
 from raytorch.errors import RaytorchError, UserError
 
-PROGRESS_INTERVAL_S = 0.1
+PROGRESS_INTERVAL_S = 0.5
 
 logger = logging.getLogger("raytorch")
 

@@ -1,4 +1,4 @@
-"""The arithmetic of forward and backward: fp32, or bf16 autocast with channels_last."""
+"""The arithmetic of forward and backward: fp32 or bf16 autocast, and the memory layout that is fastest for it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,25 +25,34 @@ class Precision:
         """``bf16`` or ``fp32``."""
         return "bf16" if self.bf16 else "fp32"
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether convolutions compute faster with channels last: on CPUs, and in bf16 everywhere."""
+        return self.bf16 or self.device_type == "cpu"
+
     def autocast(self) -> AbstractContextManager[None]:
         """The context for forward passes; see ``torch.autocast``."""
         return torch.autocast(self.device_type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def arrange(self, module: nn.Module) -> nn.Module:
-        """``module`` with convolution weights laid out channels last under bf16, in place."""
-        if self.bf16:
-            for parameter in module.parameters():
-                parameter.data = self.layout(parameter.data)
+        """``module`` with its convolutions' weights in the layout of :meth:`layout`, in place."""
+        for parameter in module.parameters():
+            parameter.data = self.layout(parameter.data)
         return module
 
     def layout(self, tensor: Tensor) -> Tensor:
-        """Images (N, C, H, W) and clips (N, C, T, H, W) laid out channels last under bf16; the values are the same."""
+        """Images (N, C, H, W) and clips (N, C, T, H, W) laid out for fast convolutions; the values are the same."""
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        if not self.bf16 or tensor.dim() not in formats:
+        if not self.channels_last or tensor.dim() not in formats:
             return tensor
         # Not .contiguous(): one channel fits both layouts, and then the strides decide with which one PyTorch goes on.
         arranged = torch.empty_like(tensor, memory_format=formats[tensor.dim()])
         return arranged.copy_(tensor)
+
+
+def choose_attention(device: torch.device) -> None:
+    """Turn PyTorch's flash attention off on CPUs, where it trains short sequences more slowly than the plain kernel."""
+    torch.backends.cuda.enable_flash_sdp(device.type != "cpu")  # the switch is under cuda, but holds for CPUs too
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from raytorch.errors import ResourceError, TrainingError, UserError
 from raytorch.metrics import versions
 from raytorch.runs import CONFIG_FILE, SUMMARY_FILE, RunPlan
 
-POLL_INTERVAL_S = 0.1
+POLL_INTERVAL_S = 0.25
 
 Watch = Callable[[Any], None]
 """Called several times a second with the run's :class:`~raytorch.monitor.Status`."""
@@ -28,7 +28,7 @@ Watch = Callable[[Any], None]
 _EMBEDDED_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # raytorch says itself, in a line, when a worker was lost.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",

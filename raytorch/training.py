@@ -35,7 +35,7 @@ from raytorch.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, l
 from raytorch.models import build_model
 from raytorch.monitor import DriverLink, telling_failures
 from raytorch.optimizers import build_optimizer, build_schedule
-from raytorch.precision import Precision
+from raytorch.precision import Precision, choose_attention
 from raytorch.reproducibility import generator_states, restore_generators, seed_everything
 from raytorch.storage import LiveFiles, RunFolder
 from raytorch.tasks import build_task
@@ -93,6 +93,7 @@ class Training:
         config, device = job.config, worker.device
         seed_everything(config.seed)
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+        choose_attention(device)
 
         self.train_set = load(config.data, "train", device)
         self.test_set = load(config.data, "test", device)

@@ -134,7 +134,7 @@ class RunConfig(Section):
     schedule: Annotated[Schedule, BeforeValidator(name_alone)] = ConstantSchedule()
     """Learning-rate schedule."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of forward and backward: bf16 is autocast with channels_last, weights stay fp32; auto takes bf16 where
+    """Arithmetic of forward and backward: bf16 is autocast, weights stay fp32; auto takes bf16 where
     the device has instructions for it."""
     compile: bool = False
     """Compile the model with torch.compile."""

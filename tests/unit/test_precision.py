@@ -43,12 +43,19 @@ def test_a_forward_pass_computes_in_it_and_weights_stay_float32(bf16: bool, dtyp
 @pytest.mark.parametrize(
     ("shape", "layout"), [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)]
 )
-def test_bf16_lays_out_images_and_clips_channels_last(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("precision", [Precision(True, "cuda"), Precision(True, "cpu"), Precision(False, "cpu")])
+def test_images_and_clips_are_laid_out_channels_last(
+    shape: tuple[int, ...], layout: torch.memory_format, precision: Precision
+) -> None:
     images = torch.randn(shape)
-    laid_out = Precision(True, "cpu").layout(images)
+    laid_out = precision.layout(images)
     assert laid_out.is_contiguous(memory_format=layout)
     assert torch.equal(laid_out, images)
-    assert Precision(False, "cpu").layout(images) is images
+
+
+def test_fp32_on_a_gpu_keeps_the_layout() -> None:
+    images = torch.randn(2, 3, 4, 5)
+    assert Precision(False, "cuda").layout(images) is images
 
 
 def test_sequences_and_vectors_have_no_channels_to_lay_out() -> None:
@@ -67,7 +74,7 @@ def test_a_model_is_arranged_in_place_and_computes_the_same() -> None:
     torch.testing.assert_close(model(inputs), before)
 
 
-def test_fp32_leaves_a_model_as_it_is() -> None:
-    model = Precision(False, "cpu").arrange(nn.Conv2d(3, 4, 3))
+def test_fp32_on_a_gpu_leaves_a_model_as_it_is() -> None:
+    model = Precision(False, "cuda").arrange(nn.Conv2d(3, 4, 3))
     assert model.weight.is_contiguous()  # type: ignore[operator, union-attr]
     assert not model.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
