@@ -7,16 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from raytorch.config import Model
+from raytorch.datasets.sources import END, PAD
 from raytorch.errors import ConfigError
 from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
 from raytorch.layers.conv import AdaptiveAvgPool3d, BatchNorm3d, Conv2d, Conv3d, MaxPool2d, MaxPool3d
 from raytorch.layers.rnn import GRU, LSTM, RNN
 from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
-END = 10
-"""The target token after a strip's last digit."""
-PAD = -100
-"""Filler after END where strips of a batch differ in length; PyTorch's losses ignore it."""
 _BEGIN = 11  # what the decoder reads before the first digit
 
 
@@ -177,7 +174,7 @@ class Conv3dNet(nn.Sequential):
 class Seq2Seq(nn.Module):
     """An encoder-decoder transformer (Vaswani et al., arXiv:1706.03762) that writes out the digits of an image strip.
 
-    Targets are int64 (B, L): digits 0..9, then :data:`END`, then :data:`PAD`. The strip is read as slices of
+    Targets are int64 (B, L): digits 0..9, then END, then PAD. The strip is read as slices of
     ``columns`` pixels' width.
     """
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from raytorch.config import Loss, RunConfig
 from raytorch.losses import LOSSES
-from raytorch.models import END, PAD, Seq2Seq
+from raytorch.datasets.sources import END, PAD
+from raytorch.models import Seq2Seq
 
 
 class Task(Protocol):

@@ -73,8 +73,7 @@ def _supervise(plan: RunPlan, record: "_Record", watch: Watch) -> dict[str, Any]
 
     record.begin()
     monitor = start_monitor()
-    if plan.resume_from:
-        forget_broken_snapshot(plan.folder)
+    forget_broken_snapshot(plan.folder)
     fit = _Background(_build_trainer(plan, monitor, record.started).fit)
     try:
         _follow(fit, monitor, watch)

@@ -90,5 +90,11 @@ class MnistStripsData(StoredData):
             )
         return self
 
+    @model_validator(mode="after")
+    def _digits_are_not_mirrored(self) -> "MnistStripsData":
+        if self.augment.flip:
+            raise ConflictError("a mirrored strip reads backwards; set augment.flip to false", "augment.flip")
+        return self
+
 
 Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData, Field(discriminator="name")]

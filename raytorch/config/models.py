@@ -52,6 +52,12 @@ class RnnModel(Section):
     dropout: Fraction = 0.0
     """Probability that an output is dropped between stacked layers, in training."""
 
+    @model_validator(mode="after")
+    def _dropout_needs_a_stack(self) -> "RnnModel":
+        if self.dropout and self.layers == 1:
+            raise ConflictError("dropout acts between layers; it needs layers of 2 or more", "dropout", "layers")
+        return self
+
 
 class AttentionModel(Section):
     """What the transformers share."""

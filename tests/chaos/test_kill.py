@@ -83,7 +83,8 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path:
         finally:
             running.kill()
     assert running.returncode == 130, errors
-    assert "stopping after a last checkpoint" in errors.decode()
+    assert "stopping after a last checkpoint; press Ctrl-C again to end at once\n" in errors.decode()
+    assert b"Traceback" not in output + errors
     assert f"raytorch train --resume {folder.path}" in output.decode()
     summary = read_summary(folder)
     assert summary["state"] == "stopped"

@@ -3,11 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,41 +242,3 @@ def test_a_report_is_a_picture(tmp_path: Path) -> None:
     assert raytorch(tmp_path, "report", "runs/mine", "--out", "a/b.svg").returncode == 0
     assert "<svg" in (tmp_path / "a" / "b.svg").read_text()
     assert refused(tmp_path, "report", "mine", "--out", "mine.xyz").startswith("mine.xyz cannot be written: Format ")
-
-
-# -- a run that is stopped ---------------------------------------------------------------------------------------------
-
-
-def wait_until(condition: Callable[[], bool], command: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert command.poll() is None, "the command ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_ctrl_c_stops_cleanly_and_leaves_a_checkpoint(small_config: Path, tmp_path: Path) -> None:
-    arguments = ["--set", "epochs=10000", "--set", "logging.every_steps=5", "--name", "mine"]
-    folder = tmp_path / "runs" / "mine"
-    records = folder / "metrics.jsonl"
-    with subprocess.Popen(
-        [COMMAND, "train", str(small_config), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as command:
-        try:
-            wait_until(lambda: records.exists() and records.stat().st_size > 0, command)
-            os.killpg(command.pid, signal.SIGINT)  # a terminal sends it to every process of the command
-            out, err = command.communicate(timeout=120)
-        finally:
-            if command.poll() is None:
-                os.killpg(command.pid, signal.SIGKILL)
-    assert command.returncode == 130, err
-    assert err.startswith("stopping after a last checkpoint; press Ctrl-C again to end at once\n")
-    assert "Traceback" not in out + err
-    assert out.splitlines()[-1] == f"continue  raytorch train --resume {folder}"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["state"] == "stopped"
-    assert (folder / f"checkpoint_{summary['step']:08d}" / "checkpoint.json").exists()

@@ -96,6 +96,16 @@ def test_a_config_does_not_change() -> None:
             "label_smoothing",
         ),
         (
+            {"model": {"name": "rnn", "dropout": 0.1}},
+            "dropout acts between layers; it needs layers of 2 or more",
+            "dropout",
+        ),
+        (
+            {"data": {"name": "mnist_strips", "augment": {"flip": True}}, "model": "seq2seq"},
+            "a mirrored strip reads backwards; set augment.flip to false",
+            "augment.flip",
+        ),
+        (
             {"optimizer": {"name": "sgd", "nesterov": True, "momentum": 0}},
             "nesterov needs a momentum above 0",
             "nesterov",

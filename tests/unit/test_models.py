@@ -18,8 +18,9 @@ from raytorch.config import (
     Seq2SeqModel,
     VitModel,
 )
+from raytorch.datasets import END, PAD
 from raytorch.errors import ConfigError
-from raytorch.models import END, MODELS, PAD, Seq2Seq, build_model
+from raytorch.models import MODELS, Seq2Seq, build_model
 
 CLASSES = 10
 TARGETS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])
