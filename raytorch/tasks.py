@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch.config import Loss, RunConfig
-from raytorch.losses import LOSSES
 from raytorch.datasets.sources import END, PAD
+from raytorch.losses import LOSSES
 from raytorch.models import Seq2Seq
 
 

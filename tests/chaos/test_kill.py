@@ -34,7 +34,7 @@ def kill_at(step: int, rank: int) -> Any:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
-    small_run |= {"epochs": 8, "checkpoint": OFTEN, "logging": {"every_steps": 1, "tensorboard": False}}
+    small_run |= {"epochs": 20, "checkpoint": OFTEN}
     whole, broken = plan(small_run, "whole"), plan(small_run, "broken")
     full = train(whole)
     for_all_that = train(broken, watch=kill_at(step=30, rank=1))
@@ -75,7 +75,13 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path:
     raytorch = [str(Path(sys.executable).parent / "raytorch"), "train"]
     folder = RunFolder(str(tmp_path / "runs"), "stopped")
     command = [*raytorch, str(small_config), "--set", "epochs=2000", "--name", "stopped"]
-    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with subprocess.Popen(
+        command,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as running:
         try:
             wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, running)
             os.killpg(running.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it as well

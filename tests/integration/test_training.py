@@ -72,10 +72,8 @@ def test_two_workers_equal_one_process_with_the_joined_batch(small_run: dict[str
 
 
 def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
-    whole, parted = (
-        plan(small_run, "whole"),
-        plan(small_run, "parted", logging={"every_steps": 1, "tensorboard": False}),
-    )
+    small_run |= {"epochs": 150, "checkpoint": {"every_epochs": 50}}  # long enough to be stopped on its way
+    whole, parted = plan(small_run, "whole"), plan(small_run, "parted")
     full = train(whole)
     stopped = train(parted, watch=stop_at(step=10))
     assert stopped["state"] == "stopped"
