@@ -1,13 +1,40 @@
-"""A worker's place in its group, collectives over tensors, and DDP; for functions that run in a Ray Train worker."""
+"""A worker's place in its group, the process group, and DDP; for functions that run in a Ray Train worker."""
 
+import itertools
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
+
+from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
+from raytorch.overrides import OVERRIDABLE
+
+__all__ = [
+    "Worker",
+    "all_gather",
+    "all_reduce",
+    "barrier",
+    "broadcast",
+    "broadcast_buffers",
+    "data_parallel",
+    "destroy_process_group",
+    "device_name",
+    "gradient_sync",
+    "init_process_group",
+    "is_available",
+    "is_lost_peer",
+    "leaving_process_group",
+    "reduce_scatter",
+]
 
 
 @dataclass(frozen=True)
@@ -31,33 +58,57 @@ class Worker:
         return cls(context.get_world_rank(), context.get_world_size(), device)
 
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum of ``tensor`` over all workers, the same on each; in place.
+is_available = dist.is_available
+"""Whether this PyTorch was built with collectives."""
 
-    See ``torch.distributed.all_reduce``.
+
+def init_process_group(backend: str | None = None, timeout_s: float = 1800) -> None:
+    """Join the process group of the worker group; does nothing in a process that is in one.
+
+    A Ray Train worker is in one when its function starts, so that this is for after :func:`destroy_process_group`. All
+    workers have to come here. A process outside of any worker group becomes a group of one.
+    See ``torch.distributed.init_process_group``.
+
+    Args:
+        backend: ``nccl`` or ``gloo``; by default nccl where the process has a GPU.
+        timeout_s: Seconds after which a collective that makes no progress fails.
     """
-    if _several_workers():
-        dist.all_reduce(tensor)
-    return tensor
+    if dist.is_initialized():
+        return
+    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    store = PrefixStore(f"group {next(_GROUPS)}", _store()) if world_size > 1 else HashStore()
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
 
 
-def all_gather(tensor: Tensor) -> Tensor:
-    """``tensor`` of every worker, stacked along a new first dimension in the order of ranks.
+def destroy_process_group() -> None:
+    """Leave the process group; does nothing without one. See ``torch.distributed.destroy_process_group``."""
+    if dist.is_initialized():
+        if "MASTER_PORT" in os.environ:
+            _store()
+        dist.destroy_process_group()
 
-    Shapes and dtypes must be the same on all workers. See ``torch.distributed.all_gather``.
-    """
-    if not _several_workers():
-        return tensor.unsqueeze(0)
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor)
-    return torch.stack(parts)
+
+def barrier() -> None:
+    """Wait until every worker has come here. See ``torch.distributed.barrier``."""
+    if dist.is_initialized():
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+
+OVERRIDABLE.update(
+    {
+        f"{__name__}.{function.__name__}": function
+        for function in (is_available, init_process_group, destroy_process_group, barrier)
+    }
+)
 
 
 def broadcast_buffers(module: nn.Module) -> None:
     """Give every worker rank 0's buffers (running statistics of batch normalization, say)."""
-    if _several_workers():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+    for buffer in module.buffers():
+        broadcast(buffer)
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
@@ -72,7 +123,10 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
-    """Whether a backward pass in the block averages gradients over the workers; off while micro-batches accumulate."""
+    """Whether a forward and backward pass in the block averages gradients over the workers.
+
+    Off while micro-batches accumulate. See ``DistributedDataParallel.no_sync``.
+    """
     inner = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     return inner.no_sync() if isinstance(inner, DistributedDataParallel) and not enabled else nullcontext()
 
@@ -103,5 +157,16 @@ def is_lost_peer(error: BaseException) -> bool:
     )
 
 
-def _several_workers() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
+_GROUPS = itertools.count()
+"""Numbers for the groups that :func:`init_process_group` joins: none may read what an earlier one left in the store."""
+
+
+@cache
+def _store() -> Any:
+    """This process's own connection to the store where Ray Train's workers met.
+
+    On rank 0 it holds the server, so that one worker can join the next group before another has left this one.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_master = os.environ["RANK"] == "0"
+    return TCPStore(address, port, is_master=is_master, multi_tenant=True, wait_for_workers=False)

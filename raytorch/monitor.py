@@ -14,6 +14,8 @@ import ray.train
 from raytorch.errors import RaytorchError, UserError
 
 PROGRESS_INTERVAL_S = 0.5
+ANSWER_WAIT_S = 0.1
+"""Longest wait for the driver's answer, which takes about a millisecond."""
 
 logger = logging.getLogger("raytorch")
 
@@ -112,7 +114,7 @@ def start_monitor() -> Any:
 
 
 class DriverLink:
-    """Rank 0's line to the driver; never waits for it."""
+    """Rank 0's line to the driver; never waits long for it."""
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
@@ -135,12 +137,12 @@ class DriverLink:
 
     @property
     def stop_wanted(self) -> bool:
-        """Whether the driver had asked for an end when it last answered."""
-        self._read_answer()
+        """Whether the driver has asked for an end; the answer to the newest progress is waited for."""
+        self._read_answer(ANSWER_WAIT_S)
         return self._stop
 
-    def _read_answer(self) -> None:
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+    def _read_answer(self, timeout: float = 0) -> None:
+        if self._answer is not None and ray.wait([self._answer], timeout=timeout)[0]:
             self._stop, self._answer = self._stop or ray.get(self._answer), None
 
 

@@ -2,19 +2,18 @@
 
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from importlib import import_module
 from typing import Any
 
+from raytorch.cluster import joined_ray, prepare_ray, require_resources
 from raytorch.config import RunConfig
 from raytorch.config_file import dump
 from raytorch.datasets.files import check
-from raytorch.errors import ResourceError, TrainingError, UserError
+from raytorch.errors import TrainingError, UserError
 from raytorch.metrics import versions
 from raytorch.runs import CONFIG_FILE, SUMMARY_FILE, RunPlan
 
@@ -22,17 +21,6 @@ POLL_INTERVAL_S = 0.25
 
 Watch = Callable[[Any], None]
 """Called several times a second with the run's :class:`~raytorch.monitor.Status`."""
-
-# One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run
-# should not wait two seconds until it is seen to have ended.
-_EMBEDDED_SETTINGS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # raytorch says itself, in a line, when a worker was lost.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
-}
 
 
 def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda status: None) -> dict[str, Any]:
@@ -50,15 +38,14 @@ def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda st
         TrainingError: A worker raised or died; ``summary.json`` holds the details.
     """
     record = _Record(plan)
-    cluster = address or os.environ.get("RAY_ADDRESS")
-    if cluster is None and not _has_joined_ray():
+    if prepare_ray(address):
         check(plan.config.data)
-        _set_up_embedded_ray()
     importing = threading.Thread(target=import_module, args=["raytorch.worker_group"], daemon=True)
     importing.start()  # beside the start of Ray, which takes as long
-    with _joined_ray(cluster) as embedded:
+    with joined_ray(address) as embedded:
         if embedded:
-            _check_resources(plan.config)
+            scaling = plan.config.scaling
+            require_resources(scaling.min_workers, _worker_resources(plan.config), "scaling.")
         importing.join()
         with plan.folder.claimed():
             return _supervise(plan, record, watch)
@@ -69,12 +56,12 @@ def _supervise(plan: RunPlan, record: "_Record", watch: Watch) -> dict[str, Any]
     import ray
 
     from raytorch.monitor import start_monitor
-    from raytorch.worker_group import forget_broken_snapshot
+    from raytorch.worker_group import BackgroundFit, forget_broken_snapshot
 
     record.begin()
     monitor = start_monitor()
     forget_broken_snapshot(plan.folder)
-    fit = _Background(_build_trainer(plan, monitor, record.started).fit)
+    fit = BackgroundFit(_build_trainer(plan, monitor, record.started))
     try:
         _follow(fit, monitor, watch)
     except KeyboardInterrupt:
@@ -87,7 +74,7 @@ def _supervise(plan: RunPlan, record: "_Record", watch: Watch) -> dict[str, Any]
     raise record.fail(fit.error, status) from None
 
 
-def _follow(fit: "_Background", monitor: Any, watch: Watch) -> None:
+def _follow(fit: Any, monitor: Any, watch: Watch) -> None:
     """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised."""
     import ray
 
@@ -146,71 +133,6 @@ def _worker_resources(config: RunConfig) -> dict[str, float]:
     if config.scaling.gpus_per_worker:
         resources["GPU"] = config.scaling.gpus_per_worker
     return resources
-
-
-def _has_joined_ray() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
-def _set_up_embedded_ray() -> None:
-    """Choose Ray's settings for one machine, before ray is imported; what the environment says already stays."""
-    for name, value in _EMBEDDED_SETTINGS.items():
-        os.environ.setdefault(name, value)
-
-
-@contextmanager
-def _joined_ray(cluster: str | None) -> Iterator[bool]:
-    """Join the Ray at an address, or start one here; yields whether it was started for this run."""
-    import ray
-
-    if ray.is_initialized():
-        yield False
-        return
-    options = {} if cluster else {"include_dashboard": False}
-    try:
-        ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at {cluster}: {error}; start one with 'ray start --head'") from None
-    try:
-        yield cluster is None
-    finally:
-        ray.shutdown()
-
-
-def _check_resources(config: RunConfig) -> None:
-    """Refuse what this machine can never give, which Ray would wait for without end.
-
-    Raises:
-        ResourceError: There are too few CPUs or GPUs.
-    """
-    import ray
-
-    there = ray.cluster_resources()
-    workers = config.scaling.min_workers
-    for kind, each in _worker_resources(config).items():
-        if workers * each > there.get(kind, 0):
-            raise ResourceError(
-                f"{workers} workers with {each:g} {kind} each need {workers * each:g} {kind}s, but this machine has "
-                f"{there.get(kind, 0):g}; lower scaling.workers or scaling.{kind.lower()}s_per_worker"
-            )
-
-
-class _Background:
-    """A call that runs in a thread of its own, so that the main thread can show progress and take Ctrl-C."""
-
-    def __init__(self, function: Callable[[], object]) -> None:
-        self.error: Exception | None = None
-        self.done = threading.Event()
-        threading.Thread(target=self._run, args=[function], daemon=True).start()
-
-    def _run(self, function: Callable[[], object]) -> None:
-        try:
-            function()
-        except Exception as error:
-            self.error = error
-        finally:
-            self.done.set()
 
 
 class _Record:

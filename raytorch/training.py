@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from raytorch import checkpoint as checkpoints
+from raytorch.collectives import all_gather, all_reduce
 from raytorch.config import RunConfig
 from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load
 from raytorch.distributed import (
     Worker,
-    all_gather,
-    all_reduce_sum,
     broadcast_buffers,
     data_parallel,
     device_name,
@@ -37,6 +36,7 @@ from raytorch.monitor import DriverLink, telling_failures
 from raytorch.optimizers import build_optimizer, build_schedule
 from raytorch.precision import Precision, choose_attention
 from raytorch.reproducibility import generator_states, restore_generators, seed_everything
+from raytorch.stopping import StopAgreement
 from raytorch.storage import LiveFiles, RunFolder
 from raytorch.tasks import build_task
 
@@ -114,8 +114,10 @@ class Training:
             config.model, input_shape=self.train_set.input_shape, num_classes=self.train_set.num_classes
         )
         self.model = self.precision.arrange(model.to(device))
-        net = data_parallel(self.model)
-        self.net = cast(nn.Module, torch.compile(net)) if config.compile else net
+        # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
+        # so that a resumed run computes with the same ones.
+        net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
+        self.net = data_parallel(net)
         self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
         self.schedule = build_schedule(
             config.schedule,
@@ -128,6 +130,7 @@ class Training:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
+        self.agreement = StopAgreement(self._sum_over_workers)
         self.stop_agreed = False
         self.clock = PhaseClock()
         self.throughput = Throughput()
@@ -139,6 +142,7 @@ class Training:
         while self.step < self.total_steps:
             for micro_batches in self.clock.waiting(self.loader.remaining()):
                 self.train_step(micro_batches)
+                self.agree_on_stopping()
                 if self.step % self.config.logging.every_steps == 0:
                     self.reduce_losses()
                 if self.step == self.total_steps or self.stop_agreed:
@@ -171,16 +175,21 @@ class Training:
             self.driver.tell(self._position())
         self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
 
+    def agree_on_stopping(self) -> None:
+        """Every few seconds, learn from rank 0 whether the driver wants the run to end."""
+        if not self.agreement.count_step():
+            return
+        if self.worker.device.type == "cuda":
+            torch.cuda.synchronize(self.worker.device)  # steps that are only queued have no pace
+        self.stop_agreed = self.agreement.reach(self.driver.stop_wanted if self.driver else None)
+
     def reduce_losses(self) -> None:
-        """Average the losses since the last call over all workers, record them, and agree on whether to stop."""
+        """Average the losses since the last call over all workers, and record them."""
         if not self.losses:
             return
-        stop = float(self.driver.stop_wanted if self.driver else False)
-        local = torch.stack([*self.losses, torch.tensor(stop, device=self.worker.device)])
-        *losses, stops = (all_reduce_sum(local) / self.worker.world_size).tolist()
+        losses = (all_reduce(torch.stack(self.losses)) / self.worker.world_size).tolist()
         first = self.step - len(losses) + 1
         self.losses.clear()
-        self.stop_agreed = stops > 0
         self._refuse_nonfinite(losses, first)
         if self.log and self.driver:
             values: dict[str, float | None] = {
@@ -219,7 +228,7 @@ class Training:
                 with self.precision.autocast():
                     totals += self.task.evaluate(self.model, self.precision.layout(inputs), targets)
             self.model.train()
-            loss, samples, correct, counted = all_reduce_sum(totals).tolist()
+            loss, samples, correct, counted = all_reduce(totals).tolist()
         self.metrics = {"accuracy": correct / counted, "loss": loss / samples}
         self._refuse_nonfinite([self.metrics["loss"]], self.step, "test loss")
         logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
@@ -322,6 +331,9 @@ class Training:
         """Close the records."""
         if self.log:
             self.log.close()
+
+    def _sum_over_workers(self, values: list[float]) -> list[float]:
+        return all_reduce(torch.tensor(values, device=self.worker.device)).tolist()
 
     def _position(self) -> dict[str, Any]:
         return {

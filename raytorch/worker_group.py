@@ -8,6 +8,7 @@ and tested in ``tests/integration/test_worker_group.py``.
 
 import os
 import socket
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -71,6 +72,28 @@ class WorkerGroupTrainer(DataParallelTrainer):
         # No Ray Data is used, and workers do not outlive the driver: these actors would only delay the start.
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+
+class BackgroundFit:
+    """A trainer that runs in a thread of its own, so that this one can do other things and take Ctrl-C.
+
+    Attributes:
+        done: Set when the workers have ended.
+        error: Why they ended, if not well.
+    """
+
+    def __init__(self, trainer: WorkerGroupTrainer) -> None:
+        self.error: Exception | None = None
+        self.done = threading.Event()
+        threading.Thread(target=self._run, args=[trainer], daemon=True).start()
+
+    def _run(self, trainer: WorkerGroupTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.done.set()
 
 
 def forget_broken_snapshot(folder: RunFolder) -> None:

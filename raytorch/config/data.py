@@ -1,6 +1,6 @@
 """Data sets."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -18,6 +18,9 @@ class Augment(Section):
 
 class ImageData(Section):
     """What all image data sets share."""
+
+    train_size: ClassVar[int]
+    """Samples of the whole training split, as it is published."""
 
     name: str
     """The data set."""
@@ -41,6 +44,7 @@ class StoredData(ImageData):
 class DigitsData(ImageData):
     """scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels, 10 classes; needs no download."""
 
+    train_size = 1_500
     name: Literal["digits"] = "digits"
     """The data set."""
 
@@ -48,6 +52,7 @@ class DigitsData(ImageData):
 class MnistData(StoredData):
     """MNIST: 60,000 + 10,000 grey images of 28 x 28 pixels, 10 classes."""
 
+    train_size = 60_000
     name: Literal["mnist"] = "mnist"
     """The data set."""
 
@@ -55,6 +60,7 @@ class MnistData(StoredData):
 class Cifar10Data(StoredData):
     """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels, 10 classes; python or binary layout."""
 
+    train_size = 50_000
     name: Literal["cifar10"] = "cifar10"
     """The data set."""
 
@@ -62,6 +68,7 @@ class Cifar10Data(StoredData):
 class MovingMnistData(StoredData):
     """Clips of one MNIST digit that drifts over a larger canvas and bounces off its walls, 10 classes."""
 
+    train_size = 60_000
     name: Literal["moving_mnist"] = "moving_mnist"
     """The data set."""
     frames: Annotated[int, Field(ge=2)] = 6
@@ -73,6 +80,7 @@ class MovingMnistData(StoredData):
 class MnistStripsData(StoredData):
     """Strips of several MNIST digits side by side, to be written out as a sequence of digits."""
 
+    train_size = 60_000
     name: Literal["mnist_strips"] = "mnist_strips"
     """The data set."""
     min_digits: PositiveInt = 2

@@ -1,5 +1,6 @@
 """A run: what to train, on what, how, and with which resources."""
 
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
@@ -180,6 +181,23 @@ class RunConfig(Section):
                 "accumulate",
             )
         return self
+
+    @model_validator(mode="after")
+    def _warmup_leaves_a_step(self) -> "RunConfig":
+        warmup, steps = self.schedule.warmup_steps, self._most_steps()
+        if warmup >= steps:
+            raise ConflictError(
+                f"warmup_steps ({warmup:,}) must be below the steps of the run ({steps:,})",
+                "schedule.warmup_steps",
+                "steps",
+                "epochs",
+            )
+        return self
+
+    def _most_steps(self) -> int:
+        """Optimizer steps of the run; fewer where a data set's files hold less than is published."""
+        samples = min(self.data.train_samples or self.data.train_size, self.data.train_size)
+        return self.steps or (self.epochs or 0) * ceil(samples / self.batch_size)
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,24 @@ from raytorch.runs import latest_checkpoint, list_runs, plan_resume, read_histor
 from raytorch.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+
+PLAIN = {
+    "data": {"name": "digits"},
+    "model": {"name": "mlp", "hidden": [32]},
+    "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+    "schedule": {"name": "constant"},
+    "epochs": None,
+}
+"""What :func:`plain_pytorch` trains."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where torch.compile puts its code on the workers, which take the environment of the Ray that is started next."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        yield folder
 
 
 def stop_at(step: int) -> Any:
@@ -54,25 +73,26 @@ def plain_pytorch(steps: int, seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_workers_equal_one_process_with_the_joined_batch(small_run: dict[str, Any], accumulate: int) -> None:
-    run = plan(
-        small_run,
-        f"ddp-{accumulate}",
-        data={"name": "digits"},
-        model={"name": "mlp", "hidden": [32]},
-        optimizer={"name": "sgd", "lr": 0.1, "momentum": 0.9},
-        schedule={"name": "constant"},
-        epochs=None,
-        steps=20,
-        accumulate=accumulate,
-    )
+    run = plan(small_run, f"ddp-{accumulate}", **PLAIN, steps=20, accumulate=accumulate)
     train(run)
     expected = plain_pytorch(steps=20, seed=small_run["seed"])
     for name, tensor in weights(run.folder).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
 
+def test_a_compiled_run_has_the_same_numbers(small_run: dict[str, Any], compiled: Path) -> None:
+    run = plan(small_run, "compiled", **PLAIN, compile=True, steps=20)
+    train(run)
+    assert list(compiled.rglob("*.so"))
+    expected = plain_pytorch(steps=20, seed=small_run["seed"])
+    for name, tensor in weights(run.folder).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
-    small_run |= {"epochs": 150, "checkpoint": {"every_epochs": 50}}  # long enough to be stopped on its way
+    # A single epoch of several seconds in which no loss is reduced: workers that agreed only then would finish it.
+    small_run |= {"epochs": 1, "batch_size": 2, "logging": {"every_steps": 10_000, "tensorboard": False}}
+    small_run["model"] = {"name": "mlp", "hidden": [1024, 1024], "dropout": 0.2}
     whole, parted = plan(small_run, "whole"), plan(small_run, "parted")
     full = train(whole)
     stopped = train(parted, watch=stop_at(step=10))

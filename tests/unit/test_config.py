@@ -70,6 +70,21 @@ def test_a_config_does_not_change() -> None:
             "batch_size (8) must be at least workers x accumulate (3 x 4 = 12), a sample for each",
             "batch_size",
         ),
+        (
+            {"epochs": None, "steps": 10, "schedule": {"name": "constant", "warmup_steps": 10}},
+            "warmup_steps (10) must be below the steps of the run (10)",
+            "schedule.warmup_steps",
+        ),
+        (
+            {"epochs": 2, "batch_size": 1_000, "schedule": {"name": "cosine", "warmup_steps": 9}},
+            "warmup_steps (9) must be below the steps of the run (4)",
+            "schedule.warmup_steps",
+        ),
+        (
+            {"data": {"name": "digits", "train_samples": 100}, "schedule": {"name": "one_cycle", "warmup_steps": 1}},
+            "warmup_steps (1) must be below the steps of the run (1)",
+            "schedule.warmup_steps",
+        ),
         ({"model": "conv3d"}, "model conv3d needs data moving_mnist, not digits", "model.name"),
         ({"model": "seq2seq"}, "model seq2seq needs data mnist_strips, not digits", "model.name"),
         (

@@ -138,6 +138,10 @@ def test_an_override_leaves_what_shares_an_anchor_alone() -> None:
         ("model.heads=3", "model.heads: dim (64) must be a multiple of heads (3)"),
         ("steps=3", "steps: give either epochs or steps, not both"),
         (
+            "schedule.warmup_steps=100",
+            "schedule.warmup_steps: warmup_steps (100) must be below the steps of the run (12)",
+        ),
+        (
             "scaling.workers=256",
             "scaling.workers: batch_size (128) must be at least workers x accumulate (256 x 1 = 256), "
             "a sample for each",
@@ -263,6 +267,10 @@ def test_a_line_that_is_refused(line: str, problem: str) -> None:
         ("\n- epochs: 1\n", f"run.yaml:2: must be a mapping with keys among {TOP}, not a list of 1"),
         ("epochs 1", f"run.yaml:1: must be a mapping with keys among {TOP}, not 'epochs 1'"),
         ("# a run\nseed: 1\n", "run.yaml:2: epochs: give epochs or steps"),
+        (
+            "epochs: 2\nbatch_size: 500\nschedule:\n  name: cosine\n  warmup_steps: 6\n",
+            "run.yaml:5: schedule.warmup_steps: warmup_steps (6) must be below the steps of the run (6)",
+        ),
         ("steps: 1\nepochs: 1\n", "run.yaml:2: epochs: give either epochs or steps, not both"),
         ("epochs: 1\nseed: 1\nseed: 2\n", "run.yaml:3: seed: duplicate key, first given on line 2"),
         (

@@ -47,7 +47,7 @@ def mnist(tmp_path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def test_digits_are_split_without_overlap():
     train, test = (load(DigitsData(), split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (1500, 297)
+    assert (len(train), len(test)) == (DigitsData.train_size, 297)
     assert train.input_shape == (1, 8, 8)
     assert train.num_classes == 10
     pixels = torch.cat([split.pixels(torch.arange(len(split))) for split in (train, test)])
@@ -82,6 +82,7 @@ def test_batches_share_no_memory_with_the_data_set(tmp_path, mnist):
 def test_inputs_have_zero_mean_and_unit_variance(mnist_root):
     for config in (DigitsData(), MnistData(root=str(mnist_root))):
         dataset = load(config, "train")
+        assert len(dataset) == config.train_size
         inputs, _ = dataset.batch(torch.arange(len(dataset)))
         assert inputs.mean().item() == pytest.approx(0, abs=1e-3)
         assert inputs.std().item() == pytest.approx(1, abs=1e-3)

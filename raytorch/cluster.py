@@ -1,0 +1,83 @@
+"""Joining Ray: a cluster that runs, or one that is started here for as long as it is needed. Imports no torch."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from raytorch.errors import ResourceError, UserError
+
+# One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run
+# should not wait two seconds until it is seen to have ended.
+_EMBEDDED_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # raytorch says itself, in a line, when a worker was lost.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
+}
+
+
+def prepare_ray(address: str | None) -> bool:
+    """Choose Ray's settings for one machine, if :func:`joined_ray` will start a Ray here; answers whether it will.
+
+    Comes before the first import of ray. What the environment says already stays.
+    """
+    ray = sys.modules.get("ray")
+    if address or os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+        return False
+    for name, value in _EMBEDDED_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    return True
+
+
+@contextmanager
+def joined_ray(address: str | None = None) -> Iterator[bool]:
+    """Join Ray while the block runs; yields whether it was started for it.
+
+    Args:
+        address: A running cluster's address; by default RAY_ADDRESS, else a Ray that is started here, and stopped
+            after the block. A Ray that this process has already joined is used as it is.
+
+    Raises:
+        UserError: No cluster answers at the address.
+    """
+    embedded = prepare_ray(address)
+    import ray
+
+    if ray.is_initialized():
+        yield False
+        return
+    cluster = address or os.environ.get("RAY_ADDRESS")
+    options = {} if cluster else {"include_dashboard": False}
+    try:
+        ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"no Ray cluster answers at {cluster}: {error}; start one with 'ray start --head'") from None
+    try:
+        yield embedded
+    finally:
+        ray.shutdown()
+
+
+def require_resources(workers: int, each: Mapping[str, float], prefix: str = "") -> None:
+    """Refuse what the cluster can never give, which Ray would wait for without end.
+
+    Args:
+        workers: Number of workers.
+        each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
+        prefix: What stands before ``workers``, ``cpus_per_worker`` and ``gpus_per_worker`` where the user sets them.
+
+    Raises:
+        ResourceError: There are too few CPUs or GPUs.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    for kind, amount in each.items():
+        if workers * amount > there.get(kind, 0):
+            raise ResourceError(
+                f"{workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}s, but this machine "
+                f"has {there.get(kind, 0):g}; lower {prefix}workers or {prefix}{kind.lower()}s_per_worker"
+            )

@@ -1,0 +1,43 @@
+"""At which optimizer steps the workers of a run agree on whether to stop. Imports neither torch nor ray."""
+
+import time
+from collections.abc import Callable
+
+INTERVAL_S = 2.0
+"""Seconds between two agreements, about."""
+
+
+class StopAgreement:
+    """Lets all workers stop after the same optimizer step, though rank 0 alone hears that the driver wants it.
+
+    A collective operation at every step would slow fast steps down, and one every so many steps would make a person
+    wait for slow ones. So rank 0 says at each agreement, from its pace since the one before, when the next is due.
+    """
+
+    def __init__(
+        self, add_up: Callable[[list[float]], list[float]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``add_up`` sums numbers over all workers. The first agreement is due after one step, on all of them."""
+        self._add_up, self._clock = add_up, clock
+        self._steps, self._due, self._since = 0, 1, clock()
+
+    def count_step(self) -> bool:
+        """Count an optimizer step; answers whether the workers agree after it, all of them the same."""
+        self._steps += 1
+        return self._steps >= self._due
+
+    def reach(self, stop_wanted: bool | None) -> bool:
+        """Tell all workers whether rank 0 wants to stop; the others pass None. A collective operation."""
+        ahead = steps_ahead(self._steps, self._clock() - self._since)
+        word = [0.0, 0.0] if stop_wanted is None else [float(stop_wanted), float(ahead)]
+        stop, due = self._add_up(word)  # rank 0's word plus zeros, so that it arrives to the bit
+        self._steps, self._due, self._since = 0, int(due), self._clock()
+        return stop > 0
+
+
+def steps_ahead(steps: int, seconds: float) -> int:
+    """Steps until the next agreement, if ``steps`` have taken ``seconds``: those of an interval, but at least one.
+
+    At most twice as many as before, so that a pace that was measured wrong does not put it off for long.
+    """
+    return max(1, min(2 * steps, int(INTERVAL_S * steps / max(seconds, 1e-9))))
