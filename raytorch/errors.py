@@ -42,3 +42,51 @@ class DivergedError(RaytorchError):
 
 class TrainingError(RaytorchError):
     """A worker raised or died; the message ends with the first failing rank's own traceback."""
+
+
+class SessionError(RaytorchError):
+    """A session was used in a way that cannot work: tensors of two sessions in one call, a name that is taken."""
+
+
+class HandleError(SessionError):
+    """A handle names nothing, nothing of that kind, or something of another session."""
+
+
+class QuotaError(SessionError):
+    """An operation would hold more bytes than the session may."""
+
+
+class UnknownFunctionError(SessionError):
+    """A function is not among those that instructions can name."""
+
+
+class SessionLostError(SessionError):
+    """A session has ended: a worker died, its time ran out, or it was closed. Nothing more can be asked of it."""
+
+
+class RemoteOpError(SessionError):
+    """An operation failed on a worker.
+
+    Attributes:
+        operation: Name of the function, such as ``torch.Tensor.matmul``.
+        rank: The worker's rank.
+        file: The client's file that recorded the operation.
+        line: The line in it.
+        instruction: Number of the client's program and place in it: the same on every rank.
+    """
+
+    operation: str = ""
+    rank: int = 0
+    file: str = ""
+    line: int = 0
+    instruction: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def describing(
+        cls, *, operation: str, arguments: str, rank: int, file: str, line: int, cause: str, traceback: str = ""
+    ) -> "RemoteOpError":
+        """The error of one failed operation; ``arguments`` are its shapes and values, ``cause`` the worker's error."""
+        where = f"{operation}({arguments}) failed on rank {rank}\n  recorded at {file}:{line}\n  {cause}"
+        error = cls(f"{where}\n{traceback}" if traceback else where)
+        error.operation, error.rank, error.file, error.line = operation, rank, file, line
+        return error

@@ -34,6 +34,11 @@ def restore_generators(states: dict[str, Tensor], worker: Worker, *, seed: int) 
     if len(states["cpu"]) != worker.world_size:
         torch.manual_seed(seed + 1 + worker.rank)
         return
-    torch.set_rng_state(states["cpu"][worker.rank].clone())  # torch reads past the storage offset of a view
-    if worker.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][worker.rank].clone(), worker.device)
+    set_generator_states({name: rows[worker.rank] for name, rows in states.items()}, worker.device)
+
+
+def set_generator_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Continue the generators from what :func:`generator_states` gave."""
+    torch.set_rng_state(states["cpu"].clone())  # torch reads past the storage offset of a view
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].clone(), device)

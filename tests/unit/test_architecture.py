@@ -18,7 +18,7 @@ ROWS = [
     "config.data config.models config.optimization",
     "config.run",
     "config",
-    "yaml_tree storage metrics",
+    "yaml_tree storage metrics stopping",
     "config_file runs",
     # torch, no ray
     "datasets.formats datasets.pixels",
@@ -26,12 +26,25 @@ ROWS = [
     "datasets.sources",
     "datasets.loader",
     "datasets",
+    "overrides",
+    "autograd collectives tensor_ops",
     "layers.attention layers.conv layers.rnn layers.transformer losses optimizers precision",
     "layers models",
     "tasks",
+    "distributed",
+    "reproducibility registry session",
+    "session.program session.transfer",
+    "session.results session.snapshot",
+    "session.primitives",
+    "session.functions session.stream",
+    "session.interpreter session.recorder",
+    "session.tensor",
+    "session.objects",
+    "session.client",
     # ray
-    "distributed monitor checkpoint worker_group",
-    "reproducibility",
+    "cluster monitor checkpoint worker_group session.host session.worker",
+    "session.transport",
+    "session.connect",
     "training",
     "trainer",
     # what a person uses
@@ -41,7 +54,11 @@ ROWS = [
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
 
 TORCH = {"torch", "torchvision", "safetensors"}
-WITHOUT_TORCH = [*ROWS[:7], "datasets.formats datasets.files monitor worker_group trainer", *ROWS[-2:]]
+WITHOUT_TORCH = [
+    *ROWS[:7],
+    "datasets.formats datasets.files cluster monitor worker_group trainer session.host session.connect",
+    *ROWS[-2:],
+]
 
 
 def modules() -> dict[str, Path]:

@@ -21,6 +21,7 @@ COMMANDS = {
 }
 
 EXPORTS = {
+    "raytorch": "__version__ autograd connect distributed layers losses optimizers tensor_ops",
     "raytorch.config": """
         Adam AdamW AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
         Conv3dModel ConvNetModel CosineSchedule Data DigitsData Failure ImageData Logging Loss MlpModel
@@ -29,7 +30,17 @@ EXPORTS = {
         VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check evaluation_batches load",
-    "raytorch.layers": "LAYERS attention conv rnn transformer",
+    "raytorch.distributed": """
+        Worker all_gather all_reduce barrier broadcast broadcast_buffers data_parallel destroy_process_group device_name
+        gradient_sync init_process_group is_available is_lost_peer leaving_process_group reduce_scatter
+    """,
+    "raytorch.layers": """
+        LAYERS attention conv rnn transformer
+        AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d
+        AdaptiveMaxPool3d AvgPool1d AvgPool2d AvgPool3d BatchNorm1d BatchNorm2d BatchNorm3d Conv1d Conv2d
+        Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d MaxPool1d MaxPool2d MaxPool3d
+        GRU LSTM MultiheadAttention PositionalEncoding RNN TransformerDecoderLayer TransformerEncoderLayer
+    """,
     "raytorch.layers.attention": "MultiheadAttention PositionalEncoding",
     "raytorch.layers.conv": """
         AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d
@@ -51,6 +62,12 @@ ERRORS = {
     "CheckpointError": "RaytorchError",
     "DivergedError": "RaytorchError",
     "TrainingError": "RaytorchError",
+    "SessionError": "RaytorchError",
+    "HandleError": "SessionError",
+    "QuotaError": "SessionError",
+    "RemoteOpError": "SessionError",
+    "SessionLostError": "SessionError",
+    "UnknownFunctionError": "SessionError",
 }
 
 

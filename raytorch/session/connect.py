@@ -1,0 +1,76 @@
+"""Opening a session on a group of workers, and joining one by its name. Imports neither torch nor ray at first."""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from raytorch.cluster import joined_ray, require_resources
+
+if TYPE_CHECKING:
+    from raytorch.session.client import Session
+
+
+def connect(
+    *,
+    workers: int | None = None,
+    name: str | None = None,
+    address: str | None = None,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
+    backend: Literal["auto", "nccl", "gloo"] = "auto",
+    max_bytes: int | None = None,
+    idle_timeout: float | None = None,
+    timeout_s: int = 1800,
+    restore: str | Path | None = None,
+    trust: bool = False,
+) -> "Session":
+    """Open a session on a group of workers, or join one that is open.
+
+    Args:
+        workers: Number of workers; by default 1, or as many as saved what is restored. Left out with a ``name``, the
+            session of that name is joined.
+        name: A name under which other processes on the cluster can join the session.
+        address: A running Ray cluster's address; by default RAY_ADDRESS, else a Ray that is started here.
+        cpus_per_worker: CPUs of each worker, which are also its threads.
+        gpus_per_worker: GPUs of each worker.
+        backend: Of the process group; ``auto`` is NCCL where the workers hold GPUs, and gloo elsewhere.
+        max_bytes: Bytes of tensors that handles may hold on each worker; None for no limit.
+        idle_timeout: Seconds without any call after which the session ends by itself; None for never.
+        timeout_s: Seconds after which a collective operation that makes no progress fails.
+        restore: A folder that ``save`` of a session with as many workers has written: all that it holds is there again,
+            under the same handles, for ``get``.
+        trust: Whether that folder may bring classes and functions of its own, which can run any code.
+
+    Raises:
+        RemoteOpError: The saved session could not be restored.
+        ResourceError: The machine has fewer CPUs or GPUs than the workers ask for.
+        SessionError: No session of that name is open, or one is open already.
+        SessionLostError: The workers could not be started.
+        UserError: No cluster answers at the address.
+    """
+    resources = contextlib.ExitStack()
+    try:
+        resources.enter_context(joined_ray(address))
+        from raytorch.session.client import Session  # not before Ray's settings are chosen
+        from raytorch.session.transport import Connection, Group, Guest, Owner
+        from raytorch.session.worker import Limits
+
+        if workers is None and name is not None:
+            connection: Connection = Guest(name, resources)
+        else:
+            each = {"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
+            workers = workers or (len(list(Path(restore).glob("rank-*"))) if restore else 0) or 1
+            require_resources(workers, each)
+            group = Group(workers, each, backend, timeout_s)
+            connection = Owner(name, group, Limits(max_bytes, idle_timeout), resources)
+        session = Session(connection, client=connection.client)
+    except BaseException:
+        resources.close()
+        raise
+    if restore is not None:
+        try:
+            session.restore(restore, trust=trust)
+        except BaseException:
+            session.close()
+            raise
+    return session

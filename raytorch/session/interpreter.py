@@ -1,0 +1,246 @@
+"""Runs the programs of a session's clients on one worker, beside its registry. Knows nothing of Ray."""
+
+import functools
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raytorch.errors import HandleError, RaytorchError, RemoteOpError
+from raytorch.registry import Poison, Registry
+from raytorch.session import functions
+from raytorch.session.primitives import ON_WORKER
+from raytorch.session.program import (
+    ATTACHMENT,
+    CODE,
+    FREE,
+    HANDLE,
+    NOWHERE,
+    Instruction,
+    Pattern,
+    Program,
+    Report,
+    Result,
+    bind,
+)
+from raytorch.session.results import describe, shapes_of
+
+OnLeaf = dict[str, Callable[[Any], Any]]
+
+
+class _Poisoned(Exception):  # noqa: N818 - a signal
+    """An argument is what a failed operation did not give."""
+
+
+@dataclass
+class _Client:
+    """What the interpreter keeps of one client."""
+
+    calls: dict[int, "_Call"] = field(default_factory=dict)
+    programs: int = 0
+    """How many it has sent."""
+    errors: list[RemoteOpError] = field(default_factory=list)
+    """Those not reported yet."""
+
+
+class Interpreter:
+    """Executes instructions in order, as eager PyTorch, on one worker.
+
+    Args:
+        registry: What the handles name.
+        rank: This worker's rank.
+        device: Where tensors are made that come from the client or from a factory.
+    """
+
+    def __init__(self, registry: Registry, *, rank: int = 0, device: torch.device | str = "cpu") -> None:
+        self.registry = registry
+        self.rank = rank
+        self.device = torch.device(device)
+        self._clients: dict[int, _Client] = {}
+        self._attachments: Sequence[Any] = ()
+        self._answer: Any = None
+
+    def execute(self, packed: bytes, attachments: Sequence[Any] = ()) -> Report:
+        """Run a program; a failed instruction poisons its outputs and the others go on.
+
+        Args:
+            packed: See :meth:`Program.pack`.
+            attachments: What the instructions' ATTACHMENT leaves point to.
+        """
+        program = Program.unpack(packed)
+        state = self._clients.setdefault(program.client, _Client())
+        state.programs += 1
+        for pattern in program.patterns:
+            state.calls[pattern.number] = _Call(pattern, self)
+        self._attachments, self._answer = attachments, None
+        grad_enabled = torch.is_grad_enabled()
+        try:
+            self._run(state, program.instructions)
+        finally:
+            torch.set_grad_enabled(grad_enabled)
+            self._attachments = ()
+        given, self._answer = self._answer, None
+        errors, state.errors = tuple(state.errors), []
+        if isinstance(given, RemoteOpError):
+            return Report(failure=given, errors=errors)
+        return Report(answer=given if self.rank in program.answer_from else None, errors=errors)
+
+    def forget(self, client: int) -> None:
+        """Drop what the interpreter keeps of a client that is gone; its handles are the registry's."""
+        self._clients.pop(client, None)
+
+    def _run(self, state: _Client, instructions: list[Instruction]) -> None:
+        calls, free = state.calls, self.registry.free
+        for place, instruction in enumerate(instructions):
+            if instruction[0] == FREE:
+                free(instruction[1:])
+                continue
+            try:
+                calls[instruction[0]].run(instruction)
+            except _Poisoned as poisoned:
+                self._poison(calls[instruction[0]], instruction, poisoned.args[0])
+            except Exception as error:
+                failure = calls[instruction[0]].failure(instruction, error)
+                failure.instruction = (state.programs, place)
+                state.errors.append(failure)
+                self._poison(calls[instruction[0]], instruction, failure)
+
+    def _poison(self, call: "_Call", instruction: Instruction, error: RemoteOpError) -> None:
+        output = instruction[1]
+        for handle in output if isinstance(output, tuple) else [output] if output else []:
+            self.registry.put(handle, Poison(error))
+        if call.pattern.result == Result.ANSWER:
+            self._answer = error
+
+    def value(self, handle: int) -> Any:
+        """What a handle leaf stands for."""
+        try:
+            value = self.registry.values[handle]
+        except KeyError:
+            value = self.registry.get(handle)  # raises the right error
+        if type(value) is Poison:
+            raise _Poisoned(value.error)
+        return value
+
+    def attachment(self, place: int) -> Any:
+        """What an attachment leaf stands for."""
+        value = self._attachments[place]
+        return value() if callable(value) else value
+
+    def answer(self, output: int, value: Any) -> None:
+        """Describe a result to the client, and keep what cannot leave the worker."""
+        held: list[Any] = []
+        description = describe(value, held)
+        if held and output != NOWHERE:
+            self.registry.put(output, value)
+        self._answer = description
+
+    def resolve(self, name: str) -> Callable[..., Any]:
+        """The function of that name; what makes tensors of numbers alone makes them on this worker's device."""
+        function = functions.function_named(name)
+        if name.removeprefix("torch.") in functions.FACTORIES:
+            return functools.partial(function, device=self.device)
+        return functools.partial(function, self) if name in ON_WORKER else function
+
+
+class _Call:
+    """A pattern made ready to run."""
+
+    def __init__(self, pattern: Pattern, interpreter: Interpreter) -> None:
+        self.pattern = pattern
+        self._interpreter = interpreter
+        self._put = interpreter.registry.put
+        self._grad = pattern.modes.grad
+        self._skip = pattern.rank is not None and pattern.rank != interpreter.rank
+        on_leaf: OnLeaf = {HANDLE: interpreter.value, CODE: pickle.loads, ATTACHMENT: interpreter.attachment}
+        self._args = [bind(template, on_leaf) for template in pattern.args]
+        self._kwargs = [(name, bind(template, on_leaf)) for name, template in pattern.kwargs]
+        self._autocast = pattern.modes.autocast and torch.autocast(interpreter.device.type, pattern.modes.autocast)
+        self._function: Callable[..., Any] | None = None
+        self._keep = getattr(self, f"_keep_{pattern.result}")
+
+    def run(self, instruction: Instruction) -> None:
+        """Execute an instruction of this pattern."""
+        if self._skip:
+            return
+        function = self._function
+        if function is None:
+            function = self._function = self._interpreter.resolve(self.pattern.function)
+        leaves = iter(instruction)
+        next(leaves), next(leaves)
+        args = [build(leaves) for build in self._args]
+        kwargs = {name: build(leaves) for name, build in self._kwargs} if self._kwargs else {}
+        if torch.is_grad_enabled() is not self._grad:
+            torch.set_grad_enabled(self._grad)
+        if self._autocast:
+            with self._autocast:
+                value = function(*args, **kwargs)
+        else:
+            value = function(*args, **kwargs)
+        self._keep(instruction[1], value)
+
+    def _keep_drop(self, output: int, value: Any) -> None:
+        pass
+
+    def _keep_tensor(self, output: int, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"gave a {type(value).__name__} where it had given a tensor before")
+        self._put(output, value)
+
+    def _keep_keep(self, output: int, value: Any) -> None:
+        self._put(output, value)
+
+    def _keep_answer(self, output: int, value: Any) -> None:
+        self._interpreter.answer(output, value)
+
+    def _keep_tensors(self, outputs: tuple[int, ...], value: Any) -> None:
+        for handle, part in zip(outputs, value, strict=True):
+            self._put(handle, part)
+
+    def failure(self, instruction: Instruction, error: Exception) -> RemoteOpError:
+        """The error for the client: what was called, with which arguments, where, and what went wrong."""
+        pattern = self.pattern
+        return RemoteOpError.describing(
+            operation=pattern.function,
+            arguments=self._shapes(instruction),
+            rank=self._interpreter.rank,
+            file=pattern.file,
+            line=pattern.line,
+            cause=f"{type(error).__name__}: {error}",
+            traceback="" if isinstance(error, RaytorchError) else _below(error),
+        )
+
+    def _shapes(self, instruction: Instruction) -> str:
+        def value(handle: int) -> Any:
+            try:
+                return self._interpreter.registry.get(handle)
+            except HandleError:
+                return f"freed handle {handle}"
+
+        on_leaf: OnLeaf = {
+            HANDLE: value,
+            CODE: _unpickled,
+            ATTACHMENT: lambda place: "data",
+        }
+        leaves: Iterator[Any] = iter(instruction[2:])
+        args = [bind(template, on_leaf)(leaves) for template in self.pattern.args]
+        kwargs = [f"{name}={shapes_of([bind(template, on_leaf)(leaves)])}" for name, template in self.pattern.kwargs]
+        return ", ".join([shapes_of(args), *kwargs] if args else kwargs)
+
+
+def _unpickled(code: bytes) -> Any:
+    try:
+        return pickle.loads(code)  # noqa: S301 - from a client that Ray has let in
+    except Exception:  # which may be the very error that is described
+        return "code"
+
+
+def _below(error: Exception) -> str:
+    """The traceback from the first frame below this module's: the user's own function, if one was called."""
+    summary = traceback.TracebackException.from_exception(error)
+    frames = [frame for frame in summary.stack if frame.filename != __file__]
+    return "".join(traceback.format_list(frames)).rstrip()

@@ -1,0 +1,166 @@
+"""What travels from a client to the workers: programs of instructions, each an instance of a pattern.
+
+A *pattern* is one call as it stands at one place in the client's script: the function, the structure of its arguments,
+and the file and line. It travels once. An *instruction* is a tuple ``(pattern number, output, leaf, leaf, ...)`` of
+integers and numbers: where the result goes, and the handles and values that the pattern's template leaves open.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import cloudpickle
+import torch
+
+from raytorch.errors import RemoteOpError
+
+HANDLE = "handle"
+"""Template of an argument that is a handle; its leaf is the integer."""
+VALUE = "value"
+"""Template of an argument that travels with each instruction; its leaf is the value."""
+CODE = "code"
+"""Template of an argument that only pickle can carry: a function or an object of the user's. Its leaf is bytes."""
+ATTACHMENT = "attachment"
+"""Template of an argument that travels beside the program; its leaf is its place there."""
+
+Template = Any
+"""One of the words above; ``("constant", type, value)``; ``("sequence", type, templates)``; or
+``("mapping", keys, templates)``."""
+
+NOWHERE = 0
+"""Output of an instruction whose result is not stored."""
+FREE = 0
+"""Number of the pattern whose leaves are handles to free."""
+
+
+class Result(StrEnum):
+    """What becomes of a function's result."""
+
+    DROP = "drop"
+    """Nothing."""
+    TENSOR = "tensor"
+    """It is one tensor, and is stored."""
+    TENSORS = "tensors"
+    """It is a sequence of tensors; each is stored, under one of the output handles."""
+    KEEP = "keep"
+    """It is stored, whatever it is."""
+    ANSWER = "answer"
+    """It is described to the client, and stored where it cannot leave the worker."""
+
+
+class Modes(NamedTuple):
+    """The state of a client's thread in which it recorded a call, and in which the call is executed."""
+
+    grad: bool
+    autocast: torch.dtype | None
+
+    @classmethod
+    def current(cls) -> "Modes":
+        """That of this thread: ``torch.no_grad`` and ``torch.autocast``, of whichever device type."""
+        for device_type in ("cuda", "cpu"):
+            if torch.is_autocast_enabled(device_type):
+                return cls(torch.is_grad_enabled(), torch.get_autocast_dtype(device_type))
+        return cls(torch.is_grad_enabled(), None)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A call at a place in the client's script."""
+
+    number: int
+    function: str
+    args: tuple[Template, ...]
+    kwargs: tuple[tuple[str, Template], ...]
+    result: Result
+    modes: Modes
+    rank: int | None
+    """The only rank that is to execute it; None for all."""
+    file: str
+    line: int
+
+
+Instruction = tuple[Any, ...]
+
+
+class Program(NamedTuple):
+    """Instructions in the order in which they were recorded."""
+
+    client: int
+    """Number of the client that recorded them."""
+    answer_from: tuple[int, ...]
+    """The ranks that are to describe the last instruction's result, whose pattern is one of ``Result.ANSWER``."""
+    patterns: list[Pattern]
+    """Patterns that no earlier program has brought."""
+    instructions: list[Instruction]
+
+    def pack(self) -> bytes:
+        """The program as bytes."""
+        # Patterns may name types of the client's script, which plain pickle does not carry; instructions are numbers.
+        dumps = cloudpickle.dumps if self.patterns else pickle.dumps
+        packed: bytes = dumps(tuple(self), protocol=5)
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Program":
+        """The program that :meth:`pack` packed."""
+        return cls(*pickle.loads(packed))  # noqa: S301 - from a client that Ray has let in
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker says of a program."""
+
+    answer: Any = None
+    """The description of the last instruction's result, if that was asked for; see :mod:`raytorch.session.results`."""
+    failure: RemoteOpError | None = None
+    """Why there is no answer."""
+    errors: tuple[RemoteOpError, ...] = ()
+    """The errors of the client's instructions since the last report."""
+
+    def pack(self) -> bytes:
+        """The report as bytes."""
+        try:
+            return pickle.dumps(self, protocol=5)
+        except (pickle.PicklingError, AttributeError):  # a type of the client's script
+            packed: bytes = cloudpickle.dumps(self, protocol=5)
+            return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Report":
+        """The report that :meth:`pack` packed."""
+        report: Report = pickle.loads(packed)  # noqa: S301 - from a worker of this session
+        return report
+
+
+def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callable[[Iterator[Any]], Any]:
+    """A function that builds an argument from the leaves of an instruction, which it takes in order.
+
+    Args:
+        template: The argument's structure.
+        on_leaf: For HANDLE, CODE and ATTACHMENT, what makes the argument of a leaf.
+    """
+    if template == VALUE:
+        return next
+    if isinstance(template, str):
+        convert = on_leaf[template]
+        return lambda leaves: convert(next(leaves))
+    match template:
+        case ("constant", _, value):
+            return lambda leaves: value
+        case ("sequence", kind, templates):
+            build = sequence_builder(kind)
+            parts = [bind(part, on_leaf) for part in templates]
+            return lambda leaves: build([part(leaves) for part in parts])
+        case ("mapping", keys, templates):
+            parts = [bind(part, on_leaf) for part in templates]
+            return lambda leaves: {key: part(leaves) for key, part in zip(keys, parts, strict=True)}
+    raise ValueError(f"{template!r} is no template")
+
+
+def sequence_builder(kind: type) -> Callable[[list[Any]], Any]:
+    """What makes a sequence of type ``kind`` of its items: lists, tuples, named tuples, slices."""
+    if kind is slice or hasattr(kind, "_fields"):
+        return lambda items: kind(*items)
+    return kind

@@ -1,0 +1,117 @@
+"""Results of unknown structure: what can leave the worker is told to the client, what cannot is named by handles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raytorch.registry import Kind, kind_of
+from raytorch.session.program import sequence_builder
+from raytorch.session.transfer import Payload
+
+Description = tuple[Any, ...]
+"""One of ``("value", value)``, ``("held", kind)``, ``("sequence", type, descriptions)`` and
+``("mapping", keys, descriptions)``."""
+
+PLAIN = (
+    type(None),
+    type(NotImplemented),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.Size,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    np.ndarray,
+    np.generic,
+    Payload,
+)
+"""Types whose values are sent to the client as they are."""
+
+
+def describe(value: Any, held: list[Any]) -> Description:
+    """The structure of ``value``; what has to stay on the worker is appended to ``held``, in order."""
+    if isinstance(value, PLAIN):
+        return ("value", value)
+    if isinstance(value, tuple | list):
+        return ("sequence", type(value), [describe(part, held) for part in value])
+    if isinstance(value, dict):
+        return ("mapping", list(value), [describe(part, held) for part in value.values()])
+    held.append(value)
+    return ("held", kind_of(value))
+
+
+def rebuild(description: Description, take: Callable[[Kind], Any]) -> Any:
+    """The result on the client; ``take`` gives the object that stands for the next value that stayed on the worker."""
+    match description:
+        case ("value", value):
+            return value
+        case ("held", kind):
+            return take(kind)
+        case ("sequence", kind, parts):
+            return sequence_builder(kind)([rebuild(part, take) for part in parts])
+        case ("mapping", keys, parts):
+            return {key: rebuild(part, take) for key, part in zip(keys, parts, strict=True)}
+    raise ValueError(f"{description!r} is no description")
+
+
+def count_held(description: Description) -> int:
+    """How many values stayed on the worker."""
+    kinds: list[Kind] = []
+    rebuild(description, kinds.append)
+    return len(kinds)
+
+
+def fixed_tensors(description: Description) -> tuple[Callable[[list[Any]], Any], int] | None:
+    """For a named tuple of PyTorch's that has tensors only, whose length is fixed: what builds it, and the length."""
+    match description:
+        case ("sequence", kind, parts) if kind.__module__ == "torch.return_types":
+            return (kind, len(parts)) if all(is_tensor(part) for part in parts) else None
+    return None
+
+
+def is_tensor(description: Description) -> bool:
+    """Whether the result is one tensor."""
+    return description == ("held", Kind.TENSOR)
+
+
+def payload_bytes(description: Description | None) -> int:
+    """Bytes of the tensors' contents in a description."""
+    match description:
+        case ("value", Payload() as payload):
+            return payload.nbytes
+        case ("sequence" | "mapping", _, parts):
+            return sum(payload_bytes(part) for part in parts)
+    return 0
+
+
+def parts_of(value: Any) -> list[Any]:
+    """What :func:`describe` holds back of ``value``."""
+    held: list[Any] = []
+    describe(value, held)
+    return held
+
+
+def shapes_of(values: Any) -> str:
+    """The arguments of a call for an error message: shapes and dtypes of tensors, other values as they are."""
+    return ", ".join(_brief(value) for value in values)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"[{shapes_of(value[:8])}{', ...' if len(value) > 8 else ''}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_brief(part)}' for key, part in list(value.items())[:8])}}}"
+    if not isinstance(value, (*PLAIN, slice, type(...))):
+        return getattr(value, "__qualname__", type(value).__name__)  # repr may be long, or fail
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,221 @@
+"""The client's stream of instructions to the workers: what is recorded goes out in order, as programs."""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from raytorch.errors import RemoteOpError, SessionLostError
+from raytorch.session.program import FREE, Instruction, Pattern, Program, Report
+from raytorch.session.transfer import Payload
+
+PROGRAM_LENGTH = 1000
+"""Instructions after which a program is sent."""
+IDLE_S = 0.003
+"""Seconds for which a recorded instruction waits for company."""
+LOOK_ROUND_S = 0.2
+"""Seconds after which collected handles are freed, and finished programs heard, when nothing else goes out."""
+MAX_IN_FLIGHT = 32
+"""Programs that the workers may be behind before the client waits for them."""
+LARGE = 1 << 20
+"""Bytes of an upload that does not wait for company."""
+
+
+Parts = Sequence[Payload | None]
+"""What travels beside a program: a payload for each rank, None where a rank needs none; or a single one for all."""
+
+
+class Future(Protocol):
+    """A report that a worker will give."""
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would not wait."""
+
+    def result(self) -> Report:
+        """The report. Raises SessionLostError."""
+
+
+class Transport(Protocol):
+    """The way to the workers of a session."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+
+    def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
+        """Send a program to every rank; returns each rank's future.
+
+        Args:
+            packed: The program.
+            attachments: For each, either one payload per rank, None where a rank needs none, or a single one for all.
+        """
+
+    def close(self) -> None:
+        """Leave the session, and end it if it was opened here."""
+
+
+class Stream:
+    """What one client sends. Every method may be called from any thread."""
+
+    def __init__(self, transport: Transport, client: int) -> None:
+        self.transport, self._client = transport, client
+        self.freed: deque[int] = deque()
+        """Handles that were collected; they are freed after all that was recorded before."""
+        self._lock = threading.Lock()
+        self._patterns: dict[Any, int] = {}
+        self._numbers = itertools.count(FREE + 1)
+        self._new_patterns: list[Pattern] = []
+        self._instructions: list[Instruction] = []
+        self._attachments: list[Parts] = []
+        self._in_flight: deque[list[Future]] = deque()
+        self._errors: dict[tuple[int, int], RemoteOpError] = {}
+        self._raised: set[tuple[int, int]] = set()
+        self._recorded = threading.Event()
+        self._ended: SessionLostError | None = None
+        self.loss_was_told = False
+        """Whether a caller was told that the session is lost, rather than this stream's own thread alone."""
+        self._idle = threading.Thread(target=self._flush_when_idle, name="raytorch-flush", daemon=True)
+        self._idle.start()
+
+    def pattern(self, key: Any, make: Callable[[int], Pattern]) -> int:
+        """The number of a pattern; ``make`` makes it, should ``key`` be new. It is sent before its instructions."""
+        number = self._patterns.get(key)
+        if number is None:
+            with self._lock:
+                number = next(self._numbers)
+                self._new_patterns.append(make(number))
+                self._patterns[key] = number
+        return number
+
+    def append(self, instruction: Instruction) -> None:
+        """Record an instruction."""
+        with self._lock:
+            self._append(instruction)
+
+    def append_upload(self, number: int, output: int, parts: Parts) -> None:
+        """Record an instruction whose only argument travels beside the program."""
+        with self._lock:
+            self._append((number, output, len(self._attachments)))
+            self._attachments.append(parts)
+            if any(part and part.nbytes >= LARGE for part in parts):
+                self._send()
+
+    def ask(self, instruction: Instruction, ranks: Sequence[int]) -> list[Report]:
+        """Record an instruction and wait for the reports of some ranks on its result. Raises SessionLostError."""
+        with self._lock:
+            self._append(instruction)
+            futures = self._send(ranks)
+        return [self._hear(futures[rank]) for rank in ranks]
+
+    def free(self, handle: int) -> None:
+        """Free a handle after all that was recorded before."""
+        with self._lock:
+            self.freed.append(handle)
+            self._free()
+
+    def flush(self) -> None:
+        """Send what is recorded."""
+        with self._lock:
+            self._send()
+
+    def synchronize(self) -> None:
+        """Wait until all ranks have done what was recorded. Raises RemoteOpError, SessionLostError."""
+        with self._lock:
+            self._require_open()
+            if self.freed:
+                self._free()
+            self._send()
+            waiting = list(self._in_flight)
+            self._in_flight.clear()
+        for futures in waiting:
+            for future in futures:
+                self._hear(future)
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the first error that has not been raised yet, if there is one."""
+        if not self._errors:
+            return
+        with self._lock:
+            for number in sorted(self._errors):
+                error = self._errors.pop(number)
+                if number not in self._raised:
+                    self._raised.add(number)
+                    raise error
+
+    def was_raised(self, error: RemoteOpError) -> None:
+        """Note that an error is being raised, so that it is not raised for other ranks again."""
+        self._raised.add(error.instruction)
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self._ended = self._ended or SessionLostError("the session is closed; connect again")
+        self._recorded.set()
+        self._idle.join()
+
+    def _append(self, instruction: Instruction) -> None:
+        self._require_open()
+        if not self._instructions:
+            self._recorded.set()
+        if self.freed:
+            self._free()
+        self._instructions.append(instruction)
+        if len(self._instructions) >= PROGRAM_LENGTH:
+            self._send()
+
+    def _require_open(self) -> None:
+        if self._ended:
+            self.loss_was_told = True
+            raise self._ended
+
+    def _free(self) -> None:
+        handles = []
+        while self.freed:
+            handles.append(self.freed.popleft())
+        self._instructions.append((FREE, *handles))
+
+    def _send(self, answer_from: Sequence[int] = ()) -> list[Future]:
+        if not self._instructions:
+            return []
+        program = Program(self._client, tuple(answer_from), self._new_patterns, self._instructions)
+        attachments = self._attachments
+        self._new_patterns, self._instructions, self._attachments = [], [], []
+        futures = self.transport.send(program.pack(), attachments)
+        others = [future for rank, future in enumerate(futures) if rank not in answer_from]
+        if others:
+            self._in_flight.append(others)
+        while len(self._in_flight) > MAX_IN_FLIGHT:
+            for future in self._in_flight.popleft():
+                self._hear(future)
+        return futures
+
+    def _hear(self, future: Future) -> Report:
+        """A worker's report, whose errors are noted. Raises SessionLostError."""
+        try:
+            report = future.result()
+        except SessionLostError as lost:
+            self._ended = lost
+            self.loss_was_told = threading.current_thread() is not self._idle
+            raise
+        for error in report.errors:
+            if error.instruction not in self._raised:
+                self._errors.setdefault(error.instruction, error)
+        return report
+
+    def _flush_when_idle(self) -> None:
+        while not self._ended:
+            recorded = self._recorded.wait(LOOK_ROUND_S)
+            self._recorded.clear()
+            if recorded:
+                threading.Event().wait(IDLE_S)
+            with self._lock:
+                if self.freed:
+                    self._free()
+                try:
+                    self._send()
+                    while self._in_flight and all(future.done() for future in self._in_flight[0]):
+                        for future in self._in_flight.popleft():
+                            self._hear(future)
+                except SessionLostError:
+                    return  # whoever asks next is told

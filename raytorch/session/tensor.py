@@ -1,0 +1,151 @@
+"""RemoteTensor: used like a ``torch.Tensor``, and living on the workers."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raytorch.session import primitives
+from raytorch.session.functions import SETTABLE
+from raytorch.session.recorder import Reference
+from raytorch.session.transfer import Payload
+
+
+class RemoteTensor(Reference):
+    """A tensor on the workers of a session: one on each rank, or one on a single rank.
+
+    Operators, functions of ``torch`` and ``torch.nn.functional``, methods and attributes of ``torch.Tensor`` are
+    recorded and executed on the workers in order. What is no tensor is waited for: ``shape``, ``item()``,
+    ``torch.equal(a, b)``; it is rank 0's, unless ``all=True`` asks for every rank's.
+
+    Raises (from what is waited for):
+        RemoteOpError: The tensor depends on an operation that failed, or an earlier one did.
+        SessionLostError: The session has ended.
+    """
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __array_priority__ = 1000  # as torch.Tensor's: NumPy's scalars and arrays leave operators to the handle
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """How PyTorch calls its functions on handles."""
+        return _first(args, kwargs)._recorder.call(function, args, kwargs)
+
+    def fetch(self, *, all: bool = False) -> Any:  # noqa: A002
+        """The tensor's content as a local CPU tensor; with ``all``, a list of every rank's."""
+        if all:
+            return [payload.tensor() for payload in self._recorder.ask_all(primitives.fetch, self)]
+        return self._recorder.ask(primitives.fetch, self).tensor()
+
+    def item(self, *, all: bool = False) -> Any:  # noqa: A002
+        """The only element as a Python number; with ``all``, a list of every rank's. See ``torch.Tensor.item``."""
+        if all:
+            return self._recorder.ask_all(Tensor.item, self)
+        return self._recorder.ask(Tensor.item, self)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The tensor's content as a local array."""
+        array: np.ndarray[Any, Any] = self.fetch().detach().numpy()
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.asarray(self.numpy(), dtype=dtype)
+
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return repr(self)
+        formatted: str = self._recorder.ask(Tensor.__format__, self, spec)
+        return formatted
+
+    def free(self) -> None:
+        """Free the tensor now, on every worker; the handle names nothing from then on."""
+        self._recorder.stream.free(self._handle)
+
+    def __iter__(self) -> Iterator["RemoteTensor"]:
+        return iter(self._recorder.ask(Tensor.unbind, self))
+
+    def __repr__(self) -> str:
+        rank = "" if self._rank is None else f", rank={self._rank}"
+        return f"RemoteTensor(handle={self._handle}{rank})"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"'RemoteTensor' object has no attribute {name!r}")
+        attribute = inspect.getattr_static(Tensor, name, None)
+        if attribute is None:
+            raise AttributeError(f"neither RemoteTensor nor torch.Tensor has an attribute {name!r}")
+        if inspect.isdatadescriptor(attribute):
+            return self._recorder.call(getattr(Tensor, name).__get__, (self,))
+        return _Method(self, getattr(Tensor, name))
+
+
+class _Method:
+    """A method of ``torch.Tensor``, bound to a handle."""
+
+    __slots__ = ("_function", "_tensor")
+
+    def __init__(self, tensor: RemoteTensor, function: Callable[..., Any]) -> None:
+        self._tensor, self._function = tensor, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._tensor._recorder.call(self._function, (self._tensor, *args), kwargs)
+
+
+def _first(args: Any, kwargs: dict[str, Any] | None) -> RemoteTensor:
+    """The first handle among the arguments."""
+    for value in (*args, *(kwargs or {}).values()):
+        if isinstance(value, RemoteTensor):
+            return value
+        if isinstance(value, tuple | list):
+            try:
+                return _first(value, None)
+            except LookupError:
+                continue
+    raise LookupError("no handle among the arguments")
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    function = getattr(Tensor, name)
+
+    def operate(self: RemoteTensor, *args: Any) -> Any:
+        return self._recorder.call(function, (self, *args))
+
+    operate.__name__ = name
+    return operate
+
+
+def _settable(name: str) -> property:
+    getter, setter = getattr(Tensor, name).__get__, getattr(Tensor, name).__set__
+
+    def get(self: RemoteTensor) -> Any:
+        return self._recorder.call(getter, (self,))
+
+    def put(self: RemoteTensor, value: Any) -> None:
+        self._recorder.do(setter, self, value)
+
+    return property(get, put, doc=f"As ``torch.Tensor.{name}``.")
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+_OPERATORS = [
+    *(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r", "i")),
+    *("__div__", "__rdiv__", "__idiv__", "__neg__", "__pos__", "__abs__", "__invert__", "__getitem__", "__setitem__"),
+    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
+    *("__bool__", "__float__", "__int__", "__complex__", "__index__", "__len__", "__contains__"),
+]
+for _name in _OPERATORS:
+    if hasattr(Tensor, _name):
+        setattr(RemoteTensor, _name, _operator(_name))
+for _name in SETTABLE:
+    setattr(RemoteTensor, _name, _settable(_name))
+
+
+def upload_of(tensor: Any) -> Payload:
+    """What is sent of a tensor, an array, a number or nested lists of them."""
+    return Payload.of(tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor))

@@ -1,0 +1,69 @@
+"""Tensors on their way between client and workers: as NumPy arrays, which Ray moves without pickling their bytes."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CARRIERS = {
+    torch.bfloat16: torch.uint16,
+    torch.complex32: torch.uint32,
+    torch.float8_e4m3fn: torch.uint8,
+    torch.float8_e4m3fnuz: torch.uint8,
+    torch.float8_e5m2: torch.uint8,
+    torch.float8_e5m2fnuz: torch.uint8,
+    torch.float8_e8m0fnu: torch.uint8,
+}
+"""For dtypes that NumPy does not have: one of the same size that it has."""
+
+
+INLINE = 64 * 1024
+"""Bytes up to which data travels within a call rather than through the object store."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A dense tensor's content.
+
+    Attributes:
+        array: The elements, or a reference to them in Ray's object store.
+        dtype: The tensor's own dtype.
+        requires_grad: Whether the tensor that is made of it requires grad.
+    """
+
+    array: Any
+    dtype: torch.dtype
+    requires_grad: bool = False
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Payload":
+        """The content of ``tensor``, without a copy where it is on a CPU."""
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        if plain.layout != torch.strided:
+            raise TypeError(f"a {plain.layout} tensor cannot be moved; call to_dense() first")
+        if plain.is_quantized:
+            raise TypeError("a quantized tensor cannot be moved; call dequantize() or int_repr() first")
+        plain = plain.cpu()
+        carrier = _CARRIERS.get(tensor.dtype)
+        if carrier:
+            plain = plain.contiguous().view(carrier)
+        # By force also what autograd keeps without memory: a tensor that is zero throughout.
+        return cls(plain.numpy(force=True), tensor.dtype, tensor.requires_grad)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return int(self.array.nbytes)
+
+    def with_array(self, array: Any) -> "Payload":
+        """The same, with its elements held in another way."""
+        return replace(self, array=array)
+
+    def tensor(self) -> Tensor:
+        """A tensor that owns its memory."""
+        # NumPy's copy, not torch's: it asks for huge pages, which makes large copies several times as fast.
+        plain = torch.from_numpy(np.array(self.array, copy=True, order="C"))
+        tensor = plain.view(self.dtype) if self.dtype in _CARRIERS else plain
+        return tensor.requires_grad_(self.requires_grad)

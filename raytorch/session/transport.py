@@ -1,0 +1,196 @@
+"""The way from a client to a session's workers: Ray actors of a worker group of Ray Train."""
+
+import contextlib
+import os
+import tempfile
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+
+from raytorch.errors import SessionError, SessionLostError
+from raytorch.session.host import BEAT_S, find_host, start_host
+from raytorch.session.program import Report
+from raytorch.session.stream import Future, Parts
+from raytorch.session.transfer import INLINE, Payload
+from raytorch.session.worker import Limits, Setup, end_session, run_program, serve
+from raytorch.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
+
+START_POLL_S = 0.05
+LAST_WORD_S = 8.0
+"""Seconds for which a lost worker's cause is waited for."""
+
+
+class Connection:
+    """What opening and joining have in common: the way to the workers' actors."""
+
+    def __init__(self, client: int, resources: contextlib.ExitStack) -> None:
+        self.client = client
+        self._resources = resources
+        self._actors: list[Any] = []
+        self._lost: SessionLostError | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+        return len(self._actors)
+
+    def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
+        """Send a program to every worker. See :class:`raytorch.session.stream.Transport`."""
+        if self._lost:
+            raise self._lost
+        shipped = [[_shipped(part) for part in parts] for parts in attachments]
+        program = ray.put(packed) if len(packed) > INLINE and self.world_size > 1 else packed
+        return [
+            _Reply(
+                self, rank, actor.execute.remote(run_program, program, *(parts[rank % len(parts)] for parts in shipped))
+            )
+            for rank, actor in enumerate(self._actors)
+        ]
+
+    def lost(self, rank: int, error: Exception) -> SessionLostError:
+        """The session is lost, as a call to a worker showed."""
+        if self._lost is None:
+            self._lost = SessionLostError(f"the session is lost: {self._cause(rank, error)}; connect again")
+        return self._lost
+
+    def _cause(self, rank: int, error: Exception) -> str:
+        return f"rank {rank}: {_brief(error)}"
+
+    def close(self) -> None:
+        """Leave Ray, if it was joined for the session."""
+        self._resources.close()
+
+
+class _Reply:
+    """The future of a worker's report."""
+
+    def __init__(self, connection: Connection, rank: int, reference: Any) -> None:
+        self._connection, self._rank, self._reference = connection, rank, reference
+
+    def done(self) -> bool:
+        """Whether the report is there."""
+        return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def result(self) -> Report:
+        """The report. Raises SessionLostError."""
+        try:
+            told: bytes | Report = ray.get(self._reference)
+        except ray.exceptions.RayError as error:
+            raise self._connection.lost(self._rank, error) from None
+        return told if isinstance(told, Report) else Report.unpack(told)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The workers of a session.
+
+    Attributes:
+        workers: Their number.
+        each: What each of them holds, such as ``{"CPU": 1}``; its CPUs are also its threads.
+        backend: Of their process group: ``nccl``, ``gloo`` or ``auto``.
+        timeout_s: Seconds after which a collective operation that makes no progress fails.
+    """
+
+    workers: int
+    each: dict[str, float]
+    backend: str
+    timeout_s: int
+
+    def trainer(self, setup: Setup, storage: str) -> WorkerGroupTrainer:
+        """What starts them, to host a session."""
+        uses_gpu = bool(self.each.get("GPU"))
+        backend = ("nccl" if uses_gpu else "gloo") if self.backend == "auto" else self.backend
+        return WorkerGroupTrainer(
+            _serve,
+            train_loop_config={"setup": setup},
+            backend_config=ProcessGroupConfig(backend, self.timeout_s),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.workers, use_gpu=uses_gpu, resources_per_worker=self.each
+            ),
+            run_config=ray.train.RunConfig(name="session", storage_path=storage),
+        )
+
+
+class Owner(Connection):
+    """The connection of the client that opens a session.
+
+    Raises:
+        SessionError: There is a session of that name.
+        SessionLostError: The workers could not be started.
+    """
+
+    def __init__(self, name: str | None, group: Group, limits: Limits, resources: contextlib.ExitStack) -> None:
+        super().__init__(0, resources)
+        self._host = host = start_host(group.workers, name)
+        storage = resources.enter_context(tempfile.TemporaryDirectory(prefix="raytorch-session-"))
+        # A call may take as long as its user wants; a worker that died is seen all the same.
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(7 * 24 * 3600))
+        self._fit = BackgroundFit(group.trainer(Setup(host, limits, max(1, int(group.each["CPU"]))), storage))
+        self._actors = self._wait_for_workers(host)
+
+    def _wait_for_workers(self, host: Any) -> list[Any]:
+        while not self._fit.done.wait(START_POLL_S):
+            if actors := ray.get(host.workers.remote()):
+                return list(actors)
+        raise SessionLostError(f"the session's workers could not be started: {_brief(self._fit.error)}")
+
+    def _cause(self, rank: int, error: Exception) -> str:
+        if not self._fit.done.wait(LAST_WORD_S):
+            return super()._cause(rank, error)
+        if self._fit.error is None:
+            return "its workers have ended, as it was idle for longer than idle_timeout"
+        failures = getattr(self._fit.error, "worker_failures", None) or {rank: self._fit.error}
+        return "; ".join(f"rank {rank}: {_brief(failure)}" for rank, failure in sorted(failures.items()))
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was started for the session."""
+        if not self._fit.done.is_set():
+            for actor in self._actors:
+                actor.execute.remote(end_session)
+            self._fit.done.wait()
+        ray.kill(self._host)
+        super().close()
+
+
+class Guest(Connection):
+    """The connection of a client that joined a session by its name."""
+
+    def __init__(self, name: str, resources: contextlib.ExitStack) -> None:
+        self._host = find_host(name)
+        super().__init__(ray.get(self._host.attach.remote()), resources)
+        self._actors = ray.get(self._host.workers.remote()) or []
+        if not self._actors:
+            raise SessionError(f"the session named {name!r} is still starting; try again in some seconds")
+        self._left = threading.Event()
+        threading.Thread(target=self._beat, name="raytorch-beat", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._left.wait(BEAT_S):
+            self._host.beat.remote(self.client)
+
+    def close(self) -> None:
+        """Leave the session, which goes on; what this client made is freed."""
+        self._left.set()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._host.leave.remote(self.client))
+        super().close()
+
+
+def _serve(config: dict[str, Any]) -> None:
+    serve(config["setup"])
+
+
+def _shipped(payload: Payload | None) -> Payload | None:
+    """The payload as it travels: large ones through the object store, once for all ranks."""
+    return payload.with_array(ray.put(payload.array)) if payload and payload.nbytes > INLINE else payload
+
+
+def _brief(error: Any) -> str:
+    """What there is to say of a worker's failure, without Ray's advice."""
+    error = getattr(error, "health_check_failure", error)
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "its process died, killed or out of memory"
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,123 @@
+"""A session's part on a worker: the registry and the interpreter in the actor's process, until the session ends."""
+
+import functools
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from raytorch.distributed import Worker, leaving_process_group
+from raytorch.precision import choose_attention
+from raytorch.registry import Registry
+from raytorch.session.interpreter import Interpreter
+from raytorch.session.program import Report
+from raytorch.session.recorder import HANDLES_PER_CLIENT
+from raytorch.session.results import payload_bytes
+from raytorch.session.transfer import INLINE, Payload
+
+LOOK_ROUND_S = 2.0
+"""Seconds between two looks at who is still there."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a session may take; None for no limit."""
+
+    max_bytes: int | None = None
+    """Bytes of tensors that handles may hold on each worker."""
+    idle_timeout: float | None = None
+    """Seconds without a call after which the session ends."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know of its session."""
+
+    host: Any
+    """Handle of the :class:`~raytorch.session.host.SessionHost`."""
+    limits: Limits
+    threads: int
+
+
+class _Hosted:
+    """The session that this process hosts."""
+
+    def __init__(self, setup: Setup, worker: Worker) -> None:
+        self.setup = setup
+        self.registry = Registry(setup.limits.max_bytes)
+        self.interpreter = Interpreter(self.registry, rank=worker.rank, device=worker.device)
+        self.ended = threading.Event()
+        self.busy = False
+        self.used_at = time.monotonic()
+        self.ready = False
+
+    def get_ready(self) -> None:
+        """Prepare the thread that executes programs; some of PyTorch's settings are the thread's own."""
+        device = self.interpreter.device
+        torch.set_num_threads(self.setup.threads)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        choose_attention(device)
+        self.ready = True
+
+    def is_idle(self) -> bool:
+        """Whether no client has asked for anything for as long as a session may be idle."""
+        limit = self.setup.limits.idle_timeout
+        return limit is not None and not self.busy and time.monotonic() - self.used_at > limit
+
+    def release(self, client: int) -> None:
+        """Free what a client that is gone has made."""
+        first = client * HANDLES_PER_CLIENT
+        handles = [handle for handle, _ in self.registry if first <= handle < first + HANDLES_PER_CLIENT]
+        self.registry.free(handles)
+        self.interpreter.forget(client)
+
+
+_hosted: _Hosted | None = None
+
+
+def serve(setup: Setup) -> None:
+    """Host a session in this process until a client ends it, or it has been idle for too long: the train function."""
+    global _hosted
+    worker = Worker.current()
+    _hosted = hosted = _Hosted(setup, worker)
+    actor = ray.get_runtime_context().current_actor
+    with leaving_process_group():
+        ray.get(setup.host.join.remote(worker.rank, actor, os.getpid()))
+        released: set[int] = set()
+        while not hosted.ended.wait(LOOK_ROUND_S) and not hosted.is_idle():
+            for client in set(ray.get(setup.host.gone.remote())) - released:
+                hosted.release(client)
+                released.add(client)
+
+
+def run_program(packed: bytes, *attachments: Payload) -> bytes | Report:
+    """Execute a program; called through the actor that hosts the session.
+
+    Answers the report as bytes if it is small: Ray moves these faster than objects.
+    """
+    hosted = _hosted
+    assert hosted, "called on an actor that hosts no session"
+    if not hosted.ready:
+        hosted.get_ready()
+    hosted.busy = True
+    try:
+        report = hosted.interpreter.execute(packed, [functools.partial(_load, payload) for payload in attachments])
+        return report if payload_bytes(report.answer) > INLINE else report.pack()
+    finally:
+        hosted.busy, hosted.used_at = False, time.monotonic()
+
+
+def end_session() -> None:
+    """Let :func:`serve` return."""
+    assert _hosted
+    _hosted.ended.set()
+
+
+def _load(payload: Payload) -> Payload:
+    array = payload.array
+    return payload.with_array(ray.get(array)) if isinstance(array, ray.ObjectRef) else payload

@@ -1,0 +1,150 @@
+"""Saving a session and going on in another one, under the same handles."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from in_process import local_session
+from torch import nn
+
+from raytorch.errors import HandleError, RemoteOpError
+from raytorch.session.client import Session
+
+
+class Doubling(nn.Module):
+    """A class that is not PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x * self.weight
+
+
+def saved(session: Session, path: Path, **options: Any) -> Session:
+    """Another session that goes on from the first one's state."""
+    session.save(path)
+    session.close()
+    other = local_session(session.workers)
+    other.restore(path, **options)
+    return other
+
+
+def step(x: Any, net: Any, optimizer: Any, scheduler: Any) -> None:
+    optimizer.zero_grad()
+    net(x).square().mean().backward()
+    optimizer.step()
+    scheduler.step()
+
+
+def test_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    results = []
+    for is_interrupted in (False, True):
+        session = local_session()
+        session.manual_seed(3)
+        x = session.randn(8, 4)
+        net = session.module(nn.Sequential, session.module(nn.Linear, 4, 3), session.module(nn.Dropout, 0.5))
+        optimizer = session.optimizer("adam", net.parameters(), lr=0.1)
+        scheduler = session.scheduler(torch.optim.lr_scheduler.StepLR, optimizer, step_size=2)
+        for _ in range(3):
+            step(x, net, optimizer, scheduler)
+        if is_interrupted:
+            handles = [(held.handle, held.kind) for held in (net, optimizer, scheduler)]
+            x_handle = x.handle
+            session = saved(session, tmp_path / "saved")
+            x = session.get(x_handle)
+            net, optimizer, scheduler = (session.get(handle, kind) for handle, kind in handles)
+        for _ in range(3):
+            step(x, net, optimizer, scheduler)
+        results.append(net.state_dict())
+        assert scheduler.get_last_lr() == [pytest.approx(0.1 * 0.1**3)]
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_tensors_keep_handles_dtypes_gradients_and_identity(tmp_path: Path) -> None:
+    session = local_session()
+    leaf = session.tensor([1.0, 2.0], requires_grad=True)
+    (leaf * 3).sum().backward()
+    brain = session.tensor(torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T)
+    same = session.get(brain.handle)
+    handles = [held.handle for held in (leaf, brain, same)]
+    other = saved(session, tmp_path / "saved")
+    leaf, brain, same = (other.get(handle) for handle in handles)
+    assert [held.handle for held in (leaf, brain, same)] == handles
+    assert leaf.requires_grad
+    assert torch.equal(leaf.grad.fetch(), torch.tensor([3.0, 3.0]))
+    same += 1
+    assert torch.equal(brain.fetch(), torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T + 1)
+
+
+def test_an_optimizer_steps_the_parameters_that_came_back(tmp_path: Path) -> None:
+    session = local_session()
+    weight = session.ones(2, requires_grad=True)
+    optimizer = session.optimizer("sgd", [weight], lr=1.0)
+    handles = weight.handle, optimizer.handle
+    other = saved(session, tmp_path / "saved")
+    weight, optimizer = other.get(handles[0]), other.get(handles[1], "optimizer")
+    weight.sum().backward()
+    optimizer.step()
+    assert weight.tolist() == [0.0, 0.0]
+
+
+def test_new_handles_do_not_meet_restored_ones(tmp_path: Path) -> None:
+    session = local_session()
+    kept = [session.ones(1) for _ in range(5)]
+    other = saved(session, tmp_path / "saved")
+    made = [other.zeros(1) for _ in range(5)]
+    assert not {held.handle for held in made} & {held.handle for held in kept}
+    assert other.get(kept[0].handle).item() == 1
+
+
+def test_each_rank_saves_its_own(tmp_path: Path) -> None:
+    session = local_session(workers=2)
+    x = session.scatter(torch.arange(4.0))
+    handle = x.handle
+    other = saved(session, tmp_path / "saved")
+    assert [part.tolist() for part in other.get(handle).fetch(all=True)] == [[0.0, 1.0], [2.0, 3.0]]
+
+
+def test_a_class_of_the_users_needs_trust(tmp_path: Path) -> None:
+    session = local_session()
+    net = session.module(Doubling)
+    handle = net.handle
+    with pytest.raises(RemoteOpError, match="trust=True"):
+        saved(session, tmp_path / "saved")
+    other = local_session()
+    other.restore(tmp_path / "saved", trust=True)
+    assert other.get(handle, "module")(other.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_what_cannot_be_saved_is_told(tmp_path: Path) -> None:
+    session = local_session()
+    kept, context = session.ones(1), session.context()
+    assert session.save(tmp_path / "saved") == [context.handle]
+    assert kept.item() == 1
+
+
+def test_a_snapshot_of_another_number_of_workers_is_refused(tmp_path: Path) -> None:
+    local_session(workers=2).save(tmp_path / "saved")
+    with pytest.raises(RemoteOpError, match="saved by 2 workers"):
+        local_session().restore(tmp_path / "saved")
+
+
+def test_a_folder_without_a_snapshot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RemoteOpError, match="holds no saved session"):
+        local_session().restore(tmp_path)
+
+
+def test_a_folder_that_exists_is_not_overwritten(tmp_path: Path) -> None:
+    session = local_session()
+    session.ones(1)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "precious").touch()
+    with pytest.raises(RemoteOpError):
+        session.save(tmp_path / "saved")
+    assert [file.name for file in tmp_path.iterdir()] == ["saved"]
+    with pytest.raises(HandleError):
+        session.get(999)
