@@ -14,6 +14,7 @@ PACKAGE = Path(raytorch.__file__).parent
 # A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
 ROWS = [
     "errors",
+    "model_files",
     "config.section",
     "config.data config.models config.optimization",
     "config.run",
@@ -28,6 +29,10 @@ ROWS = [
     "datasets",
     "layers.attention layers.conv layers.rnn layers.transformer losses optimizers precision",
     "layers models",
+    "agreement",
+    "serialization",
+    "onnx",
+    "export",
     "tasks",
     # ray
     "distributed monitor checkpoint worker_group",
@@ -40,8 +45,8 @@ ROWS = [
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
 
-TORCH = {"torch", "torchvision", "safetensors"}
-WITHOUT_TORCH = [*ROWS[:7], "datasets.formats datasets.files monitor worker_group trainer", *ROWS[-2:]]
+TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
+WITHOUT_TORCH = [*ROWS[:8], "datasets.formats datasets.files monitor worker_group trainer", *ROWS[-2:]]
 
 
 def modules() -> dict[str, Path]:

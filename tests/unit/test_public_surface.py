@@ -18,6 +18,7 @@ COMMANDS = {
     "schema": [],
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
+    "export": ["run", "--format", "--out", "--verify", "--storage"],
 }
 
 EXPORTS = {
@@ -48,8 +49,11 @@ ERRORS = {
     "ResourceError": "UserError",
     "RunExistsError": "UserError",
     "RunNotFoundError": "UserError",
+    "ModelFileError": "UserError",
+    "UntrustedFileError": "ModelFileError",
     "CheckpointError": "RaytorchError",
     "DivergedError": "RaytorchError",
+    "ExportError": "RaytorchError",
     "TrainingError": "RaytorchError",
 }
 
