@@ -5,6 +5,7 @@ outside its own folder are refused before anything opens them.
 """
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from raytorch.agreement import TOLERANCE, Axes, Difference, batch_axes, fresh_inputs, require_agreement
 from raytorch.errors import ExportError, ModelFileError, UserError
 from raytorch.model_files import Kind, require
-from raytorch.serialization import capture
+from raytorch.serialization import capture, recurrent_layers_captured
 
 FIRST_OPSET = 18
 """The oldest opset that PyTorch's exporter writes."""
@@ -210,7 +211,10 @@ def _quiet_exporter() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        yield
+        with recurrent_layers_captured():
+            # One name for an axis that several inputs share is what was asked for.
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

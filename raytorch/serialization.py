@@ -104,7 +104,9 @@ def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:
     _check_fit(path, architecture)
     with torch.random.fork_rng(devices=[]):
         model = architecture.build()
-    model.load_state_dict(load_weights(path), assign=True)
+    # As the file has them the tensors lie at odd addresses, where products are slower and their last bits others.
+    weights = {name: tensor.clone() for name, tensor in load_weights(path).items()}
+    model.load_state_dict(weights, assign=True)  # not copied into the model's own, which would change their dtype
     return model.to(device).eval()
 
 
@@ -233,7 +235,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], axes: Axes | None = 
     axes = batch_axes(inputs) if axes is None else axes
     shapes = tuple(dict.fromkeys(axes.get(name, {}), Dim.DYNAMIC) for name in inputs)
     try:
-        with evaluating(model), torch.no_grad(), _recurrent_layers_captured():
+        with evaluating(model), torch.no_grad(), recurrent_layers_captured():
             program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
     except Exception as error:  # of many kinds, from deep inside PyTorch's compiler
         _refuse(model, "exported", error, "take sizes from tensor.shape, not len(), and keep values out of Python's if")
@@ -256,7 +258,7 @@ def load_program(path: StrPath, *, trust: bool = False) -> ExportedProgram:
 
 
 @contextmanager
-def _recurrent_layers_captured() -> Iterator[None]:
+def recurrent_layers_captured() -> Iterator[None]:
     """torch.nn.RNN, LSTM and GRU make torch.export warn of what it does with them itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"The tensor attributes? self\..*_flat_weights", UserWarning)
