@@ -27,7 +27,7 @@ from raytorch.serialization import capture, recurrent_layers_captured
 FIRST_OPSET = 18
 """The oldest opset that PyTorch's exporter writes."""
 
-_SILENT = 3  # onnxruntime's severity of errors, and up
+_SILENT = 4  # above onnxruntime's errors: these are raised
 
 
 def export(
@@ -57,7 +57,7 @@ def export(
     axes = batch_axes(inputs) if axes is None else axes
     program = capture(model, inputs, axes)
     try:
-        with _quiet_exporter():
+        with _quiet_exporter(), torch.no_grad():
             exported = torch.onnx.export(
                 program,
                 tuple(inputs.values()),
@@ -73,7 +73,10 @@ def export(
     assert exported is not None
     version = exported.model.opset_imports[""]
     if opset not in (None, version):
-        raise ExportError(f"PyTorch cannot convert {type(model).__name__} to opset {opset}; leave it at {version}")
+        raise ExportError(
+            f"opset {opset} is not one that PyTorch can convert {type(model).__name__} to; expected {version}, as it "
+            "has been exported, or another one"
+        )
     exported.save(path)
 
 
@@ -111,7 +114,7 @@ def load(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _SILENT
-    with _explaining(f"onnxruntime {onnxruntime.__version__} cannot load {path}", ModelFileError):
+    with _explaining(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}", ModelFileError):
         return OnnxModel(path, onnxruntime.InferenceSession(path, options, providers=list(providers)))
 
 

@@ -80,8 +80,8 @@ def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
     path = Path(path)
     require(path, Kind.STATE_DICT)
     refuse_packed_archive(path)
-    with _explaining_damage(path):
-        return torch.load(path, map_location=device, weights_only=True)
+    with _explaining_damage(path), path.open("rb") as file:  # from the path torch.load would judge by its suffix
+        return torch.load(file, map_location=device, weights_only=True)
 
 
 # -- whole models ------------------------------------------------------------------------------------------------------

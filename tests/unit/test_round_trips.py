@@ -19,12 +19,16 @@ ARCHITECTURES = {
     "mlp": Architecture(MlpModel(hidden=[32]), (1, 8, 8), 10),
     "convnet": Architecture(ConvNetModel(channels=[8, 16], dropout=0.1), (1, 28, 28), 10),
     "resnet18": Architecture(ResNet18Model(), (3, 8, 8), 10),
-    "rnn": Architecture(RnnModel(cell="rnn", hidden=16), (1, 28, 28), 10),
-    "lstm": Architecture(RnnModel(cell="lstm", hidden=16, layers=2, dropout=0.1), (1, 28, 28), 10),
-    "gru": Architecture(RnnModel(cell="gru", hidden=16, bidirectional=True), (3, 8, 9), 10),
-    "vit": Architecture(VitModel(patch=7, dim=16, heads=2, feedforward=32, layers=2), (1, 28, 28), 10),
+    "rnn": Architecture(RnnModel(cell="rnn", hidden=16), (1, 8, 8), 10),
+    "lstm": Architecture(RnnModel(cell="lstm", hidden=16, layers=2, dropout=0.1), (1, 8, 8), 10),
+    "gru": Architecture(RnnModel(cell="gru", hidden=16, bidirectional=True), (3, 6, 9), 10),
+    "vit": Architecture(VitModel(patch=7, dim=16, heads=2, feedforward=32, layers=1), (1, 28, 28), 10),
     "conv3d": Architecture(Conv3dModel(channels=[8, 16]), (1, 6, 12, 12), 10),
-    "seq2seq": Architecture(Seq2SeqModel(columns=7, dim=16, heads=2, feedforward=32, dropout=0.1), (1, 28, 56), 10),
+    "seq2seq": Architecture(
+        Seq2SeqModel(columns=7, dim=16, heads=2, feedforward=32, encoder_layers=1, decoder_layers=1, dropout=0.1),
+        (1, 28, 56),
+        10,
+    ),
 }
 
 
@@ -50,6 +54,8 @@ FORMATS: dict[str, Callable[[Architecture, nn.Module, Path], Callable[..., Any]]
     "pt2": _exported("pt2", lambda path: load_program(path, trust=True).module()),
     "onnx": _exported("onnx", lambda path: lambda *inputs: torch.from_numpy(onnx.load(path).run(*inputs)[0])),
 }
+# torch.export writes attention out into its parts, which in PyTorch's own inference are one kernel.
+TOLERANCES = {("vit", "pt2"): 1e-6, ("seq2seq", "pt2"): 1e-6}
 
 
 def trained(architecture: Architecture) -> nn.Module:
@@ -74,10 +80,8 @@ def test_what_is_read_again_computes_what_was_written(name: str, form: str, tmp_
             expected: Tensor = model(*inputs.values())
             found: Tensor = read(*inputs.values())
             assert found.dtype == expected.dtype
-            if form == "onnx":
-                assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-            else:
-                assert torch.equal(found, expected)
+            tolerance = TOLERANCES.get((name, form), 1e-4 if form == "onnx" else 0)
+            assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_every_shipped_model_is_among_them() -> None:
