@@ -31,7 +31,7 @@ from raytorch.distributed import (
     is_lost_peer,
     leaving_process_group,
 )
-from raytorch.errors import DivergedError
+from raytorch.errors import DivergedError, ExportError
 from raytorch.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
 from raytorch.models import Architecture
 from raytorch.monitor import DriverLink, telling_failures
@@ -317,7 +317,12 @@ class Training:
         with self.clock.phase("exporting"):
             for kind in self.config.export:
                 file = f"{EXPORT_FOLDER}/model{SUFFIXES[kind]}"
-                (difference,) = export_model(model, self.architecture, kind, self.files.path / file)
+                try:
+                    (difference,) = export_model(model, self.architecture, kind, self.files.path / file)
+                except ExportError as error:
+                    raise ExportError(
+                        f"the training finished and its model is saved, but not exported as {kind}: {error}"
+                    ) from error
                 exports.append({"format": kind, "file": file, "relative_error": difference.relative})
                 logger.info("exported %s, %s", file, difference)
         self.files.sync()
