@@ -13,8 +13,8 @@ from raytorch.errors import ModelFileError
 ExportFormat = Literal["onnx", "torchscript", "pt2", "safetensors"]
 """The formats that a trained model is exported to."""
 
-LONGEST_HEADER = 4 * 2**20
-"""Bytes of a safetensors header at most: room for some 40,000 tensors. The format's own limit is 100 MB."""
+LONGEST_HEADER = 2 * 2**20
+"""Bytes of a safetensors header at most: room for some 20,000 tensors. The format's own limit is 100 MB."""
 LONGEST_TEXT_PICKLE = 2**16
 _MOST_DIMENSIONS = 64  # PyTorch's own limit
 _BITS = {

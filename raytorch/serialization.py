@@ -89,8 +89,12 @@ def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
 
 def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> None:
     """Write a model's weights and buffers as safetensors, with the ``architecture`` that :func:`load_model` builds."""
+    path = Path(path)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    path.touch()
+    mode = path.stat().st_mode
     save_file(weights, path, {METADATA_KEY: _architectures.dump_json(architecture).decode()})
+    path.chmod(mode)  # safetensors writes what only its owner can read
 
 
 def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:

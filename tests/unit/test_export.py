@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pyarrow import fs
 from torch import Tensor, nn
 
 import raytorch.export
-from raytorch import cli, onnx
+from raytorch import cli, onnx, storage
 from raytorch.agreement import fresh_inputs, require_agreement
 from raytorch.config import MlpModel, RunConfig, Seq2SeqModel
 from raytorch.datasets import END
@@ -201,6 +202,13 @@ def test_a_model_is_rebuilt_in_its_dtype_without_drawing_random_numbers(tmp_path
         assert found.requires_grad
 
 
+def test_a_saved_model_can_be_read_by_those_who_can_read_other_files(tmp_path: Path) -> None:
+    path, other = tmp_path / "m.safetensors", tmp_path / "other"
+    save_model(MLP.build(), path, MLP)
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_torchscript_trains_and_traces(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     x = torch.randn(4, 3)
@@ -306,6 +314,12 @@ def test_bad_input_is_refused(
     assert command(monkeypatch, *arguments) == 2
     assert told in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_on_an_object_store_is_fetched(run: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bucket = fs.SubTreeFileSystem(str(tmp_path / "runs"), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
+    assert export_run(RunFolder("s3://bucket", run.name), "safetensors", tmp_path / "m.safetensors")[0].absolute == 0
 
 
 def test_a_run_without_a_checkpoint_is_refused(run: RunFolder, tmp_path: Path) -> None:

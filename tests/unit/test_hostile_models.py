@@ -316,7 +316,8 @@ def test_an_onnx_graph_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import raytorch.onnx
 from raytorch.errors import ModelFileError
 from raytorch.serialization import load_model, load_weights
@@ -327,17 +328,19 @@ for read, path in (argument.split("=", 1) for argument in sys.argv[1:]):
         print("accepted", path)
     except ModelFileError:
         print("refused", path)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# getrusage's ru_maxrss counts what the parent had when it forked.
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
 """
 
 
 def test_hostile_files_take_less_than_a_gigabyte(folder: Path, tmp_path: Path) -> None:
     sparse = safetensors(tmp_path / "sparse.safetensors", b"{", 0, 90 * 10**6)
     os.truncate(sparse, 2**32)
-    empty = b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % number for number in range(70_000))
-    many = safetensors(tmp_path / "many.safetensors", b"{" + empty + b"}", 0)
-    hidden = json.dumps({"config": {"name": "mlp", "hidden": [1] * 69_000}, "input_shape": [1, 1, 1], "num_classes": 1})
-    deep = safetensors(tmp_path / "deep.safetensors", {"__metadata__": {"raytorch": hidden}, "a": tensor([0], 0, 0)}, 0)
+    hidden = {"config": {"name": "mlp", "hidden": [1] * 12_000}, "input_shape": [1, 1, 1], "num_classes": 1}
+    metadata = {"__metadata__": {"raytorch": json.dumps(hidden)}}
+    tensors = {str(number): tensor([0], 0, 0) for number in range(25_000)}
+    many = safetensors(tmp_path / "many.safetensors", metadata | tensors, 0)
+    deep = safetensors(tmp_path / "deep.safetensors", metadata | {"a": tensor([0], 0, 0)}, 0)
     files = [
         f"weights={safetensors(tmp_path / 'huge.safetensors', {}, 0, 2**62)}",
         f"weights={sparse}",
@@ -349,4 +352,4 @@ def test_hostile_files_take_less_than_a_gigabyte(folder: Path, tmp_path: Path) -
     result = subprocess.run([sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True)
     *lines, peak = result.stdout.splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["refused"] * len(files)
-    assert int(peak) < LIMIT
+    assert int(peak) < LIMIT, f"{int(peak):,} bytes"
