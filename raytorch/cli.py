@@ -1,6 +1,6 @@
 """The ``raytorch`` command. Imports neither torch nor ray before a command needs them.
 
-Exit status: 0 success, 1 the run failed, 2 the input has to change, 130 stopped by Ctrl-C.
+Exit status: 0 success, 1 the run or the export failed, 2 the input has to change, 130 stopped by Ctrl-C.
 """
 
 import json
