@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``checkpoint_<step>`` of the run with
 
-- ``model.safetensors``: the model's weights and buffers,
+- ``model.safetensors``: the model's weights and buffers, and what it was built from,
 - ``state.pt``: optimizer, schedule, loader and random-number generators, loadable with ``weights_only=True``,
 - ``checkpoint.json``: step, epoch, metrics, configuration, versions, and the size of each file; written last.
 
@@ -12,7 +12,6 @@ saves leaves no checkpoint rather than half of one.
 
 import json
 import logging
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,15 +22,14 @@ from uuid import uuid4
 
 import ray.train
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raytorch.errors import CheckpointError
-from raytorch.runs import CHECKPOINT_MANIFEST, CHECKPOINT_PREFIX, is_complete_checkpoint
+from raytorch.errors import CheckpointError, ModelFileError
+from raytorch.models import Architecture
+from raytorch.runs import CHECKPOINT_MANIFEST, CHECKPOINT_PREFIX, MODEL_FILE, is_complete_checkpoint
+from raytorch.serialization import load_state, load_weights, save_model
 from raytorch.storage import RunFolder
 
-MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
 STAGING = ".saving-"
 FORMAT = 1
@@ -40,7 +38,12 @@ logger = logging.getLogger("raytorch")
 
 
 def report_checkpoint(
-    folder: RunFolder, model: nn.Module, state: dict[str, Any], manifest: dict[str, Any], metrics: dict[str, float]
+    folder: RunFolder,
+    model: nn.Module,
+    architecture: Architecture,
+    state: dict[str, Any],
+    manifest: dict[str, Any],
+    metrics: dict[str, float],
 ) -> None:
     """Save a checkpoint and report it to Ray Train, which uploads it while training goes on.
 
@@ -49,11 +52,12 @@ def report_checkpoint(
     Args:
         folder: The run's folder.
         model: The bare model, not its DDP wrapper.
+        architecture: What it was built from.
         state: Nested dicts and lists of tensors and plain values.
         manifest: ``step`` and whatever else a reader should know; JSON types only.
         metrics: By which Ray Train ranks the checkpoint.
     """
-    staged = _stage(folder, model, state, manifest)
+    staged = _stage(folder, model, architecture, state, manifest)
 
     def move_into_place(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         return _publish(folder, Path(checkpoint.path), name)
@@ -119,14 +123,14 @@ class SavedState:
     def model(self, device: torch.device) -> dict[str, Tensor]:
         """The model's state dict on ``device``."""
         path = self._checked(MODEL_FILE)
-        with _refusing_damage(path):
-            return load_file(path, device=str(device))
+        with _refusing_damage():
+            return load_weights(path, device)
 
     def state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """What was given as ``state`` when it was saved."""
         path = self._checked(STATE_FILE)
-        with _refusing_damage(path):
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        with _refusing_damage():
+            state: dict[str, Any] = load_state(path, device)
         return state
 
     def _existing(self, name: str) -> Path:
@@ -144,24 +148,23 @@ class SavedState:
 
 
 @contextmanager
-def _refusing_damage(path: Path) -> Iterator[None]:
+def _refusing_damage() -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path} is damaged, or holds what a checkpoint may not ({reason}); resume from another checkpoint"
-        ) from None
+    except ModelFileError as error:
+        raise CheckpointError(f"{error}; or resume from another checkpoint of the run") from None
 
 
-def _stage(folder: RunFolder, model: nn.Module, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
+def _stage(
+    folder: RunFolder, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
+) -> Path:
     """Write a checkpoint's files into a new folder, beside their place where the storage is local."""
     if folder.is_local:
         staged = Path(folder.path, f"{STAGING}{uuid4().hex}")  # mkdtemp's folder only its owner could read
         staged.mkdir(parents=True)
     else:
         staged = Path(tempfile.mkdtemp(prefix=STAGING))
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, staged / MODEL_FILE)
+    save_model(model, staged / MODEL_FILE, architecture)
     torch.save(state, staged / STATE_FILE)
     sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
     (staged / CHECKPOINT_MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes, **manifest}, indent=2))

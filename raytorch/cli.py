@@ -1,6 +1,6 @@
 """The ``raytorch`` command. Imports neither torch nor ray before a command needs them.
 
-Exit status: 0 success, 1 the run failed, 2 the input has to change, 130 stopped by Ctrl-C.
+Exit status: 0 success, 1 the run or the export failed, 2 the input has to change, 130 stopped by Ctrl-C.
 """
 
 import json
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from raytorch.errors import RaytorchError, UserError
+from raytorch.model_files import ExportFormat
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 
@@ -129,6 +130,27 @@ def report(
 
     folder = find_run(run, storage)
     output.print(str(write_report(folder, out or Path(f"{folder.name}.png"))), soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run, by its name or path.")],
+    kind: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; by default RUN and the format's suffix.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare the file's outputs with the model's.")] = True,
+    storage: Storage = "runs",
+) -> None:
+    """Export the model in a run's latest checkpoint."""
+    from raytorch.runs import find_run
+
+    folder = find_run(run, storage)
+    from raytorch.export import SUFFIXES, export_run  # torch takes seconds, a run that is not there should not
+
+    path = out or Path(f"{folder.name}{SUFFIXES[kind]}")
+    differences = export_run(folder, kind, path, verify=verify)
+    output.print(str(path), soft_wrap=True, markup=False)
+    for difference in differences:
+        output.print(f"verified  {difference}", soft_wrap=True, markup=False)
 
 
 def _plan(config: Path | None, overrides: list[str], name: str | None, resume: str | None) -> Any:

@@ -235,9 +235,11 @@ def _form(fragment: Fragment) -> str:
         case "string":
             return str(fragment.get("patternErrorMessage", "text"))
         case "array":
-            least = fragment["minItems"]
-            count = f"{least}" if fragment.get("maxItems") == least else f"{least} or more"
-            return f"a list of {count}, each {_form(_item(fragment))}"
+            least = fragment.get("minItems")
+            count = (
+                "" if least is None else f" of {least}" if fragment.get("maxItems") == least else f" of {least} or more"
+            )
+            return f"a list{count}, each {_describe([_item(fragment)])}"
         case "object" if "required" in fragment:
             return f"{{{', '.join(f'{key}: ...' for key in fragment['required'])}}}"
         case "object":

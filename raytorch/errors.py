@@ -32,12 +32,24 @@ class RunNotFoundError(UserError):
     """No run of that name is in the storage, or it left nothing to resume from."""
 
 
+class ModelFileError(UserError):
+    """A model's file is missing, damaged, or of another format than the one expected."""
+
+
+class UntrustedFileError(ModelFileError):
+    """A file could run its author's code when it is read, and the caller has not said that it may."""
+
+
 class CheckpointError(RaytorchError):
     """A checkpoint is incomplete, corrupt or does not fit the run."""
 
 
 class DivergedError(RaytorchError):
     """The loss became NaN or infinite."""
+
+
+class ExportError(RaytorchError):
+    """A model cannot be exported, or its export computes something else."""
 
 
 class TrainingError(RaytorchError):

@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,23 @@ def build_model(config: Model, *, input_shape: tuple[int, ...], num_classes: int
         ConfigError: The model does not fit the input.
     """
     return MODELS[config.name](input_shape, num_classes, **config.model_dump(exclude={"name"}))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that a model is built from, to be kept beside its weights; see :func:`build_model`."""
+
+    config: Model
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    def build(self) -> nn.Module:
+        """A new model of this architecture.
+
+        Raises:
+            ConfigError: The model does not fit the input.
+        """
+        return build_model(self.config, input_shape=self.input_shape, num_classes=self.num_classes)
 
 
 class MLP(nn.Sequential):
@@ -145,7 +164,7 @@ class Vit(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         patches = self.embed(images).flatten(2).transpose(1, 2)  # (B, patches, dim)
         encoded = self.encoder(self.position(patches))
-        query = self.query.expand(len(images), -1, -1)
+        query = self.query.expand(images.shape[0], -1, -1)
         pooled, _ = self.pool(query, encoded, encoded, need_weights=False)  # (B, 1, dim)
         logits: Tensor = self.head(pooled.squeeze(1))
         return logits
@@ -178,6 +197,11 @@ class Seq2Seq(nn.Module):
     ``columns`` pixels' width.
     """
 
+    # TorchScript sees a class's constants, but not a module's.
+    begin: Final = _BEGIN
+    end: Final = END
+    pad: Final = PAD
+
     def __init__(
         self,
         input_shape: tuple[int, ...],
@@ -209,20 +233,21 @@ class Seq2Seq(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return logits (B, L, 11) of each target, given the strip (B, C, H, W) and the true targets before it."""
-        begin = targets.new_full((len(targets), 1), _BEGIN)
-        previous = torch.cat([begin, targets[:, :-1]], dim=1)
-        return self._decode(previous.where(previous != PAD, END), self._encode(images))
+        begin = torch.full((targets.shape[0], 1), self.begin, device=targets.device)
+        previous = torch.cat([begin, targets], dim=1)[:, :-1]
+        return self._decode(previous.where(previous != self.pad, self.end), self._encode(images))
 
-    @torch.no_grad()
+    @torch.jit.export
     def greedy(self, images: Tensor, length: int) -> Tensor:
         """Write ``length`` tokens, int64 (B, length), each the likeliest after those before it; END repeats itself."""
-        memory = self._encode(images)
-        tokens = torch.full((len(images), 1), _BEGIN, device=images.device)
-        for _ in range(length):
-            likeliest = self._decode(tokens, memory)[:, -1].argmax(dim=1)
-            following = likeliest.where(tokens[:, -1] != END, END)
-            tokens = torch.cat([tokens, following.unsqueeze(1)], dim=1)
-        return tokens[:, 1:]
+        with torch.no_grad():
+            memory = self._encode(images)
+            tokens = torch.full((images.shape[0], 1), self.begin, device=images.device)
+            for _ in range(length):
+                likeliest = self._decode(tokens, memory)[:, -1].argmax(dim=1)
+                following = likeliest.where(tokens[:, -1] != self.end, self.end)
+                tokens = torch.cat([tokens, following.unsqueeze(1)], dim=1)
+            return tokens[:, 1:]
 
     def _encode(self, images: Tensor) -> Tensor:
         slices = self.embed(images).flatten(2).transpose(1, 2)  # (B, W / columns, dim)
@@ -230,7 +255,8 @@ class Seq2Seq(nn.Module):
         return memory
 
     def _decode(self, tokens: Tensor, memory: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
+        length = tokens.shape[1]
+        mask = torch.full((length, length), float("-inf"), device=tokens.device).triu(1)  # causal
         states = self.position(self.embed_token(tokens))
         for layer in self.decoder:
             states = layer(states, memory, tgt_mask=mask, tgt_is_causal=True)

@@ -59,7 +59,7 @@ class ProgressDisplay:
         if "loss" in news:
             rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
             self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
-        text = "evaluating" if news["phase"] == "evaluating" else self._numbers
+        text = self._numbers if news["phase"] == "training" else news["phase"]
         self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=text)
 
 
@@ -73,10 +73,11 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         f"{summary['seconds']['total']:.1f} s",
     ]
     console.print("[bold]" + "  ·  ".join(fact for fact in facts if fact) + "[/bold]", highlight=False, soft_wrap=True)
-    lines = {"run": summary["path"], "curves": f"raytorch report {summary['path']}"}
+    lines = [("run", summary["path"]), ("curves", f"raytorch report {summary['path']}")]
+    lines += [("export", f"{summary['path']}/{export['file']}") for export in summary.get("exports", ())]
     if summary["state"] == "stopped":
-        lines["continue"] = f"raytorch train --resume {summary['path']}"
-    for label, text in lines.items():  # whole, to be copied, however narrow the terminal
+        lines.append(("continue", f"raytorch train --resume {summary['path']}"))
+    for label, text in lines:  # whole, to be copied, however narrow the terminal
         console.print(f"{label:<10}{text}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -19,6 +19,8 @@ LONGEST_NAME = 128
 """Characters of a run's name at most; see RunName."""
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+MODEL_FILE = "model.safetensors"
+"""The file of a checkpoint that has the model's weights and architecture."""
 CHECKPOINT_PREFIX = "checkpoint_"
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""

@@ -141,6 +141,11 @@ class RunFolder:
         self.filesystem.create_dir(target)
         fs.copy_files(str(local), target, destination_filesystem=self.filesystem)
 
+    def fetch(self, name: str, local: Path) -> None:
+        """Copy a file of this folder to a local path."""
+        with reaching(str(self)):
+            fs.copy_files(self.file(name), str(local), source_filesystem=self.filesystem)
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold a local folder against other processes while the block runs.

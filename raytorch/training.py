@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,9 +30,9 @@ from raytorch.distributed import (
     is_lost_peer,
     leaving_process_group,
 )
-from raytorch.errors import DivergedError
+from raytorch.errors import DivergedError, ExportError
 from raytorch.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
-from raytorch.models import build_model
+from raytorch.models import Architecture
 from raytorch.monitor import DriverLink, telling_failures
 from raytorch.optimizers import build_optimizer, build_schedule
 from raytorch.precision import Precision, choose_attention
@@ -40,6 +41,7 @@ from raytorch.stopping import StopAgreement
 from raytorch.storage import LiveFiles, RunFolder
 from raytorch.tasks import build_task
 
+EXPORT_FOLDER = "export"
 EVALUATION_BATCH = 512
 """Samples per forward pass of a worker in evaluation."""
 
@@ -110,10 +112,8 @@ class Training:
 
         self.precision = Precision.choose(config.precision, device)
         self.task = build_task(config, self.train_set.num_classes)
-        model = build_model(
-            config.model, input_shape=self.train_set.input_shape, num_classes=self.train_set.num_classes
-        )
-        self.model = self.precision.arrange(model.to(device))
+        self.architecture = Architecture(config.model, self.train_set.input_shape, self.train_set.num_classes)
+        self.model = self.precision.arrange(self.architecture.build().to(device))
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
@@ -153,7 +153,7 @@ class Training:
                 self.save()
                 return self.outcome("stopped")
             self.finish_epoch()
-        return self.outcome("finished")
+        return self.outcome("finished", self.export())
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
@@ -266,7 +266,7 @@ class Training:
                 "config": self.config.model_dump(mode="json"),
                 "versions": versions(),
             }
-            checkpoints.report_checkpoint(self.folder, self.model, state, manifest, reported)
+            checkpoints.report_checkpoint(self.folder, self.model, self.architecture, state, manifest, reported)
 
     def restore(self) -> None:
         """Continue from the latest checkpoint, if there is one, and open the records."""
@@ -309,7 +309,35 @@ class Training:
         """Passes over the training split until now."""
         return self.loader.epoch + self.loader.position / len(self.train_set)
 
-    def outcome(self, state: str) -> dict[str, Any]:
+    def export(self) -> list[dict[str, Any]]:
+        """Rank 0 writes the finished model into the folder ``export`` in each format that the run asks for.
+
+        Raises:
+            ExportError: The model cannot be exported, or an export differs from it.
+        """
+        if not (self.driver and self.config.export):
+            return []
+        from raytorch.export import SUFFIXES, export_model  # onnxruntime takes a second to import
+
+        self.driver.tell({**self._position(), "phase": "exporting"})
+        model = self.architecture.build()  # on the CPU, in PyTorch's own layout
+        model.load_state_dict(self.model.state_dict())
+        exports: list[dict[str, Any]] = []
+        with self.clock.phase("exporting"):
+            for kind in self.config.export:
+                file = f"{EXPORT_FOLDER}/model{SUFFIXES[kind]}"
+                try:
+                    (difference,) = export_model(model, self.architecture, kind, self.files.path / file)
+                except ExportError as error:
+                    raise ExportError(
+                        f"the training finished and its model is saved, but not exported as {kind}: {error}"
+                    ) from error
+                exports.append({"format": kind, "file": file, "relative_error": difference.relative})
+                logger.info("exported %s, %s", file, difference)
+        self.files.sync()
+        return exports
+
+    def outcome(self, state: str, exports: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """What the run came to; ``state`` is finished or stopped."""
         return {
             "state": state,
@@ -319,6 +347,7 @@ class Training:
             "samples_per_s": self.throughput.overall(),
             "seconds": self.clock.read(),
             "first_step_at": self.throughput.first_step_at,
+            "exports": list(exports),
             "workers": self.worker.world_size,
             "device": device_name(self.worker.device),
             "precision": self.precision.name,

@@ -9,6 +9,7 @@ from raytorch.config.data import Data, DigitsData
 from raytorch.config.models import MlpModel, Model
 from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, Optimizer, Schedule
 from raytorch.config.section import ConflictError, Section, name_alone
+from raytorch.model_files import ExportFormat
 
 
 class WorkerRange(Section):
@@ -157,6 +158,9 @@ class RunConfig(Section):
     """Recovery."""
     logging: Logging = Logging()
     """Records."""
+    export: list[ExportFormat] = []
+    """Formats in which the finished model is left in the run's folder ``export``, each compared with the model:
+    ``onnx``, ``torchscript``, ``pt2``, ``safetensors``."""
     storage: str = "runs"
     """Folder or URI (s3://..., gs://...) below which the run's folder is made; all workers must reach it."""
 

@@ -14,6 +14,7 @@ PACKAGE = Path(raytorch.__file__).parent
 # A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
 ROWS = [
     "errors",
+    "model_files",
     "config.section",
     "config.data config.models config.optimization",
     "config.run",
@@ -30,6 +31,10 @@ ROWS = [
     "autograd collectives tensor_ops",
     "layers.attention layers.conv layers.rnn layers.transformer losses optimizers precision",
     "layers models",
+    "agreement",
+    "serialization",
+    "onnx",
+    "export",
     "tasks",
     "distributed",
     "reproducibility registry session",
@@ -53,9 +58,9 @@ ROWS = [
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
 
-TORCH = {"torch", "torchvision", "safetensors"}
+TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = [
-    *ROWS[:7],
+    *ROWS[:8],
     "datasets.formats datasets.files cluster monitor worker_group trainer session.host session.connect",
     *ROWS[-2:],
 ]

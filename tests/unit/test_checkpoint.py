@@ -13,12 +13,15 @@ from torch import nn
 
 from raytorch import checkpoint, storage
 from raytorch.checkpoint import SavedState, delete_leftovers
+from raytorch.config import MlpModel
 from raytorch.errors import CheckpointError
+from raytorch.models import Architecture
 from raytorch.runs import is_complete_checkpoint, latest_checkpoint
 from raytorch.storage import RunFolder
 
 NAME = "checkpoint_00000003"
 CPU = torch.device("cpu")
+ANY = Architecture(MlpModel(), (1, 8, 8), 10)
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def stage(folder: RunFolder, fill: float = 1.0) -> Path:
     model = nn.Linear(2, 3)
     nn.init.constant_(model.weight, fill)
     state = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "position": 7}
-    return checkpoint._stage(folder, model, state, {"step": 3, "epoch": 0.5})
+    return checkpoint._stage(folder, model, ANY, state, {"step": 3, "epoch": 0.5})
 
 
 def save(folder: RunFolder, tmp_path: Path) -> Path:
@@ -63,7 +66,7 @@ def test_what_was_saved_comes_back(folder: RunFolder, tmp_path: Path) -> None:
 
 def test_weights_are_saved_contiguous_whatever_their_layout(local: RunFolder, tmp_path: Path) -> None:
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    checkpoint._publish(local, checkpoint._stage(local, model, {}, {"step": 3}), NAME)
+    checkpoint._publish(local, checkpoint._stage(local, model, ANY, {}, {"step": 3}), NAME)
     assert torch.equal(SavedState(tmp_path / "run" / NAME).model(CPU)["weight"], model.weight)
 
 
@@ -172,8 +175,14 @@ class Hostile:
         return os.mkdir, (str(self.trace),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
-def test_a_hostile_state_runs_nothing(local: RunFolder, tmp_path: Path, write: Any) -> None:
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (torch.save, "names posix.mkdir, which is no tensor and could run code"),
+        (lambda content, path: path.write_bytes(pickle.dumps(content, 2)), "is a bare pickle, which could run"),
+    ],
+)
+def test_a_hostile_state_runs_nothing(local: RunFolder, tmp_path: Path, write: Any, told: str) -> None:
     trace, path = tmp_path / "was-here", save(local, tmp_path)
     write(Hostile(trace), path / "state.pt")
     manifest = json.loads((path / "checkpoint.json").read_text())
@@ -181,7 +190,8 @@ def test_a_hostile_state_runs_nothing(local: RunFolder, tmp_path: Path, write: A
     (path / "checkpoint.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError) as failure:
         SavedState(path).state()
-    assert str(failure.value).startswith(f"{path}/state.pt is damaged, or holds what a checkpoint may not")
+    assert str(failure.value).startswith(f"{path}/state.pt {told}")
+    assert str(failure.value).endswith("; or resume from another checkpoint of the run")
     assert not trace.exists()
 
 
@@ -190,7 +200,7 @@ def test_weights_that_are_damaged_are_named(local: RunFolder, tmp_path: Path) ->
     path.write_bytes(b"\xff" * path.stat().st_size)
     with pytest.raises(CheckpointError) as failure:
         SavedState(path.parent).model(CPU)
-    assert str(failure.value).startswith(f"{path} is damaged, or holds what a checkpoint may not")
+    assert str(failure.value).startswith(f"{path} is damaged: its header claims 18,446,744,073,709,551,615 bytes")
 
 
 def read_all(path: Path) -> None:

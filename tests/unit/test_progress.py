@@ -110,6 +110,14 @@ def test_a_finished_run_is_summed_up() -> None:
     ]
 
 
+def test_every_export_is_named() -> None:
+    exports = [{"file": "export/model.onnx"}, {"file": "export/model.pt2"}]
+    assert summary_lines(exports=exports)[3:] == [
+        "export    /data/runs/mine/export/model.onnx",
+        "export    /data/runs/mine/export/model.pt2",
+    ]
+
+
 def test_a_stopped_run_says_how_to_go_on() -> None:
     lines = summary_lines(state="stopped", accuracy=None, loss=None, samples_per_s=None, epochs=0.5)
     assert lines[0] == "stopped  ·  0.5 epochs, 72 steps  ·  12.3 s"

@@ -18,6 +18,7 @@ COMMANDS = {
     "schema": [],
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
+    "export": ["run", "--format", "--out", "--verify", "--storage"],
 }
 
 EXPORTS = {
@@ -59,8 +60,11 @@ ERRORS = {
     "ResourceError": "UserError",
     "RunExistsError": "UserError",
     "RunNotFoundError": "UserError",
+    "ModelFileError": "UserError",
+    "UntrustedFileError": "ModelFileError",
     "CheckpointError": "RaytorchError",
     "DivergedError": "RaytorchError",
+    "ExportError": "RaytorchError",
     "TrainingError": "RaytorchError",
     "SessionError": "RaytorchError",
     "HandleError": "SessionError",

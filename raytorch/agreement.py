@@ -1,0 +1,130 @@
+"""Whether an export computes what its model does: fresh inputs of other sizes, and how far the outputs differ."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from raytorch.errors import ExportError
+
+TOLERANCE = 1e-4
+"""Largest relative error that an export may have by default; float32 sums in another order differ by some 1e-6."""
+
+Axes = Mapping[str, Mapping[int, str]]
+"""Names of the axes of each input whose sizes may change, by the input's name."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one output is from the model's, at most, over all inputs tried."""
+
+    output: str
+    absolute: float
+    relative: float
+    """The largest absolute error by the largest magnitude in the model's output of the same batch."""
+
+    def __str__(self) -> str:
+        return f"{self.output}: largest error {self.absolute:.1e}, relative {self.relative:.1e}"
+
+
+def batch_axes(inputs: Mapping[str, Tensor]) -> Axes:
+    """The first axis of every input, as the one of samples."""
+    return {name: {0: "batch"} for name in inputs}
+
+
+def fresh_inputs(inputs: Mapping[str, Tensor], axes: Axes) -> list[dict[str, Tensor]]:
+    """Two sets of new random inputs: the changeable axes small in the first, in the second of other sizes.
+
+    The batch has 1 sample, then 3 more than ``inputs`` have; other axes are halved, then as in ``inputs``. Floats are
+    drawn from the normal distribution and whole numbers from those in ``inputs``, which are valid.
+    """
+    sizes = {name: inputs[key].shape[axis] for key, names in axes.items() for axis, name in names.items()}
+    batches = {names[0] for names in axes.values() if 0 in names}
+    small = {name: 1 if name in batches else max(1, size // 2) for name, size in sizes.items()}
+    large = {name: size + 3 if name in batches else size for name, size in sizes.items()}
+    return [{key: _like(inputs[key], axes.get(key, {}), chosen) for key in inputs} for chosen in (small, large)]
+
+
+def require_agreement(
+    model: nn.Module,
+    export: Callable[..., Any],
+    trials: Sequence[Mapping[str, Tensor]],
+    *,
+    tolerance: float = TOLERANCE,
+    names: Sequence[str] = (),
+) -> list[Difference]:
+    """Compare an export with its model, in evaluation mode on the CPU.
+
+    Args:
+        model: The model; its outputs may be nested in tuples, lists and dicts.
+        export: Takes the model's inputs in their order and returns the same outputs, or all of them as a flat list.
+        trials: Inputs by name, in the order of the model's arguments.
+        tolerance: Largest relative error.
+        names: The outputs' names; by default they are numbered.
+
+    Raises:
+        ExportError: It returns other outputs, of other shapes, or too different ones.
+    """
+    worst: dict[str, Difference] = {}
+    with torch.no_grad(), evaluating(model):
+        for trial in trials:
+            expected = pytree.tree_leaves(model(*trial.values()))
+            found = [torch.as_tensor(output) for output in pytree.tree_leaves(export(*trial.values()))]
+            if [output.shape for output in found] != [output.shape for output in expected]:
+                raise ExportError(
+                    f"the export returns {_shapes(found)}, expected {_shapes(expected)} as of the model, for inputs "
+                    f"{_shapes(trial.values())}; is a size of the example's fixed in the model?"
+                )
+            for number, (left, right) in enumerate(zip(found, expected, strict=True)):
+                name = names[number] if number < len(names) else f"output {number}"
+                worst[name] = _larger(_difference(name, left, right), worst.get(name))
+    bad = [difference for difference in worst.values() if not difference.relative <= tolerance]
+    if bad:
+        raise ExportError(
+            f"the export differs from the model: {'; '.join(map(str, bad))}; expected a relative error of at most "
+            f"{tolerance:g}; export to another format or opset, or raise the tolerance if that is good enough"
+        )
+    return list(worst.values())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode while the block runs; afterwards each of its modules is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _like(example: Tensor, axes: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
+    shape = [sizes[axes[axis]] if axis in axes else size for axis, size in enumerate(example.shape)]
+    if example.is_floating_point() or example.is_complex():
+        return torch.randn(shape, dtype=example.dtype)
+    drawn = torch.randint(example.numel(), shape)
+    return example.cpu().flatten()[drawn]
+
+
+def _difference(name: str, found: Tensor, expected: Tensor) -> Difference:
+    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    absolute = (found - expected).abs().masked_fill(same, 0).nan_to_num(nan=torch.inf)
+    largest = float(absolute.max()) if absolute.numel() else 0.0
+    scale = float(expected.abs().nan_to_num(0, 0, 0).max()) if expected.numel() else 0.0
+    return Difference(name, largest, largest / scale if scale else largest)
+
+
+def _larger(new: Difference, old: Difference | None) -> Difference:
+    if old is None:
+        return new
+    return Difference(new.output, max(new.absolute, old.absolute), max(new.relative, old.relative))
+
+
+def _shapes(tensors: Any) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)

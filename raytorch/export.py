@@ -1,0 +1,156 @@
+"""Exporting a trained model: each format is written, read again, compared with the model, and only then given its name.
+
+What is exported is the model's call: an image's or a clip's logits; of seq2seq the logits of each target, given the
+image and the targets before it. The batch may have any size, and so may the targets' length.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raytorch import onnx
+from raytorch.agreement import Axes, Difference, evaluating, fresh_inputs, require_agreement
+from raytorch.datasets.sources import END, PAD
+from raytorch.errors import RunNotFoundError, UserError
+from raytorch.model_files import ExportFormat
+from raytorch.models import Architecture
+from raytorch.runs import MODEL_FILE, latest_checkpoint
+from raytorch.serialization import (
+    capture,
+    load_model,
+    load_program,
+    load_torchscript,
+    read_architecture,
+    save_model,
+    script,
+)
+from raytorch.storage import RunFolder
+
+SUFFIXES: dict[ExportFormat, str] = {
+    "onnx": ".onnx",
+    "torchscript": ".pt",
+    "pt2": ".pt2",
+    "safetensors": ".safetensors",
+}
+_OUTPUTS = ["logits"]
+_BATCH = 2
+
+
+def export_run(folder: RunFolder, kind: ExportFormat, path: Path, *, verify: bool = True) -> list[Difference]:
+    """Export the model in a run's latest checkpoint; see :func:`export_model`.
+
+    Raises:
+        RunNotFoundError: The run has no complete checkpoint.
+        ModelFileError: The checkpoint's weights are damaged, or do not say of which model they are.
+    """
+    name = latest_checkpoint(folder)
+    if name is None:
+        raise RunNotFoundError(f"{folder} has no complete checkpoint to export; train it further with --resume")
+    with _local_copy(folder, f"{name}/{MODEL_FILE}") as weights:
+        return export_model(load_model(weights), read_architecture(weights), kind, path, verify=verify)
+
+
+def export_model(
+    model: nn.Module, architecture: Architecture, kind: ExportFormat, path: Path, *, verify: bool = True
+) -> list[Difference]:
+    """Write a model to ``path`` for use elsewhere.
+
+    Args:
+        model: The model, on the CPU.
+        architecture: What it was built from.
+        kind: The format.
+        path: The file to write, or to replace; appears only once it is complete and, with ``verify``, compared.
+        verify: Whether to read the file again and compare it with the model on inputs of two batch sizes.
+
+    Returns:
+        How far the file's outputs are from the model's; empty without ``verify``.
+
+    Raises:
+        ExportError: The model cannot be exported, or the export differs from it.
+        UserError: ``path`` cannot be written.
+    """
+    inputs, axes = example(architecture)
+    with _appearing(path) as partial:
+        _write(model, architecture, kind, partial, inputs, axes)
+        if not verify:
+            return []
+        if kind == "onnx":
+            onnx.check(partial)
+            return onnx.verify(partial, model, inputs, axes=axes)
+        return require_agreement(model, _READERS[kind](partial), fresh_inputs(inputs, axes), names=_OUTPUTS)
+
+
+def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
+    """Random inputs by name for a model of this architecture, and the names of their changeable axes.
+
+    Images or clips are float32 (2, *input_shape); the targets of seq2seq int64 (2, L), digits, END and PAD.
+    """
+    shape, name = architecture.input_shape, architecture.config.name
+    images = torch.randn(_BATCH, *shape)
+    if name == "seq2seq":
+        length = min(8, shape[-1])
+        targets = torch.randint(END + 1, (_BATCH, length))
+        targets[:, -1] = PAD
+        return {"images": images, "targets": targets}, {"images": {0: "batch"}, "targets": {0: "batch", 1: "length"}}
+    images_name = "clips" if name == "conv3d" else "images"
+    return {images_name: images}, {images_name: {0: "batch"}}
+
+
+def _write(
+    model: nn.Module,
+    architecture: Architecture,
+    kind: ExportFormat,
+    path: Path,
+    inputs: Mapping[str, Tensor],
+    axes: Axes,
+) -> None:
+    if kind == "onnx":
+        onnx.export(model, inputs, path, axes=axes, outputs=_OUTPUTS)
+    elif kind == "torchscript":
+        with evaluating(model):
+            script(model).save(str(path))
+    elif kind == "pt2":
+        torch.export.save(capture(model, inputs, axes), path)
+    else:
+        save_model(model, path, architecture)
+
+
+_READERS: dict[ExportFormat, Callable[[Path], Callable[..., Any]]] = {
+    "torchscript": lambda path: load_torchscript(path, trust=True),  # this module wrote them
+    "pt2": lambda path: load_program(path, trust=True).module(),
+    "safetensors": load_model,
+}
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A path of the same name in a folder beside ``path``, which takes its place when the block ends well.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".export-", dir=path.parent) as staging:
+            yield Path(staging, path.name)
+            for file in sorted(Path(staging).iterdir(), reverse=True):  # model.onnx.data before model.onnx
+                file.replace(path.parent / file.name)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; give another --out") from None
+
+
+@contextmanager
+def _local_copy(folder: RunFolder, name: str) -> Iterator[Path]:
+    """A file of a run, fetched if its storage is not local."""
+    if folder.is_local:
+        yield Path(folder.file(name))
+        return
+    with TemporaryDirectory(prefix="raytorch-") as temporary:
+        copy = Path(temporary, Path(name).name)
+        folder.fetch(name, copy)
+        yield copy

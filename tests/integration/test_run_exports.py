@@ -1,0 +1,54 @@
+"""A finished training leaves exports, and the command makes more of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from raytorch import onnx
+from raytorch.serialization import load_model, load_torchscript
+
+COMMAND = Path(sys.executable).with_name("raytorch")
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "export.py"
+
+
+def said(folder: Path, *command: object) -> str:
+    """What a command says in ``folder``, when it ends well."""
+    result = subprocess.run(
+        list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result
+    return result.stdout
+
+
+def test_a_finished_training_leaves_verified_exports(small_run: dict[str, Any], tmp_path: Path) -> None:
+    config = {**small_run, "epochs": 1, "export": ["onnx", "safetensors"], "storage": "runs"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    told = said(tmp_path, COMMAND, "train", "run.yaml", "--name", "mine")
+    run = tmp_path / "runs" / "mine"
+    assert f"export    {run}/export/model.onnx\n" in told
+    assert f"export    {run}/export/model.safetensors\n" in told
+    assert sorted(path.name for path in (run / "export").iterdir()) == ["model.onnx", "model.safetensors"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert [export["format"] for export in summary["exports"]] == ["onnx", "safetensors"]
+    assert summary["exports"][0]["relative_error"] < 1e-4
+    assert summary["exports"][1]["relative_error"] == 0
+    assert summary["seconds"]["exporting"] > 0
+
+    checkpoint = max(run.glob("checkpoint_0*"))
+    images = torch.randn(7, 1, 8, 8)
+    expected = load_model(checkpoint / "model.safetensors")(images).detach()
+    assert torch.equal(load_model(run / "export" / "model.safetensors")(images), expected)
+    with onnx.load(run / "export" / "model.onnx") as graph:
+        assert (torch.from_numpy(graph.run(images)[0]) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+    said(tmp_path, COMMAND, "export", "mine", "--format", "torchscript")
+    assert torch.equal(load_torchscript(tmp_path / "mine.pt", trust=True)(images), expected)
+
+    script = said(tmp_path, sys.executable, JOB, "runs/mine").splitlines()
+    assert script[0].startswith("mine.onnx  logits: largest error ")
+    assert script[1].startswith("PyTorch [")

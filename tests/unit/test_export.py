@@ -1,0 +1,337 @@
+"""Exports: what is compared, what is refused, and what the command line says of it. Needs no Ray."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pyarrow import fs
+from torch import Tensor, nn
+
+import raytorch.export
+from raytorch import cli, onnx, storage
+from raytorch.agreement import fresh_inputs, require_agreement
+from raytorch.config import MlpModel, RunConfig, Seq2SeqModel
+from raytorch.datasets import END
+from raytorch.errors import ExportError, ModelFileError, RunNotFoundError, UserError
+from raytorch.export import SUFFIXES, example, export_model, export_run
+from raytorch.models import Architecture, Seq2Seq
+from raytorch.serialization import load_model, load_torchscript, save_model, script, trace
+from raytorch.storage import RunFolder
+
+MLP = Architecture(MlpModel(hidden=[8]), (1, 4, 4), 3)
+STRIPS = Architecture(
+    Seq2SeqModel(columns=7, dim=16, heads=2, feedforward=32, encoder_layers=1, decoder_layers=1), (1, 28, 56), 10
+)
+
+
+class Branching(nn.Module):
+    """Decides in Python by the values of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+class FixedBatch(nn.Module):
+    """Takes the batch's size as a plain number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1) * len(x)
+
+
+class Scripted(nn.Module):
+    """Uses Python that TorchScript does not know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * eval("2")
+
+
+def inputs(batch: int = 2) -> dict[str, Tensor]:
+    return {"x": torch.randn(batch, 3)}
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def test_fresh_inputs_have_two_batch_sizes_and_valid_tokens() -> None:
+    given, axes = example(STRIPS)
+    small, large = fresh_inputs(given, axes)
+    assert [small["images"].shape, large["images"].shape] == [(1, 1, 28, 56), (5, 1, 28, 56)]
+    assert [small["targets"].shape, large["targets"].shape] == [(1, 4), (5, 8)]
+    assert set(large["targets"].flatten().tolist()) <= set(given["targets"].flatten().tolist())
+    assert not torch.equal(large["images"][:2], given["images"])
+
+
+def test_the_largest_error_of_each_output_is_reported() -> None:
+    model = nn.Identity()
+    trials = [{"x": torch.tensor([[1.0, 100.0]])}, {"x": torch.tensor([[2.0, 4.0]])}]
+    (difference,) = require_agreement(model, lambda x: x + 0.001, trials, tolerance=1e-3, names=["y"])
+    assert difference.output == "y"
+    assert difference.absolute == pytest.approx(0.001, rel=1e-2)
+    assert difference.relative == pytest.approx(0.001 / 4, rel=1e-2)
+    assert str(difference) == "y: largest error 1.0e-03, relative 2.5e-04"
+
+
+@pytest.mark.parametrize(
+    ("export", "told"),
+    [
+        (
+            lambda x: x * 1.01,
+            r"differs from the model: output 0: largest error .*; expected a relative error of at most",
+        ),
+        (lambda x: x * torch.nan, "largest error inf"),
+        (lambda x: x[:, :1], r"returns \(2, 1\), expected \(2, 3\)"),
+        (lambda x: (x, x), r"returns \(2, 3\), \(2, 3\), expected \(2, 3\)"),
+    ],
+)
+def test_an_export_that_differs_is_an_error(export: Callable[..., Any], told: str) -> None:
+    with pytest.raises(ExportError, match=told):
+        require_agreement(nn.Identity(), export, [inputs()])
+
+
+def test_equal_nan_and_infinity_agree() -> None:
+    odd = {"x": torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]])}
+    assert require_agreement(nn.Identity(), torch.clone, [odd])[0].absolute == 0
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opset", [None, 18, 23])
+def test_an_onnx_export_agrees_and_has_the_opset(tmp_path: Path, opset: int | None) -> None:
+    import onnx as official
+
+    path, model = tmp_path / "m.onnx", nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Dropout())
+    onnx.export(model, inputs(), path, outputs=["y"], opset=opset)
+    assert model.training
+    onnx.check(path)
+    (difference,) = onnx.verify(path, model, inputs())
+    assert difference.output == "y"
+    assert difference.relative < 1e-5
+    graph = official.load(path)
+    assert graph.opset_import[0].version == (opset or graph.opset_import[0].version)
+    assert [dim.dim_param or dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim] == ["batch", 3]
+    assert b".py" not in path.read_bytes()  # where on this machine the code lay
+
+
+def test_an_onnx_graph_of_another_model_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.export(nn.Linear(3, 4), inputs(), path, outputs=["y"])
+    with pytest.raises(ExportError, match="differs from the model: y: largest error"):
+        onnx.verify(path, nn.Linear(3, 4), inputs())
+
+
+@pytest.mark.parametrize(
+    ("model", "opset", "told"),
+    [
+        (Branching(), None, "Branching cannot be exported; take sizes from tensor.shape"),
+        (FixedBatch(), None, "FixedBatch cannot be exported; take sizes from tensor.shape"),
+        (nn.Linear(3, 4), 17, "opset 17 is too old for PyTorch's exporter; expected 18 or newer"),
+        (nn.Linear(3, 4), 99, "opset 99"),
+        (nn.Linear(2, 4), None, "Linear cannot be exported"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(tmp_path: Path, model: nn.Module, opset: int | None, told: str) -> None:
+    with pytest.raises(ExportError) as failure:
+        onnx.export(model, inputs(), tmp_path / "m.onnx", opset=opset)
+    assert str(failure.value).startswith(told)
+    assert "\n" not in str(failure.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_is_run_with_its_inputs_and_freed(tmp_path: Path) -> None:
+    path, model = tmp_path / "m.onnx", nn.Linear(3, 4)
+    onnx.export(model, inputs(), path, outputs=["y"])
+    with onnx.load(path) as graph:
+        assert (graph.inputs, graph.outputs) == (["x"], ["y"])
+        x = torch.randn(5, 3)
+        (found,) = graph.run(x)
+        assert np.abs(found - model(x).detach().numpy()).max() < 1e-6
+        assert np.array_equal(graph.run(x.numpy())[0], found)
+        with pytest.raises(UserError, match=r"m.onnx takes 1 inputs \(x\), not 2"):
+            graph.run(x, x)
+        for wrong in (torch.randn(5, 2), x.double(), "x"):
+            with pytest.raises(UserError, match=r"m.onnx cannot be run with these inputs: "):
+                graph.run(wrong)
+        with pytest.raises(UserError, match=r"m.onnx cannot be run with these inputs: .*x"):
+            graph.run()
+    with pytest.raises(UserError, match=r"m.onnx was freed; load it again to run it"):
+        graph.run(x)
+
+
+# -- the models --------------------------------------------------------------------------------------------------------
+
+
+def test_an_exported_seq2seq_writes_strips_out_as_the_model_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = STRIPS.build().eval()
+    assert isinstance(model, Seq2Seq)
+    images = torch.randn(6, *STRIPS.input_shape)
+    written = model.greedy(images, 7)
+
+    export_model(model, STRIPS, "torchscript", tmp_path / "m.pt")
+    assert torch.equal(load_torchscript(tmp_path / "m.pt", trust=True).greedy(images, 7), written)
+
+    export_model(model, STRIPS, "onnx", tmp_path / "m.onnx")
+    tokens = np.full((6, 7), END)
+    with onnx.load(tmp_path / "m.onnx") as graph:
+        for place in range(7):  # the logits of a target depend on those before it
+            (logits,) = graph.run(images, tokens)
+            tokens[:, place] = logits[:, place].argmax(1)
+            if place:
+                tokens[tokens[:, place - 1] == END, place] = END
+    assert np.array_equal(tokens, written.numpy())
+
+
+def test_a_model_is_rebuilt_in_its_dtype_without_drawing_random_numbers(tmp_path: Path) -> None:
+    model = MLP.build().bfloat16()
+    save_model(model, tmp_path / "m.safetensors", MLP)
+    torch.manual_seed(3)
+    read = load_model(tmp_path / "m.safetensors")
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))
+    assert not read.training
+    for (name, found), expected in zip(read.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+        assert found.requires_grad
+
+
+def test_a_saved_model_can_be_read_by_those_who_can_read_other_files(tmp_path: Path) -> None:
+    path, other = tmp_path / "m.safetensors", tmp_path / "other"
+    save_model(MLP.build(), path, MLP)
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
+def test_torchscript_trains_and_traces(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    x = torch.randn(4, 3)
+    scripted = script(model)
+    scripted.train()
+    scripted(x).sum().backward()
+    assert model[0].weight.grad is not None
+    traced = trace(model, x)
+    assert model.training
+    assert torch.equal(traced(x), model.eval()(x))
+    traced.save(str(tmp_path / "m.pt"))
+    assert torch.equal(load_torchscript(tmp_path / "m.pt", trust=True)(x), model(x))
+
+
+def test_what_torchscript_does_not_know_is_told() -> None:
+    with pytest.raises(ExportError, match="Scripted cannot be compiled to TorchScript; trace it in its place: "):
+        script(Scripted())
+    with pytest.raises(ExportError, match="Linear cannot be traced; script it in its place, or give it other inputs: "):
+        trace(nn.Linear(3, 3), torch.ones(2, 2))
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """What a finished run has left of its model."""
+    folder = RunFolder(str(tmp_path / "runs"), "mine")
+    checkpoint = Path(folder.path) / "checkpoint_00000007"
+    checkpoint.mkdir(parents=True)
+    folder.write_text("config.yaml", yaml.safe_dump(RunConfig(name="mine", epochs=1).model_dump(mode="json")))
+    weights = checkpoint / "model.safetensors"
+    save_model(MLP.build(), weights, MLP)
+    manifest = {"format": 1, "files": {weights.name: weights.stat().st_size}}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The status that ``raytorch export`` exits with."""
+    monkeypatch.setattr(sys, "argv", ["raytorch", "export", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def doubled(model: nn.Module, *arguments: Any, **options: Any) -> None:
+    with torch.no_grad():
+        other = MLP.build()
+        other.load_state_dict({name: 2 * tensor for name, tensor in model.state_dict().items()})
+    onnx_export(other, *arguments, **options)
+
+
+onnx_export = onnx.export
+
+
+@pytest.mark.parametrize("kind", SUFFIXES)
+def test_the_command_exports_a_run(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, run, "--format", kind) == 0
+    path, verified = capsys.readouterr().out.splitlines()
+    assert path == f"mine{SUFFIXES[kind]}"  # type: ignore[index]
+    assert verified.startswith("verified  logits: largest error ")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path, "runs"])
+    assert command(monkeypatch, "mine", "--format", kind, "--no-verify", "--out", f"deep/{path}") == 0
+    assert capsys.readouterr().out == f"deep/{path}\n"
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == [path]
+
+
+def test_an_export_that_differs_is_not_left_behind(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(raytorch.export.onnx, "export", doubled)
+    (tmp_path / "m.onnx").write_text("an earlier one")
+    assert command(monkeypatch, run, "--format", "onnx", "--out", tmp_path / "m.onnx") == 1
+    assert "the export differs from the model: logits: largest error" in capsys.readouterr().err
+    assert (tmp_path / "m.onnx").read_text() == "an earlier one"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["mine", "--format", "onx"], "Invalid value for '--format'"),
+        (["mine"], "Missing option '--format'"),
+        (["none", "--format", "onnx"], "no run none in runs"),
+        (["mine", "--format", "safetensors", "--out", "runs"], "runs cannot be written: "),
+        (["mine", "--format", "safetensors", "--out", "runs/mine/config.yaml/m"], "cannot be written: "),
+    ],
+)
+@pytest.mark.usefixtures("run")
+def test_bad_input_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert command(monkeypatch, *arguments) == 2
+    assert told in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_on_an_object_store_is_fetched(run: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bucket = fs.SubTreeFileSystem(str(tmp_path / "runs"), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
+    assert export_run(RunFolder("s3://bucket", run.name), "safetensors", tmp_path / "m.safetensors")[0].absolute == 0
+
+
+def test_a_run_without_a_checkpoint_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    run.delete("checkpoint_00000007/checkpoint.json")
+    with pytest.raises(RunNotFoundError, match="mine has no complete checkpoint to export"):
+        export_run(run, "onnx", tmp_path / "m.onnx")
+
+
+def test_a_checkpoint_that_is_a_pickle_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    name = "checkpoint_00000007/model.safetensors"
+    size = Path(run.file(name)).stat().st_size
+    Path(run.file(name)).write_bytes(b"cposix\nsystem\n(S'touch was-here'\ntR.".ljust(size, b"."))
+    with pytest.raises(ModelFileError, match="expected a safetensors file"):
+        export_run(run, "onnx", tmp_path / "m.onnx")
+    assert not Path("was-here").exists()
