@@ -1,6 +1,7 @@
 """Integer handles for what lives on a worker: tensors, modules, optimizers, counted by kind and by bytes."""
 
 import itertools
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytorch.autograd import Context, CustomFunction
+from raytorch.datasets.sources import Dataset
 from raytorch.errors import HandleError, QuotaError, RemoteOpError
 
 
@@ -196,6 +198,7 @@ _KINDS: list[tuple[type, Kind]] = [
     (torch.optim.lr_scheduler.LRScheduler, Kind.SCHEDULER),
     (Context, Kind.CONTEXT),
     (CustomFunction, Kind.FUNCTION),
+    (Dataset, Kind.DATASET),
 ]
 """Kinds by type; the first that fits counts."""
 
@@ -205,6 +208,9 @@ def kind_of(value: Any) -> Kind:
     for kind_type, kind in _KINDS:
         if isinstance(value, kind_type):
             return kind
+    onnx = sys.modules.get("raytorch.onnx")  # which takes seconds to import, and made the value if it is of its kind
+    if onnx and isinstance(value, onnx.OnnxModel):
+        return Kind.ONNX
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
         return Kind.TENSOR_LIST
     return Kind.OBJECT

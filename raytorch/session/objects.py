@@ -8,7 +8,8 @@ from torch import Tensor
 
 from raytorch.registry import Kind
 from raytorch.session import primitives
-from raytorch.session.recorder import Recorder, Reference
+from raytorch.session.arguments import Reference
+from raytorch.session.recorder import Recorder
 from raytorch.session.tensor import RemoteTensor
 from raytorch.session.transfer import Payload
 

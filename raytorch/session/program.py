@@ -5,6 +5,7 @@ and the file and line. It travels once. An *instruction* is a tuple ``(pattern n
 integers and numbers: where the result goes, and the handles and values that the pattern's template leaves open.
 """
 
+import copyreg
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,6 +133,16 @@ class Report:
         """The report that :meth:`pack` packed."""
         report: Report = pickle.loads(packed)  # noqa: S301 - from a worker of this session
         return report
+
+
+def memory_format(name: str) -> torch.memory_format:
+    """``torch.channels_last`` and its like by their names."""
+    value: torch.memory_format = getattr(torch, name)
+    return value
+
+
+# By itself pickle names whichever module has a "torch.channels_last": the client's script, which workers do not have.
+copyreg.pickle(torch.memory_format, lambda value: (memory_format, (str(value).removeprefix("torch."),)))
 
 
 def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callable[[Iterator[Any]], Any]:

@@ -1,70 +1,35 @@
 """Turns calls into instructions: takes arguments apart, and knows what kind of result to expect."""
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-import cloudpickle
-import numpy as np
 import torch
 
-from raytorch.errors import HandleError, RemoteOpError, SessionError
+from raytorch.errors import RemoteOpError, SessionError
 from raytorch.registry import Kind
 from raytorch.session import functions, primitives
-from raytorch.session.program import ATTACHMENT, CODE, HANDLE, NOWHERE, VALUE, Modes, Pattern, Report, Result, Template
+from raytorch.session.arguments import VALUES, Arguments, Function, Reference, Shape
+from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, Result
 from raytorch.session.results import Description, count_held, fixed_tensors, is_tensor, rebuild
 from raytorch.session.stream import Parts, Stream, Transport
-from raytorch.session.transfer import Payload
 
 HANDLES_PER_CLIENT = 1 << 40
 
-_VALUES = {int, float, complex}
-_CONSTANTS = {type(None), bool, str, type(...), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _ASKED_EACH_TIME = {"torch.Tensor.grad.__get__", "torch.Tensor.grad_fn.__get__"}
 """Their result may be None now and a tensor later."""
 _OWN_PACKAGES = {"raytorch", "torch"}
 
 
-class Reference:
-    """Stands on the client for a value on the workers, which is freed when the reference is collected."""
+class _Plan(NamedTuple):
+    """How to record a call as the last one from the same place."""
 
-    __slots__ = ("__weakref__", "_handle", "_rank", "_recorder")
-
-    def __init__(self, recorder: "Recorder", handle: int, rank: int | None = None) -> None:
-        self._recorder, self._handle, self._rank = recorder, handle, rank
-
-    def __del__(self) -> None:
-        self._recorder.stream.freed.append(self._handle)  # takes no lock: this may run in the midst of anything
-
-    def __reduce__(self) -> Any:
-        raise SessionError("a handle cannot be pickled: pass it on its own, or in a list, tuple or dictionary")
-
-    @property
-    def handle(self) -> int:
-        """The integer that names the value on the workers."""
-        return self._handle
-
-
-@dataclass(frozen=True, eq=False)
-class _Function:
-    """What the client knows of a function."""
-
-    name: str
-    in_place: bool
-    learnable: bool
-    gives_value: bool
-    on_object: bool
-
-
-class Shape(NamedTuple):
-    """A call without its leaves."""
-
-    function: _Function
-    args: tuple[Template, ...]
-    kwargs: tuple[tuple[str, Template], ...]
+    number: int
+    modes: Modes
+    kinds: tuple[type[Any], ...]
 
 
 class Recorder:
@@ -82,8 +47,9 @@ class Recorder:
         self.stream = Stream(transport, client)
         self.stand_in = stand_in
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
-        self._functions: dict[Callable[..., Any], _Function] = {}
+        self._functions: dict[Callable[..., Any], Function] = {}
         self._learned: dict[Shape, Any] = {}
+        self._plans: dict[Any, _Plan] = {}
         self._codes: dict[int, CodeType] = {}  # kept, so that the ids in the patterns' keys are not given out again
 
     def call(
@@ -105,27 +71,25 @@ class Recorder:
             RemoteOpError: A value was asked for, and this call or an earlier one failed.
             SessionLostError: The session has ended.
         """
+        if not kwargs and rank is None and (repeated := self._repeat(function, args)) is not None:
+            return repeated
         arguments = Arguments(self, rank)
         shape = arguments.shape(self._known(function), args, kwargs or {})
         if shape.function.in_place:
             return self._call_in_place(shape, arguments, args or list((kwargs or {}).values()))
-        out = kwargs.get("out") if kwargs else None
-        if isinstance(out, torch.Tensor):
-            raise SessionError(
-                "out= is a local tensor, which workers cannot write to: leave it out, and fetch() the result"
-            )
-        if isinstance(out, Reference):
-            self._record(shape, arguments, Result.TENSOR, out.handle)
-            return out
+        if kwargs and kwargs.get("out") is not None:
+            return self._call_into(kwargs["out"], shape, arguments)
         learned = self._learned.get(arguments.subject(shape))
-        if learned is Result.TENSOR:
-            handle = next(self._handles)
-            self._record(shape, arguments, Result.TENSOR, handle)
-            return self.stand_in(self, Kind.TENSOR, handle, arguments.rank)
-        if learned is Result.DROP:
-            return self._record(shape, arguments, Result.DROP, NOWHERE)
-        if learned is None or learned is Result.ANSWER:
-            return self._ask_and_learn(shape, arguments)
+        match learned:
+            case None | Result.ANSWER:
+                return self._ask_and_learn(shape, arguments)
+            case Result.DROP:
+                return self._record(shape, arguments, Result.DROP, NOWHERE)
+            case Result.TENSOR:
+                handle = next(self._handles)
+                self._record(shape, arguments, Result.TENSOR, handle)
+                self._plan(function, args, shape, arguments)
+                return self.stand_in(self, Kind.TENSOR, handle, arguments.rank)
         kind, count = learned
         handles = tuple(itertools.islice(self._handles, count))
         self._record(shape, arguments, Result.TENSORS, handles)
@@ -187,11 +151,11 @@ class Recorder:
         """Give out no handle below this one any more."""
         self._handles = itertools.count(handle)
 
-    def _known(self, function: Callable[..., Any]) -> _Function:
+    def _known(self, function: Callable[..., Any]) -> Function:
         known = self._functions.get(function)
         if known is None:
             name = functions.name_of(function)
-            known = _Function(
+            known = Function(
                 name,
                 functions.changes_first_argument(name),
                 name not in _ASKED_EACH_TIME,
@@ -201,15 +165,29 @@ class Recorder:
             self._functions[function] = known
         return known
 
-    def _call_in_place(self, shape: Shape, arguments: "Arguments", args: Sequence[Any]) -> Any:
+    def _call_in_place(self, shape: Shape, arguments: Arguments, args: Sequence[Any]) -> Any:
         changed = args[0] if args else None
         if isinstance(changed, torch.Tensor):
             raise SessionError(f"{shape.function.name} cannot change a local tensor: fetch() the remote one first")
-        output = changed.handle if isinstance(changed, Reference) else _handles_in(changed)
+        output: Any = NOWHERE
+        if isinstance(changed, Reference):
+            output = changed.handle
+        elif isinstance(changed, tuple | list):
+            output = tuple([part.handle for part in changed if isinstance(part, Reference)])
         self._record(shape, arguments, Result.DROP, output)
         return None if shape.function.name.endswith("__setitem__") else changed
 
-    def _ask_and_learn(self, shape: Shape, arguments: "Arguments") -> Any:
+    def _call_into(self, out: Any, shape: Shape, arguments: Arguments) -> Any:
+        if isinstance(out, Reference):
+            self._record(shape, arguments, Result.TENSOR, out.handle)
+            return out
+        if isinstance(out, torch.Tensor):
+            raise SessionError(
+                "out= is a local tensor, which workers cannot write to: leave it out, and fetch() the result"
+            )
+        return self._ask_and_learn(shape, arguments)
+
+    def _ask_and_learn(self, shape: Shape, arguments: Arguments) -> Any:
         handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
         if report.failure:
             if shape.function.gives_value or self._learned.get(arguments.subject(shape)):
@@ -222,12 +200,39 @@ class Recorder:
             self._raise(report, handle)
         return self._rebuild(answer, handle, arguments.rank)
 
-    def _ask(self, shape: Shape, arguments: "Arguments", ranks: Sequence[int]) -> tuple[int, list[Report]]:
+    def _ask(self, shape: Shape, arguments: Arguments, ranks: Sequence[int]) -> tuple[int, list[Report]]:
         handle = next(self._handles)
         number = self._pattern(shape, arguments.rank, Result.ANSWER)
         return handle, self.stream.ask((number, handle, *arguments.leaves), ranks)
 
-    def _record(self, shape: Shape, arguments: "Arguments", result: Result, output: Any) -> None:
+    def _plan(self, function: Callable[..., Any], args: Sequence[Any], shape: Shape, arguments: Arguments) -> None:
+        """Remember how a call that gives a tensor was recorded, if it depends on handles and numbers alone."""
+        flat = not shape.kwargs and all(isinstance(arg, Reference) or type(arg) in VALUES for arg in args)
+        if flat and arguments.rank is None and not shape.function.on_object:
+            number = self._pattern(shape, None, Result.TENSOR)
+            self._plans[_site(function)] = _Plan(number, Modes.current(), tuple(map(type, args)))
+
+    def _repeat(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Record a call as the last one from the same place was recorded; None if it may be of another shape."""
+        plan = self._plans.get(_site(function))
+        if plan is None or len(args) != len(plan.kinds) or Modes.current() != plan.modes:
+            return None
+        leaves: list[Any] = []
+        arg: Any
+        for arg, kind in zip(args, plan.kinds, strict=True):
+            if type(arg) is not kind:
+                return None
+            if kind in VALUES:
+                leaves.append(arg)
+            elif arg._recorder is self and arg._rank is None:
+                leaves.append(arg._handle)
+            else:
+                return None
+        handle = next(self._handles)
+        self.stream.append((plan.number, handle, *leaves))
+        return self.stand_in(self, Kind.TENSOR, handle, None)
+
+    def _record(self, shape: Shape, arguments: Arguments, result: Result, output: Any) -> None:
         self.stream.append((self._pattern(shape, arguments.rank, result), output, *arguments.leaves))
 
     def _pattern(self, shape: Shape, rank: int | None, result: Result) -> int:
@@ -269,91 +274,23 @@ class Recorder:
         return rebuild(answer, lambda kind: self.stand_in(self, kind, next(taken), rank))
 
 
-class Arguments:
-    """The arguments of a call, taken apart into templates and leaves."""
-
-    __slots__ = ("_recorder", "_uploaded", "has_code", "leaves", "rank")
-
-    def __init__(self, recorder: Recorder, rank: int | None) -> None:
-        self._recorder = recorder
-        self._uploaded: list[Reference] = []  # kept until the call is recorded
-        self.leaves: list[Any] = []
-        self.has_code = False
-        self.rank = rank
-        """The only rank that has the arguments; None if all have them."""
-
-    def shape(self, function: _Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape:
-        """The call's shape.
-
-        Raises:
-            HandleError: An argument is of another session.
-            SessionError: The arguments are on different ranks.
-        """
-        templates = tuple([self._template(value) for value in args])
-        if not kwargs:
-            return Shape(function, templates, ())
-        return Shape(function, templates, tuple([(name, self._template(value)) for name, value in kwargs.items()]))
-
-    def subject(self, shape: Shape) -> Any:
-        """What the kind of result depends on: the call's shape and, for a call of an object, the object."""
-        return (shape, self.leaves[0]) if shape.function.on_object else shape
-
-    def _template(self, value: Any) -> Template:
-        kind = type(value)
-        if isinstance(value, Reference):
-            return self._reference(value)
-        if kind in _VALUES:
-            self.leaves.append(value)
-            return VALUE
-        if kind in _CONSTANTS:
-            return ("constant", kind, value)
-        if kind is slice:
-            return self._sequence(kind, (value.start, value.stop, value.step))
-        if isinstance(value, tuple | list):
-            return self._sequence(kind, value)
-        if kind is dict:
-            return ("mapping", tuple(value), tuple([self._template(part) for part in value.values()]))
-        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-            self._uploaded.append(self._recorder.upload([Payload.of(value)], self.rank))
-            return self._reference(self._uploaded[-1])
-        return self._rare(value)
-
-    def _rare(self, value: Any) -> Template:
-        if isinstance(value, np.generic):
-            self.leaves.append(value)
-            return VALUE
-        if isinstance(value, torch.Generator):
-            raise SessionError(
-                "a generator of the client's cannot draw on the workers: seed them with session.manual_seed(), or make "
-                "one there with session.object(torch.Generator) and give it to a method"
-            )
-        self.has_code = True
-        self.leaves.append(cloudpickle.dumps(value))
-        return CODE
-
-    def _sequence(self, kind: type, parts: Sequence[Any]) -> Template:
-        return ("sequence", kind, tuple([self._template(part) for part in parts]))
-
-    def _reference(self, reference: Reference) -> Template:
-        if reference._recorder is not self._recorder:
-            raise HandleError("a handle of another session: fetch() it there, and send it with tensor() here")
-        if reference._rank is not None and reference._rank != self.rank:
-            if self.rank is not None:
-                raise SessionError(
-                    f"the arguments are on ranks {self.rank} and {reference._rank}: fetch() one of them, and send it "
-                    "to the other's rank"
-                )
-            self.rank = reference._rank
-        self.leaves.append(reference._handle)
-        return HANDLE
-
-
 def own_frame() -> FrameType:
     """The client's frame: the first outside of PyTorch and raytorch."""
     frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN_PACKAGES:
+    while frame.f_back and _is_own(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
     return frame
+
+
+@functools.cache
+def _is_own(module: str) -> bool:
+    return module.partition(".")[0] in _OWN_PACKAGES
+
+
+def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:
+    """A call's place in the client's code; cheaper than its line, which Python would have to look up."""
+    frame = own_frame()
+    return function, id(frame.f_code), frame.f_lasti
 
 
 def _expectation(answer: Description) -> Any:
@@ -363,12 +300,6 @@ def _expectation(answer: Description) -> Any:
     if answer == ("value", None):
         return Result.DROP
     return fixed_tensors(answer) or Result.ANSWER
-
-
-def _handles_in(value: Any) -> tuple[int, ...]:
-    """The handles of a list that a function changes in place."""
-    parts = value if isinstance(value, tuple | list) else ()
-    return tuple([part.handle for part in parts if isinstance(part, Reference)])
 
 
 def _refuse_held(kind: Kind) -> Any:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ PROGRAM_LENGTH = 1000
 """Instructions after which a program is sent."""
 IDLE_S = 0.003
 """Seconds for which a recorded instruction waits for company."""
+BUSY_S = 0.05
+"""Seconds after a program was sent for which the client counts as at work."""
 LOOK_ROUND_S = 0.2
 """Seconds after which collected handles are freed, and finished programs heard, when nothing else goes out."""
 MAX_IN_FLIGHT = 32
@@ -72,6 +75,8 @@ class Stream:
         self._errors: dict[tuple[int, int], RemoteOpError] = {}
         self._raised: set[tuple[int, int]] = set()
         self._recorded = threading.Event()
+        self._dozing = False
+        self._sent_at = 0.0
         self._ended: SessionLostError | None = None
         self.loss_was_told = False
         """Whether a caller was told that the session is lost, rather than this stream's own thread alone."""
@@ -156,11 +161,11 @@ class Stream:
 
     def _append(self, instruction: Instruction) -> None:
         self._require_open()
-        if not self._instructions:
-            self._recorded.set()
         if self.freed:
             self._free()
         self._instructions.append(instruction)
+        if self._dozing:
+            self._recorded.set()
         if len(self._instructions) >= PROGRAM_LENGTH:
             self._send()
 
@@ -182,6 +187,7 @@ class Stream:
         attachments = self._attachments
         self._new_patterns, self._instructions, self._attachments = [], [], []
         futures = self.transport.send(program.pack(), attachments)
+        self._sent_at = time.monotonic()
         others = [future for rank, future in enumerate(futures) if rank not in answer_from]
         if others:
             self._in_flight.append(others)
@@ -205,17 +211,25 @@ class Stream:
 
     def _flush_when_idle(self) -> None:
         while not self._ended:
-            recorded = self._recorded.wait(LOOK_ROUND_S)
-            self._recorded.clear()
-            if recorded:
-                threading.Event().wait(IDLE_S)
-            with self._lock:
-                if self.freed:
-                    self._free()
-                try:
+            is_quiet = time.monotonic() - self._sent_at > BUSY_S
+            if is_quiet:  # while the client is at work, waking this thread for each program would slow it down
+                self._dozing = True
+                if not self._instructions:
+                    self._recorded.wait(LOOK_ROUND_S)
+                self._dozing = False
+                self._recorded.clear()
+            time.sleep(IDLE_S)
+            try:
+                with self._lock:
+                    if self.freed:
+                        self._free()
                     self._send()
-                    while self._in_flight and all(future.done() for future in self._in_flight[0]):
-                        for future in self._in_flight.popleft():
-                            self._hear(future)
-                except SessionLostError:
-                    return  # whoever asks next is told
+                    if is_quiet:
+                        self._hear_finished()
+            except SessionLostError:
+                return  # whoever asks next is told
+
+    def _hear_finished(self) -> None:
+        while self._in_flight and all(future.done() for future in self._in_flight[0]):
+            for future in self._in_flight.popleft():
+                self._hear(future)

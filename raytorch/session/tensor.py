@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from raytorch.session import primitives
+from raytorch.session.arguments import Reference
 from raytorch.session.functions import SETTABLE
-from raytorch.session.recorder import Reference
 from raytorch.session.transfer import Payload
 
 

@@ -41,7 +41,7 @@ ROWS = [
     "session.program session.transfer",
     "session.results session.snapshot",
     "session.primitives",
-    "session.functions session.stream",
+    "session.functions session.stream session.arguments",
     "session.interpreter session.recorder",
     "session.tensor",
     "session.objects",
