@@ -40,8 +40,9 @@ class Scope:
     """What can be made on the workers: on all of them, or on one.
 
     Beside the methods below, the factories of ``torch`` that take no tensor are methods with their own arguments:
-    ``arange``, ``empty``, ``eye``, ``full``, ``linspace``, ``logspace``, ``ones``, ``rand``, ``randint``, ``randn``,
-    ``randperm``, ``tril_indices``, ``triu_indices``, ``zeros``. Each rank makes its own, on its own device.
+    ``arange``, ``empty``, ``empty_permuted``, ``empty_strided``, ``eye``, ``full``, ``linspace``, ``logspace``,
+    ``ones``, ``rand``, ``randint``, ``randn``, ``randperm``, ``scalar_tensor``, ``tril_indices``, ``triu_indices``,
+    ``zeros``. Each rank makes its own, on its own device.
     """
 
     def __init__(self, recorder: Recorder, rank: int | None = None) -> None:

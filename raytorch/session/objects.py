@@ -75,6 +75,7 @@ class RemoteModule(RemoteObject):
     def train(self, mode: bool = True) -> "RemoteModule":
         """Set training mode. See ``torch.nn.Module.train``."""
         self._do("train", mode)
+        self._recorder.unlearn(self._handle)
         return self
 
     def eval(self) -> "RemoteModule":

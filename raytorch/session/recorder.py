@@ -48,7 +48,7 @@ class Recorder:
         self.stand_in = stand_in
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
         self._functions: dict[Callable[..., Any], Function] = {}
-        self._learned: dict[Shape, Any] = {}
+        self._learned: dict[Any, Any] = {}
         self._plans: dict[Any, _Plan] = {}
         self._codes: dict[int, CodeType] = {}  # kept, so that the ids in the patterns' keys are not given out again
 
@@ -150,6 +150,12 @@ class Recorder:
     def skip_to(self, handle: int) -> None:
         """Give out no handle below this one any more."""
         self._handles = itertools.count(handle)
+
+    def unlearn(self, handle: int) -> None:
+        """Expect nothing of the object's calls any more: it may give results of another structure from now on."""
+        for subject in list(self._learned):
+            if type(subject) is tuple and subject[1] == handle:
+                self._learned.pop(subject, None)
 
     def _known(self, function: Callable[..., Any]) -> Function:
         known = self._functions.get(function)

@@ -99,11 +99,14 @@ class Stream:
             self._append(instruction)
 
     def append_upload(self, number: int, output: int, parts: Parts) -> None:
-        """Record an instruction whose only argument travels beside the program."""
+        """Record an instruction whose only argument travels beside the program, as it is now."""
+        is_large = any(part and part.nbytes >= LARGE for part in parts)
+        if not is_large:  # what waits is copied, as its owner may go on to change it
+            parts = [part and part.copy() for part in parts]
         with self._lock:
             self._append((number, output, len(self._attachments)))
             self._attachments.append(parts)
-            if any(part and part.nbytes >= LARGE for part in parts):
+            if is_large:
                 self._send()
 
     def ask(self, instruction: Instruction, ranks: Sequence[int]) -> list[Report]:

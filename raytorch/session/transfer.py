@@ -57,6 +57,10 @@ class Payload:
         """Size in bytes."""
         return int(self.array.nbytes)
 
+    def copy(self) -> "Payload":
+        """The same in memory of its own."""
+        return self.with_array(self.array.copy())
+
     def with_array(self, array: Any) -> "Payload":
         """The same, with its elements held in another way."""
         return replace(self, array=array)

@@ -191,6 +191,8 @@ def _shipped(payload: Payload | None) -> Payload | None:
 def _brief(error: Any) -> str:
     """What there is to say of a worker's failure, without Ray's advice."""
     error = getattr(error, "health_check_failure", error)
+    if isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "its process died, killed or out of memory"
     return str(error).strip().partition("\n")[0]

@@ -1,0 +1,29 @@
+"""Handles of a real session give what PyTorch gives here: its own samples of all its operators."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conformance.operators import run_operators
+from conformance.skipped import SKIPPED
+
+import raytorch
+from raytorch.precision import choose_attention
+
+
+@pytest.fixture
+def _attention_of_the_workers() -> Iterator[None]:
+    """The same choice here as on the workers: the kernels of attention round differently."""
+    before = torch.backends.cuda.flash_sdp_enabled()
+    choose_attention(torch.device("cpu"))
+    yield
+    torch.backends.cuda.enable_flash_sdp(before)
+
+
+@pytest.mark.usefixtures("_attention_of_the_workers")
+def test_every_operator_gives_on_a_worker_what_pytorch_gives_here() -> None:
+    with raytorch.connect(workers=1) as session:
+        outcome = run_operators(session, samples=1, gradients=False)
+    different = outcome.different.keys() - SKIPPED.keys()
+    assert not different, "\n".join(f"{name}: {outcome.different[name]}" for name in sorted(different))
+    assert SKIPPED.keys() == outcome.different.keys()
