@@ -128,8 +128,7 @@ class Interpreter:
 
     def attachment(self, place: int) -> Any:
         """What an attachment leaf stands for."""
-        value = self._attachments[place]
-        return value() if callable(value) else value
+        return self._attachments[place]
 
     def answer(self, output: int, value: Any) -> None:
         """Describe a result to the client, and keep what cannot leave the worker."""

@@ -4,6 +4,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -259,7 +260,7 @@ class Recorder:
         try:
             if report.failure:
                 self.stream.was_raised(report.failure)
-                raise report.failure
+                raise copy(report.failure)  # the report stays in the traceback's frames: no cycle is to keep handles
             self.stream.raise_error()
         except RemoteOpError:
             self.stream.freed.append(handle)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, Protocol
 
 from raytorch.errors import RemoteOpError, SessionLostError
@@ -150,7 +151,7 @@ class Stream:
                 error = self._errors.pop(number)
                 if number not in self._raised:
                     self._raised.add(number)
-                    raise error
+                    raise copy(error)  # not the one in this frame: no cycle is to keep handles
 
     def was_raised(self, error: RemoteOpError) -> None:
         """Note that an error is being raised, so that it is not raised for other ranks again."""
@@ -175,7 +176,7 @@ class Stream:
     def _require_open(self) -> None:
         if self._ended:
             self.loss_was_told = True
-            raise self._ended
+            raise copy(self._ended)
 
     def _free(self) -> None:
         handles = []
@@ -213,24 +214,33 @@ class Stream:
         return report
 
     def _flush_when_idle(self) -> None:
+        begun = None
         while not self._ended:
             is_quiet = time.monotonic() - self._sent_at > BUSY_S
             if is_quiet:  # while the client is at work, waking this thread for each program would slow it down
-                self._dozing = True
-                if not self._instructions:
-                    self._recorded.wait(LOOK_ROUND_S)
-                self._dozing = False
-                self._recorded.clear()
+                self._doze()
             time.sleep(IDLE_S)
-            try:
-                with self._lock:
-                    if self.freed:
-                        self._free()
-                    self._send()
-                    if is_quiet:
-                        self._hear_finished()
-            except SessionLostError:
-                return  # whoever asks next is told
+            waits = self._sent_at if self._instructions else None
+            if is_quiet or (waits is not None and waits == begun):  # nothing was sent since the last look
+                try:
+                    self._send_and_hear()
+                except SessionLostError:
+                    return  # whoever asks next is told
+            begun = waits
+
+    def _doze(self) -> None:
+        self._dozing = True
+        if not self._instructions:
+            self._recorded.wait(LOOK_ROUND_S)
+        self._dozing = False
+        self._recorded.clear()
+
+    def _send_and_hear(self) -> None:
+        with self._lock:
+            if self.freed:
+                self._free()
+            self._send()
+            self._hear_finished()
 
     def _hear_finished(self) -> None:
         while self._in_flight and all(future.done() for future in self._in_flight[0]):

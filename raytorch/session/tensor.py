@@ -38,10 +38,13 @@ class RemoteTensor(Reference):
         return _first(args, kwargs)._recorder.call(function, args, kwargs)
 
     def fetch(self, *, all: bool = False) -> Any:  # noqa: A002
-        """The tensor's content as a local CPU tensor; with ``all``, a list of every rank's."""
+        """The tensor's content as a local CPU tensor; with ``all``, a list of every rank's.
+
+        A large one stays in the memory of Ray's object store for as long as the local tensor lives.
+        """
         if all:
-            return [payload.tensor() for payload in self._recorder.ask_all(primitives.fetch, self)]
-        return self._recorder.ask(primitives.fetch, self).tensor()
+            return [payload.adopted() for payload in self._recorder.ask_all(primitives.fetch, self)]
+        return self._recorder.ask(primitives.fetch, self).adopted()
 
     def item(self, *, all: bool = False) -> Any:  # noqa: A002
         """The only element as a Python number; with ``all``, a list of every rank's. See ``torch.Tensor.item``."""

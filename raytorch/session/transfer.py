@@ -28,7 +28,7 @@ class Payload:
     """A dense tensor's content.
 
     Attributes:
-        array: The elements, or a reference to them in Ray's object store.
+        array: The elements; None where they travel apart.
         dtype: The tensor's own dtype.
         requires_grad: Whether the tensor that is made of it requires grad.
     """
@@ -68,6 +68,23 @@ class Payload:
     def tensor(self) -> Tensor:
         """A tensor that owns its memory."""
         # NumPy's copy, not torch's: it asks for huge pages, which makes large copies several times as fast.
-        plain = torch.from_numpy(np.array(self.array, copy=True, order="C"))
+        return self._tensor(np.array(self.array, copy=True, order="C"))
+
+    def adopted(self) -> Tensor:
+        """A tensor in the array's own memory, for an array that nobody else has."""
+        array = np.asarray(self.array, order="C")
+        return self._tensor(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+        plain = torch.from_numpy(array)
         tensor = plain.view(self.dtype) if self.dtype in _CARRIERS else plain
         return tensor.requires_grad_(self.requires_grad)
+
+
+class _Writable:
+    """An array that Ray marks read-only, as others could have it too, without the mark."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array  # keeps the memory
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

@@ -19,6 +19,8 @@ from raytorch.session.worker import Limits, Setup, end_session, run_program, ser
 from raytorch.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 
 START_POLL_S = 0.05
+CLOSE_S = 10.0
+"""Seconds that workers have for ending by themselves."""
 LAST_WORD_S = 8.0
 """Seconds for which a lost worker's cause is waited for."""
 
@@ -43,12 +45,11 @@ class Connection:
             raise self._lost
         shipped = [[_shipped(part) for part in parts] for parts in attachments]
         program = ray.put(packed) if len(packed) > INLINE and self.world_size > 1 else packed
-        return [
-            _Reply(
-                self, rank, actor.execute.remote(run_program, program, *(parts[rank % len(parts)] for parts in shipped))
-            )
-            for rank, actor in enumerate(self._actors)
-        ]
+        futures: list[Future] = []
+        for rank, actor in enumerate(self._actors):
+            data = [item for parts in shipped for item in parts[rank % len(parts)]]
+            futures.append(_Reply(self, rank, actor.execute.remote(run_program, program, *data)))
+        return futures
 
     def lost(self, rank: int, error: Exception) -> SessionLostError:
         """The session is lost, as a call to a worker showed."""
@@ -150,7 +151,10 @@ class Owner(Connection):
         if not self._fit.done.is_set():
             for actor in self._actors:
                 actor.execute.remote(end_session)
-            self._fit.done.wait()
+            if not self._fit.done.wait(CLOSE_S):  # a call that was given up on, or waits for a rank that never comes
+                for actor in self._actors:
+                    ray.kill(actor)
+                self._fit.done.wait()
         ray.kill(self._host)
         super().close()
 
@@ -183,9 +187,11 @@ def _serve(config: dict[str, Any]) -> None:
     serve(config["setup"])
 
 
-def _shipped(payload: Payload | None) -> Payload | None:
-    """The payload as it travels: large ones through the object store, once for all ranks."""
-    return payload.with_array(ray.put(payload.array)) if payload and payload.nbytes > INLINE else payload
+def _shipped(payload: Payload | None) -> tuple[Payload | None, Any]:
+    """The payload as it travels: its array apart, and large ones through the object store, once for all ranks."""
+    if payload is None:
+        return None, None
+    return payload.with_array(None), ray.put(payload.array) if payload.nbytes > INLINE else payload.array
 
 
 def _brief(error: Any) -> str:

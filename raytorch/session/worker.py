@@ -1,6 +1,5 @@
 """A session's part on a worker: the registry and the interpreter in the actor's process, until the session ends."""
 
-import functools
 import os
 import threading
 import time
@@ -17,7 +16,7 @@ from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
 from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.results import payload_bytes
-from raytorch.session.transfer import INLINE, Payload
+from raytorch.session.transfer import INLINE
 
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
@@ -95,10 +94,15 @@ def serve(setup: Setup) -> None:
                 released.add(client)
 
 
-def run_program(packed: bytes, *attachments: Payload) -> bytes | Report:
+def run_program(packed: bytes, *data: Any) -> bytes | Report:
     """Execute a program; called through the actor that hosts the session.
 
-    Answers the report as bytes if it is small: Ray moves these faster than objects.
+    Args:
+        packed: The program.
+        data: Its attachments: payloads, each without its array and followed by it, or None twice.
+
+    Returns:
+        The report; as bytes if it is small, as Ray moves these faster than objects.
     """
     hosted = _hosted
     assert hosted, "called on an actor that hosts no session"
@@ -106,7 +110,10 @@ def run_program(packed: bytes, *attachments: Payload) -> bytes | Report:
         hosted.get_ready()
     hosted.busy = True
     try:
-        report = hosted.interpreter.execute(packed, [functools.partial(_load, payload) for payload in attachments])
+        attachments = [
+            payload and payload.with_array(array) for payload, array in zip(data[::2], data[1::2], strict=True)
+        ]
+        report = hosted.interpreter.execute(packed, attachments)
         return report if payload_bytes(report.answer) > INLINE else report.pack()
     finally:
         hosted.busy, hosted.used_at = False, time.monotonic()
@@ -116,8 +123,3 @@ def end_session() -> None:
     """Let :func:`serve` return."""
     assert _hosted
     _hosted.ended.set()
-
-
-def _load(payload: Payload) -> Payload:
-    array = payload.array
-    return payload.with_array(ray.get(array)) if isinstance(array, ray.ObjectRef) else payload

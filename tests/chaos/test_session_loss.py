@@ -1,0 +1,145 @@
+"""Workers and clients of sessions are killed: those who wait are told, and nothing stays behind on the cluster."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.state import list_actors, list_placement_groups
+
+import raytorch
+from raytorch.errors import SessionError, SessionLostError
+
+RAYS_OWN = {"_AutoscalingCoordinatorActor"}
+"""Ray Train starts it once per cluster, and leaves it there."""
+NOTICE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray with the server that its state API needs."""
+
+    address: str
+    state: str
+
+    def leftovers(self) -> list[str]:
+        """Actors and placement groups that are alive."""
+        actors = [actor for actor in list_actors(self.state) if actor.state != "DEAD"]
+        groups = [group for group in list_placement_groups(self.state) if group.state != "REMOVED"]
+        names = [actor.class_name for actor in actors if actor.class_name not in RAYS_OWN]
+        return [*names, *(f"placement group {group.placement_group_id}" for group in groups)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    started = ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=True,
+        dashboard_port=0,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield Cluster(ray.get_runtime_context().gcs_address, f"http://{started.dashboard_url}")
+    ray.shutdown()
+
+
+def more(tensor: Any) -> Any:
+    return tensor + 1
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_worker_that_is_killed_ends_the_session_for_whoever_waits_and_leaves_nothing(cluster: Cluster) -> None:
+    session = raytorch.connect(workers=2, name="mortal")
+    pids = [session.rank(rank).run(os.getpid) for rank in (0, 1)]
+    tensor = session.ones(1)
+    for _ in range(2):
+        tensor = more(tensor)  # from here on known, and not waited for
+    assert {"RayTrainWorker", "SessionHost"} <= set(cluster.leftovers())
+
+    def wait_for_a_result(_: int) -> tuple[str, float]:
+        with pytest.raises(SessionLostError) as caught:
+            session.run(time.sleep, 60)
+        return str(caught.value), time.monotonic()
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(wait_for_a_result, 0)
+        for _ in range(5000):
+            tensor = more(tensor)
+        os.kill(pids[1], signal.SIGKILL)
+        killed = time.monotonic()
+        message, told = pending.result(timeout=60)
+    assert told - killed < NOTICE_S
+    assert message == "the session is lost: rank 1: its process died, killed or out of memory; connect again"
+
+    uses: list[Callable[[], Any]] = [
+        tensor.fetch,
+        tensor.item,
+        lambda: more(tensor),
+        lambda: session.ones(2),
+        lambda: session.run(os.getpid),
+        lambda: session.rank(0).run(os.getpid),
+        session.synchronize,
+        session.handles,
+        session.stats,
+    ]
+    for use in uses:
+        with pytest.raises(SessionLostError, match="the session is lost: rank 1: its process died"):
+            use()
+    assert time.monotonic() - told < 1
+    session.close()  # does not tell it again
+    wait_until(lambda: cluster.leftovers() == [], 10)
+    wait_until(lambda: not any(map(is_alive, pids)), 10)
+
+
+OWNER = """
+import os, sys
+import raytorch
+session = raytorch.connect(workers=2, name="orphaned")
+pids = [session.rank(rank).run(os.getpid) for rank in (0, 1)]
+tensor = session.ones(1)
+print(*pids, flush=True)
+while True:
+    tensor = tensor + 1
+"""
+
+
+def test_a_client_that_is_killed_leaves_no_actor_process_or_placement_group(cluster: Cluster) -> None:
+    wait_until(lambda: cluster.leftovers() == [], 30)
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as owner:
+        try:
+            assert owner.stdout
+            pids = [int(pid) for pid in owner.stdout.readline().split()]
+            assert len(pids) == 2
+            assert all(map(is_alive, pids))
+            assert len(cluster.leftovers()) >= 4  # the host, the controller, two workers and their placement group
+        finally:
+            owner.kill()
+    wait_until(lambda: cluster.leftovers() == [], 30)
+    wait_until(lambda: not any(map(is_alive, pids)), 10)
+    with pytest.raises(SessionError, match="there is no session named 'orphaned'"):
+        raytorch.connect(name="orphaned")
