@@ -35,6 +35,7 @@ class RemoteObject(Reference):
     def set(self, attribute: str, value: Any) -> None:
         """Assign to an attribute on the workers."""
         self._recorder.do(primitives.set_attribute, self, attribute, value)
+        self._recorder.unlearn(self._handle)
 
     def free(self) -> None:
         """Free the object now, on every worker."""
