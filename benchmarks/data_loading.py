@@ -2,8 +2,8 @@
 
 DATA holds MNIST/raw/*-ubyte and CIFAR-10 in either layout. All make the same batches, of 128 shuffled and normalized
 images, cropped with padding and for CIFAR-10 also flipped: torchvision's data sets and transforms in a DataLoader, and
-raytorch, in turn, with one thread in one process and in two: two workers of the DataLoader, two ranks of raytorch, which
-make half of every batch each. Prints medians and the ratios of each round.
+raytorch, in turn, with one thread in one process and in two: two workers of the DataLoader, two ranks of raytorch, each
+of which makes half of every batch. Prints medians and the ratios of each round.
 """
 
 import argparse

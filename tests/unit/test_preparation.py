@@ -84,6 +84,18 @@ def test_cifar10_is_downloaded_and_unpacked(tmp_path, monkeypatch):
     assert len(server.requests) == 2
 
 
+def test_what_was_downloaded_before_a_kill_is_not_asked_for_again(tmp_path, monkeypatch):
+    content = archive_of(BATCHES)
+    publish_cifar10(monkeypatch, content, "http://127.0.0.1:9/")
+    for folder, names in ((".download", BATCHES[2:]), ("cifar-10-batches-py", BATCHES[:2])):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).write_text(name)
+    (tmp_path / ".download" / "cifar-10-python.tar.gz").write_bytes(content)
+    prepare(Cifar10Data(root=str(tmp_path)))
+    assert contents(tmp_path) == {f"cifar-10-batches-py/{name}": name.encode() for name in BATCHES}
+
+
 def test_an_archive_put_there_by_hand_is_unpacked(tmp_path, monkeypatch):
     content = archive_of(BATCHES)
     publish_cifar10(monkeypatch, content)
