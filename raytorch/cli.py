@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,8 @@ from raytorch.model_files import ExportFormat
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data", help="Download the files of a data set, or verify them.")
 errors = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
 
@@ -26,6 +28,8 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the file, e.g. optimizer.lr=0.01.")
 ]
 Storage = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
+DataName = Annotated[Literal["mnist", "cifar10"], typer.Argument(help="mnist or cifar10.")]
+DataRoot = Annotated[str, typer.Option(help="Folder of the files, data.root of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -151,6 +155,32 @@ def export(
     output.print(str(path), soft_wrap=True, markup=False)
     for difference in differences:
         output.print(f"verified  {difference}", soft_wrap=True, markup=False)
+
+
+@data.command("prepare")
+def prepare_data(name: DataName, root: DataRoot = "data") -> None:
+    """Download what a data set lacks, verify it and unpack it."""
+    from raytorch.datasets import prepare
+    from raytorch.progress import DownloadDisplay
+
+    with DownloadDisplay(errors) as display:
+        prepare(_stored(name, root), display)
+    check_data(name, root)
+
+
+@data.command("check")
+def check_data(name: DataName, root: DataRoot = "data") -> None:
+    """Read all of a data set's files and verify that they are in order."""
+    from raytorch.datasets.files import count
+
+    images = " + ".join(f"{number:,}" for number in count(_stored(name, root)).values())
+    output.print(f"{name} in {root}: {images} images", soft_wrap=True, markup=False)
+
+
+def _stored(name: str, root: str) -> Any:
+    from raytorch.config import Cifar10Data, MnistData
+
+    return Cifar10Data(root=root) if name == "cifar10" else MnistData(root=root)
 
 
 def _plan(config: Path | None, overrides: list[str], name: str | None, resume: str | None) -> Any:

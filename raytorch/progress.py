@@ -1,9 +1,18 @@
-"""What a person sees of a run in the terminal: one live line, and a short summary at the end."""
+"""What a person sees in the terminal: of a run one live line and a short summary at the end, of a download its bars."""
 
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 class ProgressDisplay:
@@ -61,6 +70,27 @@ class ProgressDisplay:
             self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
         text = self._numbers if news["phase"] == "training" else news["phase"]
         self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=text)
+
+
+class DownloadDisplay:
+    """On a terminal, a bar for each file that is downloaded. A :data:`~raytorch.datasets.download.Watch`."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "DownloadDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, name: str, there: int, size: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=size)
+        self._bar.update(self._tasks[name], completed=there)
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:

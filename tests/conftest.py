@@ -15,16 +15,22 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @pytest.fixture(scope="session")
-def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the real MNIST, unpacked as MNIST/raw/*-ubyte."""
+def mnist_archives() -> list[Path]:
+    """The real MNIST as it is published: four *-ubyte.gz."""
     default = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
     archives = sorted((Path(os.environ.get("RAYTORCH_TEST_DATA", default)) / "mnist").glob("*-ubyte.gz"))
     if len(archives) != 4:
         pytest.skip("needs MNIST: set RAYTORCH_TEST_DATA to a folder with its four files as mnist/*-ubyte.gz")
+    return archives
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory: pytest.TempPathFactory, mnist_archives: list[Path]) -> Path:
+    """A folder with the real MNIST, unpacked as MNIST/raw/*-ubyte."""
     root = tmp_path_factory.mktemp("data")
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for archive in archives:
+    for archive in mnist_archives:
         with gzip.open(archive) as packed, (raw / archive.stem).open("wb") as plain:
             shutil.copyfileobj(packed, plain)
     return root

@@ -38,7 +38,7 @@ class StoredData(ImageData):
     root: str = "data"
     """Folder that holds the data set's files, in the layout that torchvision uses; ``~`` is expanded."""
     download: bool = False
-    """Download missing files into ``root`` through torchvision, which verifies their checksums."""
+    """Download missing files into ``root`` and verify their checksums; once for all ranks that share the folder."""
 
 
 class DigitsData(ImageData):

@@ -1,9 +1,10 @@
 """Data sets, held in memory as bytes and made into normalized, augmented batches as whole tensors.
 
-``check`` verifies a data set's files without loading them, ``load`` returns a split as a ``Dataset``, ``TrainLoader``
-deals out its samples to the ranks of a training run and ``evaluation_batches`` those of a test split.
+``prepare`` downloads a data set's files, ``check`` verifies them without loading them, ``load`` returns a split as a
+``Dataset``, ``TrainLoader`` deals out its samples to the ranks of a training run and ``evaluation_batches`` those of a
+test split.
 
-Only ``check`` is imported at once: the rest comes with torch, when it is first asked for.
+Only ``check`` is imported at once: the rest comes when it is first asked for, most of it with torch.
 """
 
 from importlib import import_module
@@ -13,13 +14,15 @@ from raytorch.datasets.files import check
 
 if TYPE_CHECKING:
     from raytorch.datasets.loader import MicroBatch, TrainLoader, evaluation_batches
+    from raytorch.datasets.preparation import prepare
     from raytorch.datasets.sources import END, PAD, Dataset, load
 
-__all__ = ["END", "PAD", "Dataset", "MicroBatch", "TrainLoader", "check", "evaluation_batches", "load"]
+__all__ = ["END", "PAD", "Dataset", "MicroBatch", "TrainLoader", "check", "evaluation_batches", "load", "prepare"]
+
+_HOMES = {"MicroBatch": "loader", "TrainLoader": "loader", "evaluation_batches": "loader", "prepare": "preparation"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "loader" if name in ("MicroBatch", "TrainLoader", "evaluation_batches") else "sources"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'sources')}"), name)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from raytorch.config import Cifar10Data, Data, DigitsData, StoredData
+from raytorch.config import Cifar10Data, Data, DigitsData, MnistData, StoredData
 from raytorch.datasets.formats import (
     Bytes,
     IdxFormat,
@@ -38,7 +38,7 @@ def check(config: Data) -> None:
         _digits_file()
     elif lacking := missing(config):
         if not config.download:
-            raise _lacks(config, lacking)
+            raise _lacks(config, lacking[0])
     elif isinstance(config, Cifar10Data):
         for path in _cifar10_files(root_of(config)):
             check_cifar10_batch(path)
@@ -47,14 +47,21 @@ def check(config: Data) -> None:
             _check_mnist(root_of(config), split)
 
 
-def missing(config: StoredData) -> Path | None:
-    """The first file that the data set lacks in its root, or None when all are there."""
+def count(config: MnistData | Cifar10Data) -> dict[Split, int]:
+    """Number of images in each split, all of which are read and verified for it. Raises DataError."""
+    check(config)
+    read = read_cifar10 if isinstance(config, Cifar10Data) else read_mnist
+    return {split: len(read(root_of(config), split)[1]) for split in _SPLITS}
+
+
+def missing(config: StoredData) -> list[Path]:
+    """The files that the data set lacks in its root."""
     root = root_of(config)
     if isinstance(config, Cifar10Data):
         wanted = _cifar10_files(root)
     else:
         wanted = [path for split in _SPLITS for path in _mnist_files(root, split)]
-    return next((path for path in wanted if not _is_file(path)), None)
+    return [path for path in wanted if not _is_file(path)]
 
 
 def root_of(config: StoredData) -> Path:
@@ -139,7 +146,8 @@ def _lacks(config: StoredData, path: Path) -> DataError:
     cifar10 = isinstance(config, Cifar10Data)
     expected = "a batch of CIFAR-10 (binary or python layout)" if cifar10 else "an IDX file of MNIST (plain or .gz)"
     found = "no readable file" if root_of(config).is_dir() else f"no folder {root_of(config)}"
-    remedy = "put the data set's files there, or set data.download=true"
+    command = f"raytorch data prepare {'cifar10' if cifar10 else 'mnist'} --root {root_of(config)}"
+    remedy = f"put the data set's files there, run '{command}', or set data.download=true"
     return DataError(f"{path}: expected {expected}, found {found}; {remedy}")
 
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ _PIXELS = 3 * 32 * 32
 _BINARY_BYTES = _ROWS * (1 + _PIXELS)
 # The pixels, and at most 128 bytes per row for its label and file name; the original pickles use 32.
 _PYTHON_BYTES = range(_ROWS * _PIXELS, _ROWS * (_PIXELS + 128))
+# What a row adds to a pickle: its label and its file name, each memorized at most. The rest is a few dozen operations.
+_PER_ROW = frozenset(
+    ["BININT1", "BININT", "SHORT_BINSTRING", "SHORT_BINUNICODE", "BINUNICODE", "BINPUT", "LONG_BINPUT", "MEMOIZE"]
+)
+_MOST_PER_ROW = 4 * _ROWS
+_MOST_OTHERS = 500
 
 
 # -- IDX, the format of MNIST ------------------------------------------------------------------------------------------
@@ -141,7 +148,9 @@ def _read_binary_batch(path: Path) -> tuple[Bytes, Bytes]:
 
 def _read_python_batch(path: Path) -> tuple[Bytes, Bytes]:
     with reading(path, f"a pickled dictionary with data and labels of {_ROWS:,} images", Exception):
-        batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = path.read_bytes()
+        _require_few_operations(content)
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
         _, shape, dtype, columns_first, pixels = fields["data"].state
         labels = fields["labels"]
@@ -151,6 +160,18 @@ def _read_python_batch(path: Path) -> tuple[Bytes, Bytes]:
             raise ValueError(f"{len(labels):,} labels that are not all integers")
         images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if columns_first else "C")
         return images, np.array(labels, np.uint8)
+
+
+def _require_few_operations(content: bytes) -> None:
+    """Refuse a pickle that would fill the memory with small objects, or nest them until Python's stack overflows."""
+    per_row = others = 0
+    for operation, _, _ in pickletools.genops(content):
+        if operation.name in _PER_ROW:
+            per_row += 1
+        else:
+            others += 1
+        if per_row > _MOST_PER_ROW or others > _MOST_OTHERS:
+            raise ValueError("more operations than a batch needs")
 
 
 class _Recorded:
@@ -211,5 +232,5 @@ def reading(path: Path, expected: str, *failures: type[Exception]) -> Iterator[N
 
 def fault(path: Path, expected: str, found: str) -> DataError:
     """The error about a file that is there and is not what it should be."""
-    remedy = "put an intact copy there, or delete it and set data.download=true"
+    remedy = "put an intact copy there, or delete it and download it anew (raytorch data prepare, data.download=true)"
     return DataError(f"{path}: expected {expected}, found {found}; {remedy}")

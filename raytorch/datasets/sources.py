@@ -1,8 +1,5 @@
 """The data sets: labelled images held as bytes on one device, made into normalized batches as whole tensors."""
 
-import fcntl
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raytorch.config import Cifar10Data, Data, DigitsData, MnistStripsData, MovingMnistData, StoredData
+from raytorch.config import Cifar10Data, Data, DigitsData, MnistStripsData, MovingMnistData
 from raytorch.datasets import files
 from raytorch.datasets.files import Split
 from raytorch.datasets.formats import CLASSES, Bytes
 from raytorch.datasets.pixels import windows
-from raytorch.errors import DataError
+from raytorch.datasets.preparation import prepare
 
 END = 10
 """Target after the last digit of a strip."""
@@ -163,8 +160,8 @@ def load(config: Data, split: Split, device: torch.device | str = "cpu") -> Data
 
     Safe to call from all ranks at once. Raises DataError.
     """
-    if not isinstance(config, DigitsData) and config.download and files.missing(config):
-        _download(config)
+    if not isinstance(config, DigitsData) and config.download:
+        prepare(config)
     files.check(config)
     dataset = _load(config, split, device)
     dataset.limit(config.train_samples if split == "train" else config.test_samples)
@@ -196,28 +193,3 @@ def _tensors(images: Bytes, labels: Bytes, device: torch.device | str) -> tuple[
     """Images as uint8 (N, C, H, W) and labels as int64 (N,)."""
     pixels = torch.from_numpy(images).to(device)
     return pixels if pixels.ndim == 4 else pixels.unsqueeze(1), torch.from_numpy(labels).to(device, torch.int64)
-
-
-def _download(config: StoredData) -> None:
-    """Fetch the files through torchvision, which verifies their checksums."""
-    root = files.root_of(config)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / ".download.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if files.missing(config):  # or another rank has fetched them while this one waited
-                _fetch(config, root)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{root}: could not download the data set ({reason}); put its files there by hand") from error
-
-
-def _fetch(config: StoredData, root: Path) -> None:
-    import torchvision  # costs seconds, and only a download needs it
-
-    name, folder = ("CIFAR10", "cifar-10-batches-py") if isinstance(config, Cifar10Data) else ("MNIST", "MNIST/raw")
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as staging:
-        getattr(torchvision.datasets, name)(staging, download=True)
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for path in (Path(staging) / folder).iterdir():
-            path.replace(root / folder / path.name)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from data_files import write_mnist
 
 from raytorch.config_file import schema
 
@@ -99,6 +100,25 @@ def test_an_idx_file_that_was_cut_short_is_refused(write: Any, tmp_path: Path, m
     assert told.startswith(f"{cut}: expected ")
     assert "47040016" in told.replace(",", "").replace("_", "")
     assert "\n" not in told
+
+
+def test_data_is_checked(tmp_path: Path) -> None:
+    root = write_mnist(tmp_path / "a folder", ".gz")
+    result = raytorch(tmp_path, "data", "check", "mnist", "--root", root)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"mnist in {root}: 7 + 3 images\n", "")
+    assert refused(tmp_path, "data", "check", "cifar10", "--root", root) == (
+        f"{root}/cifar-10-batches-bin/data_batch_1.bin: expected a batch of CIFAR-10 (binary or python layout), found "
+        f"no readable file; put the data set's files there, run 'raytorch data prepare cifar10 --root {root}', or set "
+        "data.download=true"
+    )
+    path = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    for command in ("check", "prepare"):
+        assert refused(tmp_path, "data", command, "mnist", "--root", root) == (
+            f"{path}: expected an IDX file of images, found one that cannot be read (EOFError: Compressed file ended "
+            "before the end-of-stream marker was reached); put an intact copy there, or delete it and download it anew "
+            "(raytorch data prepare, data.download=true)"
+        )
 
 
 def test_a_name_that_is_no_folder_is_refused(write: Any, tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ ROWS = [
     "yaml_tree storage metrics stopping",
     "config_file runs",
     # torch, no ray
-    "datasets.formats datasets.pixels",
-    "datasets.files",
+    "datasets.download datasets.formats datasets.pixels",
+    "datasets.archives datasets.files",
+    "datasets.preparation",
     "datasets.sources",
     "datasets.loader",
     "datasets",
@@ -61,7 +62,8 @@ ROW = {module: number for number, row in enumerate(ROWS) for module in row.split
 TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = [
     *ROWS[:8],
-    "datasets.formats datasets.files cluster monitor worker_group trainer session.host session.connect",
+    "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
+    "cluster monitor worker_group trainer session.host session.connect",
     *ROWS[-2:],
 ]
 

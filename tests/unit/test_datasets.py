@@ -1,14 +1,11 @@
 """Data sets against references that go sample by sample, pixel by pixel, through plain numpy."""
 
-import struct
-import sys
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from data_files import idx
 
 from raytorch.config import Cifar10Data, DigitsData, MnistData, MnistStripsData, MovingMnistData
 from raytorch.datasets import END, PAD, load
@@ -17,10 +14,6 @@ from raytorch.datasets.pixels import mirror, shift
 from raytorch.errors import DataError
 
 TRAIN, TEST = 40, 12
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 def write_mnist(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -231,64 +224,3 @@ def test_mirror_flips_the_chosen_samples(shape):
     for sample, choice, result in zip(before, chosen, mirror(pixels, chosen), strict=True):
         assert torch.equal(result, sample.flip(-1) if choice else sample)
     assert torch.equal(pixels, before)
-
-
-# -- download ----------------------------------------------------------------------------------------------------------
-
-
-def stand_in_for_torchvision(monkeypatch, download) -> None:
-    """Replace torchvision by ``download``, a function of the folder to fill with MNIST."""
-
-    def mnist(root: str, *, download: bool, fetch=download) -> None:
-        assert download
-        fetch(Path(root))
-
-    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=SimpleNamespace(MNIST=mnist)))
-
-
-@pytest.mark.parametrize("config", [MnistData, MovingMnistData, MnistStripsData])
-def test_missing_files_are_downloaded(tmp_path, monkeypatch, config):
-    stand_in_for_torchvision(monkeypatch, write_mnist)
-    assert len(load(config(root=str(tmp_path / "new" / "data"), download=True), "train")) == TRAIN
-    visible = [path.name for path in (tmp_path / "new" / "data").iterdir() if path.name != ".download.lock"]
-    assert visible == ["MNIST"]
-
-
-def test_files_that_are_there_are_not_downloaded(tmp_path, monkeypatch, mnist):
-    stand_in_for_torchvision(monkeypatch, lambda root: pytest.fail("downloaded"))
-    assert len(load(MnistData(root=str(tmp_path), download=True), "train")) == TRAIN
-
-
-def test_ranks_on_one_node_download_once(tmp_path, monkeypatch):
-    calls = []
-    stand_in_for_torchvision(monkeypatch, lambda root: (calls.append(root), write_mnist(root)))
-    sizes = []
-    config = MnistData(root=str(tmp_path), download=True)
-    ranks = [threading.Thread(target=lambda: sizes.append(len(load(config, "train")))) for _ in range(4)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert sizes == [TRAIN] * 4
-    assert len(calls) == 1
-
-
-def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(root: Path) -> None:
-        write_mnist(root)
-        raise RuntimeError("Error downloading:\nTried one\nTried another")
-
-    stand_in_for_torchvision(monkeypatch, fail)
-    with pytest.raises(DataError, match=r"could not download .* \(Error downloading: Tried one Tried another\)"):
-        load(MnistData(root=str(tmp_path), download=True), "train")
-    assert [path.name for path in tmp_path.iterdir()] == [".download.lock"]
-
-
-def test_a_download_that_is_corrupt_is_refused(tmp_path, monkeypatch):
-    def cut_short(root: Path) -> None:
-        write_mnist(root)
-        (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(b"")
-
-    stand_in_for_torchvision(monkeypatch, cut_short)
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte: expected a header of 8 bytes, found 0"):
-        load(MnistData(root=str(tmp_path), download=True), "train")

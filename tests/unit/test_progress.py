@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""What a person sees of a run, and of a download."""
 
 import io
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from raytorch.monitor import Status
-from raytorch.progress import ProgressDisplay, print_summary
+from raytorch.progress import DownloadDisplay, ProgressDisplay, print_summary
 
 NEWS = {
     "phase": "training",
@@ -131,3 +131,14 @@ def test_paths_are_whole_on_a_narrow_terminal(path: str) -> None:
         f"curves    raytorch report {path}",
         f"continue  raytorch train --resume {path}",
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_download_is_a_bar_on_a_terminal(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    with DownloadDisplay(console) as display:
+        for there in (10, 1_500_000):
+            display("images.gz", there, 3_000_000)
+        display._bar.refresh()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("images.gz" in text and "1.5/3.0 MB" in text) if terminal else text == ""

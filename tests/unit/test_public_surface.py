@@ -1,6 +1,7 @@
 """What users may rely on: a change here is a change for them, and belongs into the release notes."""
 
 import pickle
+from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ COMMANDS = {
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
     "export": ["run", "--format", "--out", "--verify", "--storage"],
+    "data prepare": ["name", "--root"],
+    "data check": ["name", "--root"],
 }
 
 EXPORTS = {
@@ -30,7 +33,7 @@ EXPORTS = {
         RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData
         VitModel Warmup WorkerRange
     """,
-    "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check evaluation_batches load",
+    "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check evaluation_batches load prepare",
     "raytorch.distributed": """
         Worker all_gather all_reduce barrier broadcast broadcast_buffers data_parallel destroy_process_group device_name
         gradient_sync init_process_group is_available is_lost_peer leaving_process_group reduce_scatter
@@ -75,16 +78,22 @@ ERRORS = {
 }
 
 
+def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The commands of a group and of the groups in it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
 def test_commands_and_their_options() -> None:
-    group: Any = typer.main.get_command(app)
-    assert {
-        name: [parameter.opts[0] for parameter in command.params] for name, command in group.commands.items()
-    } == COMMANDS
+    group = typer.main.get_command(app)
+    assert {name: [parameter.opts[0] for parameter in command.params] for name, command in commands(group)} == COMMANDS
 
 
 def test_every_command_and_option_is_explained() -> None:
-    group: Any = typer.main.get_command(app)
-    for name, command in group.commands.items():
+    for name, command in commands(typer.main.get_command(app)):
         assert command.help, name
         unexplained = [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
         assert not unexplained, f"{name}: {unexplained}"
