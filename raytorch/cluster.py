@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from raytorch.errors import ResourceError, UserError
 
 # One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run
-# should not wait two seconds until it is seen to have ended.
+# should not wait two seconds until it is seen to have ended. Ray runs workers at niceness 15, behind all else that the
+# machine does; here they are what it is used for.
 _EMBEDDED_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # raytorch says itself, in a line, when a worker was lost.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",

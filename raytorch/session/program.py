@@ -63,7 +63,10 @@ class Modes(NamedTuple):
         for device_type in ("cuda", "cpu"):
             if torch.is_autocast_enabled(device_type):
                 return cls(torch.is_grad_enabled(), torch.get_autocast_dtype(device_type))
-        return cls(torch.is_grad_enabled(), None)
+        return _WITH_GRAD if torch.is_grad_enabled() else _WITHOUT_GRAD
+
+
+_WITH_GRAD, _WITHOUT_GRAD = Modes(True, None), Modes(False, None)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,8 @@ class Stream:
         self._idle.join()
 
     def _append(self, instruction: Instruction) -> None:
-        self._require_open()
+        if self._ended:
+            self._require_open()
         if self.freed:
             self._free()
         self._instructions.append(instruction)
