@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raytorch import checkpoint as checkpoints
+from raytorch.allocator import keep_freed_memory
 from raytorch.collectives import all_gather, all_reduce
 from raytorch.config import RunConfig
 from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load
@@ -96,6 +97,7 @@ class Training:
         seed_everything(config.seed)
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
         choose_attention(device)
+        keep_freed_memory()
 
         self.train_set = load(config.data, "train", device)
         self.test_set = load(config.data, "test", device)

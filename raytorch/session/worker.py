@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import torch
 
+from raytorch.allocator import keep_freed_memory
 from raytorch.distributed import Worker, leaving_process_group
 from raytorch.precision import choose_attention
 from raytorch.registry import Registry
@@ -61,6 +62,7 @@ class _Hosted:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         choose_attention(device)
+        keep_freed_memory()
         self.ready = True
 
     def is_idle(self) -> bool:

@@ -19,7 +19,7 @@ ROWS = [
     "config.data config.models config.optimization",
     "config.run",
     "config",
-    "yaml_tree storage metrics stopping",
+    "allocator yaml_tree storage metrics stopping",
     "config_file runs",
     # torch, no ray
     "datasets.download datasets.formats datasets.pixels",
