@@ -8,11 +8,10 @@ import pytest
 from raytorch.allocator import keep_freed_memory
 
 FAULTS = """
-import resource, sys
+import resource
 import torch
 from raytorch.allocator import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work():
@@ -26,11 +25,7 @@ print(faults() - before)
 """
 
 
-def page_faults(mode: str) -> int:
-    done = subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
 @pytest.mark.skipif(not keep_freed_memory(), reason="needs glibc's mallopt")
 def test_what_is_freed_is_used_again() -> None:
-    assert page_faults("keep") < page_faults("default") / 10
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # of 655,360 pages; by default it is none or all of them, as the heap happens to lie
