@@ -127,8 +127,7 @@ def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[No
 
     Off while micro-batches accumulate. See ``DistributedDataParallel.no_sync``.
     """
-    inner = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
-    return inner.no_sync() if isinstance(inner, DistributedDataParallel) and not enabled else nullcontext()
+    return module.no_sync() if isinstance(module, DistributedDataParallel) and not enabled else nullcontext()
 
 
 def device_name(device: torch.device) -> str:
