@@ -185,7 +185,7 @@ def test_every_shipped_configuration_is_valid(tmp_path: Path) -> None:
 
 def test_validating_imports_neither_torch_nor_ray() -> None:
     code = (
-        "import sys\nfrom raytorch.cli import main\n"
+        "import sys\nfrom raytorch.cli.main import main\n"
         "try: main()\nfinally: print(*sorted({'torch', 'ray', 'numpy', 'pyarrow'} & sys.modules.keys()), sep=',')"
     )
     result = subprocess.run(

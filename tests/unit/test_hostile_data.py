@@ -24,7 +24,7 @@ SIZE = 31_000_000
 
 CHECK = """
 import re, sys
-from raytorch.cli import main
+from raytorch.cli.main import main
 sys.argv[0] = "raytorch"
 try:
     main()

@@ -10,7 +10,7 @@ from data_files import write_mnist
 from file_server import FileServer
 from preparing import contents, preparing, remotes, small_mnist
 
-from raytorch.cli import app
+from raytorch.cli.main import app
 from raytorch.config import Cifar10Data, MnistData, MnistStripsData, MovingMnistData
 from raytorch.datasets import download, load, preparation, prepare
 from raytorch.errors import DataError

@@ -11,7 +11,7 @@ import typer.main
 
 import raytorch
 from raytorch import errors
-from raytorch.cli import app
+from raytorch.cli.main import app
 
 COMMANDS = {
     "train": ["config", "--set", "--workers", "--name", "--resume", "--address", "--json"],

@@ -1,0 +1,38 @@
+"""Commands about the files of data sets."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from raytorch.cli.common import errors, new_app, output
+
+app = new_app()
+
+DataName = Annotated[Literal["mnist", "cifar10"], typer.Argument(help="mnist or cifar10.")]
+DataRoot = Annotated[str, typer.Option(help="Folder of the files, data.root of a run.")]
+
+
+@app.command("prepare")
+def prepare_data(name: DataName, root: DataRoot = "data") -> None:
+    """Download what a data set lacks, verify it and unpack it."""
+    from raytorch.datasets import prepare
+    from raytorch.progress import DownloadDisplay
+
+    with DownloadDisplay(errors) as display:
+        prepare(_stored(name, root), display)
+    check_data(name, root)
+
+
+@app.command("check")
+def check_data(name: DataName, root: DataRoot = "data") -> None:
+    """Read all of a data set's files and verify that they are in order."""
+    from raytorch.datasets.files import count
+
+    images = " + ".join(f"{number:,}" for number in count(_stored(name, root)).values())
+    output.print(f"{name} in {root}: {images} images", soft_wrap=True, markup=False)
+
+
+def _stored(name: str, root: str) -> Any:
+    from raytorch.config import Cifar10Data, MnistData
+
+    return Cifar10Data(root=root) if name == "cifar10" else MnistData(root=root)

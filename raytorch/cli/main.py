@@ -1,0 +1,42 @@
+"""The ``raytorch`` command. Imports neither torch nor ray before a command needs them.
+
+Exit status: 0 success, 1 the run or the export failed, 2 the input has to change, 130 stopped by Ctrl-C.
+"""
+
+import signal
+import sys
+
+import typer
+
+from raytorch.cli import data, records, training
+from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app
+from raytorch.errors import RaytorchError, UserError
+
+app = new_app()
+for group in (training.app, records.app):
+    app.add_typer(group)
+app.add_typer(data.app, name="data", help="Download the files of a data set, or verify them.")
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except UserError as error:
+        _complain(str(error), EXIT_INPUT)
+    except RaytorchError as error:
+        _complain(str(error), EXIT_FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("stopped", EXIT_STOPPED)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # anything but a usage error of the command line itself
+            raise
+        _complain(error.format_message(), EXIT_INPUT)
+
+
+def _complain(message: str, status: int) -> None:
+    errors.print(message, style="red" if errors.is_terminal else "", markup=False, soft_wrap=True)
+    sys.exit(status)

@@ -1,0 +1,80 @@
+"""Commands about runs that there are: listing, drawing, exporting them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from raytorch.cli.common import AsJson, Storage, new_app, output
+from raytorch.model_files import ExportFormat
+
+app = new_app()
+
+
+@app.command()
+def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
+    """List the runs of a storage."""
+    from raytorch.runs import list_runs
+
+    found = list_runs(storage)
+    if as_json:
+        print(json.dumps(found))  # noqa: T201
+        return
+    table = Table(
+        Column("run", overflow="fold"), "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None
+    )
+    for summary in found:
+        table.add_row(*_row(summary))
+    output.print(table if found else f"no runs in {storage}")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A run, by its name or path.")],
+    storage: Storage = "runs",
+    out: Annotated[Path | None, typer.Option(help="Picture to write (.png, .svg, .pdf); by default RUN.png.")] = None,
+) -> None:
+    """Draw a run's curves into a picture."""
+    from raytorch.report import write_report
+    from raytorch.runs import find_run
+
+    folder = find_run(run, storage)
+    output.print(str(write_report(folder, out or Path(f"{folder.name}.png"))), soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run, by its name or path.")],
+    kind: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; by default RUN and the format's suffix.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare the file's outputs with the model's.")] = True,
+    storage: Storage = "runs",
+) -> None:
+    """Export the model in a run's latest checkpoint."""
+    from raytorch.runs import find_run
+
+    folder = find_run(run, storage)
+    from raytorch.export import SUFFIXES, export_run  # torch takes seconds, a run that is not there should not
+
+    path = out or Path(f"{folder.name}{SUFFIXES[kind]}")
+    differences = export_run(folder, kind, path, verify=verify)
+    output.print(str(path), soft_wrap=True, markup=False)
+    for difference in differences:
+        output.print(f"verified  {difference}", soft_wrap=True, markup=False)
+
+
+def _row(summary: dict[str, Any]) -> list[str]:
+    def number(key: str, form: str) -> str:
+        return format(summary[key], form) if summary.get(key) is not None else ""
+
+    return [
+        summary["name"],
+        summary["state"],
+        number("accuracy", ".4f"),
+        number("loss", ".4f"),
+        number("epochs", ".4g"),
+        number("samples_per_s", ",.0f"),
+        format(summary.get("seconds", {}).get("total", 0), ".1f"),
+    ]
