@@ -26,12 +26,20 @@ def prepare_ray(address: str | None) -> bool:
 
     Comes before the first import of ray. What the environment says already stays.
     """
-    ray = sys.modules.get("ray")
-    if address or os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+    if address or os.environ.get("RAY_ADDRESS") or _has_joined():
         return False
     for name, value in _EMBEDDED_SETTINGS.items():
         os.environ.setdefault(name, value)
     return True
+
+
+def _has_joined() -> bool:
+    """Whether this process has joined a Ray. Does not import ray, but waits for a thread that does."""
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 @contextmanager
