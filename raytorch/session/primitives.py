@@ -99,7 +99,7 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
 
 def upload(place: Place, payload: Payload) -> Tensor:
     """A tensor of the client's content, on the worker's device."""
-    tensor = payload.tensor()
+    tensor = payload.adopted() if payload.is_private else payload.tensor()
     if place.device.type == "cpu":
         return tensor
     return tensor.detach().to(place.device).requires_grad_(tensor.requires_grad)

@@ -1,5 +1,6 @@
 """Tensors on their way between client and workers: as NumPy arrays, which Ray moves without pickling their bytes."""
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ _CARRIERS = {
 
 INLINE = 64 * 1024
 """Bytes up to which data travels within a call rather than through the object store."""
+MOST_ADOPTED = 512 * 2**20
+"""Bytes of the object store that the tensors of a worker may keep; it serves everybody on the node."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Payload:
         array: The elements; None where they travel apart.
         dtype: The tensor's own dtype.
         requires_grad: Whether the tensor that is made of it requires grad.
+        is_private: Whether nobody but the receiver has the array's memory.
     """
 
     array: Any
     dtype: torch.dtype
     requires_grad: bool = False
+    is_private: bool = False
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Payload":
@@ -79,6 +84,24 @@ class Payload:
         plain = torch.from_numpy(array)
         tensor = plain.view(self.dtype) if self.dtype in _CARRIERS else plain
         return tensor.requires_grad_(self.requires_grad)
+
+
+class AdoptedMemory:
+    """The arrays in the object store that tensors of this process have taken over: at most ``most`` bytes."""
+
+    def __init__(self, most: int = MOST_ADOPTED) -> None:
+        self._most = most
+        self._arrays: list[weakref.ref[Any]] = []
+
+    def admit(self, payload: Payload) -> Payload:
+        """``payload``, which is private no longer if there is no room for its array."""
+        if not payload.is_private:
+            return payload
+        alive = [array for reference in self._arrays if (array := reference()) is not None]
+        if sum(array.nbytes for array in alive) + payload.nbytes > self._most:
+            return replace(payload, is_private=False)
+        self._arrays = [weakref.ref(array) for array in (*alive, payload.array)]
+        return payload
 
 
 class _Writable:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -43,7 +43,7 @@ class Connection:
         """Send a program to every worker. See :class:`raytorch.session.stream.Transport`."""
         if self._lost:
             raise self._lost
-        shipped = [[_shipped(part) for part in parts] for parts in attachments]
+        shipped = [[_shipped(part, len(parts) == self.world_size) for part in parts] for parts in attachments]
         program = ray.put(packed) if len(packed) > INLINE and self.world_size > 1 else packed
         futures: list[Future] = []
         for rank, actor in enumerate(self._actors):
@@ -187,11 +187,13 @@ def _serve(config: dict[str, Any]) -> None:
     serve(config["setup"])
 
 
-def _shipped(payload: Payload | None) -> tuple[Payload | None, Any]:
+def _shipped(payload: Payload | None, has_one_receiver: bool) -> tuple[Payload | None, Any]:
     """The payload as it travels: its array apart, and large ones through the object store, once for all ranks."""
     if payload is None:
         return None, None
-    return payload.with_array(None), ray.put(payload.array) if payload.nbytes > INLINE else payload.array
+    if payload.nbytes <= INLINE:
+        return payload.with_array(None), payload.array
+    return replace(payload, array=None, is_private=has_one_receiver), ray.put(payload.array)
 
 
 def _brief(error: Any) -> str:

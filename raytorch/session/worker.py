@@ -17,7 +17,7 @@ from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
 from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.results import payload_bytes
-from raytorch.session.transfer import INLINE
+from raytorch.session.transfer import INLINE, AdoptedMemory
 
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
@@ -50,6 +50,7 @@ class _Hosted:
         self.setup = setup
         self.registry = Registry(setup.limits.max_bytes)
         self.interpreter = Interpreter(self.registry, rank=worker.rank, device=worker.device)
+        self.adopted = AdoptedMemory()
         self.ended = threading.Event()
         self.busy = False
         self.used_at = time.monotonic()
@@ -113,7 +114,8 @@ def run_program(packed: bytes, *data: Any) -> bytes | Report:
     hosted.busy = True
     try:
         attachments = [
-            payload and payload.with_array(array) for payload, array in zip(data[::2], data[1::2], strict=True)
+            payload and hosted.adopted.admit(payload.with_array(array))
+            for payload, array in zip(data[::2], data[1::2], strict=True)
         ]
         report = hosted.interpreter.execute(packed, attachments)
         return report if payload_bytes(report.answer) > INLINE else report.pack()

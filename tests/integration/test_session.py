@@ -202,6 +202,16 @@ def test_large_tensors_travel_whole(session: Session) -> None:
     assert torch.equal((session.tensor(local.bfloat16()) + 0).fetch(), local.bfloat16())
 
 
+def test_what_ranks_do_to_a_large_tensor_is_seen_by_no_other(session: Session) -> None:
+    local = torch.zeros(1_000, 1_000)
+    for send in (session.tensor, session.scatter, session.rank(1).tensor):  # copied by each rank, or taken over
+        remote, again = send(local), send(local)
+        remote += 1
+        assert remote.all().item()
+        assert not again.any().item()
+        assert not local.any()
+
+
 def test_sixteen_threads_allocate_use_and_free_ten_thousand_handles_each(session: Session) -> None:
     threads, rounds = 16, 10_000
     (session.ones(1) + 1).add_(1)

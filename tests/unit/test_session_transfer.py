@@ -13,6 +13,7 @@ from in_process import InProcess, local_session, registries
 from raytorch.errors import HandleError, RemoteOpError, SessionError
 from raytorch.session.client import Session
 from raytorch.session.tensor import RemoteTensor
+from raytorch.session.transfer import AdoptedMemory, Payload
 
 
 @pytest.fixture
@@ -224,3 +225,30 @@ def test_a_handle_is_found_by_its_number_and_kind(session: Session) -> None:
         session.get(a.handle, "module")
     with pytest.raises(HandleError, match="handle 99999 names nothing in this session"):
         session.get(99999)
+
+
+# -- memory of the object store ----------------------------------------------------------------------------------------
+
+
+def test_the_object_stores_memory_is_taken_over_up_to_a_limit() -> None:
+    memory = AdoptedMemory(most=2_000)
+
+    def arrived() -> Payload:
+        return memory.admit(Payload(np.zeros(1_000, np.uint8), torch.uint8, is_private=True))
+
+    first, second = arrived(), arrived()
+    assert first.is_private
+    assert second.is_private
+    assert not arrived().is_private
+    tensor = first.adopted()
+    tensor += 1
+    assert first.array.all()
+    del first
+    assert not arrived().is_private  # the tensor still has it
+    del tensor
+    assert arrived().is_private
+
+
+def test_an_array_that_others_have_too_is_copied() -> None:
+    payload = AdoptedMemory().admit(Payload(np.zeros(10, np.uint8), torch.uint8))
+    assert not payload.is_private
