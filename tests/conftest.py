@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from whole_runs import SMALL_RUN
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -47,21 +48,8 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def small_run(tmp_path: Path) -> dict[str, Any]:
-    """A run on the digits that takes a second: 1,500 samples in batches of 64, two workers, float32, with dropout."""
-    return {
-        "name": "small",
-        "seed": 7,
-        "data": {"name": "digits", "augment": {"crop": 1}},
-        "model": {"name": "mlp", "hidden": [32], "dropout": 0.2},
-        "optimizer": {"name": "adamw", "lr": 0.01},
-        "schedule": {"name": "cosine", "warmup_steps": 5},
-        "precision": "fp32",
-        "epochs": 3,
-        "batch_size": 64,
-        "scaling": {"workers": 2},
-        "logging": {"every_steps": 2, "tensorboard": False},
-        "storage": str(tmp_path / "runs"),
-    }
+    """SMALL_RUN with a storage of its own."""
+    return {**SMALL_RUN, "storage": str(tmp_path / "runs")}
 
 
 @pytest.fixture

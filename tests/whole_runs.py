@@ -10,6 +10,21 @@ from raytorch.config import RunConfig
 from raytorch.runs import RunPlan, latest_checkpoint, plan_run
 from raytorch.storage import RunFolder
 
+SMALL_RUN: dict[str, Any] = {
+    "name": "small",
+    "seed": 7,
+    "data": {"name": "digits", "augment": {"crop": 1}},
+    "model": {"name": "mlp", "hidden": [32], "dropout": 0.2},
+    "optimizer": {"name": "adamw", "lr": 0.01},
+    "schedule": {"name": "cosine", "warmup_steps": 5},
+    "precision": "fp32",
+    "epochs": 3,
+    "batch_size": 64,
+    "scaling": {"workers": 2},
+    "logging": {"every_steps": 2, "tensorboard": False},
+}
+"""A run on the digits that takes a second: 1,500 samples in batches of 64, two workers, float32, with dropout."""
+
 
 def plan(run: dict[str, Any], name: str, **changes: Any) -> RunPlan:
     """A plan for ``run`` with some sections replaced."""

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import assert_bitwise_equal, plan, weights
+import yaml
+from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
+from raytorch.errors import TrainingError
 from raytorch.monitor import Status
 from raytorch.runs import RunPlan, latest_checkpoint, read_summary
 from raytorch.storage import RunFolder
 from raytorch.trainer import train
 
-OFTEN = {"every_steps": 10, "every_epochs": None}
+LONGER = {"epochs": 8, "checkpoint": {"every_steps": 10, "every_epochs": None}}
 
 
 def kill_at(step: int, rank: int) -> Any:
@@ -32,43 +34,50 @@ def kill_at(step: int, rank: int) -> Any:
     return watch
 
 
+@pytest.fixture(scope="module")
+def whole(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPlan, dict[str, Any]]:
+    """A run that nothing happens to, and its summary."""
+    run = plan(SMALL_RUN | LONGER, "whole", storage=str(tmp_path_factory.mktemp("whole")))
+    return run, train(run)
+
+
 @pytest.mark.usefixtures("local_ray")
-def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
-    small_run |= {"epochs": 20, "checkpoint": OFTEN}
-    whole, broken = plan(small_run, "whole"), plan(small_run, "broken")
-    full = train(whole)
+def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
+    small_run: dict[str, Any], whole: tuple[RunPlan, dict[str, Any]]
+) -> None:
+    run, full = whole
+    broken = plan(small_run | LONGER, "broken")
     for_all_that = train(broken, watch=kill_at(step=30, rank=1))
     assert (full["restarts"], for_all_that["restarts"]) == (0, 1)
     assert for_all_that["step"] == full["step"]
     assert for_all_that["accuracy"] == full["accuracy"]
-    assert_bitwise_equal(weights(whole.folder), weights(broken.folder))
+    assert_bitwise_equal(weights(run.folder), weights(broken.folder))
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_is_killed_too_often_ends_the_run_with_its_cause(small_run: dict[str, Any]) -> None:
-    from raytorch.errors import TrainingError
-
     run: RunPlan = plan(small_run | {"epochs": 40}, "mortal", failure={"max_restarts": 0})
     with pytest.raises(TrainingError, match=r"rank \d"):
         train(run, watch=kill_at(step=4, rank=1))
     assert read_summary(run.folder)["state"] == "failed"
 
 
-def test_a_command_that_is_killed_leaves_a_run_to_resume(small_config: Path, tmp_path: Path) -> None:
+def test_a_command_that_is_killed_leaves_a_run_to_resume(
+    small_run: dict[str, Any], tmp_path: Path, whole: tuple[RunPlan, dict[str, Any]]
+) -> None:
     raytorch = [str(Path(sys.executable).parent / "raytorch"), "train"]
-    longer = [str(small_config), "--set", "epochs=20", "--set", "checkpoint={every_steps: 10, every_epochs: null}"]
-    folder = RunFolder(str(tmp_path / "runs"), "killed")
-    with subprocess.Popen([*raytorch, *longer, "--name", "killed"], start_new_session=True) as command:
+    (tmp_path / "longer.yaml").write_text(yaml.safe_dump(small_run | LONGER))
+    folder = RunFolder(small_run["storage"], "killed")
+    with subprocess.Popen([*raytorch, tmp_path / "longer.yaml", "--name", "killed"], start_new_session=True) as command:
         try:
             wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, command)
         finally:
             command.kill()
     assert read_summary(folder)["state"] == "lost"
 
-    subprocess.run([*raytorch, *longer, "--name", "whole"], check=True)
     subprocess.run([*raytorch, "--resume", folder.path], check=True)
     assert read_summary(folder)["state"] == "finished"
-    assert_bitwise_equal(weights(RunFolder(str(tmp_path / "runs"), "whole")), weights(folder))
+    assert_bitwise_equal(weights(whole[0].folder), weights(folder))
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path: Path) -> None:

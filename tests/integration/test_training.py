@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,15 +13,16 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from torch.nn.functional import cross_entropy
-from whole_runs import assert_bitwise_equal, plan, weights
+from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
 from raytorch.config import DigitsData, MlpModel, RunConfig
 from raytorch.datasets import TrainLoader, load
 from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.models import build_model
 from raytorch.monitor import Status
-from raytorch.runs import latest_checkpoint, list_runs, plan_resume, read_history
+from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, read_history
 from raytorch.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -41,6 +44,22 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPlan, dict[str, Any]]:
+    """A run that has ended well, with every kind of record, and its summary."""
+    logging, storage = {"every_steps": 5, "tensorboard": True}, str(tmp_path_factory.mktemp("finished"))
+    run = plan(SMALL_RUN, "records", logging=logging, checkpoint={"keep": 1}, storage=storage)
+    return run, train(run)
+
+
+@pytest.fixture
+def copied(finished: tuple[RunPlan, dict[str, Any]], tmp_path: Path) -> tuple[RunPlan, dict[str, Any]]:
+    """The same in a folder of its own, to go on with."""
+    run, summary = finished
+    shutil.copytree(run.folder.path, tmp_path / run.config.name)
+    return RunPlan(run.config.model_copy(update={"storage": str(tmp_path)})), summary
 
 
 def stop_at(step: int) -> Any:
@@ -91,7 +110,7 @@ def test_a_compiled_run_has_the_same_numbers(small_run: dict[str, Any], compiled
 
 def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
     # A single epoch of several seconds in which no loss is reduced: workers that agreed only then would finish it.
-    small_run |= {"epochs": 1, "batch_size": 2, "logging": {"every_steps": 10_000, "tensorboard": False}}
+    small_run |= {"epochs": 1, "batch_size": 4, "logging": {"every_steps": 10_000, "tensorboard": False}}
     small_run["model"] = {"name": "mlp", "hidden": [1024, 1024], "dropout": 0.2}
     whole, parted = plan(small_run, "whole"), plan(small_run, "parted")
     full = train(whole)
@@ -107,9 +126,8 @@ def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(small_run: di
     assert steps == sorted(set(steps))
 
 
-def test_a_run_leaves_records_that_tell_all(small_run: dict[str, Any]) -> None:
-    run = plan(small_run, "records", logging={"every_steps": 5, "tensorboard": True}, checkpoint={"keep": 1})
-    summary = train(run)
+def test_a_run_leaves_records_that_tell_all(finished: tuple[RunPlan, dict[str, Any]]) -> None:
+    run, summary = finished
     folder = Path(run.folder.path)
     assert summary["accuracy"] > 0.8
     assert json.loads((folder / "summary.json").read_text()) == summary
@@ -129,19 +147,20 @@ def test_a_run_leaves_records_that_tell_all(small_run: dict[str, Any]) -> None:
     assert latest_checkpoint(run.folder) in kept
     assert len(kept) <= 2  # the best and the latest
     assert not list(folder.glob(".saving-*"))
-    assert [listed["name"] for listed in list_runs(small_run["storage"])] == ["records"]
+    assert [listed["name"] for listed in list_runs(run.config.storage)] == ["records"]
 
 
-def test_nothing_in_a_checkpoint_is_code(small_run: dict[str, Any]) -> None:
-    run = plan(small_run, "safe", epochs=1)
-    train(run)
+def test_nothing_in_a_checkpoint_is_code(finished: tuple[RunPlan, dict[str, Any]]) -> None:
+    run, _ = finished
     checkpoint = Path(run.folder.path) / str(latest_checkpoint(run.folder))
     assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors", "state.pt"]
     state = torch.load(checkpoint / "state.pt", weights_only=True)
     assert state.keys() == {"optimizer", "schedule", "loader", "generators"}
 
 
-def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) -> None:
+def test_a_loss_that_diverges_ends_the_run_at_once_and_it_begins_again_with_a_better_one(
+    small_run: dict[str, Any],
+) -> None:
     run = plan(small_run, "diverged", optimizer={"name": "sgd", "lr": 1e30})
     with pytest.raises(
         TrainingError, match=r"the loss became (nan|inf) at step \d+ of \d+; lower optimizer.lr \(now 1e\+30\)"
@@ -151,13 +170,8 @@ def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) ->
     assert (summary["state"], summary["restarts"], summary["error"]["kind"]) == ("failed", 0, "DivergedError")
     assert latest_checkpoint(run.folder) is None
 
-
-def test_a_run_that_saved_nothing_is_resumed_from_its_beginning(small_run: dict[str, Any]) -> None:
-    bad = plan(small_run, "again", optimizer={"name": "sgd", "lr": 1e30})
-    with pytest.raises(TrainingError):
-        train(bad)
     mended = RunConfig.model_validate(small_run | {"epochs": 1})
-    assert train(plan_resume("again", mended))["epochs"] == 1
+    assert train(plan_resume("diverged", mended))["epochs"] == 1
 
 
 def test_a_run_has_one_driver_at_a_time(small_run: dict[str, Any]) -> None:
@@ -178,15 +192,24 @@ def test_a_model_that_does_not_fit_the_data_is_the_users_to_change(small_run: di
         train(plan(small_run, "misfit", model={"name": "vit", "patch": 3}))
 
 
-def test_half_the_workers_continue_a_run(small_run: dict[str, Any]) -> None:
-    wide = plan(small_run, "resized", epochs=1)
-    train(wide)
-    narrower = wide.config.model_copy(
-        update={"epochs": 2, "scaling": wide.config.scaling.model_copy(update={"workers": 1})}
-    )
-    summary = train(plan_resume("resized", narrower))
-    assert (summary["workers"], summary["epochs"]) == (1, 2)
+def test_half_the_workers_continue_a_run(copied: tuple[RunPlan, dict[str, Any]]) -> None:
+    run, before = copied
+    scaling = run.config.scaling.model_copy(update={"workers": 1})
+    narrower = run.config.model_copy(update={"epochs": 4, "scaling": scaling})
+    summary = train(plan_resume("records", narrower))
+    assert (summary["workers"], summary["epochs"]) == (1, 4)
     assert math.isfinite(summary["loss"])
+    assert summary["seconds"]["training"] > before["seconds"]["training"]
+
+
+def test_a_run_whose_snapshot_was_cut_short_is_resumed_all_the_same(copied: tuple[RunPlan, dict[str, Any]]) -> None:
+    run, before = copied
+    snapshot = Path(run.folder.file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+    os.truncate(snapshot, snapshot.stat().st_size // 2)
+    after = train(plan_resume("records", run.config.model_copy(update={"epochs": 4})))
+    assert (after["state"], 3 * after["step"]) == ("finished", 4 * before["step"])
+    assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
+    json.loads(snapshot.read_text())
 
 
 def test_the_command_joins_a_ray_that_runs_and_leaves_it_running(small_config: Path) -> None:
