@@ -202,3 +202,19 @@ def test_what_users_must_change_is_marked_and_few(file: str) -> None:
     text = (ROOT / file).read_text()
     assert "Change the three lines that say" in text
     assert len(re.findall(r"\S  # CHANGE", text)) == 3
+
+
+def test_the_page_names_what_is_there() -> None:
+    page = (ROOT / "docs/cluster.md").read_text()
+    for link in re.findall(r"\]\(\.\./([^)]+)\)", page):
+        assert (ROOT / link).exists(), link
+    for name in re.findall(r"(?<![\w/.])(?:configs|docs|jobs)/[\w./-]+", page):
+        assert (ROOT / name).exists(), name
+    roles = {node["node_config"]["IamInstanceProfile"]["Name"] for node in LAUNCHER["available_node_types"].values()}
+    assert f"for ROLE in {' '.join(sorted(roles))}; do" in page
+    assert f"secret generic {CLUSTER['spec']['authOptions']['secretName']} --from-file=auth_token=" in page
+    assert f"service/{CLUSTER['metadata']['name']}-head-svc 8265:8265" in page
+
+    shell = re.sub(r"^\$ ", "", "\n".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL)), flags=re.MULTILINE)
+    checked = subprocess.run(["bash", "-n"], input=shell, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
