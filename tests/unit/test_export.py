@@ -14,8 +14,9 @@ from pyarrow import fs
 from torch import Tensor, nn
 
 import raytorch.export
-from raytorch import cli, onnx, storage
+from raytorch import onnx, storage
 from raytorch.agreement import fresh_inputs, require_agreement
+from raytorch.cli.main import main
 from raytorch.config import MlpModel, RunConfig, Seq2SeqModel
 from raytorch.datasets import END
 from raytorch.errors import ExportError, ModelFileError, RunNotFoundError, UserError
@@ -251,7 +252,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """The status that ``raytorch export`` exits with."""
     monkeypatch.setattr(sys, "argv", ["raytorch", "export", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        main()
     return int(end.value.code or 0)
 
 
