@@ -10,7 +10,7 @@ from ray import cloudpickle
 from whole_runs import plan
 
 from raytorch import trainer
-from raytorch.distributed import Worker, is_lost_peer
+from raytorch.distributed import Worker, failure_cause
 from raytorch.errors import TrainingError
 from raytorch.monitor import telling_failures
 from raytorch.runs import read_summary
@@ -22,7 +22,7 @@ def raise_on_rank_1(job: dict[str, Any]) -> None:
     worker = Worker.current()
     if worker.rank == 0:
         ray.get(job["monitor"].begin_attempt.remote())
-    with telling_failures(job["monitor"], worker.rank, is_lost_peer):
+    with telling_failures(job["monitor"], worker.rank, failure_cause):
         if worker.rank == 1:
             broken_line_of_the_user()
         dist.barrier()
