@@ -22,7 +22,7 @@ from raytorch.errors import TrainingError
 from raytorch.monitor import Status
 from raytorch.runs import read_summary
 
-SAMPLES, BATCH, EPOCHS = 1_500, 64, 8
+SAMPLES, BATCH, EPOCHS = 1_500, 64, 12
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """Have Ray notice the death of a node after some 2 s."""
 
@@ -144,7 +144,7 @@ def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_an
     monkeypatch.setattr(trainer, "RESIZE_INTERVAL_S", 1.0)
     todo = [
         (lambda news: news["workers"] == 2 and news["step"] >= 30, nodes.kill),
-        (lambda news: news["workers"] == 1 and news["step"] >= 22, nodes.add),
+        (lambda news: news["workers"] == 1, nodes.add),
     ]
 
     def watch(status: Status) -> None:
@@ -165,8 +165,9 @@ def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_an
     assert (summary["restarts"], summary["resizes"]) == (1, 1)
     trajectory = Trajectory(run.folder.path)
     assert trajectory.workers == [2, 1, 2]
-    assert trajectory.first_steps[1] == 21  # from the latest checkpoint
-    assert trajectory.first_steps[2] > 23  # from one that was saved for the purpose
+    _, second, third = trajectory.first_steps
+    assert second % 20 == 1  # from the latest checkpoint
+    assert third > second > 1  # from one that was saved for the purpose
     epochs = trajectory.epochs()
     assert sorted(epochs) == list(range(EPOCHS))
     for steps in epochs.values():
