@@ -28,11 +28,9 @@ def diagnose(error: Exception, status: Status) -> dict[str, Any]:
     told = status.cause
     if told and told.cause.is_final:
         return _as_told(told, told.cause)
-    lost = {rank: (_cause_of_loss(failure), failure) for rank, failure in lost_workers(error).items()}
+    lost = lost_workers(error)
     if lost:
-        rank = min(lost, key=lambda rank: (_GRAVITY.index(lost[rank][0]), rank))
-        cause, failure = lost[rank]
-        return {"cause": cause, "rank": rank, "kind": type(failure).__name__, "message": _describe(lost)}
+        return _as_seen(lost, status)
     if told is None:
         return {"cause": Cause.ERROR, "kind": type(error).__name__, "message": str(error)}
     if told.cause is Cause.LOST_WORKER and _lose_node(set(status.nodes.values())):
@@ -50,6 +48,16 @@ def _as_told(failure: Failure, cause: Cause) -> dict[str, Any]:
     }
 
 
+def _as_seen(lost: dict[int, Exception], status: Status) -> dict[str, Any]:
+    causes = {rank: _cause_of_loss(failure) for rank, failure in lost.items()}
+    unreachable = {rank for rank, failure in lost.items() if isinstance(failure, ray.exceptions.ActorUnavailableError)}
+    if unreachable and _lose_node(set(status.nodes.values())):
+        causes |= dict.fromkeys(unreachable, Cause.LOST_NODE)
+    rank = min(lost, key=lambda rank: (_GRAVITY.index(causes[rank]), rank))
+    lines = [f"rank {each} was lost: {_reason(causes[each], failure)}" for each, failure in sorted(lost.items())]
+    return {"cause": causes[rank], "rank": rank, "kind": type(lost[rank]).__name__, "message": "\n".join(lines)}
+
+
 def _cause_of_loss(failure: Exception) -> Cause:
     """Why a worker could not speak for itself."""
     if isinstance(failure, ray.exceptions.OutOfMemoryError):
@@ -59,12 +67,8 @@ def _cause_of_loss(failure: Exception) -> Cause:
     return Cause.TIMEOUT if "hanging" in str(failure) else Cause.LOST_WORKER
 
 
-def _describe(lost: dict[int, tuple[Cause, Exception]]) -> str:
-    """A line for each lost worker, followed by what Ray says where it knows more than that the process has gone."""
-    return "\n".join(f"rank {rank} was lost: {_reason(*loss)}" for rank, loss in sorted(lost.items()))
-
-
 def _reason(cause: Cause, failure: Exception) -> str:
+    """In a few words what Ray takes many for, and in Ray's where it knows more than that a process has gone."""
     match cause:
         case Cause.LOST_NODE:
             return "its node died"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
@@ -100,6 +100,8 @@ def test_a_peer_that_is_gone_is_a_lost_node_if_ray_comes_to_notice_one(
     Nodes(monkeypatch, looks)
     assert diagnose(lost(r0=RAISED), told(Cause.LOST_WORKER))["cause"] is cause
     assert diagnose(lost(r0=RAISED), told(Cause.TIMEOUT))["cause"] is Cause.TIMEOUT
+    unreachable = WorkerHealthCheckFailedError("failed", ActorUnavailableError("RPC error: unavailable", None))
+    assert diagnose(lost(r1=unreachable), told(Cause.LOST_WORKER))["cause"] is cause
 
 
 def test_an_error_of_ray_train_itself_is_an_error() -> None:
