@@ -59,7 +59,7 @@ class Nodes:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    cluster = Cluster(head_node_args={"num_cpus": 0, "_system_config": SOON})
+    cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON})
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     nodes = Nodes(cluster)
     del cluster
