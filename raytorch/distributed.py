@@ -1,5 +1,6 @@
 """A worker's place in its group, the process group, and DDP; for functions that run in a Ray Train worker."""
 
+import errno
 import itertools
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import nn
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from raytorch.causes import Cause
 from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
 from raytorch.overrides import OVERRIDABLE
 
@@ -28,10 +30,10 @@ __all__ = [
     "data_parallel",
     "destroy_process_group",
     "device_name",
+    "failure_cause",
     "gradient_sync",
     "init_process_group",
     "is_available",
-    "is_lost_peer",
     "leaving_process_group",
     "reduce_scatter",
 ]
@@ -143,17 +145,33 @@ def leaving_process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether ``error`` tells of another worker or of hardware that is gone, rather than of a mistake in the program.
+def failure_cause(error: BaseException) -> Cause:
+    """What an exception on a worker tells of: memory that ran out, other workers or hardware gone, or a mistake.
 
-    gloo and NCCL raise plain ``RuntimeError`` in places, so the text is looked at as well.
+    PyTorch, gloo and NCCL raise plain ``RuntimeError`` in places, so the text is looked at as well.
     """
-    if isinstance(error, (dist.DistError, torch.AcceleratorError, ConnectionError)):
-        return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        word in text for word in ("gloo", "nccl", "connection closed by peer")
-    )
+    if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _says(text, _NO_GPU_MEMORY)):
+        return Cause.GPU_MEMORY
+    if _lacks_memory(error) or (isinstance(error, RuntimeError) and _says(text, _NO_HOST_MEMORY)):
+        return Cause.HOST_MEMORY
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _says(text, _COLLECTIVES)):
+        return Cause.TIMEOUT if _says(text, _WAITED_IN_VAIN) else Cause.LOST_WORKER
+    return Cause.LOST_WORKER if isinstance(error, (torch.AcceleratorError, ConnectionError)) else Cause.ERROR
+
+
+_NO_GPU_MEMORY = ("cuda out of memory", "cuda error: out of memory", "failure 'out of memory'", "_status_alloc_failed")
+_NO_HOST_MEMORY = ("defaultcpuallocator: can't allocate memory", "defaultcpuallocator: not enough memory")
+_COLLECTIVES = ("gloo", "nccl", "connection closed by peer")
+_WAITED_IN_VAIN = ("timed out", "timeout")
+
+
+def _says(text: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in text for phrase in phrases)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 _GROUPS = itertools.count()

@@ -10,8 +10,11 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raytorch.causes import Cause
 from raytorch.errors import RaytorchError, UserError
+from raytorch.stopping import Wish
 
 PROGRESS_INTERVAL_S = 0.5
 ANSWER_WAIT_S = 0.1
@@ -30,8 +33,7 @@ class Failure:
     message: str
     traceback: str
     """The worker's own traceback, without Ray's frames."""
-    final: bool
-    """Whether a restart would meet it again; false for lost peers."""
+    cause: Cause
     expected: bool
     """Whether it is one of raytorch's own errors, whose message alone tells what to do."""
     user_error: bool
@@ -52,9 +54,13 @@ class Status:
     """What the run came to; None until it has ended well."""
     pids: dict[int, int] = field(default_factory=dict)
     """The newest process of each rank there has been."""
+    nodes: dict[int, str] = field(default_factory=dict)
+    """The node of each rank of the newest attempt, by Ray's name for it."""
     failures: list[Failure] = field(default_factory=list)
     """The newest attempt's failures, and earlier ones that were final."""
     attempts: int = 0
+    resizes: int = 0
+    """How many of the restarts were planned, to go on with more or fewer workers."""
     begun_at: float | None = None
     """When the first attempt was ready to train, in seconds since 1970."""
     stopping: bool = False
@@ -63,7 +69,7 @@ class Status:
     @property
     def cause(self) -> Failure | None:
         """The failure that started it all: the first final one, else the first."""
-        return min(self.failures, key=lambda failure: (not failure.final, failure.time), default=None)
+        return min(self.failures, key=lambda failure: (not failure.cause.is_final, failure.time), default=None)
 
 
 class RunMonitor:
@@ -71,6 +77,7 @@ class RunMonitor:
 
     def __init__(self) -> None:
         self._status = Status()
+        self._save_wanted = False
 
     def status(self) -> Status:
         """All of it."""
@@ -80,16 +87,19 @@ class RunMonitor:
         """Rank 0 starts or restarts; what failed before is history unless it was final."""
         self._status.attempts += 1
         self._status.begun_at = self._status.begun_at or time.time()
-        self._status.failures = [failure for failure in self._status.failures if failure.final]
+        self._status.failures = [failure for failure in self._status.failures if failure.cause.is_final]
 
-    def joined(self, rank: int, pid: int) -> None:
+    def joined(self, rank: int, world_size: int, pid: int, node: str) -> None:
         """A worker has started."""
         self._status.pids[rank] = pid
+        nodes = self._status.nodes | {rank: node}
+        self._status.nodes = {rank: node for rank, node in nodes.items() if rank < world_size}
 
-    def progress(self, update: dict[str, Any]) -> bool:
-        """Take rank 0's newest numbers; answers whether the run should stop."""
+    def progress(self, update: dict[str, Any]) -> Wish:
+        """Take rank 0's newest numbers; answers what the workers should do, a wish to save once."""
         self._status.progress = update
-        return self._status.stopping
+        save, self._save_wanted = self._save_wanted, False
+        return Wish.STOP if self._status.stopping else Wish.SAVE if save else Wish.GO_ON
 
     def evaluated(self, outcome: dict[str, Any]) -> None:
         """Take the outcome of an evaluation."""
@@ -107,10 +117,22 @@ class RunMonitor:
         """Ask the workers to save a checkpoint and end."""
         self._status.stopping = True
 
+    def request_save(self) -> None:
+        """Ask the workers to save a checkpoint and go on."""
+        self._save_wanted = True
+
+    def resizing(self) -> None:
+        """Another number of workers takes over."""
+        self._status.resizes += 1
+
 
 def start_monitor() -> Any:
-    """Start the actor; its handle travels to the workers with their job."""
-    return ray.remote(num_cpus=0)(RunMonitor).remote()
+    """Start the actor; its handle travels to the workers with their job.
+
+    It is on the driver's node, as Ray Train's controller is, so that no node is lost with it that the run could spare.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(RunMonitor).remote()
 
 
 class DriverLink:
@@ -121,7 +143,7 @@ class DriverLink:
         self._news: dict[str, Any] = {}
         self._answer: Any = None
         self._told_at = 0.0
-        self._stop = False
+        self._wish = Wish.GO_ON
 
     def tell(self, update: dict[str, Any]) -> None:
         """Pass on the run's newest numbers, together with earlier ones, several times a second at most."""
@@ -135,25 +157,27 @@ class DriverLink:
         """Pass on the outcome of an evaluation."""
         self._monitor.evaluated.remote(outcome)
 
-    @property
-    def stop_wanted(self) -> bool:
-        """Whether the driver has asked for an end; the answer to the newest progress is waited for."""
+    def take_wish(self) -> Wish:
+        """What the driver wants; the answer to the newest progress is waited for. A wish to save is told once."""
         self._read_answer(ANSWER_WAIT_S)
-        return self._stop
+        wish = self._wish
+        if wish is Wish.SAVE:
+            self._wish = Wish.GO_ON
+        return wish
 
     def _read_answer(self, timeout: float = 0) -> None:
         if self._answer is not None and ray.wait([self._answer], timeout=timeout)[0]:
-            self._stop, self._answer = self._stop or ray.get(self._answer), None
+            self._wish, self._answer = max(self._wish, ray.get(self._answer)), None
 
 
 @contextmanager
-def telling_failures(monitor: Any, rank: int, is_lost_peer: Callable[[BaseException], bool]) -> Iterator[None]:
+def telling_failures(monitor: Any, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
     """Pass an exception in the block on to the driver, and log it, before it is raised further.
 
     Args:
         monitor: Handle of the run's monitor.
         rank: The worker's rank.
-        is_lost_peer: Tells the failures that a restart may get over.
+        cause_of: Tells what an exception comes from; see :func:`raytorch.distributed.failure_cause`.
     """
     try:
         yield
@@ -165,7 +189,7 @@ def telling_failures(monitor: Any, rank: int, is_lost_peer: Callable[[BaseExcept
             kind=type(error).__name__,
             message=str(error),
             traceback=text,
-            final=not is_lost_peer(error),
+            cause=cause_of(error),
             expected=isinstance(error, RaytorchError),
             user_error=isinstance(error, UserError),
         )
@@ -189,5 +213,5 @@ class StopOnFinalFailure(ray.train.UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by the controller, which does not retry after an exception from a callback."""
         cause = ray.get(self._monitor.status.remote()).cause
-        if cause and cause.final:
+        if cause and cause.cause.is_final:
             raise RuntimeError(f"rank {cause.rank} raised {cause.kind}: {cause.message}")

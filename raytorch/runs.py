@@ -24,6 +24,10 @@ MODEL_FILE = "model.safetensors"
 CHECKPOINT_PREFIX = "checkpoint_"
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""
+HEARTBEAT_S = 30.0
+"""Seconds between two signs of life of a run's driver in its summary."""
+LOST_AFTER_S = 150.0
+"""Seconds without one after which a run whose driver is on another host is lost; more than clocks differ."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
         summary = folder.read_json(SUMMARY_FILE)
     except (RunNotFoundError, ValueError):
         return {"name": folder.name, "path": str(folder), "state": "lost", "started": ""}
-    if summary["state"] == "running" and _driver_is_gone(summary["driver"]):
+    if summary["state"] == "running" and _driver_is_gone(summary):
         summary["state"] = "lost"
     return summary
 
@@ -169,12 +173,15 @@ def _placed(config: RunConfig, name: str, storage: str) -> RunConfig:
     return config.model_copy(update={"name": name, "storage": absolute(storage), "data": data})
 
 
-def _driver_is_gone(driver: dict[str, Any]) -> bool:
-    """Whether the process that started a run has ended; one on another host is taken to be there."""
-    if driver["host"] != socket.gethostname():
-        return False
+def _driver_is_gone(summary: dict[str, Any]) -> bool:
+    """Whether the process that started a run has ended: known on its host, concluded from its silence on others."""
+    if summary["driver"]["host"] != socket.gethostname():
+        if "seen" not in summary:
+            return False
+        silence = datetime.now().astimezone() - datetime.fromisoformat(summary["seen"])
+        return silence.total_seconds() > LOST_AFTER_S
     try:
-        os.kill(driver["pid"], 0)
+        os.kill(summary["driver"]["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # it runs, as another user

@@ -1,14 +1,25 @@
-"""At which optimizer steps the workers of a run agree on whether to stop. Imports neither torch nor ray."""
+"""At which optimizer steps the workers of a run agree on whether to save or stop. Imports neither torch nor ray."""
 
 import time
 from collections.abc import Callable
+from enum import IntEnum
 
 INTERVAL_S = 2.0
 """Seconds between two agreements, about."""
 
 
+class Wish(IntEnum):
+    """What the driver wants of the workers."""
+
+    GO_ON = 0
+    SAVE = 1
+    """Save a checkpoint and go on."""
+    STOP = 2
+    """Save a checkpoint and end."""
+
+
 class StopAgreement:
-    """Lets all workers stop after the same optimizer step, though rank 0 alone hears that the driver wants it.
+    """Lets all workers save or stop after the same optimizer step, though rank 0 alone hears what the driver wants.
 
     A collective operation at every step would slow fast steps down, and one every so many steps would make a person
     wait for slow ones. So rank 0 says at each agreement, from its pace since the one before, when the next is due.
@@ -26,13 +37,13 @@ class StopAgreement:
         self._steps += 1
         return self._steps >= self._due
 
-    def reach(self, stop_wanted: bool | None) -> bool:
-        """Tell all workers whether rank 0 wants to stop; the others pass None. A collective operation."""
+    def reach(self, wish: Wish | None) -> Wish:
+        """Tell all workers what rank 0 wants; the others pass None. A collective operation."""
         ahead = steps_ahead(self._steps, self._clock() - self._since)
-        word = [0.0, 0.0] if stop_wanted is None else [float(stop_wanted), float(ahead)]
-        stop, due = self._add_up(word)  # rank 0's word plus zeros, so that it arrives to the bit
+        word = [0.0, 0.0] if wish is None else [float(wish), float(ahead)]
+        agreed, due = self._add_up(word)  # rank 0's word plus zeros, so that it arrives to the bit
         self._steps, self._due, self._since = 0, int(due), self._clock()
-        return stop > 0
+        return Wish(int(agreed))
 
 
 def steps_ahead(steps: int, seconds: float) -> int:

@@ -27,8 +27,8 @@ from raytorch.distributed import (
     broadcast_buffers,
     data_parallel,
     device_name,
+    failure_cause,
     gradient_sync,
-    is_lost_peer,
     leaving_process_group,
 )
 from raytorch.errors import DivergedError, ExportError
@@ -38,7 +38,7 @@ from raytorch.monitor import DriverLink, telling_failures
 from raytorch.optimizers import build_optimizer, build_schedule
 from raytorch.precision import Precision, choose_attention
 from raytorch.reproducibility import generator_states, restore_generators, seed_everything
-from raytorch.stopping import StopAgreement
+from raytorch.stopping import StopAgreement, Wish
 from raytorch.storage import LiveFiles, RunFolder
 from raytorch.tasks import build_task
 
@@ -70,11 +70,12 @@ def train(job: Job) -> None:
         DataError: The data set is missing, incomplete or corrupt.
     """
     worker = Worker.current()
-    job.monitor.joined.remote(worker.rank, os.getpid())
+    node = ray.get_runtime_context().get_node_id()
+    job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), node)
     with (
         LiveFiles(RunFolder(job.config.storage, job.config.name)) as files,
         log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
-        telling_failures(job.monitor, worker.rank, is_lost_peer),
+        telling_failures(job.monitor, worker.rank, failure_cause),
         leaving_process_group(),
     ):
         run = Training(job, worker, files)
@@ -133,7 +134,7 @@ class Training:
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
         self.agreement = StopAgreement(self._sum_over_workers)
-        self.stop_agreed = False
+        self.wish = Wish.GO_ON
         self.clock = PhaseClock()
         self.throughput = Throughput()
         self.driver = DriverLink(job.monitor) if worker.rank == 0 else None
@@ -144,14 +145,14 @@ class Training:
         while self.step < self.total_steps:
             for micro_batches in self.clock.waiting(self.loader.remaining()):
                 self.train_step(micro_batches)
-                self.agree_on_stopping()
+                self.hear_the_driver()
                 if self.step % self.config.logging.every_steps == 0:
                     self.reduce_losses()
-                if self.step == self.total_steps or self.stop_agreed:
+                if self.step == self.total_steps or self.wish is Wish.STOP:
                     break
                 if self.save_is_due() and not self.epoch_is_over:
                     self.save()
-            if self.stop_agreed and self.step < self.total_steps:
+            if self.wish is Wish.STOP and self.step < self.total_steps:
                 self.save()
                 return self.outcome("stopped")
             self.finish_epoch()
@@ -177,13 +178,14 @@ class Training:
             self.driver.tell(self._position())
         self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
 
-    def agree_on_stopping(self) -> None:
-        """Every few seconds, learn from rank 0 whether the driver wants the run to end."""
+    def hear_the_driver(self) -> None:
+        """Every few seconds, learn from rank 0 whether the driver wants a checkpoint, or the run to end."""
+        self.wish = Wish.GO_ON
         if not self.agreement.count_step():
             return
         if self.worker.device.type == "cuda":
             torch.cuda.synchronize(self.worker.device)  # steps that are only queued have no pace
-        self.stop_agreed = self.agreement.reach(self.driver.stop_wanted if self.driver else None)
+        self.wish = self.agreement.reach(self.driver.take_wish() if self.driver else None)
 
     def reduce_losses(self) -> None:
         """Average the losses since the last call over all workers, and record them."""
@@ -241,7 +243,7 @@ class Training:
     def save_is_due(self) -> bool:
         """Whether this step ends with a checkpoint."""
         every = self.config.checkpoint.every_steps
-        return bool(every and self.step % every == 0)
+        return bool(every and self.step % every == 0) or self.wish is Wish.SAVE
 
     def save(self, metrics: dict[str, float] | None = None) -> None:
         """Save all that the next step depends on; ``metrics`` are the model's, if it was just evaluated."""
@@ -249,7 +251,7 @@ class Training:
         with self.clock.phase("checkpointing"):
             best_by, device = self.config.checkpoint.best_by, self.worker.device
             worst = sys.float_info.max  # not infinity, which Ray Train's JSON does not keep
-            reported = metrics or {best_by: -worst if best_by == "accuracy" else worst}
+            reported = (metrics or {best_by: -worst if best_by == "accuracy" else worst}) | {"step": self.step}
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
             if not self.log:
                 checkpoints.report_metrics(reported, self.step)

@@ -9,6 +9,7 @@ and tested in ``tests/integration/test_worker_group.py``.
 import os
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raytorch.storage import RunFolder
@@ -50,28 +52,44 @@ class ProcessGroupBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
         """Called by the controller once all workers of the group run."""
         address, port = worker_group.execute_single(0, _free_address)
-        ray.get(
-            [
-                worker_group.execute_single_async(
-                    rank,
-                    _join_process_group,
-                    backend=backend_config.backend,
-                    address=address,
-                    port=port,
-                    timeout_s=backend_config.timeout_s,
-                )
-                for rank in range(len(worker_group))
-            ]
-        )
+        joining = [
+            worker_group.execute_single_async(
+                rank,
+                _join_process_group,
+                backend=backend_config.backend,
+                address=address,
+                port=port,
+                timeout_s=backend_config.timeout_s,
+            )
+            for rank in range(len(worker_group))
+        ]
+        while joining:  # a worker that dies is told at once, while its peers would wait for it until their time-out
+            joined, joining = ray.wait(joining)
+            ray.get(joined)
 
 
 class WorkerGroupTrainer(DataParallelTrainer):
-    """Runs a function on a group of workers that share a process group."""
+    """Runs a function on a group of workers that share a process group.
+
+    Args:
+        scaling_policy: Decides on the number of workers in place of Ray Train's own policy.
+        options: See ``ray.train.v2.api.data_parallel_trainer.DataParallelTrainer``.
+    """
+
+    def __init__(
+        self, function: Callable[[dict[str, Any]], None], *, scaling_policy: Any = None, **options: Any
+    ) -> None:
+        super().__init__(function, **options)
+        self._scaling_policy = scaling_policy
 
     def _create_default_callbacks(self) -> list[Any]:
         # No Ray Data is used, and workers do not outlive the driver: these actors would only delay the start.
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        policy = self._scaling_policy or options["scaling_policy"]
+        return super()._initialize_and_run_controller(**options | {"scaling_policy": policy})
 
 
 class BackgroundFit:
@@ -94,6 +112,17 @@ class BackgroundFit:
             self.error = error
         finally:
             self.done.set()
+
+
+def lost_workers(error: Exception) -> dict[int, Exception]:
+    """Why Ray Train gave up on workers, by their ranks: what Ray knows of them, not what they raised themselves."""
+    lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return {
+        rank: getattr(failure, "health_check_failure", failure)
+        for rank, failure in failures.items()
+        if isinstance(failure, lost)
+    }
 
 
 def forget_broken_snapshot(folder: RunFolder) -> None:

@@ -65,13 +65,19 @@ def export(
         output.print(f"verified  {difference}", soft_wrap=True, markup=False)
 
 
+def _state(summary: dict[str, Any]) -> str:
+    """How a run stands, and of a failed one why, where that was no error in it."""
+    cause = summary.get("error", {}).get("cause", "error")
+    return summary["state"] if cause == "error" else f"{summary['state']}: {cause}"
+
+
 def _row(summary: dict[str, Any]) -> list[str]:
     def number(key: str, form: str) -> str:
         return format(summary[key], form) if summary.get(key) is not None else ""
 
     return [
         summary["name"],
-        summary["state"],
+        _state(summary),
         number("accuracy", ".4f"),
         number("loss", ".4f"),
         number("epochs", ".4g"),

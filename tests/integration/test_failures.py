@@ -1,16 +1,22 @@
-"""A worker that raises: one clear error with its own traceback."""
+"""Workers that raise, run out of memory, or wait in vain: one clear error with its cause."""
 
+import resource
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 import torch.distributed as dist
 from ray import cloudpickle
 from whole_runs import plan
 
 from raytorch import trainer
-from raytorch.distributed import Worker, is_lost_peer
+from raytorch.collectives import all_reduce
+from raytorch.distributed import Worker, failure_cause
 from raytorch.errors import TrainingError
 from raytorch.monitor import telling_failures
 from raytorch.runs import read_summary
@@ -18,32 +24,74 @@ from raytorch.runs import read_summary
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def raise_on_rank_1(job: dict[str, Any]) -> None:
-    worker = Worker.current()
-    if worker.rank == 0:
-        ray.get(job["monitor"].begin_attempt.remote())
-    with telling_failures(job["monitor"], worker.rank, is_lost_peer):
-        if worker.rank == 1:
-            broken_line_of_the_user()
-        dist.barrier()
+def raise_on_rank_1() -> None:
+    if Worker.current().rank == 1:
+        broken_line_of_the_user()
+    dist.barrier()
 
 
 def broken_line_of_the_user() -> None:
     raise ZeroDivisionError("the user's own mistake")
 
 
+def take_more_memory_than_allowed() -> None:
+    if Worker.current().rank == 1:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
+        torch.ones(2**30)
+    dist.barrier()
+
+
+def wait_for_a_rank_that_hangs() -> None:
+    if Worker.current().rank == 1:
+        time.sleep(60)
+    all_reduce(torch.ones(1))
+
+
+def fail(
+    small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, do: Callable[[], None], **changes: Any
+) -> tuple[str, dict[str, Any]]:
+    """Run ``do`` on the workers; returns what is raised and what is written down."""
+
+    def on_worker(job: dict[str, Any]) -> None:
+        rank = Worker.current().rank
+        if rank == 0:
+            ray.get(job["monitor"].begin_attempt.remote())
+        with telling_failures(job["monitor"], rank, failure_cause):
+            do()
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(trainer, "_train_on_worker", on_worker)
+    run = plan(small_run, do.__name__, **changes)
+    with pytest.raises(TrainingError) as failure:
+        trainer.train(run)
+    summary = read_summary(run.folder)
+    assert (summary["state"], summary["restarts"], summary["resizes"]) == ("failed", 0, 0)
+    error: dict[str, Any] = summary["error"]
+    return str(failure.value), error
+
+
 def test_the_first_failing_ranks_own_traceback_is_shown_and_nothing_is_retried(
     small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(trainer, "_train_on_worker", raise_on_rank_1)
-    run = plan(small_run, "raises", failure={"max_restarts": 3})
-    with pytest.raises(TrainingError) as failure:
-        trainer.train(run)
-    message = str(failure.value)
+    message, error = fail(small_run, monkeypatch, raise_on_rank_1, failure={"max_restarts": 3})
     assert message.startswith("rank 1 failed\nTraceback (most recent call last):")
     assert "broken_line_of_the_user" in message
-    assert "ZeroDivisionError: the user's own mistake" in message
+    assert "ZeroDivisionError: the user's own mistake\nlogs: " in message
     assert "/ray/" not in message
-    summary = read_summary(run.folder)
-    assert (summary["state"], summary["restarts"], summary["error"]["rank"]) == ("failed", 0, 1)
+    assert (error["cause"], error["rank"], error["kind"]) == ("error", 1, "ZeroDivisionError")
+
+
+def test_memory_that_runs_out_is_the_cause_and_nothing_is_retried(
+    small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, error = fail(small_run, monkeypatch, take_more_memory_than_allowed, failure={"max_restarts": 3})
+    assert (error["cause"], error["rank"]) == ("host_memory", 1)
+    assert "the machine's memory ran out; use fewer workers on each machine" in message
+
+
+def test_a_rank_that_hangs_ends_in_a_timeout(small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"failure": {"max_restarts": 0}, "scaling": {"workers": 2, "timeout_s": 2}}
+    message, error = fail(small_run, monkeypatch, wait_for_a_rank_that_hangs, **changes)
+    assert (error["cause"], error["rank"]) == ("timeout", 0)
+    assert "workers waited for one another longer than scaling.timeout_s" in message

@@ -1,5 +1,6 @@
 """Collectives and DDP among real processes that talk through gloo, and within one process."""
 
+import errno
 import itertools
 import os
 import socket
@@ -7,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from raytorch.causes import Cause
 from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
 from raytorch.distributed import (
     Worker,
@@ -23,10 +26,10 @@ from raytorch.distributed import (
     broadcast_buffers,
     destroy_process_group,
     device_name,
+    failure_cause,
     gradient_sync,
     init_process_group,
     is_available,
-    is_lost_peer,
     leaving_process_group,
 )
 from raytorch.errors import UserError
@@ -149,20 +152,39 @@ def test_a_cpu_has_no_product_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "lost"),
+    ("error", "cause"),
     [
-        (dist.DistNetworkError("the store is gone"), True),
-        (dist.DistBackendError("NCCL error: remote process exited"), True),
-        (ConnectionResetError("by peer"), True),
-        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (torch.OutOfMemoryError("CUDA out of memory"), False),
-        (ValueError("gloo"), False),
-        (FileNotFoundError("data"), False),
+        (dist.DistNetworkError("the store is gone"), Cause.LOST_WORKER),
+        (dist.DistBackendError("NCCL error: remote process exited"), Cause.LOST_WORKER),
+        (ConnectionResetError("by peer"), Cause.LOST_WORKER),
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321"),
+            Cause.LOST_WORKER,
+        ),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), Cause.LOST_WORKER),
+        (dist.DistStoreError("wait timeout after 300000ms, keys: /default_pg/0/1"), Cause.TIMEOUT),
+        (dist.DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"), Cause.TIMEOUT),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), Cause.GPU_MEMORY),
+        (torch.AcceleratorError("CUDA error: out of memory"), Cause.GPU_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), Cause.GPU_MEMORY),
+        (dist.DistBackendError("NCCL error: unhandled cuda error. Cuda failure 'out of memory'"), Cause.GPU_MEMORY),
+        (MemoryError(), Cause.HOST_MEMORY),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), Cause.HOST_MEMORY),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Cause.ERROR),
+        (ValueError("gloo timed out"), Cause.ERROR),
+        (TimeoutError("of the user's"), Cause.ERROR),
+        (FileNotFoundError("data"), Cause.ERROR),
     ],
 )
-def test_lost_peers_are_told_from_mistakes(error: BaseException, lost: bool) -> None:
-    assert is_lost_peer(error) is lost
+def test_the_cause_is_told_by_kind_and_text(error: BaseException, cause: Cause) -> None:
+    assert failure_cause(error) is cause
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**55), lambda: bytearray(2**60)])
+def test_memory_that_is_not_there_is_the_hosts(allocate: Callable[[], Any]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as failure:
+        allocate()
+    assert failure_cause(failure.value) is Cause.HOST_MEMORY
 
 
 # -- among two processes -----------------------------------------------------------------------------------------------
@@ -311,7 +333,16 @@ def lose_a_peer(worker: Worker, folder: Path) -> None:
         while True:
             all_reduce(torch.ones(1))
     except Exception as error:
-        (folder / "verdict").write_text(f"{is_lost_peer(error)}\n{traceback.format_exc()}")
+        (folder / "verdict").write_text(f"{failure_cause(error)}\n{traceback.format_exc()}")
+
+
+def wait_in_vain(worker: Worker) -> None:
+    impatient = dist.new_group(timeout=timedelta(seconds=1))
+    if worker.rank == 0:
+        with pytest.raises(RuntimeError) as failure:
+            dist.all_reduce(torch.ones(1), group=impatient)
+        assert failure_cause(failure.value) is Cause.TIMEOUT, failure.value
+    dist.barrier()
 
 
 def _rank(rank: int, folder: Path, port: int) -> None:
@@ -325,13 +356,14 @@ def _rank(rank: int, folder: Path, port: int) -> None:
     disagree(worker)
     accumulate_over_ddp(worker)
     leave_and_join_again(worker)
+    wait_in_vain(worker)
     lose_a_peer(worker, folder)
 
 
-def test_two_workers_collect_accumulate_and_know_a_lost_peer_from_a_mistake(tmp_path: Path) -> None:
+def test_two_workers_collect_accumulate_and_know_lost_peers_from_late_ones(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     spawn(_rank, args=(tmp_path, port), nprocs=2)  # what either of them raises fails the test
     verdict = (tmp_path / "verdict").read_text()
-    assert verdict.startswith("True\n"), verdict
+    assert verdict.startswith("lost_worker\n"), verdict

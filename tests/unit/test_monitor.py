@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import ray
 
+from raytorch.causes import Cause
 from raytorch.errors import DataError, DivergedError
-from raytorch.monitor import Failure, RunMonitor, telling_failures
+from raytorch.monitor import DriverLink, Failure, RunMonitor, telling_failures
+from raytorch.stopping import Wish
 
 
 def failure(rank: int, *, at: float, final: bool) -> Failure:
-    return Failure(
-        rank, "ValueError", "what happened", "Traceback", final=final, expected=False, user_error=False, time=at
-    )
+    cause = Cause.ERROR if final else Cause.LOST_WORKER
+    return Failure(rank, "ValueError", "what happened", "Traceback", cause, expected=False, user_error=False, time=at)
 
 
 def test_a_new_monitor_knows_nothing() -> None:
@@ -25,17 +26,18 @@ def test_a_new_monitor_knows_nothing() -> None:
 
 def test_news_are_kept_in_the_order_of_their_coming() -> None:
     monitor = RunMonitor()
-    monitor.joined(0, 11)
-    monitor.joined(1, 12)
+    monitor.joined(0, 2, 11, "here")
+    monitor.joined(1, 2, 12, "there")
     monitor.begin_attempt()
-    assert monitor.progress({"step": 1}) is False
-    assert monitor.progress({"step": 2}) is False
+    assert monitor.progress({"step": 1}) is Wish.GO_ON
+    assert monitor.progress({"step": 2}) is Wish.GO_ON
     monitor.evaluated({"accuracy": 0.5})
     monitor.evaluated({"accuracy": 0.6})
     status = monitor.status()
     assert status.progress == {"step": 2}
     assert status.evaluations == [{"accuracy": 0.5}, {"accuracy": 0.6}]
     assert status.pids == {0: 11, 1: 12}
+    assert status.nodes == {0: "here", 1: "there"}
     assert pickle.loads(pickle.dumps(status)) == status
 
 
@@ -43,7 +45,22 @@ def test_workers_hear_that_they_should_stop_with_their_next_progress() -> None:
     monitor = RunMonitor()
     monitor.request_stop()
     assert monitor.status().stopping
-    assert monitor.progress({"step": 3}) is True
+    assert monitor.progress({"step": 3}) is Wish.STOP
+    assert monitor.progress({"step": 4}) is Wish.STOP
+
+
+def test_workers_hear_once_that_they_should_save() -> None:
+    monitor = RunMonitor()
+    monitor.request_save()
+    assert [monitor.progress({"step": step}) for step in (3, 4)] == [Wish.SAVE, Wish.GO_ON]
+
+
+def test_a_smaller_group_leaves_no_trace_of_nodes_that_it_is_not_on() -> None:
+    monitor = RunMonitor()
+    monitor.joined(1, 2, 12, "lost")
+    monitor.joined(0, 2, 11, "here")
+    monitor.joined(0, 1, 13, "here")
+    assert monitor.status().nodes == {0: "here"}
 
 
 def test_the_cause_is_the_first_final_failure_however_late_it_arrives() -> None:
@@ -96,25 +113,58 @@ def fail(error: Exception) -> None:
         raise error from reason
 
 
+def cause_of(error: BaseException) -> Cause:
+    return Cause.LOST_WORKER if isinstance(error, ConnectionError) else Cause.ERROR
+
+
+class Rank0:
+    """Rank 0's link to a monitor whose answers come at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monitor = RunMonitor()
+        self.progress = self
+        monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
+        monkeypatch.setattr(ray, "get", lambda answer: answer)
+        monkeypatch.setattr("raytorch.monitor.PROGRESS_INTERVAL_S", 0)
+        self._link = DriverLink(self)
+
+    def remote(self, update: dict[str, Any]) -> Wish:
+        return self.monitor.progress(update)
+
+    def hears(self) -> Wish:
+        self._link.tell({"step": 1})
+        return self._link.take_wish()
+
+
+def test_rank_0_takes_a_wish_to_save_once_and_one_to_stop_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank_0 = Rank0(monkeypatch)
+    assert rank_0.hears() is Wish.GO_ON
+    rank_0.monitor.request_save()
+    assert [rank_0.hears(), rank_0.hears()] == [Wish.SAVE, Wish.GO_ON]
+    rank_0.monitor.request_save()
+    rank_0.monitor.request_stop()
+    assert [rank_0.hears(), rank_0.hears()] == [Wish.STOP, Wish.STOP]
+
+
 @pytest.mark.parametrize(
-    ("error", "final", "expected", "user_error"),
+    ("error", "cause", "expected", "user_error"),
     [
-        (ZeroDivisionError("of the user's"), True, False, False),
-        (ConnectionError("a peer is gone"), False, False, False),
-        (DivergedError("the loss became nan"), True, True, False),
-        (DataError("no such file"), True, True, True),
+        (ZeroDivisionError("of the user's"), Cause.ERROR, False, False),
+        (ConnectionError("a peer is gone"), Cause.LOST_WORKER, False, False),
+        (DivergedError("the loss became nan"), Cause.ERROR, True, False),
+        (DataError("no such file"), Cause.ERROR, True, True),
     ],
 )
 def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, final: bool, expected: bool, user_error: bool
+    monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Cause, expected: bool, user_error: bool
 ) -> None:
     direct: Any = DirectMonitor(monkeypatch)
-    with pytest.raises(type(error)) as raised, telling_failures(direct, 3, lambda e: isinstance(e, ConnectionError)):
+    with pytest.raises(type(error)) as raised, telling_failures(direct, 3, cause_of):
         fail(error)
     assert raised.value is error
     [told] = direct.monitor.status().failures
     assert (told.rank, told.kind, told.message) == (3, type(error).__name__, str(error))
-    assert (told.final, told.expected, told.user_error) == (final, expected, user_error)
+    assert (told.cause, told.expected, told.user_error) == (cause, expected, user_error)
     lines = told.traceback.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert "KeyError: 'the reason'" in lines
@@ -126,6 +176,6 @@ def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
 
 def test_a_block_that_ends_well_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     direct: Any = DirectMonitor(monkeypatch)
-    with telling_failures(direct, 0, lambda error: False):
+    with telling_failures(direct, 0, cause_of):
         pass
     assert direct.monitor.status().failures == []

@@ -36,7 +36,7 @@ EXPORTS = {
     "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check evaluation_batches load prepare",
     "raytorch.distributed": """
         Worker all_gather all_reduce barrier broadcast broadcast_buffers data_parallel destroy_process_group device_name
-        gradient_sync init_process_group is_available is_lost_peer leaving_process_group reduce_scatter
+        failure_cause gradient_sync init_process_group is_available leaving_process_group reduce_scatter
     """,
     "raytorch.layers": """
         LAYERS attention conv rnn transformer

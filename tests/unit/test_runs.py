@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from raytorch.config import RunConfig
 from raytorch.config_file import dump
 from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs import (
+    HEARTBEAT_S,
+    LOST_AFTER_S,
     RunPlan,
     find_run,
     latest_checkpoint,
@@ -204,6 +207,11 @@ def ended_process() -> int:
         return process.pid
 
 
+def ago(seconds: float) -> str:
+    """The time so many seconds before now, in another zone than this host's."""
+    return (datetime.now(timezone(timedelta(hours=7))) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
 def test_runs_are_listed_with_their_states_from_the_oldest_on(config: RunConfig) -> None:
     host = socket.gethostname()
     summarized(config, "c", started="2026-03-01", state="running", driver={"host": host, "pid": os.getpid()})
@@ -216,6 +224,26 @@ def test_runs_are_listed_with_their_states_from_the_oldest_on(config: RunConfig)
         ("c", "running"),
         ("a", "running"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "host", "seconds", "read"),
+    [
+        ("running", "another", 0, "running"),
+        ("running", "another", HEARTBEAT_S + 60, "running"),
+        ("running", "another", -60, "running"),  # its clock is ahead
+        ("running", "another", LOST_AFTER_S + 5, "lost"),
+        ("running", socket.gethostname(), LOST_AFTER_S + 5, "running"),  # its process is there
+        ("finished", "another", 10 * LOST_AFTER_S, "finished"),
+        ("stopped", "another", 10 * LOST_AFTER_S, "stopped"),
+    ],
+)
+def test_a_run_of_another_host_is_lost_when_its_driver_has_long_not_been_seen(
+    config: RunConfig, state: str, host: str, seconds: float, read: str
+) -> None:
+    driver = {"host": host, "pid": os.getpid()}
+    summarized(config, "mine", started=ago(9999), state=state, seen=ago(seconds), driver=driver)
+    assert [run["state"] for run in list_runs(config.storage)] == [read]
 
 
 @pytest.mark.parametrize("text", [None, "", '{"state": '])

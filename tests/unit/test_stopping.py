@@ -1,11 +1,11 @@
-"""When workers agree on whether to stop: all of them in one process, on clocks that the test moves."""
+"""When workers agree on whether to save or stop: all of them in one process, on clocks that the test moves."""
 
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
-from raytorch.stopping import INTERVAL_S, StopAgreement, steps_ahead
+from raytorch.stopping import INTERVAL_S, StopAgreement, Wish, steps_ahead
 
 
 class Workers:
@@ -17,17 +17,17 @@ class Workers:
         speeds = [1.0, speed][:world_size]
         self._agreements = [StopAgreement(self._add_up, self._clock(speed)) for speed in speeds]
 
-    def step(self, seconds: float, *, stop_wanted: bool = False) -> bool | None:
-        """Whether they stop after a step of so many seconds; None where they do not ask."""
+    def step(self, seconds: float, wish: Wish = Wish.GO_ON) -> Wish | None:
+        """What they do after a step of so many seconds; None where they do not ask."""
         self.now += seconds
         due = {agreement.count_step() for agreement in self._agreements}
         assert len(due) == 1, "some would wait for the others without end"
         if due == {False}:
             return None
         self._word = [0.0, 0.0]
-        stop = {agreement.reach(None if rank else stop_wanted) for rank, agreement in enumerate(self._agreements)}
-        assert len(stop) == 1
-        return stop.pop()
+        agreed = {agreement.reach(None if rank else wish) for rank, agreement in enumerate(self._agreements)}
+        assert len(agreed) == 1
+        return agreed.pop()
 
     def _add_up(self, word: list[float]) -> list[float]:
         """The sum over the ranks until this one, of which only the first has anything to add."""
@@ -84,16 +84,18 @@ def test_workers_with_clocks_of_their_own_agree_on_the_steps() -> None:
     assert len(agreements(Workers(2, speed=1.7), 3_000, seconds=0.02)) > 20
 
 
+@pytest.mark.parametrize("wish", [Wish.SAVE, Wish.STOP])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_all_workers_stop_at_the_agreement_after_the_wish(world_size: int) -> None:
+def test_all_workers_save_or_stop_at_the_agreement_after_the_wish(world_size: int, wish: Wish) -> None:
     workers = Workers(world_size)
     agreements(workers, 1_000, seconds=0.01)
     wished_at = workers.now
-    while not (stop := workers.step(0.01, stop_wanted=True)):
-        assert stop is None  # asked, they stop
+    while (agreed := workers.step(0.01, wish)) is None:
+        pass
+    assert agreed is wish
     assert workers.now - wished_at <= INTERVAL_S + 0.1
 
 
-def test_nobody_stops_unasked() -> None:
+def test_nobody_saves_or_stops_unasked() -> None:
     workers = Workers(2)
-    assert {workers.step(0.5) for _ in range(100)} == {False, None}
+    assert {workers.step(0.5) for _ in range(100)} == {Wish.GO_ON, None}

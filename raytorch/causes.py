@@ -1,0 +1,51 @@
+"""Why a run failed, in the words of its ``summary.json``. Imports nothing else of raytorch, neither torch nor ray."""
+
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """The kind of thing that ended a run before its time."""
+
+    ERROR = "error"
+    """The program, or its input, is wrong: an exception that a restart would only meet again."""
+    LOST_NODE = "lost_node"
+    """A machine of the cluster went away."""
+    LOST_WORKER = "lost_worker"
+    """A worker's process died without a word (killed, or crashed), or its GPU failed."""
+    HOST_MEMORY = "host_memory"
+    """A machine had no memory left for a worker."""
+    GPU_MEMORY = "gpu_memory"
+    """A GPU had no memory left."""
+    TIMEOUT = "timeout"
+    """A worker waited for the others in vain."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a worker that raised this is not restarted: it would only come to the same end."""
+        return self in (Cause.ERROR, Cause.HOST_MEMORY, Cause.GPU_MEMORY)
+
+    @property
+    def advice(self) -> str:
+        """What happened and what to do about it, in a line; empty for errors, which speak for themselves."""
+        return _ADVICE.get(self, "")
+
+
+_ADVICE = {
+    Cause.LOST_NODE: (
+        "a node of the cluster was lost; raytorch train --resume goes on from the latest checkpoint, and "
+        "failure.max_restarts says how often a run does so by itself"
+    ),
+    Cause.LOST_WORKER: (
+        "a worker was lost, killed or crashed; raytorch train --resume goes on from the latest checkpoint, and "
+        "failure.max_restarts says how often a run does so by itself"
+    ),
+    Cause.HOST_MEMORY: (
+        "the machine's memory ran out; use fewer workers on each machine (a higher scaling.cpus_per_worker), or lower "
+        "batch_size"
+    ),
+    Cause.GPU_MEMORY: "the GPU's memory ran out; raise accumulate, which keeps batch_size, or lower batch_size",
+    Cause.TIMEOUT: (
+        "workers waited for one another longer than scaling.timeout_s; look into the logs for one that hangs or is far "
+        "behind, or raise it"
+    ),
+}

@@ -1,0 +1,83 @@
+"""How an elastic run changes its number of workers: Ray Train's own policy, which here loses no steps and no time.
+
+Builds on an internal class of Ray Train, checked with Ray 2.60 and tested in ``tests/chaos/test_elastic.py``.
+"""
+
+import os
+import time
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+
+ANSWER_WAIT_S = 5.0
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+
+def expect_lost_nodes() -> None:
+    """Have Ray Train wait 10 s for workers that it has room for, not 60, unless the environment says how long.
+
+    It plans with a node that died until Ray notices that, some 15 s later, and does not plan anew while it waits.
+    """
+    os.environ.setdefault(_START_TIMEOUT, "10")
+
+
+class SavingElasticPolicy(ElasticScalingPolicy):
+    """Takes as many workers as there is room for, and has those that train save a checkpoint before it changes them.
+
+    Runs in Ray Train's controller. A change is a planned restart, which ``failure.max_restarts`` does not count.
+    """
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig, monitor: Any) -> None:
+        super().__init__(scaling_config)
+        self._monitor = monitor
+        self._looked_at = float("-inf")
+        self._group: float | None = None
+        """When the group started that the following is about."""
+        self._resize: ResizeDecision | None = None
+        """What is to follow the checkpoint that the workers have been asked for."""
+        self._saved: dict[int, int] = {}
+        """The step of each rank's newest report since then."""
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Called without a pause for as long as it decides to wait."""
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, NoopDecision):
+            time.sleep(self.GET_RESERVED_RESOURCES_INTERVAL_S)
+        return decision
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Called after each poll of the workers."""
+        if self._group != worker_group_state.start_time:
+            self._group, self._resize = worker_group_state.start_time, None
+        if self._resize is None:
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if isinstance(decision, ResizeDecision):
+                self._resize, self._saved = decision, {}
+                self._monitor.request_save.remote()
+            return NoopDecision()
+        for rank, status in worker_group_status.worker_statuses.items():
+            if status.training_report:
+                self._saved[rank] = status.training_report.metrics["step"]
+        if len(self._saved) < worker_group_state.num_workers or len(set(self._saved.values())) > 1:
+            return NoopDecision()  # Ray Train knows of a checkpoint when all ranks have reported it
+        self._monitor.resizing.remote()
+        decision, self._resize = self._resize, None
+        return decision
+
+    def _get_reserved_resources(self) -> Any:
+        """As Ray's own, but of the nodes that there are now: its coordinator looks only every 20 s by itself."""
+        now = time.monotonic()
+        if now - self._looked_at >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            self._looked_at = now
+            look = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            ray.wait([look], timeout=ANSWER_WAIT_S)
+        return super()._get_reserved_resources()

@@ -1,0 +1,91 @@
+"""What ended a run, found out on the driver from what its workers said and from what Ray saw of them."""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import ray
+
+from raytorch.causes import Cause
+from raytorch.monitor import Failure, Status
+from raytorch.worker_group import lost_workers
+
+NODE_NOTICE_S = 20.0
+"""Ray takes a node for dead some 15 s after it fell silent."""
+
+_GRAVITY = (Cause.HOST_MEMORY, Cause.LOST_NODE, Cause.TIMEOUT, Cause.LOST_WORKER)
+"""Where several workers were lost, the first of these explains the others."""
+
+
+def diagnose(error: Exception, status: Status) -> dict[str, Any]:
+    """The ``error`` of a failed run's ``summary.json``: ``cause``, ``kind``, ``message``, and what is known of the
+    ``rank`` and its ``traceback``.
+
+    Args:
+        error: What Ray Train ended with.
+        status: What the workers said.
+    """
+    told = status.cause
+    if told and told.cause.is_final:
+        return _as_told(told, told.cause)
+    lost = lost_workers(error)
+    if lost:
+        return _as_seen(lost, status)
+    if told is None:
+        return {"cause": Cause.ERROR, "kind": type(error).__name__, "message": str(error)}
+    if told.cause is Cause.LOST_WORKER and _lose_node(set(status.nodes.values())):
+        return _as_told(told, Cause.LOST_NODE)
+    return _as_told(told, told.cause)
+
+
+def _as_told(failure: Failure, cause: Cause) -> dict[str, Any]:
+    return {
+        "cause": cause,
+        "rank": failure.rank,
+        "kind": failure.kind,
+        "message": failure.message,
+        "traceback": failure.traceback,
+    }
+
+
+def _as_seen(lost: dict[int, Exception], status: Status) -> dict[str, Any]:
+    causes = {rank: _cause_of_loss(failure) for rank, failure in lost.items()}
+    unreachable = {rank for rank, failure in lost.items() if isinstance(failure, ray.exceptions.ActorUnavailableError)}
+    if unreachable and _lose_node(set(status.nodes.values())):
+        causes |= dict.fromkeys(unreachable, Cause.LOST_NODE)
+    rank = min(lost, key=lambda rank: (_GRAVITY.index(causes[rank]), rank))
+    lines = [f"rank {each} was lost: {_reason(causes[each], failure)}" for each, failure in sorted(lost.items())]
+    return {"cause": causes[rank], "rank": rank, "kind": type(lost[rank]).__name__, "message": "\n".join(lines)}
+
+
+def _cause_of_loss(failure: Exception) -> Cause:
+    """Why a worker could not speak for itself."""
+    if isinstance(failure, ray.exceptions.OutOfMemoryError):
+        return Cause.HOST_MEMORY
+    if isinstance(failure, ray.exceptions.RayActorError):
+        return Cause.LOST_NODE if "node has died" in str(failure) else Cause.LOST_WORKER
+    return Cause.TIMEOUT if "hanging" in str(failure) else Cause.LOST_WORKER
+
+
+def _reason(cause: Cause, failure: Exception) -> str:
+    """In a few words what Ray takes many for, and in Ray's where it knows more than that a process has gone."""
+    match cause:
+        case Cause.LOST_NODE:
+            return "its node died"
+        case Cause.LOST_WORKER if isinstance(failure, ray.exceptions.RayActorError):
+            return "its process died, killed or crashed"
+        case _:
+            return str(failure).strip()
+
+
+def _lose_node(nodes: Collection[str]) -> bool:
+    """Whether one of the workers' nodes is dead, or is found to be within the time that Ray takes to notice it."""
+    others = set(nodes) - {ray.get_runtime_context().get_node_id()}
+    deadline = time.monotonic() + (NODE_NOTICE_S if others else 0)
+    while True:
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if not others <= alive:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)

@@ -1,0 +1,113 @@
+"""A run's ``config.yaml`` and ``summary.json``, which its driver keeps. Imports neither torch nor ray at its top."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+from raytorch.causes import Cause
+from raytorch.config_file import dump
+from raytorch.errors import TrainingError, UserError
+from raytorch.metrics import versions
+from raytorch.runs import CONFIG_FILE, HEARTBEAT_S, SUMMARY_FILE, RunPlan
+
+
+class RunRecord:
+    """What is written down of a run from its start to its end.
+
+    Attributes:
+        started: When the command began, in seconds since 1970.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.started = time.time()
+        self._plan, self._folder = plan, plan.folder
+        self._lock = threading.Lock()
+        self._summary: dict[str, Any] = {
+            "name": plan.config.name,
+            "path": str(self._folder),
+            "state": "running",
+            "started": _timestamp(self.started),
+            "driver": {"host": socket.gethostname(), "pid": os.getpid()},
+            "seed": plan.config.seed,
+            "versions": versions(),
+        }
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write down what is about to run and, while the block runs, every half a minute that its driver lives."""
+        self._folder.write_text(CONFIG_FILE, dump(self._plan.config))
+        self._write({"seen": _timestamp()})
+        ended = threading.Event()
+        threading.Thread(target=self._renew_until, args=[ended], daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def end(self, status: Any) -> dict[str, Any]:
+        """Write down what the run came to; returns the summary."""
+        outcome = dict(status.outcome)
+        first_step_at, seconds = outcome["first_step_at"], outcome.pop("seconds")
+        self._conclude(
+            status,
+            {
+                **outcome,
+                "first_step_s": round(first_step_at - self.started, 2) if first_step_at else None,
+                "seconds": {"startup": round(status.begun_at - self.started, 2), **seconds},
+            },
+        )
+        return self._summary
+
+    def abandon(self) -> None:
+        """Write down that the run was ended at once, without a last checkpoint."""
+        self._write({"state": "stopped"})
+
+    def fail(self, error: Exception, status: Any) -> Exception:
+        """Write down a failure; returns the exception to raise."""
+        from raytorch.failures import diagnose
+
+        details = diagnose(error, status)
+        self._conclude(status, {"state": "failed", "error": details})
+        told = status.cause
+        if told and told.user_error:
+            return UserError(told.message)
+        return TrainingError(f"{_explain(details, told)}\nlogs: {self._folder}/logs")
+
+    def _conclude(self, status: Any, values: dict[str, Any]) -> None:
+        restarts = max(0, status.attempts - 1 - status.resizes)
+        seconds = values.get("seconds", {}) | {"total": round(time.time() - self.started, 2)}
+        self._write(values | {"restarts": restarts, "resizes": status.resizes, "seconds": seconds})
+
+    def _renew_until(self, ended: threading.Event) -> None:
+        while not ended.wait(HEARTBEAT_S):
+            with suppress(UserError, OSError):  # the storage may be out of reach for a while
+                self._write({"seen": _timestamp()}, only_while="running")
+
+    def _write(self, values: dict[str, Any], only_while: str | None = None) -> None:
+        with self._lock:
+            if only_while in (None, self._summary["state"]):
+                self._summary |= values
+                self._folder.write_json(SUMMARY_FILE, self._summary)
+
+
+def _explain(details: dict[str, Any], told: Any) -> str:
+    """What a person reads of a failure."""
+    if "traceback" not in details:
+        text = details["message"]
+    elif told.expected:
+        text = told.message
+    else:
+        text = f"rank {details['rank']} failed\n{details['traceback']}"
+    advice = Cause(details["cause"]).advice
+    return f"{text}\n{advice}" if advice else str(text)
+
+
+def _timestamp(seconds: float | None = None) -> str:
+    """A time, by default now, with the zone's offset, so that other hosts can read it."""
+    moment = datetime.now() if seconds is None else datetime.fromtimestamp(seconds)
+    return moment.astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,194 @@
+"""Nodes of a cluster are killed and added: elastic runs go on with the workers that there are, and miss no sample."""
+
+import gc
+import json
+import os
+import sys
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+from whole_runs import plan
+
+from raytorch import trainer
+from raytorch.errors import TrainingError
+from raytorch.monitor import Status
+from raytorch.runs import read_summary
+
+SAMPLES, BATCH, EPOCHS = 1_500, 64, 12
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+"""Have Ray notice the death of a node after some 2 s."""
+
+
+class Nodes:
+    """A head that no worker fits on, and nodes with room for one each."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._nodes: list[Any] = []
+        self.add()
+        self.add()
+
+    def add(self) -> None:
+        self._nodes.append(self._cluster.add_node(num_cpus=1))
+
+    def kill(self) -> None:
+        """Kill a node's raylet, with which its workers end."""
+        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+
+    def close(self) -> None:
+        """Shut the cluster down and, where nobody minds, collect the sockets that it never closes."""
+        self._cluster.shutdown()
+        del self._cluster, self._nodes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+
+    def replace_lost(self) -> None:
+        while len(self._nodes) < 2:
+            self.add()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON})
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    nodes = Nodes(cluster)
+    del cluster
+    yield nodes
+    ray.shutdown()
+    nodes.close()
+
+
+def train_and_record(job: dict[str, Any]) -> None:
+    """Train, and write down after each step which samples this rank was given.
+
+    A group of one takes its time, so that there is some to add a node, and saves only when it is asked to.
+    """
+    from raytorch import training
+    from raytorch.stopping import Wish
+
+    load, train_step = training.load, training.Training.train_step
+    given: list[int] = []
+
+    def load_recording(data: Any, split: str, device: Any) -> Any:
+        dataset = load(data, split, device)
+        if split == "train":
+            targets = dataset.targets
+            dataset.targets = lambda index: (given.extend(index.tolist()), targets(index))[1]
+        return dataset
+
+    def step_recorded(run: Any, micro_batches: Any) -> None:
+        train_step(run, micro_batches)
+        alone = run.worker.world_size == 1
+        if alone:
+            run.save_is_due = lambda: run.wish is Wish.SAVE
+        time.sleep(0.2 if alone else 0.02)
+        line = {
+            "group": os.environ["MASTER_PORT"],
+            "time": time.time(),
+            "rank": run.worker.rank,
+            "workers": run.worker.world_size,
+            "step": run.step,
+            "epoch": run.loader.epoch,
+            "samples": given[:],
+        }
+        given.clear()
+        with Path(run.folder.file(f"given-{os.getpid()}.jsonl")).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    training.load = load_recording  # type: ignore[assignment]
+    training.Training.train_step = step_recorded  # type: ignore[method-assign]
+    training.train(training.Job(**job))
+
+
+class Trajectory:
+    """The steps that led to the final model, put together from what the workers wrote down."""
+
+    def __init__(self, folder: str) -> None:
+        groups: dict[str, list[Any]] = defaultdict(list)
+        for file in Path(folder).glob("given-*.jsonl"):
+            for line in map(json.loads, file.read_text().splitlines()):
+                groups[line["group"]].append(line)
+        attempts = sorted(groups.values(), key=lambda lines: min(line["time"] for line in lines))
+        self.first_steps = [min(line["step"] for line in lines) for lines in attempts]
+        self.workers = [lines[0]["workers"] for lines in attempts]
+        self.steps: dict[int, list[Any]] = {}
+        for lines, first in zip(attempts, self.first_steps, strict=True):
+            self.steps = {step: parts for step, parts in self.steps.items() if step < first}
+            for line in lines:
+                self.steps.setdefault(line["step"], []).append(line)
+
+    def epochs(self) -> dict[int, list[list[int]]]:
+        """The samples of each step of each epoch, over all ranks."""
+        found: dict[int, list[list[int]]] = defaultdict(list)
+        for step in sorted(self.steps):
+            parts = self.steps[step]
+            assert sorted(part["rank"] for part in parts) == list(range(parts[0]["workers"]))
+            found[parts[0]["epoch"]].append([sample for part in parts for sample in part["samples"]])
+        return found
+
+
+def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_and_sees_each_sample_once(
+    nodes: Nodes, small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_train_on_worker", train_and_record)
+    monkeypatch.setattr(trainer, "RESIZE_INTERVAL_S", 1.0)
+    todo = [
+        (lambda news: news["workers"] == 2 and news["step"] >= 30, nodes.kill),
+        (lambda news: news["workers"] == 1, nodes.add),
+    ]
+
+    def watch(status: Status) -> None:
+        if todo and status.progress and todo[0][0](status.progress):
+            todo.pop(0)[1]()
+
+    run = plan(
+        small_run,
+        "elastic",
+        epochs=EPOCHS,
+        scaling={"workers": {"min": 1, "max": 4}},
+        checkpoint={"every_steps": 20, "every_epochs": None},
+        failure={"max_restarts": 1},  # a change of size is none
+    )
+    summary = trainer.train(run, watch=watch)
+
+    assert (summary["state"], summary["workers"]) == ("finished", 2)
+    assert (summary["restarts"], summary["resizes"]) == (1, 1)
+    trajectory = Trajectory(run.folder.path)
+    assert trajectory.workers == [2, 1, 2]
+    _, second, third = trajectory.first_steps
+    assert second % 20 == 1  # from the latest checkpoint
+    assert third > second > 1  # from one that was saved for the purpose
+    epochs = trajectory.epochs()
+    assert sorted(epochs) == list(range(EPOCHS))
+    for steps in epochs.values():
+        assert sorted(sample for step in steps for sample in step) == list(range(SAMPLES))
+        assert [len(step) for step in steps] == [BATCH] * (SAMPLES // BATCH) + [SAMPLES % BATCH]
+
+
+def test_a_lost_node_is_named_as_the_cause_when_nothing_may_be_restarted(
+    nodes: Nodes, small_run: dict[str, Any]
+) -> None:
+    nodes.replace_lost()
+    killed = False
+
+    def watch(status: Status) -> None:
+        nonlocal killed
+        if not killed and status.progress and status.progress["step"] >= 4:
+            killed = True
+            nodes.kill()
+
+    run = plan(small_run, "bereft", epochs=1_000, failure={"max_restarts": 0})
+    with pytest.raises(TrainingError, match="a node of the cluster was lost; raytorch train --resume goes on"):
+        trainer.train(run, watch=watch)
+    summary = read_summary(run.folder)
+    assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_node")

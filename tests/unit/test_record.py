@@ -1,0 +1,130 @@
+"""What a driver writes down of its run, and the signs of life that it gives."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytorch import record
+from raytorch.causes import Cause
+from raytorch.config import RunConfig
+from raytorch.errors import DataError, TrainingError, UserError
+from raytorch.monitor import Failure, Status
+from raytorch.record import RunRecord
+from raytorch.runs import RunPlan, plan_run
+
+OUTCOME = {"state": "finished", "accuracy": 0.9, "first_step_at": None, "seconds": {"training": 2.0}}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> RunPlan:
+    return plan_run(RunConfig(epochs=1, storage=str(tmp_path)), "mine")
+
+
+def summary(plan: RunPlan) -> Any:
+    return json.loads(Path(plan.folder.file("summary.json")).read_text())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def failed(cause: Cause, **details: Any) -> Status:
+    values = {"rank": 1, "kind": "Kind", "message": "what it said", "traceback": "Traceback of the user's"}
+    flags = {"expected": False, "user_error": False}
+    return Status(attempts=1, begun_at=1.0, failures=[Failure(**values | flags | details, cause=cause)])
+
+
+def test_a_run_that_begins_says_who_drives_it_and_when_it_was_seen(plan: RunPlan) -> None:
+    with RunRecord(plan).kept():
+        written = summary(plan)
+    assert (written["name"], written["state"]) == ("mine", "running")
+    assert written["driver"] == {"host": socket.gethostname(), "pid": os.getpid()}
+    for key in ("started", "seen"):
+        moment = datetime.fromisoformat(written[key])
+        assert moment.utcoffset() is not None
+        assert abs((datetime.now().astimezone() - moment).total_seconds()) < 60
+
+
+def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while(
+    plan: RunPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(range(1_000_000))
+    monkeypatch.setattr(record, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(record, "_timestamp", lambda seconds=None: next(moments))
+    file, aside = (Path(plan.folder.file(name)) for name in ("summary.json", "aside.json"))
+    with RunRecord(plan).kept():
+        wait_until(lambda: summary(plan)["seen"] > 3)
+        Path(f"{file}.partial").mkdir()  # nothing can be written there now
+        time.sleep(0.05)
+        file.rename(aside)
+        Path(f"{file}.partial").rmdir()
+        wait_until(file.exists)
+        assert summary(plan)["seen"] > json.loads(aside.read_text())["seen"]
+
+
+def test_nothing_is_written_over_the_end_of_a_run(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "HEARTBEAT_S", 0.001)
+    kept = RunRecord(plan)
+    with kept.kept():
+        returned = kept.end(Status(outcome=OUTCOME, attempts=4, resizes=2, begun_at=kept.started + 3))
+        file = Path(plan.folder.file("summary.json"))
+        written = file.stat().st_mtime_ns
+        time.sleep(0.05)
+        assert file.stat().st_mtime_ns == written
+    assert summary(plan) == returned
+    assert (returned["state"], returned["restarts"], returned["resizes"]) == ("finished", 1, 2)
+    assert returned["seconds"] | {"total": 0} == {"startup": 3.0, "training": 2.0, "total": 0}
+
+
+def test_a_run_that_is_ended_at_once_is_stopped(plan: RunPlan) -> None:
+    kept = RunRecord(plan)
+    with kept.kept():
+        kept.abandon()
+    assert summary(plan)["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (failed(Cause.ERROR), "rank 1 failed\nTraceback of the user's"),
+        (failed(Cause.ERROR, expected=True), "what it said"),
+        (
+            failed(Cause.GPU_MEMORY),
+            "rank 1 failed\nTraceback of the user's\n"
+            "the GPU's memory ran out; raise accumulate, which keeps batch_size, or lower batch_size",
+        ),
+    ],
+)
+def test_a_failure_is_recorded_with_its_cause_and_explained(plan: RunPlan, status: Status, text: str) -> None:
+    kept = RunRecord(plan)
+    with kept.kept():
+        error = kept.fail(RuntimeError("what Ray says"), status)
+    assert isinstance(error, TrainingError)
+    assert str(error) == f"{text}\nlogs: {plan.folder}/logs"
+    written = summary(plan)
+    assert (written["state"], written["restarts"], written["resizes"]) == ("failed", 0, 0)
+    assert written["error"] == {
+        "cause": status.failures[0].cause.value,
+        "rank": 1,
+        "kind": "Kind",
+        "message": "what it said",
+        "traceback": "Traceback of the user's",
+    }
+
+
+def test_wrong_input_is_told_as_such(plan: RunPlan) -> None:
+    status = failed(Cause.ERROR, kind=DataError.__name__, expected=True, user_error=True)
+    with (kept := RunRecord(plan)).kept():
+        error = kept.fail(RuntimeError("what Ray says"), status)
+    assert type(error) is UserError
+    assert str(error) == "what it said"

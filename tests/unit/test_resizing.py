@@ -1,0 +1,84 @@
+"""When an elastic run changes its number of workers: Ray Train's decision, and the checkpoint that comes before."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+
+from raytorch.elastic import SavingElasticPolicy
+
+MORE = ResizeDecision(num_workers=3, resources_per_worker={"CPU": 1})
+
+
+class Monitor:
+    """A monitor that keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda: self.asked.append(name))
+
+
+@pytest.fixture
+def monitor() -> Monitor:
+    return Monitor()
+
+
+@pytest.fixture
+def policy(monitor: Monitor) -> SavingElasticPolicy:
+    return SavingElasticPolicy(ray.train.ScalingConfig(num_workers=(1, 3)), monitor)
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What Ray Train's policy decides in turn; after that nothing."""
+    decisions: list[Any] = []
+    monkeypatch.setattr(
+        ElasticScalingPolicy,
+        "make_decision_for_running_worker_group",
+        lambda *args: decisions.pop(0) if decisions else NoopDecision(),
+    )
+    return decisions
+
+
+def poll(policy: SavingElasticPolicy, *steps: int | None, group: float = 1.0) -> Any:
+    """Its decision after a poll in which each rank reported a checkpoint of some step, or nothing."""
+    reports = {
+        rank: SimpleNamespace(training_report=step and SimpleNamespace(metrics={"step": step}))
+        for rank, step in enumerate(steps)
+    }
+    state = SimpleNamespace(start_time=group, num_workers=len(steps))
+    return policy.make_decision_for_running_worker_group(state, SimpleNamespace(worker_statuses=reports))
+
+
+def test_nothing_is_saved_while_nothing_changes(policy: SavingElasticPolicy, room: list[Any], monitor: Monitor) -> None:
+    assert [type(poll(policy, step, step)) for step in (None, 10, None)] == [NoopDecision] * 3
+    assert (room, monitor.asked) == ([], [])
+
+
+def test_a_group_is_changed_once_all_of_it_has_reported_a_checkpoint(
+    policy: SavingElasticPolicy, room: list[Any], monitor: Monitor
+) -> None:
+    room.append(MORE)
+    assert isinstance(poll(policy, None, None), NoopDecision)
+    assert monitor.asked == ["request_save"]
+    assert isinstance(poll(policy, None, None), NoopDecision)
+    assert isinstance(poll(policy, 20, None), NoopDecision)
+    assert isinstance(poll(policy, None, 10), NoopDecision)  # rank 1's part in one before
+    assert monitor.asked == ["request_save"]
+    assert poll(policy, None, 20) is MORE
+    assert monitor.asked == ["request_save", "resizing"]
+    assert isinstance(poll(policy, None, None, None, group=2.0), NoopDecision)
+
+
+def test_a_group_that_fails_meanwhile_takes_the_plan_with_it(
+    policy: SavingElasticPolicy, room: list[Any], monitor: Monitor
+) -> None:
+    room.append(MORE)
+    poll(policy, None, None)
+    assert isinstance(poll(policy, 20, group=2.0), NoopDecision)
+    assert isinstance(poll(policy, 30, group=2.0), NoopDecision)
+    assert monitor.asked == ["request_save"]
