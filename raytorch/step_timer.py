@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from raytorch.datasets import MicroBatch
 
-Moment = float | torch.cuda.Event
+Moment = Any
 """A point in time: on a CPU the clock's seconds, on a GPU an event in the stream of its work."""
 
 
@@ -55,12 +55,12 @@ class StepTimer:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         """``model`` is what DDP holds, or its parameters' owner; ``device`` the one that it trains on."""
         self._on_gpu = device.type == "cuda"
-        self._last_gradient: Moment | None = None
+        self._last_gradient = self._now()
         self._steps: list[_Step] = []
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # Runs before DDP's own hook, which starts the averaging and ends the pass with waiting for it.
-                parameter.register_post_accumulate_grad_hook(self._gradient_is_there)
+                parameter.register_post_accumulate_grad_hook(self._gradient_is_there)  # type: ignore[no-untyped-call]
 
     def steps(self, batches: Iterable[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
         """Iterate over the batches of consecutive steps; a step after which no batch is asked for is not counted."""
@@ -73,11 +73,9 @@ class StepTimer:
             step.ended = begun = self._now()
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass from ``loss``, and what it waits for in the end."""
-        self._last_gradient = None
+        """The backward pass from ``loss``, within one of :meth:`steps`."""
         torch.autograd.backward(loss)
-        if self._last_gradient is not None and self._steps:
-            self._steps[-1].waits.append((self._last_gradient, self._now()))
+        self._steps[-1].waits.append((self._last_gradient, self._now()))
 
     def totals(self, warmup: int = 0) -> StepTotals:
         """Add up the complete steps after the first ``warmup``."""
@@ -98,14 +96,10 @@ class StepTimer:
     def _now(self) -> Moment:
         if not self._on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
 
 def _seconds(begin: Moment, end: Moment) -> float:
-    if isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-        return begin.elapsed_time(end) / 1000
-    assert isinstance(begin, float)
-    assert isinstance(end, float)
-    return end - begin
+    return float(begin.elapsed_time(end) / 1000 if isinstance(begin, torch.cuda.Event) else end - begin)

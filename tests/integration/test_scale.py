@@ -20,7 +20,6 @@ def scale(config: Path, *arguments: Any) -> "subprocess.CompletedProcess[str]":
 
 def test_a_study_measures_each_size_and_leaves_its_numbers_and_a_picture(small_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    # 11 or 12 steps an epoch, so that the timed steps go over the ends of several.
     done = scale(small_config, "2,1", "--set", "batch_size=128", "--steps", 30, "--warmup", 5, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     assert "small, weak scaling  ·  cpu, fp32" in done.stdout
@@ -38,7 +37,7 @@ def test_a_study_measures_each_size_and_leaves_its_numbers_and_a_picture(small_c
         assert min(shares.values()) >= 0
         assert f"{size['samples_per_s']:,.0f}" in done.stdout
         assert len(size["ranks"]) == size["workers"]
-        # 1,500 samples: two epochs end within the timed steps, each with a smaller batch.
+        # An epoch, 24 or 12 steps, ends within the timed ones, with a smaller batch.
         assert sum(rank["samples"] for rank in size["ranks"]) < 30 * size["batch_size"]
         summary = json.loads((Path(size["path"]) / "summary.json").read_text())
         assert (summary["state"], summary["step"], summary["workers"]) == ("finished", 36, size["workers"])

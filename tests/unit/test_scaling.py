@@ -1,5 +1,6 @@
 """Scaling studies: what is planned, what comes of the numbers, how it is shown. No run starts here."""
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ def results() -> dict[str, Any]:
 
 
 def test_the_table_has_a_row_for_each_size(results: dict[str, Any]) -> None:
-    console = Console(width=100, record=True, quiet=True)
-    console.print(table(results))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    text = StringIO()
+    Console(width=100, file=text).print(table(results))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines()]
     assert [row for row in rows if row] == [
         ["1", "64", "1,000", "1.00", "100%", "95.0%", "0.0%", "5.0%"],
         ["2", "128", "1,800", "1.80", "90%", "85.0%", "10.0%", "5.0%"],

@@ -1,16 +1,15 @@
 """Where the time of training steps goes, held against cases whose answer is known."""
 
-import socket
+import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytorch.datasets import MicroBatch
@@ -77,26 +76,53 @@ def test_parameters_that_are_not_trained_are_left_alone() -> None:
     assert timed(model, batches(1)).steps == 1
 
 
-def _rank(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    model = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8))
-    StepTimer(model, CPU)  # what has hooks already can be timed all the same
-    net = DistributedDataParallel(model)
-    timed(net, batches(2))
-    torch.save(timed(net, batches(3), pause=PAUSE if rank == 1 else 0)._asdict(), folder / f"{rank}.pt")
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
     dist.destroy_process_group()
 
 
-def test_waiting_for_a_slower_worker_is_communication_on_the_faster_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_rank, args=(port, tmp_path), nprocs=2)
-    fast, slow = (StepTotals(**torch.load(tmp_path / f"{rank}.pt", weights_only=True)) for rank in range(2))
-    assert fast.seconds >= 2 * PAUSE
-    assert fast.seconds == pytest.approx(slow.seconds, rel=0.5)
-    assert fast.communication > 0.5 * fast.seconds
-    assert slow.communication < 0.5 * slow.seconds
+class SlowBackward(torch.autograd.Function):
+    """The identity, with a pause in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        time.sleep(2 * PAUSE)
+        return gradients[0]
+
+
+class Net(nn.Module):
+    """Two layers that DDP averages one after the other: the second fills a bucket of its own."""
+
+    def __init__(self, slow: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.slow = nn.Linear(8, 512), nn.Linear(512, 1024), slow
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs)
+        return self.second(SlowBackward.apply(hidden) if self.slow else hidden)  # type: ignore[no-untyped-call]
+
+
+def average_slowly(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The averaging of the first of two buckets takes PAUSE, beside the backward pass."""
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    threading.Timer(0 if bucket.is_last() else PAUSE, future.set_result, [bucket.buffer()]).start()
+    return future
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("slow", [False, True])
+def test_averaging_counts_as_communication_where_the_backward_pass_does_not_hide_it(slow: bool) -> None:
+    net = DistributedDataParallel(Net(slow))
+    net.register_comm_hook(None, average_slowly)
+    totals = timed(net, batches(3))
+    if slow:
+        assert totals.communication < PAUSE < 6 * PAUSE <= totals.seconds
+    else:
+        assert totals.communication > 2 * PAUSE
+        assert totals.communication > 0.5 * totals.seconds
