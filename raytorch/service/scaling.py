@@ -122,9 +122,10 @@ def run_study(
 
 
 def measured(config: RunConfig, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a timed run came to: samples per second over all workers, and the shares of time, which sum to 1.
+    """What a timed run came to: seconds per step, samples per second over all workers, and the shares of time.
 
-    Workers wait for each other in every step, so that all of them take the same time; the shares are means over them.
+    Workers wait for each other in every step, so that all of them take the same time; the shares are means over them,
+    and sum to 1.
 
     Raises:
         TrainingError: The run has timed no step.
@@ -139,6 +140,7 @@ def measured(config: RunConfig, summary: Mapping[str, Any]) -> dict[str, Any]:
         "workers": len(ranks),
         "batch_size": config.batch_size,
         "steps": times["steps"],
+        "step_s": seconds / len(ranks) / times["steps"],
         "samples_per_s": sum(rank["samples"] for rank in ranks) / (seconds / len(ranks)),
         "shares": {"compute": 1 - sum(shares.values()), **shares},
         "ranks": ranks,

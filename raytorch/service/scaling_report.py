@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Column, Table
 
 from raytorch.storage import RunFolder
@@ -20,9 +21,17 @@ def title(results: Mapping[str, Any]) -> str:
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """A row for each number of workers."""
-    columns = ("workers", "batch", "samples/s", "speed-up", "efficiency", *SHARES)
-    drawn = Table(*(Column(name, justify="right") for name in columns), title=title(results))
+    """A row for each number of workers, of 80 characters."""
+    names = ("workers", "batch", "samples/s", "speed-up", "efficiency", "ms/step", "compute", "comm.", "data")
+    drawn = Table(
+        *(Column(name, justify="right", no_wrap=True) for name in names),
+        title=title(results),
+        caption="comm.: share of time in which a worker waits for the others' gradients",
+        box=box.HORIZONTALS,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+    )
     for size in results["sizes"]:
         drawn.add_row(
             str(size["workers"]),
@@ -30,6 +39,7 @@ def table(results: Mapping[str, Any]) -> Table:
             f"{size['samples_per_s']:,.0f}",
             f"{size['speedup']:.2f}",
             f"{size['efficiency']:.0%}",
+            f"{1000 * size['step_s']:.3g}",
             *(f"{size['shares'][share]:.1%}" for share in SHARES),
         )
     return drawn

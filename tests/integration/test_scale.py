@@ -53,7 +53,7 @@ def test_a_size_that_the_machine_cannot_give_is_refused_before_any_run_starts(
     small_run: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tmp_path / "wide.yaml"
-    config.write_text(yaml.safe_dump(small_run | {"batch_size": 4096}))
+    config.write_text(yaml.safe_dump(small_run | {"batch_size": 4096, "epochs": 10}))
     done = scale(config, "1,1000", "--mode", "strong")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("1000 workers with 1 CPU each need 1000 CPUs, but this machine has ")
