@@ -48,8 +48,8 @@ class StepTimer:
     On a GPU, times are those of its stream of work and not those of the Python code that runs ahead of it. No step is
     waited for before :meth:`totals`.
 
-    All this follows from PyTorch's public hooks. DDP's own figures (``_get_ddp_logging_data``) come to the same, but
-    are private, and sampled.
+    All this follows from PyTorch's public hooks. DDP's own figures (``_get_ddp_logging_data``) come to nearly the
+    same, but are private, and sampled.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:

@@ -55,8 +55,10 @@ class TimedTraining(Training):
         return []
 
     def outcome(self, state: str, exports: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        steps, samples, *seconds = self.timer.totals(self.warmup)
-        own = torch.tensor([samples, *seconds], dtype=torch.float64, device=self.worker.device)
-        names = ("samples", "seconds", "data", "communication")
-        ranks = [dict(zip(names, values, strict=True)) for values in all_gather(own).tolist()]
+        steps, *sums = self.timer.totals(self.warmup)
+        own = torch.tensor(sums, dtype=torch.float64, device=self.worker.device)
+        ranks = [
+            {"samples": int(samples), "seconds": seconds, "data": data, "communication": communication}
+            for samples, seconds, data, communication in all_gather(own).tolist()
+        ]
         return super().outcome(state, exports) | {"step_times": {"steps": steps, "ranks": ranks}}
