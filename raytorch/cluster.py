@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from raytorch.errors import ResourceError, UserError
@@ -71,23 +71,41 @@ def joined_ray(address: str | None = None) -> Iterator[bool]:
         ray.shutdown()
 
 
-def require_resources(workers: int, each: Mapping[str, float], prefix: str = "") -> None:
+def require_resources(
+    workers: int, each: Mapping[str, float], prefix: str = "", workers_key: str | None = None
+) -> None:
     """Refuse what the cluster can never give, which Ray would wait for without end.
 
     Args:
         workers: Number of workers.
         each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
         prefix: What stands before ``workers``, ``cpus_per_worker`` and ``gpus_per_worker`` where the user sets them.
+        workers_key: Where the user sets the number of workers, if elsewhere.
 
     Raises:
         ResourceError: There are too few CPUs or GPUs.
     """
     import ray
 
-    there = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    place = "this machine has" if len(nodes) == 1 else "the cluster has"
+    lower = f"lower {workers_key or f'{prefix}workers'} or {prefix}"
     for kind, amount in each.items():
-        if workers * amount > there.get(kind, 0):
+        there = sum(node.get(kind, 0) for node in nodes)
+        if workers * amount > there:
             raise ResourceError(
-                f"{workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}s, but this machine "
-                f"has {there.get(kind, 0):g}; lower {prefix}workers or {prefix}{kind.lower()}s_per_worker"
+                f"{workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}s, but {place} "
+                f"{there:g}; {lower}{kind.lower()}s_per_worker"
             )
+    if workers > (room := _room(nodes, each)):
+        held = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+        raise ResourceError(
+            f"{workers} workers with {held} each do not fit on the nodes, which have room for {room}; "
+            f"{lower}{next(iter(each)).lower()}s_per_worker"
+        )
+
+
+def _room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:
+    """How many workers fit on the nodes, as no worker spans two of them."""
+    slack = 1e-9  # thirds and tenths do not add up to the bit
+    return sum(min(int(node.get(kind, 0) / amount + slack) for kind, amount in each.items()) for node in nodes)

@@ -15,11 +15,19 @@ POLL_INTERVAL_S = 0.25
 RESIZE_INTERVAL_S = 60.0
 """Seconds between two looks for room for more workers, while an elastic run trains with fewer than it may have."""
 
+Work = Callable[[dict[str, Any]], None]
+"""What a worker does, given the fields of a :class:`~raytorch.training.Job`."""
 Watch = Callable[[Any], None]
 """Called several times a second with the run's :class:`~raytorch.monitor.Status`."""
 
 
-def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda status: None) -> dict[str, Any]:
+def train(
+    plan: RunPlan,
+    *,
+    address: str | None = None,
+    watch: Watch = lambda status: None,
+    work: Work | None = None,
+) -> dict[str, Any]:
     """Run to the end and return the content of the run's ``summary.json``.
 
     Args:
@@ -27,6 +35,7 @@ def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda st
         address: A running Ray cluster's address; by default RAY_ADDRESS, else a Ray that is started for this run and
             stopped after it. A Ray that this process has already joined is used as it is.
         watch: Called with the workers' news while the run goes on.
+        work: What each worker does; by default it trains.
 
     Raises:
         ResourceError: The machine has fewer CPUs or GPUs than the run asks for.
@@ -41,13 +50,13 @@ def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda st
     with joined_ray(address) as embedded:
         if embedded:
             scaling = plan.config.scaling
-            require_resources(scaling.min_workers, _worker_resources(plan.config), "scaling.")
+            require_resources(scaling.min_workers, worker_resources(plan.config), "scaling.")
         importing.join()
         with plan.folder.claimed():
-            return _supervise(plan, record, watch)
+            return _supervise(plan, record, watch, work or _train_on_worker)
 
 
-def _supervise(plan: RunPlan, record: RunRecord, watch: Watch) -> dict[str, Any]:
+def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> dict[str, Any]:
     """Start the workers, pass on their news, and write down how it ends."""
     import ray
 
@@ -57,7 +66,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch) -> dict[str, Any]
     with record.kept():
         monitor = start_monitor()
         forget_broken_snapshot(plan.folder)
-        fit = BackgroundFit(_build_trainer(plan, monitor, record.started))
+        fit = BackgroundFit(_build_trainer(plan, monitor, record.started, work))
         try:
             _follow(fit, monitor, watch)
             status = ray.get(monitor.status.remote())
@@ -87,7 +96,7 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> None:
             monitor.request_stop.remote()
 
 
-def _build_trainer(plan: RunPlan, monitor: Any, started: float) -> Any:
+def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> Any:
     import ray.train
 
     from raytorch.monitor import StopOnFinalFailure
@@ -98,11 +107,11 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float) -> Any:
     scaling_config = ray.train.ScalingConfig(
         num_workers=(scaling.min_workers, scaling.max_workers) if elastic else scaling.max_workers,
         use_gpu=scaling.gpus_per_worker > 0,
-        resources_per_worker=_worker_resources(config),
+        resources_per_worker=worker_resources(config),
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
     return WorkerGroupTrainer(
-        _train_on_worker,
+        work,
         train_loop_config={"config": config, "monitor": monitor, "started": started, "resume_from": plan.resume_from},
         backend_config=ProcessGroupConfig(scaling.resolved_backend, scaling.timeout_s),
         scaling_config=scaling_config,
@@ -134,7 +143,8 @@ def _train_on_worker(job: dict[str, Any]) -> None:
     train(Job(**job))
 
 
-def _worker_resources(config: RunConfig) -> dict[str, float]:
+def worker_resources(config: RunConfig) -> dict[str, float]:
+    """What each worker of a run holds, as Ray names it."""
     resources = {"CPU": config.scaling.cpus_per_worker}
     if config.scaling.gpus_per_worker:
         resources["GPU"] = config.scaling.gpus_per_worker

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -62,8 +62,12 @@ class Job:
     """Name of the checkpoint in the run's folder to begin with, if Ray Train knows of none."""
 
 
-def train(job: Job) -> None:
+def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | None" = None) -> None:
     """Train on this worker until the run is finished or stopped; rank 0 tells the monitor what it came to.
+
+    Args:
+        job: What to train.
+        take_part: Makes this worker's part in the run, by default a :class:`Training`.
 
     Raises:
         DivergedError: The loss became NaN or infinite.
@@ -78,7 +82,7 @@ def train(job: Job) -> None:
         telling_failures(job.monitor, worker.rank, failure_cause),
         leaving_process_group(),
     ):
-        run = Training(job, worker, files)
+        run = (take_part or Training)(job, worker, files)
         try:
             run.restore()
             outcome = run.run()
@@ -143,7 +147,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Train to the end."""
         while self.step < self.total_steps:
-            for micro_batches in self.clock.waiting(self.loader.remaining()):
+            for micro_batches in self.batches():
                 self.train_step(micro_batches)
                 self.hear_the_driver()
                 if self.step % self.config.logging.every_steps == 0:
@@ -158,6 +162,10 @@ class Training:
             self.finish_epoch()
         return self.outcome("finished", self.export())
 
+    def batches(self) -> Iterator[list[MicroBatch]]:
+        """The rest of the epoch, a list of this worker's micro-batches for each optimizer step."""
+        return self.clock.waiting(self.loader.remaining())
+
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +174,7 @@ class Training:
             with gradient_sync(self.net, enabled=number == len(micro_batches)):
                 with self.precision.autocast():
                     part = self.task.loss(self.net, self.precision.layout(batch.inputs), batch.targets) * batch.weight
-                torch.autograd.backward(part)
+                self.backward(part)
             loss += part.detach()
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -177,6 +185,10 @@ class Training:
         if self.driver:
             self.driver.tell(self._position())
         self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss`` to the parameters'."""
+        torch.autograd.backward(loss)
 
     def hear_the_driver(self) -> None:
         """Every few seconds, learn from rank 0 whether the driver wants a checkpoint, or the run to end."""

@@ -188,7 +188,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _warmup_leaves_a_step(self) -> "RunConfig":
-        warmup, steps = self.schedule.warmup_steps, self._most_steps()
+        warmup, steps = self.schedule.warmup_steps, self.most_steps
         if warmup >= steps:
             raise ConflictError(
                 f"warmup_steps ({warmup:,}) must be below the steps of the run ({steps:,})",
@@ -198,7 +198,8 @@ class RunConfig(Section):
             )
         return self
 
-    def _most_steps(self) -> int:
+    @property
+    def most_steps(self) -> int:
         """Optimizer steps of the run; fewer where a data set's files hold less than is published."""
         samples = min(self.data.train_samples or self.data.train_size, self.data.train_size)
         return self.steps or (self.epochs or 0) * ceil(samples / self.batch_size)

@@ -1,12 +1,14 @@
 """Runs on a GPU: NCCL, bf16, and the same numbers as on a CPU."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from whole_runs import assert_bitwise_equal, plan, weights
 
+from raytorch.timed_training import train_timed
 from raytorch.trainer import train
 
 pytestmark = [
@@ -43,3 +45,11 @@ def test_the_same_seed_repeats_a_run_on_a_gpu(small_run: dict[str, Any]) -> None
 def test_two_workers_share_a_gpu_over_gloo(small_run: dict[str, Any]) -> None:
     summary = train(plan(small_run, "shared", scaling={"workers": 2, "gpus_per_worker": 0.5}))
     assert (summary["backend"], summary["workers"], summary["state"]) == ("gloo", 2, "finished")
+
+
+def test_steps_are_timed_in_the_gpus_own_time(small_run: dict[str, Any]) -> None:
+    work = partial(train_timed, warmup=5, steps=20)
+    times = train(plan(small_run, "timed", scaling=ONE_GPU), work=work)["step_times"]
+    (rank,) = times["ranks"]
+    assert (times["steps"], rank["samples"]) == (20, 20 * 64 - 36)  # an epoch ends with a batch of 28
+    assert 0 < rank["data"] + rank["communication"] < rank["seconds"]

@@ -38,7 +38,7 @@ ROWS = [
     "export",
     "tasks",
     "distributed",
-    "reproducibility registry session",
+    "reproducibility registry session step_timer",
     "session.program session.transfer",
     "session.results session.snapshot",
     "session.primitives",
@@ -52,11 +52,15 @@ ROWS = [
     "session.transport",
     "session.connect elastic failures",
     "record training",
+    "timed_training",
     "trainer",
+    "service",
+    "service.scaling",
+    "service.scaling_report",
     # what a person uses
     "progress report cli",
     "cli.common",
-    "cli.training cli.records cli.data",
+    "cli.training cli.studies cli.records cli.data",
     "cli.main",
     "__main__",
 ]
@@ -67,6 +71,7 @@ WITHOUT_TORCH = [
     *ROWS[:8],
     "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
     "cluster monitor worker_group elastic failures record trainer session.host session.connect",
+    "service service.scaling service.scaling_report",
     *ROWS[ROWS.index("progress report cli") :],
 ]
 
@@ -155,10 +160,14 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_the_driver_loads_no_torch() -> None:
-    packages = loaded_by("import raytorch.trainer, raytorch.worker_group, raytorch.monitor")
+    packages = loaded_by("import raytorch.service.scaling, raytorch.worker_group, raytorch.monitor")
     assert "ray" in packages
     assert not packages & {"torch", "torchvision", "safetensors", "matplotlib", "sklearn"}
 
 
 def test_the_driver_alone_loads_no_ray() -> None:
-    assert not loaded_by("import raytorch.trainer, raytorch.runs, raytorch.report") & {"torch", "ray", "matplotlib"}
+    assert not loaded_by("import raytorch.service.scaling, raytorch.runs, raytorch.report") & {
+        "torch",
+        "ray",
+        "matplotlib",
+    }

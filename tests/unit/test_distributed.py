@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,6 +21,7 @@ from torch.testing import assert_close
 
 from raytorch.causes import Cause
 from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
+from raytorch.datasets import MicroBatch
 from raytorch.distributed import (
     Worker,
     barrier,
@@ -33,6 +35,7 @@ from raytorch.distributed import (
     leaving_process_group,
 )
 from raytorch.errors import UserError
+from raytorch.step_timer import StepTimer
 
 CPU = torch.device("cpu")
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -325,6 +328,20 @@ def accumulate_over_ddp(worker: Worker) -> None:
     assert_close(model.weight.grad, inputs.mean(0, keepdim=True))
 
 
+def wait_for_a_slower_rank(worker: Worker) -> None:
+    """The faster rank waits in its backward pass; both know how long it took."""
+    net = DistributedDataParallel(nn.Linear(8, 8))
+    timer = StepTimer(net, CPU)
+    batch = [MicroBatch(torch.randn(4, 8), torch.zeros(4), 1.0)]
+    for _ in timer.steps([batch] * 3):
+        time.sleep(0.2 * worker.rank)
+        timer.backward(net(batch[0].inputs).sum())
+    totals = timer.totals()
+    assert (totals.steps, totals.samples) == (3, 12)
+    assert totals.seconds > 0.4
+    assert (totals.communication > totals.seconds / 2) == (worker.rank == 0)
+
+
 def lose_a_peer(worker: Worker, folder: Path) -> None:
     dist.barrier()
     if worker.rank == 1:
@@ -355,6 +372,7 @@ def _rank(rank: int, folder: Path, port: int) -> None:
     change_what_a_graph_needs(worker)
     disagree(worker)
     accumulate_over_ddp(worker)
+    wait_for_a_slower_rank(worker)
     leave_and_join_again(worker)
     wait_in_vain(worker)
     lose_a_peer(worker, folder)

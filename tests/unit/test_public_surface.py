@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ["config", "--set", "--workers", "--name", "--resume", "--address", "--json"],
     "validate": ["files", "--set"],
     "schema": [],
+    "scale": ["config", "--workers", "--mode", "--set", "--steps", "--warmup", "--out", "--address", "--json"],
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
     "export": ["run", "--format", "--out", "--verify", "--storage"],

@@ -1,0 +1,18 @@
+"""Measure how far a run scales: python jobs/scale.py configs/quickstart.yaml 1,2 [KEY=VALUE ...]"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from raytorch.service.scaling import plan_study, run_study
+from raytorch.service.scaling_report import table, write_picture
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    study = plan_study(Path(sys.argv[1]), map(int, sys.argv[2].split(",")), overrides=sys.argv[3:])
+    results = run_study(study)
+    console = Console()
+    console.print(table(results))
+    console.print(write_picture(results, study.folder))
