@@ -54,9 +54,12 @@ ROWS = [
     "training",
     "trainer",
     # what a person uses
-    "progress report cli",
+    "progress report cli service",
+    "service.packages service.secrets service.capacity service.job",
+    "service.connection service.script",
+    "service.client",
     "cli.common",
-    "cli.training cli.records cli.data",
+    "cli.training cli.records cli.data cli.jobs",
     "cli.main",
     "__main__",
 ]
