@@ -155,6 +155,6 @@ def _without_addresses() -> Iterator[None]:
 
 
 def _quieten() -> None:
-    """Keep Ray's clients from telling each upload and each address that they try."""
-    for name in ("job.sdk", "dashboard_sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+    """Keep Ray's clients from telling each package and each address that they try."""
+    for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)

@@ -58,7 +58,7 @@ def test_an_address_is_the_one_given_or_the_environments(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("address", ["", "auto", "10.0.0.1:8265", "ray://head:10001"])
 def test_an_address_that_is_no_url_is_refused(address: str) -> None:
-    with pytest.raises(ClusterError, match="give the URL of the cluster's dashboard, such as http://127.0.0.1:8265"):
+    with pytest.raises(ClusterError, match=r"give the URL of the cluster's dashboard, such as http"):
         find_address(address)
 
 
@@ -123,7 +123,7 @@ def test_a_refused_token(
     with pytest.raises(ClusterError) as refusal:
         Connection(url)
     assert str(refusal.value) == (
-        f"the cluster at {url} {told} (HTTP {status}); give the cluster's token in one of RAY_AUTH_TOKEN, the file that "
-        "RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token, which are looked into in this order"
+        f"the cluster at {url} {told} (HTTP {status}); give the cluster's token in one of RAY_AUTH_TOKEN, the file "
+        "that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token, which are looked into in this order"
     )
     assert state["seen"] == (f"Bearer {token}" if token else None)
