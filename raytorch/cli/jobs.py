@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -115,8 +118,9 @@ def logs(
 
     client = Client(address)
     pieces = client.follow(job_id, rank=rank) if follow else iter([client.logs(job_id, rank=rank)])
-    for piece in pieces:
-        _print_log(piece, as_json)
+    with _leaving_it_running(job_id):
+        for piece in pieces:
+            _print_log(piece, as_json)
 
 
 @app.command()
@@ -192,17 +196,25 @@ _NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("sto
 
 
 def _follow_to_the_end(client: Any, job_id: str, as_json: bool) -> int:
-    for piece in client.follow(job_id):
-        if as_json:
-            errors.print(piece, end="", markup=False, soft_wrap=True)
-        else:
-            _print_log(piece, as_json)
-    job = client.wait(job_id)
+    with _leaving_it_running(job_id):
+        for piece in client.follow(job_id):
+            print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)  # noqa: T201
+        job = client.wait(job_id)
     if as_json:
         _print_json(_record(job))
     elif job.state != "finished":
         _show(job)
     return _exit_status(job.state)
+
+
+@contextmanager
+def _leaving_it_running(job_id: str) -> Iterator[None]:
+    """Tell who presses Ctrl-C in the block that the job does not end with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"{job_id} goes on; 'raytorch stop {job_id}' ends it", markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_STOPPED) from None
 
 
 def _exit_status(state: str) -> int:
