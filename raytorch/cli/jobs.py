@@ -198,7 +198,7 @@ _NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("sto
 def _follow_to_the_end(client: Any, job_id: str, as_json: bool) -> int:
     with _leaving_it_running(job_id):
         for piece in client.follow(job_id):
-            print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)  # noqa: T201
+            print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
         job = client.wait(job_id)
     if as_json:
         _print_json(_record(job))

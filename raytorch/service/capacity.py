@@ -33,13 +33,23 @@ def require_capacity(nodes: Sequence[Node], workers: int, each: Mapping[str, flo
     fitting = sum(_fitting(node, each) for node in nodes)
     if fitting >= workers or any(node.scales for node in nodes):
         return
-    wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+    wanted = _listed(each)
     there = " and ".join(f"{sum(node.resources.get(kind, 0) for node in nodes):g} {kind}" for kind in each)
     lower = " or ".join(f"scaling.{kind.lower()}s_per_worker" for kind in each)
     raise ResourceError(
         f"the cluster can never hold {workers} workers with {wanted} each: its {len(nodes)} nodes have {there} in all, "
         f"which is room for {fitting}; lower scaling.workers or {lower}, or add nodes"
     )
+
+
+def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:
+    """Refuse a process that is larger than every node; see :func:`require_capacity`.
+
+    Raises:
+        ResourceError: No node could hold it.
+    """
+    if not any(node.scales or _fitting(node, each) for node in nodes):
+        raise ResourceError(f"no node of the cluster has {_listed(each)}; lower the --entrypoint options, or add nodes")
 
 
 def run_here(nodes: Sequence[Node]) -> bool:
@@ -55,6 +65,10 @@ def run_here(nodes: Sequence[Node]) -> bool:
 
     lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     return bool(nodes) and all(any(node.id in line for line in lines) for node in nodes)
+
+
+def _listed(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
 
 
 def _fitting(node: Node, each: Mapping[str, float]) -> int:

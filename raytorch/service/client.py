@@ -18,7 +18,7 @@ from raytorch.config_file import dump, load
 from raytorch.errors import JobError, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs import SUMMARY_FILE, checked_name, plan_resume, timed_name
 from raytorch.service import secrets
-from raytorch.service.capacity import Node, require_capacity, run_here
+from raytorch.service.capacity import Node, require_capacity, require_node, run_here
 from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
 from raytorch.service.packages import pack, project_files
@@ -38,6 +38,11 @@ class EntrypointResources:
     gpus: float = 0
     memory: int = 0
     """Bytes."""
+
+    def named(self) -> dict[str, float]:
+        """What is asked for, by Ray's names."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {kind: amount for kind, amount in amounts.items() if amount}
 
 
 class Client:
@@ -120,6 +125,7 @@ class Client:
 
         Raises:
             PackageError: The project is too large to send.
+            ResourceError: No node could hold what the script reserves.
             RunExistsError, UserError: As for :meth:`submit`.
         """
         path = Path(script)
@@ -129,13 +135,16 @@ class Client:
         inside = path.absolute().relative_to(root)
         name = checked_name(name) if name else timed_name(_name_of(path), f"-{token_hex(3)}")
         run = join(self._placed(storage, "--storage"), name)
+        resources = resources or EntrypointResources()
+        if resources.named():
+            require_node(self._cluster(), resources.named())
         command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", str(inside), *arguments])
 
         def fill(archive: Path) -> str:
             pack(root, sorted({*project_files(root), inside}), archive)
             return sha256(archive.read_bytes()).hexdigest()
 
-        return self._send(name, name, "script", run, command, fill, env, resources or EntrypointResources())
+        return self._send(name, name, "script", run, command, fill, env, resources)
 
     def _submit_run(self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str]) -> Job:
         digest = sha256(dump(config).encode()).hexdigest()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from raytorch.errors import ResourceError
-from raytorch.service.capacity import Node, require_capacity, run_here
+from raytorch.service.capacity import Node, require_capacity, require_node, run_here
 
 HEAD = Node("a", {"memory": 1e9})
 WORKERS = [Node("b", {"CPU": 2.0, "GPU": 1.0}), Node("c", {"CPU": 3.0})]
@@ -50,8 +50,18 @@ def test_what_can_never_fit_is_refused(workers: int, each: dict[str, float], mes
     assert str(refusal.value) == message
 
 
+def test_a_script_larger_than_every_node_is_refused() -> None:
+    require_node(WORKERS, {"CPU": 3})
+    with pytest.raises(ResourceError) as refusal:
+        require_node(WORKERS, {"CPU": 3, "GPU": 1})
+    assert str(refusal.value) == (
+        "no node of the cluster has 3 CPU and 1 GPU; lower the --entrypoint options, or add nodes"
+    )
+
+
 def test_a_cluster_that_can_grow_is_not_judged() -> None:
     require_capacity([Node("a", {}, scales=True)], 100, {"CPU": 1, "GPU": 1})
+    require_node([Node("a", {}, scales=True)], {"GPU": 8})
 
 
 def test_a_node_is_here_if_its_own_processes_are() -> None:
