@@ -119,6 +119,7 @@ class Connection:
             with urlopen(Request(f"{self.url}/api/version", headers=self._headers), timeout=ANSWER_S) as answer:  # noqa: S310
                 json.load(answer)["ray_version"]
         except HTTPError as error:
+            error.close()
             raise self._refused(error.code) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error

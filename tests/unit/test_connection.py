@@ -38,7 +38,7 @@ def dashboard() -> Iterator[tuple[str, dict[str, object]]]:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", state
         server.shutdown()
