@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from raytorch.errors import RunExistsError, UserError
@@ -111,6 +112,8 @@ class ScriptRun:
         if traceback is None:
             return {"cause": "error", "kind": "ExitStatus", "message": f"the script {how}"}
         kind, message = exception_of(traceback)
+        # Files of the project as its author knows them, not where Ray has unpacked them.
+        traceback = traceback.replace(f"{Path.cwd()}/", "")
         return {"cause": "error", "kind": kind, "message": message, "traceback": traceback}
 
     def _write(self, **values: Any) -> None:

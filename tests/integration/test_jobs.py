@@ -221,7 +221,7 @@ def test_a_script_that_fails_says_why(cluster: Cluster, client: Client) -> None:
     assert failure is not None
     assert (failure.cause, failure.message) == ("error", "not there")
     assert failure.traceback is not None
-    assert failure.traceback.startswith("Traceback (most recent call last):")
+    assert failure.traceback.startswith('Traceback (most recent call last):\n  File "project/broken.py", line 3')
     assert client.result("broken")["state"] == "failed"
     told = raytorch(cluster, "status", "broken")
     assert told.stdout.endswith(f"\n{failure.traceback}\n")
