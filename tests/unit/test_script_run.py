@@ -62,7 +62,7 @@ def test_a_script_that_raises(tmp_path: Path) -> None:
     assert (error["cause"], error["kind"], error["message"]) == ("error", "KeyError", "'x'")
     assert error["traceback"].startswith("Traceback (most recent call last):")
     assert output.rstrip().replace(f"{tmp_path}/", "").endswith(error["traceback"])
-    assert 'File "job.py", line 2' in error["traceback"]
+    assert 'File "job.py", line 3' in error["traceback"]
 
 
 @pytest.mark.parametrize(
