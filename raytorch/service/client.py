@@ -96,6 +96,7 @@ class Client:
             config: A changed configuration (more epochs, other workers); by default the run's own.
             env: As for :meth:`submit`.
         """
+        self._placed(run, "--resume")
         planned = plan_resume(run, config).config
         folder = RunFolder(planned.storage, planned.name)
         job_id = timed_name(planned.name, f"-{token_hex(3)}")

@@ -328,6 +328,8 @@ def test_mistakes_are_refused_before_anything_is_sent(
     monkeypatch.setattr(client_module, "run_here", lambda nodes: False)
     with pytest.raises(UserError, match=r"^storage: runs is a folder of this machine, and the cluster at .* elsewhere"):
         client.submit(load(QUICKSTART))
+    with pytest.raises(UserError, match=r"^--resume: runs/endless is a folder of this machine"):
+        client.resume("runs/endless")
     assert len(client.jobs()) == before
 
 
