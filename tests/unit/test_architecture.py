@@ -54,7 +54,8 @@ ROWS = [
     "training",
     "trainer",
     # what a person uses
-    "progress report cli service",
+    "progress report cli",
+    "service",
     "service.packages service.secrets service.capacity service.job",
     "service.connection service.script",
     "service.client",
