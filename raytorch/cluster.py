@@ -1,7 +1,9 @@
 """Joining Ray: a cluster that runs, or one that is started here for as long as it is needed. Imports no torch."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -57,7 +59,8 @@ def joined_ray(address: str | None = None) -> Iterator[bool]:
     import ray
 
     if ray.is_initialized():
-        yield False
+        with _ending_on_sigterm():
+            yield False
         return
     cluster = address or os.environ.get("RAY_ADDRESS")
     options = {} if cluster else {"include_dashboard": False}
@@ -66,9 +69,23 @@ def joined_ray(address: str | None = None) -> Iterator[bool]:
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster answers at {cluster}: {error}; start one with 'ray start --head'") from None
     try:
-        yield embedded
+        with _ending_on_sigterm():
+            yield embedded
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM, by which a job is stopped, act like Ctrl-C: ``ray.init`` makes it an exit without a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def require_resources(

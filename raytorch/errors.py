@@ -24,6 +24,18 @@ class ResourceError(UserError):
     """The machine or cluster cannot give what the run asks for."""
 
 
+class ClusterError(UserError):
+    """A cluster does not answer, or refuses what is asked of it: its token is missing or wrong, say."""
+
+
+class JobNotFoundError(UserError):
+    """The cluster has no job of that name."""
+
+
+class PackageError(UserError):
+    """A project's files cannot be sent to the cluster."""
+
+
 class RunExistsError(UserError):
     """A run of that name exists already in the storage."""
 
@@ -54,6 +66,10 @@ class ExportError(RaytorchError):
 
 class TrainingError(RaytorchError):
     """A worker raised or died; the message ends with the first failing rank's own traceback."""
+
+
+class JobError(RaytorchError):
+    """A job ended without a result; the message says why."""
 
 
 class SessionError(RaytorchError):

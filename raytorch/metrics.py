@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from raytorch import __version__
+
 T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
@@ -135,8 +137,9 @@ def read_metrics(text: str) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
-    packages = ("raytorch", "torch", "torchvision", "ray", "numpy")
-    return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
+    packages = ("torch", "torchvision", "ray", "numpy")
+    own = {"python": platform.python_version(), "raytorch": __version__}  # a job brings raytorch along, uninstalled
+    return own | {package: metadata.version(package) for package in packages}
 
 
 def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:

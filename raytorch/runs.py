@@ -51,20 +51,32 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
         RunExistsError: The storage holds a run of that name already.
         ConfigError: ``name`` cannot name a folder everywhere.
     """
-    if name is None:
-        time = f"-{datetime.now():%Y%m%d-%H%M%S}"
-        name = config.name[: LONGEST_NAME - len(time)] + time
+    name = checked_name(name) if name is not None else timed_name(config.name)
+    plan = RunPlan(_placed(config, name, config.storage))
+    if plan.folder.exists(CONFIG_FILE):
+        raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
+    return plan
+
+
+def timed_name(name: str, suffix: str = "") -> str:
+    """``name`` with the time, and ``suffix`` where names are made faster than seconds pass."""
+    time = f"-{datetime.now():%Y%m%d-%H%M%S}{suffix}"
+    return name[: LONGEST_NAME - len(time)] + time
+
+
+def checked_name(name: str) -> str:
+    """``name``, if a run can have it.
+
+    Raises:
+        ConfigError: It cannot name a folder everywhere.
+    """
     try:
-        TypeAdapter(RunName).validate_python(name)
+        return TypeAdapter(RunName).validate_python(name)
     except ValidationError:
         raise ConfigError(
             f"--name {name}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
             "letter or digit"
         ) from None
-    plan = RunPlan(_placed(config, name, config.storage))
-    if plan.folder.exists(CONFIG_FILE):
-        raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
-    return plan
 
 
 def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
@@ -118,7 +130,7 @@ def find_run(run: str, storage: str) -> RunFolder:
     if "/" in run:
         storage, run = split(run)
     folder = RunFolder(storage, run)
-    if not folder.exists(CONFIG_FILE):
+    if not _is_run(folder):
         raise RunNotFoundError(f"no run {run} in {storage}; 'raytorch runs --storage {storage}' lists them")
     return folder
 
@@ -129,7 +141,7 @@ def list_runs(storage: str) -> list[dict[str, Any]]:
     with reaching(storage):
         entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     folders = [RunFolder(storage, entry.base_name) for entry in entries if entry.type == fs.FileType.Directory]
-    summaries = [read_summary(folder) for folder in folders if folder.exists(CONFIG_FILE)]
+    summaries = [read_summary(folder) for folder in folders if _is_run(folder)]
     return sorted(summaries, key=lambda summary: str(summary["started"]))
 
 
@@ -147,6 +159,11 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
 def read_history(folder: RunFolder) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``."""
     return read_metrics(folder.read_text(METRICS_FILE)) if folder.exists(METRICS_FILE) else []
+
+
+def _is_run(folder: RunFolder) -> bool:
+    """Whether a folder is a run's: the record of a submitted script has a summary but no configuration."""
+    return folder.exists(CONFIG_FILE) or folder.exists(SUMMARY_FILE)
 
 
 def _read_config(folder: RunFolder) -> RunConfig:

@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 from raytorch.cluster import joined_ray, prepare_ray, require_resources
-from raytorch.config import RunConfig
 from raytorch.datasets.files import check
 from raytorch.record import RunRecord
 from raytorch.runs import RunPlan
@@ -50,7 +49,7 @@ def train(
     with joined_ray(address) as embedded:
         if embedded:
             scaling = plan.config.scaling
-            require_resources(scaling.min_workers, worker_resources(plan.config), "scaling.")
+            require_resources(scaling.min_workers, scaling.worker_resources, "scaling.")
         importing.join()
         with plan.folder.claimed():
             return _supervise(plan, record, watch, work or _train_on_worker)
@@ -107,7 +106,7 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> A
     scaling_config = ray.train.ScalingConfig(
         num_workers=(scaling.min_workers, scaling.max_workers) if elastic else scaling.max_workers,
         use_gpu=scaling.gpus_per_worker > 0,
-        resources_per_worker=worker_resources(config),
+        resources_per_worker=scaling.worker_resources,
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
     return WorkerGroupTrainer(
@@ -141,11 +140,3 @@ def _train_on_worker(job: dict[str, Any]) -> None:
     from raytorch.training import Job, train  # torch is imported here, on the worker
 
     train(Job(**job))
-
-
-def worker_resources(config: RunConfig) -> dict[str, float]:
-    """What each worker of a run holds, as Ray names it."""
-    resources = {"CPU": config.scaling.cpus_per_worker}
-    if config.scaling.gpus_per_worker:
-        resources["GPU"] = config.scaling.gpus_per_worker
-    return resources

@@ -8,12 +8,13 @@ import sys
 
 import typer
 
-from raytorch.cli import data, records, studies, training
+from raytorch.cli import data, jobs, records, studies, training
 from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app
 from raytorch.errors import RaytorchError, UserError
+from raytorch.service import secrets
 
 app = new_app()
-for group in (training.app, studies.app, records.app):
+for group in (training.app, studies.app, records.app, jobs.app):
     app.add_typer(group)
 app.add_typer(data.app, name="data", help="Download the files of a data set, or verify them.")
 
@@ -22,6 +23,7 @@ def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        secrets.load()  # this may be the driver of a job
         sys.exit(app(standalone_mode=False) or 0)
     except typer.Exit as end:
         sys.exit(end.exit_code)

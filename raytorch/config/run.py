@@ -49,6 +49,11 @@ class Scaling(Section):
     """Seconds after which a collective operation that makes no progress fails."""
 
     @property
+    def worker_resources(self) -> dict[str, float]:
+        """What each worker holds, by Ray's names."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
+
+    @property
     def min_workers(self) -> int:
         """Fewest workers that the run may have."""
         return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers

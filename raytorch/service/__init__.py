@@ -1,1 +1,1 @@
-"""Studies and jobs on clusters."""
+"""Running on a cluster: jobs sent there, and what is built from them."""

@@ -16,7 +16,7 @@ from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.metrics import versions
 from raytorch.runs import RunPlan, plan_run
 from raytorch.storage import RunFolder, absolute, join, split
-from raytorch.trainer import Watch, train, worker_resources
+from raytorch.trainer import Watch, train
 
 RESULTS_FILE = "scaling.json"
 WARMUP_STEPS, TIMED_STEPS = 20, 200
@@ -109,7 +109,7 @@ def run_study(
         check(largest.data)
     sizes: list[dict[str, Any]] = []
     with joined_ray(address):
-        require_resources(largest.scaling.max_workers, worker_resources(largest), "scaling.", "--workers")
+        require_resources(largest.scaling.max_workers, largest.scaling.worker_resources, "scaling.", "--workers")
         for plan in study.plans:
             with watching(plan) as watch:
                 summary = train(plan, watch=watch, work=work)

@@ -54,13 +54,14 @@ ROWS = [
     "record training",
     "timed_training",
     "trainer",
-    "service",
-    "service.scaling",
-    "service.scaling_report",
     # what a person uses
+    "service",
+    "service.packages service.secrets service.capacity service.job service.scaling",
+    "service.connection service.script service.scaling_report",
+    "service.client",
     "progress report cli",
     "cli.common",
-    "cli.training cli.studies cli.records cli.data",
+    "cli.training cli.jobs cli.studies cli.records cli.data",
     "cli.main",
     "__main__",
 ]
@@ -71,8 +72,7 @@ WITHOUT_TORCH = [
     *ROWS[:8],
     "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
     "cluster monitor worker_group elastic failures record trainer session.host session.connect",
-    "service service.scaling service.scaling_report",
-    *ROWS[ROWS.index("progress report cli") :],
+    *ROWS[ROWS.index("service") :],
 ]
 
 

@@ -21,12 +21,33 @@ COMMANDS = {
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
     "export": ["run", "--format", "--out", "--verify", "--storage"],
+    "submit": [
+        "target",
+        "arguments",
+        "--set",
+        "--workers",
+        "--name",
+        "--resume",
+        "--env",
+        "--storage",
+        "--entrypoint-cpus",
+        "--entrypoint-gpus",
+        "--entrypoint-memory",
+        "--wait",
+        "--address",
+        "--json",
+    ],
+    "jobs": ["--address", "--json"],
+    "status": ["job_id", "--address", "--json"],
+    "logs": ["job_id", "-f", "--rank", "--address", "--json"],
+    "stop": ["job_id", "--address", "--json"],
+    "result": ["job_id", "--address", "--json"],
     "data prepare": ["name", "--root"],
     "data check": ["name", "--root"],
 }
 
 EXPORTS = {
-    "raytorch": "__version__ autograd connect distributed layers losses optimizers tensor_ops",
+    "raytorch": "Client __version__ autograd connect distributed layers losses optimizers tensor_ops",
     "raytorch.config": """
         Adam AdamW AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
         Conv3dModel ConvNetModel CosineSchedule Data DigitsData Failure ImageData Logging Loss MlpModel
@@ -59,9 +80,12 @@ EXPORTS = {
 ERRORS = {
     "RaytorchError": "Exception",
     "UserError": "RaytorchError",
+    "ClusterError": "UserError",
     "ConfigError": "UserError",
     "DataError": "UserError",
     "ResourceError": "UserError",
+    "JobNotFoundError": "UserError",
+    "PackageError": "UserError",
     "RunExistsError": "UserError",
     "RunNotFoundError": "UserError",
     "ModelFileError": "UserError",
@@ -69,6 +93,7 @@ ERRORS = {
     "CheckpointError": "RaytorchError",
     "DivergedError": "RaytorchError",
     "ExportError": "RaytorchError",
+    "JobError": "RaytorchError",
     "TrainingError": "RaytorchError",
     "SessionError": "RaytorchError",
     "HandleError": "SessionError",

@@ -1,0 +1,273 @@
+"""Commands about jobs on a cluster: sending, listing, following and stopping them."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from raytorch.cli.common import EXIT_FAILED, EXIT_STOPPED, AsJson, Name, Overrides, Workers, errors, new_app, output
+from raytorch.errors import UserError
+
+app = new_app()
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265."
+    ),
+]
+JobId = Annotated[str, typer.Argument(help="A job, by its id.")]
+
+
+@app.command()
+def submit(
+    target: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG|SCRIPT", help="YAML file of a run, or a Python script.")
+    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGS]", help="Arguments of the script.")] = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    name: Name = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue a run, by its name or path.")] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Give the job an environment variable that is set here, in secret."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI for the record of a script; a configuration has its own.")
+    ] = None,
+    entrypoint_cpus: Annotated[float, typer.Option(min=0, help="CPUs that the script itself computes on.")] = 0,
+    entrypoint_gpus: Annotated[float, typer.Option(min=0, help="GPUs that the script itself computes on.")] = 0,
+    entrypoint_memory: Annotated[int, typer.Option(min=0, help="Bytes of memory that the script itself needs.")] = 0,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the log to the job's end; exit status as the job.")
+    ] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> int:
+    """Send a run or a script to a cluster."""
+    from raytorch.service.client import Client, EntrypointResources
+
+    resources = EntrypointResources(entrypoint_cpus, entrypoint_gpus, entrypoint_memory)
+    is_script = target is not None and target.suffix == ".py"
+    if is_script:
+        _refuse("a script", {"--set": overrides, "--workers": workers, "--resume": resume})
+        assert target is not None
+        client = Client(address)
+        job = client.submit_script(
+            target, arguments or [], name=name, storage=storage or "runs", env=env or [], resources=resources
+        )
+    else:
+        given = {"ARGS": arguments, "--storage": storage, "--entrypoint-cpus": entrypoint_cpus}
+        _refuse("a run", given | {"--entrypoint-gpus": entrypoint_gpus, "--entrypoint-memory": entrypoint_memory})
+        config = _config(target, overrides, workers, name, resume)
+        client = Client(address)
+        job = (
+            client.resume(resume, config, env=env or []) if resume else client.submit(config, name=name, env=env or [])
+        )
+    _show_submitted(job, address, as_json, wait)
+    return _follow_to_the_end(client, job.id, as_json) if wait else 0
+
+
+@app.command("jobs")
+def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
+    """List the jobs of a cluster."""
+    from raytorch.service.client import Client
+
+    client = Client(address)
+    found = client.jobs()
+    if as_json:
+        _print_json([_record(job) for job in found])
+        return
+    table = Table(Column("job", overflow="fold"), "kind", "state", "submitted", "seconds", box=None)
+    for job in found:
+        table.add_row(job.id, job.kind, job.state, _local(job.submitted), _seconds(job))
+    output.print(table if found else f"no jobs on {client.address}")
+
+
+@app.command()
+def status(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """Show a job, and why it failed if it did."""
+    from raytorch.service.client import Client
+
+    job = Client(address).status(job_id)
+    if as_json:
+        _print_json(_record(job))
+    else:
+        _show(job)
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="The log of one worker, in place of the driver's.")] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a job has written."""
+    from raytorch.service.client import Client
+
+    client = Client(address)
+    pieces = client.follow(job_id, rank=rank) if follow else iter([client.logs(job_id, rank=rank)])
+    with _leaving_it_running(job_id):
+        for piece in pieces:
+            _print_log(piece, as_json)
+
+
+@app.command()
+def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
+    """Ask a job to end; a run saves a last checkpoint."""
+    from raytorch.service.client import Client
+
+    client = Client(address)
+    stopping = client.stop(job_id)
+    if as_json:
+        _print_json({"id": job_id, "stopping": stopping})
+    elif stopping:
+        _say(f"stopping {job_id}; {_command('status', job_id, address)} tells when it has ended")
+    else:
+        _say(f"{job_id} had ended already: {client.status(job_id).state}")
+
+
+@app.command()
+def result(job_id: JobId, address: Address = None, as_json: AsJson = False) -> int:
+    """Print what a job came to. Exit status 1 if it failed."""
+    from raytorch.progress import print_summary
+    from raytorch.service.client import Client
+
+    client = Client(address)
+    summary = client.result(job_id)
+    if as_json:
+        _print_json(summary)
+    elif summary["state"] in ("finished", "stopped") and "step" in summary:
+        print_summary(output, summary)
+    else:
+        _show(client.status(job_id))
+    return _exit_status(summary["state"])
+
+
+# -- what submit does --------------------------------------------------------------------------------------------------
+
+
+def _refuse(what: str, options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} not go with {what}")
+
+
+def _config(
+    target: Path | None, overrides: list[str] | None, workers: int | None, name: str | None, resume: str | None
+) -> Any:
+    """The configuration that the command line describes; None for a run that is resumed with its own."""
+    from raytorch.config_file import load
+
+    changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
+    if resume and name:
+        raise UserError("--name does not go with --resume: a resumed run keeps its name")
+    if target is None and not resume:
+        raise UserError("give a configuration file, a script, or --resume RUN")
+    if target is None and changes:
+        raise UserError("--set and --workers change a configuration file; give it beside --resume")
+    return load(target, changes) if target else None
+
+
+def _show_submitted(job: Any, address: str | None, as_json: bool, wait: bool) -> None:
+    if as_json:
+        if not wait:
+            _print_json(_record(job))
+        return
+    console = errors if wait else output  # with --wait, standard output is the job's log
+    lines = [("job", job.id), ("dashboard", job.link), ("run", job.run)]
+    lines += [(what, _command(call, job.id, address)) for what, call in _NEXT]
+    for label, text in lines:
+        console.print(f"{label:<11}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+_NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("stop", "stop"))
+
+
+def _follow_to_the_end(client: Any, job_id: str, as_json: bool) -> int:
+    with _leaving_it_running(job_id):
+        for piece in client.follow(job_id):
+            print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+        job = client.wait(job_id)
+    if as_json:
+        _print_json(_record(job))
+    elif job.state != "finished":
+        _show(job)
+    return _exit_status(job.state)
+
+
+@contextmanager
+def _leaving_it_running(job_id: str) -> Iterator[None]:
+    """Tell who presses Ctrl-C in the block that the job does not end with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"{job_id} goes on; 'raytorch stop {job_id}' ends it", markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_STOPPED) from None
+
+
+def _exit_status(state: str) -> int:
+    return {"finished": 0, "stopped": EXIT_STOPPED}.get(state, EXIT_FAILED)
+
+
+# -- printing ----------------------------------------------------------------------------------------------------------
+
+
+def _show(job: Any) -> None:
+    facts = [("job", job.id), ("name", job.name), ("kind", job.kind), ("state", job.state)]
+    facts += [("submitted", _local(job.submitted)), ("started", _local(job.started)), ("ended", _local(job.ended))]
+    facts += [("run", job.run or ""), ("digest", (job.digest or "")[:12]), ("dashboard", job.link)]
+    if job.failure:
+        rank = f"rank {job.failure.rank}: " if job.failure.rank is not None else ""
+        facts += [("cause", job.failure.cause), ("message", f"{rank}{job.failure.message}")]
+    for label, text in facts:
+        if text:
+            _say(f"{label:<11}{text}")
+    if job.failure and job.failure.traceback:
+        _say(f"\n{job.failure.traceback}")
+
+
+def _say(text: str) -> None:
+    output.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _command(call: str, job_id: str, address: str | None) -> str:
+    return f"raytorch {call} {job_id}" + (f" --address {shlex.quote(address)}" if address else "")
+
+
+def _print_log(piece: str, as_json: bool) -> None:
+    if as_json:
+        for line in piece.splitlines():
+            _print_json({"line": line})
+    else:
+        print(piece, end="", flush=True)  # noqa: T201
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, default=datetime.isoformat), flush=True)  # noqa: T201
+
+
+def _record(job: Any) -> dict[str, Any]:
+    return asdict(job) | {"link": job.link}
+
+
+def _local(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}" if moment else ""
+
+
+def _seconds(job: Any) -> str:
+    if job.submitted is None:
+        return ""
+    end = job.ended or datetime.now().astimezone()
+    return f"{(end - job.submitted).total_seconds():.0f}"

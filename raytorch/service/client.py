@@ -1,0 +1,366 @@
+"""Sending jobs to a cluster and following them, through Ray's Jobs API. Imports ray when it connects."""
+
+import asyncio
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import raytorch
+from raytorch.config import RunConfig, StoredData
+from raytorch.config_file import dump, load
+from raytorch.errors import JobError, RunExistsError, RunNotFoundError, UserError
+from raytorch.runs import SUMMARY_FILE, checked_name, plan_resume, timed_name
+from raytorch.service import secrets
+from raytorch.service.capacity import Node, require_capacity, require_node, run_here
+from raytorch.service.connection import Connection
+from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
+from raytorch.service.packages import pack, project_files
+from raytorch.storage import RunFolder, join
+
+CONFIG_NAME = "run.yaml"
+STOP_WAIT_S = 120
+"""Seconds between asking a driver to end and killing it: the workers save a last checkpoint in them."""
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class EntrypointResources:
+    """What a script's own process reserves, where it computes itself; a driver that only waits needs none."""
+
+    cpus: float = 0
+    gpus: float = 0
+    memory: int = 0
+    """Bytes."""
+
+    def named(self) -> dict[str, float]:
+        """What is asked for, by Ray's names."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {kind: amount for kind, amount in amounts.items() if amount}
+
+
+class Client:
+    """A cluster that jobs are sent to.
+
+    Example::
+
+        client = raytorch.Client("http://127.0.0.1:8265")
+        job = client.submit("configs/mnist.yaml")
+        job = client.wait(job.id)
+        print(job.state, client.result(job.id)["accuracy"])
+
+    Args:
+        address: URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or
+            http://127.0.0.1:8265. The token is taken from Ray's usual places.
+
+    Raises:
+        ClusterError: No cluster answers there within seconds, or it refuses the token.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._connection = Connection(address)
+        self.address = self._connection.url
+        self._nodes: list[Node] | None = None
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def submit(self, config: RunConfig | str | Path, *, name: str | None = None, env: Iterable[str] = ()) -> Job:
+        """Send a training run.
+
+        Args:
+            config: The run, or its YAML file.
+            name: Name of the run, its folder and the job; by default the configuration's and the time.
+            env: Names of environment variables whose values the job gets, in secret.
+
+        Raises:
+            ConfigError: The configuration is invalid.
+            ResourceError: The cluster can never hold the workers.
+            RunExistsError: There is a run or a job of that name.
+            UserError: A path is relative where the cluster runs elsewhere, or a variable is not set.
+        """
+        config = config if isinstance(config, RunConfig) else load(config)
+        name = checked_name(name) if name else timed_name(config.name, f"-{token_hex(3)}")
+        return self._submit_run(config, name, f"--name {name}", name, env)
+
+    def resume(self, run: str, config: RunConfig | None = None, *, env: Iterable[str] = ()) -> Job:
+        """Send an earlier run to be continued from its latest checkpoint; see :func:`raytorch.runs.plan_resume`.
+
+        Args:
+            run: The run's name or path; its folder has to be readable from here.
+            config: A changed configuration (more epochs, other workers); by default the run's own.
+            env: As for :meth:`submit`.
+        """
+        self._placed(run, "--resume")
+        planned = plan_resume(run, config).config
+        folder = RunFolder(planned.storage, planned.name)
+        job_id = timed_name(planned.name, f"-{token_hex(3)}")
+        return self._submit_run(planned, planned.name, f"--resume {shlex.quote(str(folder))}", job_id, env)
+
+    def submit_script(
+        self,
+        script: str | Path,
+        arguments: Sequence[str] = (),
+        *,
+        name: str | None = None,
+        storage: str = "runs",
+        env: Iterable[str] = (),
+        resources: EntrypointResources | None = None,
+    ) -> Job:
+        """Send a Python script, with the files of the project that it belongs to.
+
+        The project is the current folder if the script lies in it, else the script's folder.
+
+        Args:
+            script: The script; it runs on the cluster's head, in the project's folder.
+            arguments: What stands behind it on the command line.
+            name: Name of the job and of its record's folder; by default the script's and the time.
+            storage: Folder or URI where the record is kept: output, exit status, the last traceback.
+            env: As for :meth:`submit`.
+            resources: What the script's own process reserves.
+
+        Raises:
+            PackageError: The project is too large to send.
+            ResourceError: No node could hold what the script reserves.
+            RunExistsError, UserError: As for :meth:`submit`.
+        """
+        path = Path(script)
+        if not path.is_file():
+            raise UserError(f"{script}: no such file")
+        root = Path.cwd() if path.absolute().is_relative_to(Path.cwd()) else path.absolute().parent
+        inside = path.absolute().relative_to(root)
+        name = checked_name(name) if name else timed_name(_name_of(path), f"-{token_hex(3)}")
+        run = join(self._placed(storage, "--storage"), name)
+        resources = resources or EntrypointResources()
+        if resources.named():
+            require_node(self._cluster(), resources.named())
+        command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", str(inside), *arguments])
+
+        def fill(archive: Path) -> str:
+            pack(root, sorted({*project_files(root), inside}), archive)
+            return sha256(archive.read_bytes()).hexdigest()
+
+        return self._send(name, name, "script", run, command, fill, env, resources)
+
+    def _submit_run(self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str]) -> Job:
+        digest = sha256(dump(config).encode()).hexdigest()
+        config = self._place(config)
+        require_capacity(self._cluster(), config.scaling.min_workers, config.scaling.worker_resources)
+        run = join(config.storage, name)
+        if how.startswith("--name") and "://" not in run and RunFolder(config.storage, name).exists():
+            raise RunExistsError(f"{run} exists already; take another --name, or continue it with --resume {run}")
+
+        def fill(archive: Path) -> str:
+            folder = archive.parent / "run"
+            folder.mkdir()
+            (folder / CONFIG_NAME).write_text(dump(config))
+            pack(folder, [Path(CONFIG_NAME)], archive)
+            return digest
+
+        command = f"python -m raytorch train {CONFIG_NAME} {how}"
+        return self._send(job_id, name, "train", run, command, fill, env, EntrypointResources())
+
+    def _send(
+        self,
+        job_id: str,
+        name: str,
+        kind: Kind,
+        run: str,
+        command: str,
+        fill: Callable[[Path], str],
+        env: Iterable[str],
+        resources: EntrypointResources,
+    ) -> Job:
+        """Pack what the job needs, and submit it. ``fill`` writes the archive of its files and returns a digest."""
+        values = secrets.collect(env)
+        with tempfile.TemporaryDirectory(prefix="raytorch-") as staging:
+            archive = Path(staging) / "project.zip"
+            digest = fill(archive)
+            environment = _runtime_environment(archive, values, Path(staging))
+            with self._connection.explaining():
+                try:
+                    self._connection.jobs.submit_job(
+                        entrypoint=command,
+                        submission_id=job_id,
+                        runtime_env=environment,
+                        metadata={"job_name": name, KIND: kind, RUN: run, DIGEST: digest},
+                        # Nothing by default: Ray then keeps drivers on the head, and as many as come at once do not
+                        # hold the CPUs that their own workers wait for.
+                        entrypoint_num_cpus=resources.cpus or None,
+                        entrypoint_num_gpus=resources.gpus or None,
+                        entrypoint_memory=resources.memory or None,
+                    )
+                except RuntimeError as error:
+                    if "already exists" not in str(error):
+                        raise
+                    raise RunExistsError(f"{self.address} has a job {job_id} already; take another --name") from None
+        return self.status(job_id)
+
+    # -- following -----------------------------------------------------------------------------------------------------
+
+    def jobs(self) -> list[Job]:
+        """All jobs that were submitted to the cluster, oldest first."""
+        with self._connection.explaining():
+            listed = self._connection.jobs.list_jobs()
+        found = [describe(details, self.address) for details in listed if details.type == "SUBMISSION"]
+        return sorted(found, key=lambda job: job.submitted or datetime.min.astimezone())
+
+    def status(self, job_id: str) -> Job:
+        """A job as it stands, and why it failed if it did.
+
+        Raises:
+            JobNotFoundError: The cluster has no such job.
+        """
+        details = self._details(job_id)
+        job = describe(details, self.address)
+        summary = summary_of(job)
+        log = self.logs(job_id) if job.state == "failed" and not (summary or {}).get("error") else ""
+        return replace(job, started=started_at(summary), failure=failure_of(job, details, summary, log))
+
+    def logs(self, job_id: str, *, rank: int | None = None) -> str:
+        """What a job's driver, or the worker of one rank, has written so far.
+
+        Raises:
+            JobNotFoundError: The cluster has no such job.
+            RunNotFoundError: The rank's log is not there, or its storage cannot be read from here.
+        """
+        if rank is not None:
+            return _read_rank(self._job(job_id), rank)
+        with self._connection.explaining(job_id):
+            return str(self._connection.jobs.get_job_logs(job_id))
+
+    def follow(self, job_id: str, *, rank: int | None = None) -> Iterator[str]:
+        """Yield what a job's driver, or the worker of one rank, writes, until the job ends; see :meth:`logs`."""
+        self._job(job_id)
+        return self._follow_driver(job_id) if rank is None else self._follow_rank(job_id, rank)
+
+    def wait(self, job_id: str) -> Job:
+        """Wait until a job has ended."""
+        while not self._job(job_id).has_ended:
+            time.sleep(POLL_S)
+        return self.status(job_id)
+
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to end, a training run with a last checkpoint; answers whether it was still going on."""
+        if self._job(job_id).has_ended:
+            return False
+        with self._connection.explaining(job_id):
+            return bool(self._connection.jobs.stop_job(job_id))
+
+    def result(self, job_id: str) -> dict[str, Any]:
+        """What a job came to: the ``summary.json`` in its run's folder.
+
+        Raises:
+            JobNotFoundError: The cluster has no such job.
+            UserError: It has not ended, or its storage cannot be read from here.
+            JobError: It failed before it wrote any.
+        """
+        job = self._job(job_id)
+        if not job.has_ended:
+            raise UserError(f"job {job_id} is {job.state}; 'raytorch logs -f {job_id}' follows it to its end")
+        summary = summary_of(job)
+        if summary is not None:
+            return summary
+        failure = self.status(job_id).failure
+        if failure is not None:
+            raise JobError(f"job {job_id} {job.state} and left no result here: {failure.traceback or failure.message}")
+        raise UserError(f"the result is in {job.run}, which cannot be read from here")
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _details(self, job_id: str) -> Any:
+        with self._connection.explaining(job_id):
+            return self._connection.jobs.get_job_info(job_id)
+
+    def _job(self, job_id: str) -> Job:
+        return describe(self._details(job_id), self.address)
+
+    def _follow_driver(self, job_id: str) -> Iterator[str]:
+        loop = asyncio.new_event_loop()
+        lines = self._connection.jobs.tail_job_logs(job_id)
+        try:
+            with self._connection.explaining(job_id):
+                while (text := loop.run_until_complete(anext(lines, None))) is not None:
+                    yield text
+        finally:
+            loop.run_until_complete(lines.aclose())
+            loop.close()
+
+    def _follow_rank(self, job_id: str, rank: int) -> Iterator[str]:
+        told, job = 0, self._job(job_id)
+        while True:
+            ended = job.has_ended
+            try:
+                text = _read_rank(job, rank)
+            except RunNotFoundError:  # the worker has not started
+                if ended:
+                    raise
+                text = ""
+            if len(text) > told:
+                yield text[told:]
+                told = len(text)
+            if ended:
+                return
+            time.sleep(POLL_S)
+            job = self._job(job_id)
+
+    def _cluster(self) -> list[Node]:
+        self._nodes = self._nodes or self._connection.nodes()
+        return self._nodes
+
+    def _place(self, config: RunConfig) -> RunConfig:
+        """``config`` with paths that hold on the cluster."""
+        data = config.data
+        if isinstance(data, StoredData):
+            data = data.model_copy(update={"root": self._placed(data.root, "data.root")})
+        return config.model_copy(update={"storage": self._placed(config.storage, "storage"), "data": data})
+
+    def _placed(self, path: str, key: str) -> str:
+        """A path that is the same on every node: as it is, or below the current folder if the cluster runs here."""
+        if "://" in path or Path(path).is_absolute():
+            return path
+        if run_here(self._cluster()):
+            return str(Path(path).expanduser().absolute())
+        raise UserError(
+            f"{key}: {path} is a folder of this machine, and the cluster at {self.address} runs elsewhere; give a "
+            "folder that all of its nodes reach, from / on, or a URI such as s3://bucket/runs"
+        )
+
+
+def _runtime_environment(archive: Path, values: Mapping[str, str], staging: Path) -> dict[str, Any]:
+    [package] = raytorch.__path__
+    environment: dict[str, Any] = {
+        "working_dir": str(archive),
+        "py_modules": [package],
+        "excludes": ["__pycache__"],
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+    }
+    if values:
+        environment["py_modules"].append(str(secrets.write(values, staging)))
+        environment["worker_process_setup_hook"] = secrets.HOOK
+        environment["env_vars"][secrets.MARK] = "1"
+    return environment
+
+
+def _read_rank(job: Job, rank: int) -> str:
+    folder = job.folder
+    if folder is None or job.kind != "train":
+        raise RunNotFoundError(f"job {job.id} is no training run: its ranks have no logs of their own")
+    if not folder.exists(SUMMARY_FILE):
+        raise RunNotFoundError(
+            f"{folder} cannot be read from here, or the run has not begun; without --rank the driver's log is shown"
+        )
+    return folder.read_text(f"logs/rank-{rank}.log")
+
+
+def _name_of(script: Path) -> str:
+    """A run's name made of a script's file name."""
+    name = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in script.stem
+    )
+    return name.lstrip("._-") or "script"

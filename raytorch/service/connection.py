@@ -1,0 +1,161 @@
+"""The way to a cluster: its dashboard's address, the token, and Ray's clients behind them. Imports ray when used."""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from raytorch.errors import ClusterError, JobNotFoundError
+from raytorch.service.capacity import Node
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+"""Ray's default, and where ``ray dashboard`` and ``kubectl port-forward`` lead by default."""
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+ANSWER_S = 5
+TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token"  # noqa: S105
+MOST_NODES = 10_000
+_environment = threading.Lock()
+
+
+def find_address(address: str | None) -> str:
+    """The URL of the cluster's dashboard: ``address``, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or Ray's default.
+
+    Raises:
+        ClusterError: It is no URL.
+    """
+    if address is None:
+        there = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
+        address = next((value for value in there if _is_url(value)), DEFAULT_ADDRESS)
+    if not _is_url(address):
+        raise ClusterError(f"{address}: give the URL of the cluster's dashboard, such as {DEFAULT_ADDRESS}")
+    return address.rstrip("/")
+
+
+def find_token() -> str | None:
+    """The token of the cluster from the places where Ray keeps it, None if authentication is turned off here.
+
+    Raises:
+        ClusterError: The file that RAY_AUTH_TOKEN_PATH names cannot be read.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text().strip() or None
+    except OSError as error:
+        if named:
+            raise ClusterError(f"the token cannot be read: RAY_AUTH_TOKEN_PATH={named}: {error.strerror}") from None
+        return None
+
+
+class Connection:
+    """Ray's clients of one cluster, with errors that say what to do.
+
+    Raises:
+        ClusterError: No Ray dashboard answers at the address, or it refuses the token.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.url = find_address(address)
+        token = find_token()
+        # Given with each request: whether Ray's clients look for a token themselves depends on RAY_AUTH_MODE.
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._greet()
+        from ray.job_submission import JobSubmissionClient
+
+        _quieten()
+        with self.explaining(), _without_addresses():
+            self.jobs: Any = JobSubmissionClient(self.url, headers=dict(self._headers))
+
+    def nodes(self) -> list[Node]:
+        """The cluster's nodes that are up."""
+        from ray.util.state import StateApiClient
+        from ray.util.state.common import ListApiOptions, StateResource
+
+        with self.explaining(), _without_addresses():
+            client = StateApiClient(self.url, headers={"Content-Type": "application/json", **self._headers})
+            options = ListApiOptions(limit=MOST_NODES, detail=True)
+            listed = client.list(StateResource.NODES, options, raise_on_missing_output=False)
+        return [
+            Node(node["node_id"], node["resources_total"], scales="ray.io/node-group" in (node["labels"] or {}))
+            for node in listed
+            if node["state"] == "ALIVE"
+        ]
+
+    @contextmanager
+    def explaining(self, job: str | None = None) -> Iterator[None]:
+        """Turn what Ray's clients raise in the block into errors that say what to do.
+
+        Raises:
+            ClusterError: The cluster does not answer, or refuses.
+            JobNotFoundError: There is no ``job``.
+        """
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise self._refused(403 if "Forbidden" in str(error) else 401) from None
+        except OSError as error:  # requests' errors among them
+            raise ClusterError(f"the cluster at {self.url} no longer answers: {error}") from None
+        except RuntimeError as error:
+            if "status code 404" in str(error) and job is not None:
+                raise JobNotFoundError(f"no job {job} on {self.url}; 'raytorch jobs' lists them") from None
+            raise ClusterError(f"the cluster at {self.url} refuses: {error}") from None
+
+    def _greet(self) -> None:
+        """Ask for the version: Ray's client would wait for minutes where nothing answers."""
+        try:
+            with urlopen(Request(f"{self.url}/api/version", headers=self._headers), timeout=ANSWER_S) as answer:  # noqa: S310
+                json.load(answer)["ray_version"]
+        except HTTPError as error:
+            error.close()
+            raise self._refused(error.code) from None
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ClusterError(
+                f"no Ray cluster answers at {self.url} ({reason}); is the address right, and the port forwarded "
+                "('ray dashboard cluster.yaml', 'kubectl port-forward')?"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise ClusterError(f"what answers at {self.url} is no Ray dashboard; give its URL with --address") from None
+
+    def _refused(self, status: int) -> ClusterError:
+        if status in (401, 403):
+            what = "refuses the token" if self._headers else "asks for a token, and there is none here"
+            return ClusterError(
+                f"the cluster at {self.url} {what} (HTTP {status}); give the cluster's token in one of {TOKEN_PLACES}, "
+                "which are looked into in this order"
+            )
+        return ClusterError(f"what answers at {self.url} is no Ray dashboard (HTTP {status}); give its URL")
+
+
+def _is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+@contextmanager
+def _without_addresses() -> Iterator[None]:
+    """Hide the variables that would win over the address that Ray's clients are given."""
+    with _environment:
+        hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
+        try:
+            yield
+        finally:
+            os.environ.update(hidden)
+
+
+def _quieten() -> None:
+    """Keep Ray's clients from telling each package and each address that they try."""
+    for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)

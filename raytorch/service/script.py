@@ -1,0 +1,144 @@
+"""Runs a script on a cluster and keeps a record of it: ``python -m raytorch.service.script FOLDER -- SCRIPT [ARGS]``.
+
+The script runs as it would alone. In FOLDER are then ``summary.json``, listed by ``raytorch runs``, and
+``logs/driver.log``. Exit status: the script's own. Imports neither torch nor ray.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from raytorch.errors import RunExistsError, UserError
+from raytorch.runs import SUMMARY_FILE
+from raytorch.service import secrets
+from raytorch.service.job import exception_of, last_traceback
+from raytorch.storage import LiveFiles, RunFolder, split
+
+LOG = "logs/driver.log"
+RENEWAL_S = 30.0
+"""Seconds between two signs of life in the summary."""
+TAIL = 64 * 1024
+"""Bytes at the end of the output in which a traceback is looked for."""
+OUTPUT_WAIT_S = 10
+"""Longest wait for the rest of the output, which a process that the script left behind may hold open."""
+
+
+class ScriptRun:
+    """One run of a script, from its start to its record's last line."""
+
+    def __init__(self, folder: RunFolder, command: list[str]) -> None:
+        self._folder, self._started = folder, time.time()
+        self._stopping, self._tail = False, b""
+        self._command = command
+        self._summary: dict[str, Any] = {
+            "name": folder.name,
+            "path": str(folder),
+            "kind": "script",
+            "state": "running",
+            "started": _now(),
+            "driver": {"host": socket.gethostname(), "pid": os.getpid()},
+            "command": shlex.join(command),
+        }
+
+    def run(self) -> int:
+        """Run the script; answers the exit status to end with.
+
+        Raises:
+            RunExistsError: The folder holds another run's record.
+        """
+        if self._folder.exists(SUMMARY_FILE):
+            raise RunExistsError(f"{self._folder} exists already; take another --name")
+        # A request to stop reaches the script as well: its end decides what is written down.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_stop)
+        with self._folder.claimed(), LiveFiles(self._folder) as files:
+            self._write(seen=_now())
+            log = files.extend(LOG)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as written:
+                status = self._follow(written, files)
+            self._conclude(status)
+        return 128 - status if status < 0 else status
+
+    def _follow(self, log: BinaryIO, files: LiveFiles) -> int:
+        """Start the script, pass its output on, and wait for its end."""
+        process = subprocess.Popen(  # noqa: S603 - what the user submitted
+            [sys.executable, *self._command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        copying = threading.Thread(target=self._copy, args=[process.stdout, log], daemon=True)
+        copying.start()
+        while True:
+            try:
+                status = process.wait(RENEWAL_S)
+                break
+            except subprocess.TimeoutExpired:
+                with suppress(UserError, OSError):  # the storage may be out of reach for a while
+                    self._write(seen=_now())
+                    files.sync()
+        copying.join(OUTPUT_WAIT_S)
+        return status
+
+    def _copy(self, output: Any, log: BinaryIO) -> None:
+        while block := output.read1(TAIL):
+            sys.stdout.buffer.write(block)
+            sys.stdout.buffer.flush()
+            log.write(block)
+            log.flush()
+            self._tail = (self._tail + block)[-TAIL:]
+
+    def _conclude(self, status: int) -> None:
+        if self._stopping:
+            self._write(state="stopped", exit_status=status, **self._end())
+        elif status == 0:
+            self._write(state="finished", exit_status=0, **self._end())
+        else:
+            self._write(state="failed", exit_status=status, error=self._error(status), **self._end())
+
+    def _end(self) -> dict[str, Any]:
+        return {"ended": _now(), "seconds": {"total": round(time.time() - self._started, 2)}}
+
+    def _error(self, status: int) -> dict[str, Any]:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+        traceback = last_traceback(self._tail.decode(errors="replace"))
+        if traceback is None:
+            return {"cause": "error", "kind": "ExitStatus", "message": f"the script {how}"}
+        kind, message = exception_of(traceback)
+        # Files of the project as its author knows them, not where Ray has unpacked them.
+        traceback = traceback.replace(f"{Path.cwd()}/", "")
+        return {"cause": "error", "kind": kind, "message": message, "traceback": traceback}
+
+    def _write(self, **values: Any) -> None:
+        self._summary |= values
+        self._folder.write_json(SUMMARY_FILE, self._summary)
+
+    def _note_stop(self, *_: object) -> None:
+        self._stopping = True
+
+
+def main() -> None:
+    """Run what the command line says."""
+    if len(sys.argv) < 4 or sys.argv[2] != "--":
+        sys.exit(__doc__)
+    secrets.load()
+    try:
+        status = ScriptRun(RunFolder(*split(sys.argv[1])), ["python", *sys.argv[3:]]).run()
+    except UserError as error:
+        sys.exit(str(error))
+    sys.exit(status)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    main()

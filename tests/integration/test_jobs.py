@@ -1,0 +1,366 @@
+"""Jobs on a cluster of a head without CPUs and two nodes of one CPU each: sent, followed, stopped, and told of later.
+
+The tests share the cluster and build on one another; the last one shuts it down.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from raytorch import Client
+from raytorch.config_file import load
+from raytorch.errors import (
+    ClusterError,
+    JobNotFoundError,
+    PackageError,
+    ResourceError,
+    RunExistsError,
+    RunNotFoundError,
+    UserError,
+)
+from raytorch.runs import latest_checkpoint, list_runs
+from raytorch.service import client as client_module
+from raytorch.storage import RunFolder
+
+BIN = Path(sys.executable).parent
+TESTS = Path(__file__).resolve().parents[1]
+QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
+SECRET = "f4fb3fcf-a-secret"
+TINY = ["model=mlp", "epochs=1", "scaling.workers=1", "batch_size=256", "logging.tensorboard=false"]
+
+# As in Ray's own guide, "Get Started with Distributed Training using PyTorch".
+RAY_TRAIN_SCRIPT = """
+import os
+import sys
+
+import ray.train
+import torch
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from settings import STEPS
+
+
+def train_func():
+    model = ray.train.torch.prepare_model(torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(STEPS):
+        loss = model(torch.ones(8, 4)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ray.train.report({"loss": loss.item(), "key": len(os.environ["API_KEY"])})
+    print(f"rank {ray.train.get_context().get_world_rank()} of {ray.train.get_context().get_world_size()} is done")
+
+
+if __name__ == "__main__":
+    print("arguments", sys.argv[1:], "key", len(os.environ["API_KEY"]))
+    TorchTrainer(train_func, scaling_config=ScalingConfig(num_workers=2, use_gpu=False)).fit()
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    url: str
+    process: subprocess.Popen[str]
+    temp: Path
+    """Where its sessions, with all logs, are."""
+    home: Path
+    """The folder that jobs are sent from."""
+
+    def shut_down(self) -> None:
+        if self.process.poll() is None:
+            assert self.process.stdin
+            self.process.stdin.close()
+            self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "token").write_text("0123456789abcdef" * 4)
+    temp = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # paths of sockets have to be short
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
+            environment.delenv(name, raising=False)
+        environment.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+        environment.setenv("API_KEY", SECRET)
+        environment.chdir(home)
+        process = subprocess.Popen(
+            [sys.executable, str(TESTS / "nodes.py"), str(temp), str(port), "0", "1", "1"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"RAY_AUTH_MODE": "token", "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": ""},
+        )
+        assert process.stdout
+        assert process.stdout.readline().strip() == f"127.0.0.1:{port}"
+        there = Cluster(f"http://127.0.0.1:{port}", process, temp, home)
+        yield there
+        there.shut_down()
+        process.stdout.close()
+    subprocess.run(["rm", "-rf", str(temp)], check=True)
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Client:
+    return Client(cluster.url)
+
+
+def raytorch(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"RAY_API_SERVER_ADDRESS": cluster.url}
+    command = [str(BIN / "raytorch"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cluster.home, env=environment, check=False)
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def first(cluster: Cluster) -> str:
+    """The quickstart, sent by the command line while nothing else runs."""
+    sent = raytorch(cluster, "submit", str(QUICKSTART), "--set", "epochs=3", "--name", "first", "--env", "API_KEY")
+    assert (sent.returncode, sent.stderr) == (0, "")
+    assert sent.stdout.splitlines() == [
+        "job        first",
+        f"dashboard  {cluster.url}/#/jobs/first",
+        f"run        {cluster.home}/runs/first",
+        "follow     raytorch logs -f first",
+        "state      raytorch status first",
+        "result     raytorch result first",
+        "stop       raytorch stop first",
+    ]
+    return "first"
+
+
+def test_the_quickstart_is_followed_to_its_result(cluster: Cluster, client: Client, first: str) -> None:
+    with pytest.raises(UserError, match=r"'raytorch logs -f first' follows it"):
+        client.result(first)
+    log = "".join(client.follow(first))
+    assert "epoch 3  step 72  test accuracy" in log
+    assert log == client.logs(first)
+    job = client.wait(first)
+    assert (job.state, job.kind, job.name, job.failure) == ("finished", "train", "first", None)
+    assert job.submitted is not None
+    assert job.started is not None
+    assert job.ended is not None
+    assert job.submitted.replace(microsecond=0) <= job.started <= job.ended
+    told = raytorch(cluster, "result", "first", "--json")
+    assert (told.returncode, told.stderr) == (0, "")
+    summary = json.loads(told.stdout)
+    assert summary == client.result(first)
+    assert summary["accuracy"] > 0.8
+    assert [summary["path"], summary["state"]] == [f"{cluster.home}/runs/first", "finished"]
+    assert "epoch 3.00 step 72" in client.logs(first, rank=1)
+    with pytest.raises(RunNotFoundError, match=r"logs/rank-7\.log does not exist"):
+        client.logs(first, rank=7)
+
+
+def test_a_ray_train_script_runs_unchanged_with_its_project_and_its_secret(cluster: Cluster, client: Client) -> None:
+    project = cluster.home / "project"
+    project.mkdir()
+    (project / "train.py").write_text(RAY_TRAIN_SCRIPT)
+    (project / "settings.py").write_text("STEPS = 3\n")
+    job = client.submit_script(project / "train.py", ["--lr", "a b"], name="script", env=["API_KEY"])
+    assert job.kind == "script"
+    job = client.wait("script")
+    log = client.logs("script")
+    assert job.state == "finished", log
+    assert f"arguments ['--lr', 'a b'] key {len(SECRET)}" in log
+    assert f"'key': {len(SECRET)}" in log or "rank 1 of 2 is done" in log
+    record = client.result("script")
+    assert (record["exit_status"], record["command"]) == (0, "python project/train.py --lr 'a b'")
+    assert (cluster.home / "runs" / "script" / "logs" / "driver.log").read_text() in log
+
+
+def test_a_run_that_is_stopped_saves_a_last_checkpoint(cluster: Cluster, client: Client) -> None:
+    # A small checkpoint seldom, so that the last one is made by the stop.
+    config = load(QUICKSTART, ["epochs=100000", "model=mlp", "checkpoint={every_steps: 20, every_epochs: null}"])
+    job = client.submit(config, name="endless")
+    folder = job.folder
+    assert folder is not None
+    wait_until(lambda: folder.exists() and latest_checkpoint(folder), "a checkpoint")
+    assert client.stop("endless")
+    job = client.wait("endless")
+    assert job.state == "stopped"
+    assert job.failure is not None
+    assert job.failure.cause == "stop"
+    summary = client.result("endless")
+    assert summary["state"] == "stopped"
+    assert latest_checkpoint(folder) == f"checkpoint_{summary['step']:08d}"
+    assert not client.stop("endless")
+    assert raytorch(cluster, "result", "endless").returncode == 130
+
+
+def test_a_script_that_fails_says_why(cluster: Cluster, client: Client) -> None:
+    (cluster.home / "project" / "broken.py").write_text("def f():\n    raise LookupError('not there')\nf()\n")
+    sent = raytorch(cluster, "submit", "project/broken.py", "--name", "broken", "--wait")
+    assert sent.returncode == 1
+    assert "LookupError: not there" in sent.stdout
+    failure = client.status("broken").failure
+    assert failure is not None
+    assert (failure.cause, failure.message) == ("error", "not there")
+    assert failure.traceback is not None
+    assert failure.traceback.startswith('Traceback (most recent call last):\n  File "project/broken.py", line 3')
+    assert client.result("broken")["state"] == "failed"
+    told = raytorch(cluster, "status", "broken")
+    assert told.stdout.endswith(f"\n{failure.traceback}\n")
+    assert "cause      error\nmessage    not there\n" in told.stdout
+
+
+def test_twelve_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Client) -> None:
+    config = load(QUICKSTART, TINY)
+    ids = [client.submit(config).id for _ in range(12)]
+    assert len(set(ids)) == 12
+    jobs = [client.wait(job) for job in ids]
+    assert {job.state for job in jobs} == {"finished"}, [job.failure for job in jobs if job.failure]
+    assert len({job.run for job in jobs}) == 12
+    assert len({job.digest for job in jobs}) == 1
+    for job in jobs:
+        summary = client.result(job.id)
+        assert (summary["name"], summary["state"], summary["epochs"]) == (job.id, "finished", 1)
+    assert set(ids) <= {job.id for job in client.jobs()}
+
+
+def test_rays_own_client_shows_the_same_jobs(cluster: Cluster, client: Client) -> None:
+    listed = subprocess.run(
+        [str(BIN / "ray"), "job", "list", "--address", cluster.url],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"RAY_AUTH_MODE": "token"},
+    )
+    jobs = client.jobs()
+    assert [job.id for job in jobs][:4] == ["first", "script", "endless", "broken"]
+    assert all(f"submission_id='{job.id}'" in listed.stdout + listed.stderr for job in jobs)
+    told = raytorch(cluster, "jobs", "--json")
+    assert [job["id"] for job in json.loads(told.stdout)] == [job.id for job in jobs]
+    assert told.stderr == ""
+
+
+def test_secrets_are_in_no_log_and_no_record(cluster: Cluster, client: Client) -> None:
+    logs = [file for file in cluster.temp.glob("session_*/logs/**/*") if file.is_file()]
+    records = [file for file in (cluster.home / "runs").rglob("*") if file.is_file()]
+    assert len(logs) > 20
+    assert [file for file in [*logs, *records] if SECRET.encode() in file.read_bytes()] == []
+    for job in ("first", "script"):
+        assert SECRET not in str(client._details(job))
+    packages = list(cluster.temp.glob("session_*/runtime_resources/py_modules_files/*/raytorch_job_secrets/*"))
+    assert packages
+    assert {file.stat().st_mode & 0o777 for file in packages} == {0o600}
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_request_without_the_token_is_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("/api/jobs/", "/api/version", "/api/v0/nodes"):
+        with pytest.raises(HTTPError) as refusal:
+            urlopen(f"{cluster.url}{path}")
+        assert refusal.value.code == 401
+        refusal.value.close()
+    with pytest.raises(HTTPError) as refusal:
+        urlopen(Request(f"{cluster.url}/api/jobs/", headers={"Authorization": "Bearer wrong"}))
+    assert refusal.value.code == 403
+    refusal.value.close()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    told = raytorch(cluster, "jobs")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith(
+        f"the cluster at {cluster.url} refuses the token (HTTP 403); give the cluster's token"
+    )
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("HOME", str(cluster.home))
+    with pytest.raises(ClusterError, match=r"asks for a token, and there is none here \(HTTP 401\)"):
+        Client(cluster.url)
+
+
+def test_what_the_cluster_can_never_give_is_refused_at_once(cluster: Cluster, client: Client) -> None:
+    told = raytorch(cluster, "submit", str(QUICKSTART), "--workers", "3")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == (
+        "the cluster can never hold 3 workers with 1 CPU each: its 3 nodes have 2 CPU in all, which is room for 2; "
+        "lower scaling.workers or scaling.cpus_per_worker, or add nodes\n"
+    )
+    with pytest.raises(ResourceError, match=r" and 0 GPU in all, "):
+        client.submit(load(QUICKSTART, ["scaling.gpus_per_worker=1"]))
+    elastic = load(QUICKSTART, ["scaling.workers={min: 3, max: 4}"])
+    with pytest.raises(ResourceError, match="3 workers"):
+        client.submit(elastic)
+
+
+def test_mistakes_are_refused_before_anything_is_sent(
+    cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(client.jobs())
+    told = raytorch(cluster, "submit", str(QUICKSTART), "--set", "epochs=0")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("--set epochs=0: epochs: must be a whole number of at least 1")
+    with pytest.raises(RunExistsError, match=r"runs/first exists already; take another --name"):
+        client.submit(load(QUICKSTART), name="first")
+    with pytest.raises(RunExistsError, match=r"has a job first already"):
+        client.submit(load(QUICKSTART, ["storage=/nowhere/at/all"]), name="first")
+    with pytest.raises(UserError, match=r"--env NOT_SET_HERE: not set here"):
+        client.submit(load(QUICKSTART), env=["NOT_SET_HERE"])
+    with pytest.raises(UserError, match=r"nothing\.py: no such file"):
+        client.submit_script("nothing.py")
+    monkeypatch.setattr(client_module, "run_here", lambda nodes: False)
+    with pytest.raises(UserError, match=r"^storage: runs is a folder of this machine, and the cluster at .* elsewhere"):
+        client.submit(load(QUICKSTART))
+    with pytest.raises(UserError, match=r"^--resume: runs/endless is a folder of this machine"):
+        client.resume("runs/endless")
+    assert len(client.jobs()) == before
+
+
+def test_a_project_that_is_too_large_is_refused(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    with (tmp_path / "weights.bin").open("wb") as weights:
+        for _ in range(101):
+            weights.write(os.urandom(1 << 20))
+    with pytest.raises(PackageError, match=r"101\.0 MiB in 2 files, .* the 100\.0 MiB .* weights\.bin \(101\.0 MiB\)"):
+        client.submit_script(tmp_path / "train.py")
+
+
+def test_a_job_that_is_not_there(cluster: Cluster, client: Client) -> None:
+    for ask in (client.status, client.logs, client.follow, client.stop, client.result, client.wait):
+        with pytest.raises(JobNotFoundError, match="no job nothing on http"):
+            ask("nothing")
+    told = raytorch(cluster, "status", "nothing")
+    assert told.returncode == 2
+    assert told.stderr == f"no job nothing on {cluster.url}; 'raytorch jobs' lists them\n"
+
+
+def test_after_the_cluster_its_runs_still_tell_all(cluster: Cluster, client: Client) -> None:
+    cluster.shut_down()
+    told = raytorch(cluster, "runs", "--json")
+    assert (told.returncode, told.stderr) == (0, "")
+    states = {summary["name"]: summary["state"] for summary in json.loads(told.stdout)}
+    assert len(states) == 16
+    named = {name: states[name] for name in ("first", "script", "endless", "broken")}
+    assert named == {"first": "finished", "script": "finished", "endless": "stopped", "broken": "failed"}
+    assert {summary["name"]: summary["state"] for summary in list_runs(f"{cluster.home}/runs")} == states
+    assert RunFolder(f"{cluster.home}/runs", "first").read_text("logs/rank-0.log")
+    assert raytorch(cluster, "report", "first").returncode == 0
+    with pytest.raises(ClusterError, match="no longer answers"):
+        client.jobs()
+    assert raytorch(cluster, "jobs").stderr.startswith(f"no Ray cluster answers at {cluster.url} ")

@@ -1,0 +1,25 @@
+"""A Ray of a head and two worker nodes on this machine, in a process of its own: python nodes.py TEMP PORT CPUS ...
+
+The tests' own process may have joined another Ray, with other ideas of authentication. Prints a line when the nodes are
+up, and takes them down when its standard input closes.
+"""
+
+import sys
+
+from ray.cluster_utils import Cluster
+
+if __name__ == "__main__":
+    temp, port, head_cpus, *cpus = sys.argv[1:]
+    head = {
+        "num_cpus": int(head_cpus),
+        "include_dashboard": True,
+        "dashboard_port": int(port),
+        "temp_dir": temp,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for number in cpus:
+        cluster.add_node(num_cpus=int(number), wait=False)
+    cluster.wait_for_nodes()
+    print(cluster.webui_url, flush=True)
+    sys.stdin.read()
+    cluster.shutdown()

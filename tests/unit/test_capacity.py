@@ -1,0 +1,76 @@
+"""What a cluster can never hold is told from what only has to wait."""
+
+import subprocess
+import sys
+
+import pytest
+
+from raytorch.errors import ResourceError
+from raytorch.service.capacity import Node, require_capacity, require_node, run_here
+
+HEAD = Node("a", {"memory": 1e9})
+WORKERS = [Node("b", {"CPU": 2.0, "GPU": 1.0}), Node("c", {"CPU": 3.0})]
+
+
+@pytest.mark.parametrize(
+    ("workers", "each"),
+    [(5, {"CPU": 1}), (2, {"CPU": 2}), (1, {"CPU": 1, "GPU": 1}), (2, {"CPU": 1, "GPU": 0.5}), (10, {"CPU": 0.5})],
+)
+def test_what_fits_is_let_in(workers: int, each: dict[str, float]) -> None:
+    require_capacity([HEAD, *WORKERS], workers, each)
+
+
+@pytest.mark.parametrize(
+    ("workers", "each", "message"),
+    [
+        (
+            6,
+            {"CPU": 1},
+            "the cluster can never hold 6 workers with 1 CPU each: its 3 nodes have 5 CPU in all, which is room for 5; "
+            "lower scaling.workers or scaling.cpus_per_worker, or add nodes",
+        ),
+        (
+            1,
+            {"CPU": 4},  # there are enough, but not on one node
+            "the cluster can never hold 1 workers with 4 CPU each: its 3 nodes have 5 CPU in all, which is room for 0; "
+            "lower scaling.workers or scaling.cpus_per_worker, or add nodes",
+        ),
+        (
+            2,
+            {"CPU": 1, "GPU": 1},
+            "the cluster can never hold 2 workers with 1 CPU and 1 GPU each: its 3 nodes have 5 CPU and 1 GPU in all, "
+            "which is room for 1; lower scaling.workers or scaling.cpus_per_worker or scaling.gpus_per_worker, "
+            "or add nodes",
+        ),
+    ],
+)
+def test_what_can_never_fit_is_refused(workers: int, each: dict[str, float], message: str) -> None:
+    with pytest.raises(ResourceError) as refusal:
+        require_capacity([HEAD, *WORKERS], workers, each)
+    assert str(refusal.value) == message
+
+
+def test_a_script_larger_than_every_node_is_refused() -> None:
+    require_node(WORKERS, {"CPU": 3})
+    with pytest.raises(ResourceError) as refusal:
+        require_node(WORKERS, {"CPU": 3, "GPU": 1})
+    assert str(refusal.value) == (
+        "no node of the cluster has 3 CPU and 1 GPU; lower the --entrypoint options, or add nodes"
+    )
+
+
+def test_a_cluster_that_can_grow_is_not_judged() -> None:
+    require_capacity([Node("a", {}, scales=True)], 100, {"CPU": 1, "GPU": 1})
+    require_node([Node("a", {}, scales=True)], {"GPU": 8})
+
+
+def test_a_node_is_here_if_its_own_processes_are() -> None:
+    here, elsewhere = Node("6fe1" * 14, {}), Node("9c0d" * 14, {})
+    waiting = [sys.executable, "-c", "input()", f"--node-id={here.id}"]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE) as process:
+        assert run_here([here])
+        assert not run_here([here, elsewhere])
+        assert process.stdin
+        process.stdin.close()
+    assert not run_here([here])
+    assert not run_here([])

@@ -1,0 +1,131 @@
+"""What is told of a job, from Ray's words for it and the record in its run's folder."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raytorch.service.job import Failure, Job, describe, exception_of, failure_of, last_traceback, summary_of
+
+MILLISECONDS = 1_800_000_000_500
+
+CHAINED = """\
+step 1
+Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+ZeroDivisionError: division by zero
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "a.py", line 3, in <module>
+lib.errors.OwnError: it broke: twice
+"""
+
+
+def details(**changes: Any) -> SimpleNamespace:
+    """Ray's JobDetails of a training run that is going on."""
+    values: dict[str, Any] = {
+        "type": "SUBMISSION",
+        "submission_id": "mine",
+        "status": "RUNNING",
+        "entrypoint": "python -m raytorch train run.yaml --name mine",
+        "message": None,
+        "error_type": None,
+        "start_time": MILLISECONDS,
+        "end_time": None,
+        "metadata": {"job_name": "mine", "raytorch_kind": "train", "raytorch_run": "/s/mine", "raytorch_digest": "ab"},
+    }
+    return SimpleNamespace(**values | changes)
+
+
+def job(**changes: Any) -> Job:
+    return describe(details(**changes), "http://ray:8265")
+
+
+def test_a_job_of_ours() -> None:
+    mine = job()
+    assert (mine.id, mine.name, mine.kind, mine.state, mine.run) == ("mine", "mine", "train", "running", "/s/mine")
+    assert mine.submitted == datetime.fromtimestamp(MILLISECONDS / 1000, UTC)
+    assert mine.link == "http://ray:8265/#/jobs/mine"
+    assert not mine.has_ended
+    assert mine.folder is not None
+    assert str(mine.folder) == "/s/mine"
+
+
+def test_a_job_of_somebody_else() -> None:
+    other = job(metadata=None, status="SUCCEEDED", submission_id="raysubmit_1")
+    assert (other.id, other.name, other.kind, other.state, other.run) == (
+        "raysubmit_1",
+        "raysubmit_1",
+        "other",
+        "finished",
+        None,
+    )
+    assert other.has_ended
+    assert summary_of(other) is None
+
+
+def test_the_records_word_for_a_failure_comes_first() -> None:
+    summary = {"error": {"cause": "gpu_memory", "kind": "E", "message": "full", "rank": 1, "traceback": "T"}}
+    failed = details(status="FAILED", message="exit code 1")
+    assert failure_of(job(status="FAILED"), failed, summary, CHAINED) == Failure("gpu_memory", "full", 1, "T")
+
+
+def test_then_the_traceback_in_the_drivers_output() -> None:
+    failure = failure_of(job(status="FAILED"), details(status="FAILED", message="exit code 1"), None, CHAINED)
+    assert failure is not None
+    assert (failure.cause, failure.message, failure.rank) == ("error", "it broke: twice", None)
+    assert failure.traceback == last_traceback(CHAINED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "cause"),
+    [
+        ("JOB_ENTRYPOINT_COMMAND_ERROR", "Job entrypoint command failed with exit code 2", "error"),
+        ("RUNTIME_ENV_SETUP_FAILURE", "runtime_env setup failed", "error"),
+        ("JOB_SUPERVISOR_ACTOR_START_TIMEOUT", "failed to start within 900 seconds", "timeout"),
+        ("JOB_SUPERVISOR_ACTOR_DIED", "The actor died because its node has died.", "lost_node"),
+        ("JOB_SUPERVISOR_ACTOR_DIED", "The actor died unexpectedly", "lost_worker"),
+    ],
+)
+def test_then_rays(kind: str, message: str, cause: str) -> None:
+    failed = details(status="FAILED", error_type=kind, message=message)
+    assert failure_of(job(status="FAILED"), failed, None, "no traceback") == Failure(cause, message)
+
+
+def test_a_stopped_job_was_stopped() -> None:
+    stopped = failure_of(job(status="STOPPED"), details(status="STOPPED"), None, "")
+    assert stopped == Failure("stop", "stopped on request")
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING", "SUCCEEDED"])
+def test_others_have_not_failed(status: str) -> None:
+    assert failure_of(job(status=status), details(status=status), None, "") is None
+
+
+def test_a_traceback_is_the_last_one_to_its_end() -> None:
+    assert last_traceback("all is well") is None
+    text = last_traceback(CHAINED)
+    assert text is not None
+    assert text.splitlines()[0] == "Traceback (most recent call last):"
+    assert text.endswith("it broke: twice")
+    assert exception_of(text) == ("OwnError", "it broke: twice")
+    assert exception_of("Traceback (most recent call last):\n  File\nKeyboardInterrupt") == (
+        "KeyboardInterrupt",
+        "KeyboardInterrupt",
+    )
+
+
+def test_a_record_of_an_earlier_run_is_not_the_jobs(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    mine = job(metadata={"raytorch_run": str(folder), "raytorch_kind": "train"})
+    assert summary_of(mine) is None
+    for started, counts in ((MILLISECONDS / 1000 - 60, False), (MILLISECONDS // 1000, True)):
+        record = {"state": "finished", "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")}
+        (folder / "summary.json").write_text(json.dumps(record))
+        assert summary_of(mine) == (record if counts else None)
