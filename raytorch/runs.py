@@ -47,9 +47,22 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
         RunExistsError: The storage holds a run of that name already.
         ConfigError: ``name`` cannot name a folder everywhere.
     """
+    name = new_name(config.name, name)
+    plan = RunPlan(placed(config, name, config.storage))
+    if plan.folder.exists(CONFIG_FILE):
+        raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
+    return plan
+
+
+def new_name(base: str, name: str | None) -> str:
+    """``name``, or the configuration's name ``base`` and the time.
+
+    Raises:
+        ConfigError: ``name`` cannot name a folder everywhere.
+    """
     if name is None:
         time = f"-{datetime.now():%Y%m%d-%H%M%S}"
-        name = config.name[: LONGEST_NAME - len(time)] + time
+        name = base[: LONGEST_NAME - len(time)] + time
     try:
         TypeAdapter(RunName).validate_python(name)
     except ValidationError:
@@ -57,10 +70,7 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
             f"--name {name}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
             "letter or digit"
         ) from None
-    plan = RunPlan(_placed(config, name, config.storage))
-    if plan.folder.exists(CONFIG_FILE):
-        raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
-    return plan
+    return name
 
 
 def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
@@ -80,7 +90,7 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
     before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
     if config is None:
         return RunPlan(before, latest)
-    config = _placed(config, folder.name, folder.storage)
+    config = placed(config, folder.name, folder.storage)
     for part in ("data", "model", "seed", "batch_size"):
         if getattr(config, part) != getattr(before, part):
             raise ConfigError(
@@ -158,10 +168,10 @@ def _read_config(folder: RunFolder) -> RunConfig:
             f"{folder.file(CONFIG_FILE)} does not fit this raytorch; correct it to resume the run: "
             f"{key}: {first['msg']}"
         ) from None
-    return _placed(config, folder.name, folder.storage)
+    return placed(config, folder.name, folder.storage)
 
 
-def _placed(config: RunConfig, name: str, storage: str) -> RunConfig:
+def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
     """``config`` under its final name, with paths that hold whatever folder a worker runs in."""
     data = config.data
     if isinstance(data, StoredData):

@@ -19,8 +19,9 @@ from raytorch.runs import CONFIG_FILE, SUMMARY_FILE, RunPlan
 
 POLL_INTERVAL_S = 0.25
 
-Watch = Callable[[Any], None]
-"""Called several times a second with the run's :class:`~raytorch.monitor.Status`."""
+Watch = Callable[[Any], bool | None]
+"""Called several times a second with the run's :class:`~raytorch.monitor.Status`. The answer True ends the run after a
+last checkpoint, as Ctrl-C does."""
 
 
 def train(plan: RunPlan, *, address: str | None = None, watch: Watch = lambda status: None) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> None:
         try:
             if fit.done.wait(POLL_INTERVAL_S):
                 return
-            watch(ray.get(monitor.status.remote()))
+            if watch(ray.get(monitor.status.remote())):
+                monitor.request_stop.remote()
         except KeyboardInterrupt:
             if stopping:
                 raise

@@ -8,12 +8,12 @@ import sys
 
 import typer
 
-from raytorch.cli import data, records, training
+from raytorch.cli import data, records, studies, training
 from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app
 from raytorch.errors import RaytorchError, UserError
 
 app = new_app()
-for group in (training.app, records.app):
+for group in (training.app, studies.app, records.app):
     app.add_typer(group)
 app.add_typer(data.app, name="data", help="Download the files of a data set, or verify them.")
 

@@ -1,0 +1,1 @@
+"""Studies and jobs on clusters."""
