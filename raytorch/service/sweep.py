@@ -216,7 +216,7 @@ class _Tuning:
         mode = "max" if config.metric == "accuracy" else "min"
         trainable = tune.with_parameters(TrialRun, jobs=jobs, board=self._board)
         return tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 0}),  # the run's workers hold what it needs
+            tune.with_resources(trainable, {"memory": 1}),  # a byte, since Tune refuses nothing; its workers hold more
             param_space={"number": tune.grid_search(list(range(len(jobs))))},
             tune_config=tune.TuneConfig(
                 scheduler=config.asha and GentleAsha(config.asha, config.metric, mode, self._board, self._stopped),

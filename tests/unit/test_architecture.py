@@ -18,9 +18,11 @@ ROWS = [
     "config.section",
     "config.data config.models config.optimization",
     "config.run",
+    "config.sweep",
     "config",
     "allocator yaml_tree storage metrics stopping",
     "config_file runs",
+    "sweep_file",
     # torch, no ray
     "datasets.download datasets.formats datasets.pixels",
     "datasets.archives datasets.files",
@@ -54,9 +56,12 @@ ROWS = [
     "training",
     "trainer",
     # what a person uses
+    "service",
+    "service.board service.sweep_results service.trial",
+    "service.sweep service.sweep_display",
     "progress report cli",
     "cli.common",
-    "cli.training cli.records cli.data",
+    "cli.training cli.records cli.studies cli.data",
     "cli.main",
     "__main__",
 ]
@@ -64,10 +69,10 @@ ROW = {module: number for number, row in enumerate(ROWS) for module in row.split
 
 TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = [
-    *ROWS[:8],
+    *ROWS[: ROWS.index("sweep_file") + 1],
     "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
     "cluster monitor worker_group trainer session.host session.connect",
-    *ROWS[ROWS.index("progress report cli") :],
+    *ROWS[ROWS.index("service") :],
 ]
 
 
@@ -155,10 +160,11 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_the_driver_loads_no_torch() -> None:
-    packages = loaded_by("import raytorch.trainer, raytorch.worker_group, raytorch.monitor")
+    packages = loaded_by("import raytorch.trainer, raytorch.worker_group, raytorch.monitor, raytorch.service.trial")
     assert "ray" in packages
     assert not packages & {"torch", "torchvision", "safetensors", "matplotlib", "sklearn"}
 
 
 def test_the_driver_alone_loads_no_ray() -> None:
-    assert not loaded_by("import raytorch.trainer, raytorch.runs, raytorch.report") & {"torch", "ray", "matplotlib"}
+    modules = "raytorch.trainer, raytorch.runs, raytorch.report, raytorch.service.sweep, raytorch.service.sweep_display"
+    assert not loaded_by(f"import {modules}") & {"torch", "ray", "matplotlib"}
