@@ -6,6 +6,7 @@ and tells Tune their evaluations anew. Imports no torch.
 """
 
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -32,6 +33,7 @@ SWEEP_FILE = "sweep.yaml"
 RECORD_FILE = "sweep.json"
 """How far the sweep has come, and in the end what it came to."""
 POLL_INTERVAL_S = 0.25
+_QUIET_TUNE = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,9 @@ class _Tuning:
         mode = "max" if config.metric == "accuracy" else "min"
         trainable = tune.with_parameters(TrialRun, jobs=jobs, board=self._board)
         return tune.Tuner(
-            tune.with_resources(trainable, {"memory": 1}),  # a byte, since Tune refuses nothing; its workers hold more
+            tune.with_resources(
+                trainable, {"memory": 1}
+            ),  # a byte, for Tune refuses nothing at all: the run's workers hold what it needs
             param_space={"number": tune.grid_search(list(range(len(jobs))))},
             tune_config=tune.TuneConfig(
                 scheduler=config.asha and GentleAsha(config.asha, config.metric, mode, self._board, self._stopped),
@@ -237,13 +241,20 @@ class _Tuning:
 
 @contextmanager
 def _without_output() -> Iterator[None]:
-    """Silence Ray Tune, whose news the sweep tells itself."""
+    """Silence Ray Tune, whose news the sweep tells itself, and keep it from writing logs of its own."""
     logger = logging.getLogger("ray.tune")
-    level, logger.level = logger.level, logging.CRITICAL
+    level, before = logger.level, {name: os.environ.get(name) for name in _QUIET_TUNE}
+    os.environ.update(_QUIET_TUNE)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.level = level
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _concurrency(configs: Sequence[RunConfig]) -> int:
