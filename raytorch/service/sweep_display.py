@@ -64,6 +64,10 @@ def print_sweep(console: Console, trials: Sequence[Trial], summary: dict[str, An
     """Print what a sweep came to and where its files are."""
     best, path = summary["best"], summary["path"]
     console.print(trial_table(trials, summary["trials"], best and best["trial"]))
+    for row in summary["trials"]:
+        if row["error"]:
+            text = f"{row['trial']} failed: {row['error']}"
+            console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
     states = [row["state"] for row in summary["trials"]]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     facts = [f"{len(trials)} trials: {', '.join(counts)}", f"{summary['seconds']:.1f} s"]

@@ -37,14 +37,15 @@ class Result:
         return self.state in ("finished", "stopped early")
 
     def row(self) -> dict[str, Any]:
-        """The trial as a line of the table."""
+        """The trial as JSON tells it."""
         last = self.history[-1] if self.history else {}
         return {
             "trial": self.trial.name,
             "state": self.state,
-            **self.trial.parameters,
+            "parameters": self.trial.parameters,
             **{key: last.get(key) for key in ("epoch", "accuracy", "loss")},
             "seconds": self.summary.get("seconds", {}).get("total"),
+            "error": self.summary.get("error", {}).get("message") if self.state == "failed" else None,
         }
 
 
@@ -82,8 +83,13 @@ def write_results(folder: RunFolder, config: SweepConfig, results: Sequence[Resu
 
 
 def table(results: Sequence[Result]) -> str:
-    """The trials as CSV."""
-    rows = [result.row() for result in results]
+    """The trials as CSV; a run's own key ``loss`` may be a parameter, so the measured one is called ``test_loss``."""
+    rows = []
+    for result in results:
+        row = result.row()
+        measured = {"epoch": row["epoch"], "test_accuracy": row["accuracy"], "test_loss": row["loss"]}
+        names = {"trial": row["trial"], "state": row["state"]}
+        rows.append({**names, **row["parameters"], **measured, "seconds": row["seconds"], "error": row["error"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -120,13 +126,24 @@ def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes
 
 
 def _draw_curves(axes: Any, metric: str, results: Sequence[Result], best: Result | None) -> None:
+    labelled: set[str] = set()
     for result in results:
         curve = [(line["epoch"], line[metric]) for line in result.history]
+        label = "best" if result is best else "finished" if result.state == "finished" else "not finished"
         if curve:
-            axes.plot(*zip(*curve, strict=True), **_style(result, best), markersize=3, linewidth=1.2)
-    axes.set(xlabel="epoch", title=f"test {metric}")
-    axes.title.set_fontsize(10)
+            axes.plot(
+                *zip(*curve, strict=True),
+                **_style(result, best),
+                markersize=3,
+                linewidth=1.2,
+                label=None if label in labelled else label,
+            )
+            labelled.add(label)
+    axes.set_xlabel("epoch")
+    axes.set_title(f"test {metric}", fontsize=10)
     axes.grid(alpha=0.3)
+    if labelled:
+        axes.legend(fontsize=8)
 
 
 def _draw_parameter(axes: Any, config: SweepConfig, key: str, results: Sequence[Result], best: Result | None) -> None:
@@ -143,7 +160,8 @@ def _draw_parameter(axes: Any, config: SweepConfig, key: str, results: Sequence[
     if not numeric:
         axes.set_xticks(range(len(names)), names)
         axes.margins(x=0.2)
-    axes.set_title(key, fontsize=10)
+    axes.set_xlabel(key)
+    axes.set_title(f"last test {config.metric}", fontsize=10)
     axes.grid(alpha=0.3)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import ray
 import yaml
 
 from raytorch.config_file import load
-from raytorch.runs import latest_checkpoint, list_runs, plan_run, read_summary
+from raytorch.runs import latest_checkpoint, list_runs, plan_run, read_history, read_summary
 from raytorch.service.sweep import SweepPlan, SweepStatus, plan_resumed_sweep, plan_sweep, run_sweep
 from raytorch.storage import RunFolder
 from raytorch.sweep_file import load_sweep
@@ -67,6 +69,7 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     assert len(list_runs(str(folder))) == len(RATES)  # each a full run
     for name, text in before.items():  # was not touched again
         assert (Path(folder.path) / name / "summary.json").read_text() == text
+    assert "the loss became" in summary["trials"][7]["error"]
     diverged = read_summary(place(folder, "trial-007"))
     assert (diverged["restarts"], diverged["error"]["kind"]) == (0, "DivergedError")
 
@@ -75,7 +78,7 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     assert [float(row["optimizer.lr"]) for row in rows] == RATES
     assert (Path(folder.path) / "sweep.png").stat().st_size > 10_000
     best = summary["best"]
-    finished = [float(row["accuracy"]) for row in rows if row["state"] == "finished"]
+    finished = [float(row["test_accuracy"]) for row in rows if row["state"] == "finished"]
     assert best["accuracy"] == max(finished) > 0.8
     again = train(plan_run(load(Path(folder.path) / "best.yaml")))
     assert (again["accuracy"], again["loss"]) == (best["accuracy"], best["loss"])
@@ -99,23 +102,31 @@ def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:
     return {name: (Path(folder.path) / name / "summary.json").read_text() for name in ended}
 
 
-def test_a_sweep_stopped_by_hand_can_go_on(sweep_file: Path) -> None:
+def test_a_lost_trial_goes_on_and_ctrl_c_leaves_a_sweep_to_resume(sweep_file: Path) -> None:
+    endless = ["run.epochs=1000", "parameters={optimizer.lr: {grid: [0.01, 0.02]}}", "asha=null", "concurrency=1"]
+    plan: SweepPlan = plan_sweep(load_sweep(sweep_file, endless), "stopped")
+    trial = place(plan.folder, "trial-000")
+    killed = resumed_from = 0
     pressed = False
 
-    def press_ctrl_c(status: SweepStatus) -> None:
-        nonlocal pressed
-        if not pressed and status.trials[0].get("epoch", 0) >= 1:
+    def kill_then_press_ctrl_c(status: SweepStatus) -> None:
+        nonlocal killed, resumed_from, pressed
+        if not killed and latest_checkpoint(trial):
+            killed = read_summary(trial)["driver"]["pid"]
+            os.kill(killed, signal.SIGKILL)
+            resumed_from = int(str(latest_checkpoint(trial))[-8:])
+        again = killed and read_summary(trial)["driver"]["pid"] != killed and status.trials[0]["state"] == "training"
+        if again and not pressed:
             pressed = True
             raise KeyboardInterrupt
 
-    changes = ["run.epochs=1000", "parameters={optimizer.lr: {grid: [0.01, 0.02]}}", "asha=null", "concurrency=1"]
-    plan: SweepPlan = plan_sweep(load_sweep(sweep_file, changes), "stopped")
-    stopped = run_sweep(plan, watch=press_ctrl_c)
+    stopped = run_sweep(plan, watch=kill_then_press_ctrl_c)
     assert stopped["state"] == "stopped"
     assert [row["state"] for row in stopped["trials"]] == ["stopped", "waiting"]
-    assert 1 <= stopped["trials"][0]["epoch"] < 1000
-
-    assert latest_checkpoint(place(plan.folder, "trial-000"))
+    assert read_summary(trial)["step"] > resumed_from > 0
+    steps = [line["step"] for line in read_history(trial) if line["split"] == "train"]
+    assert steps == sorted(set(steps))
+    assert latest_checkpoint(trial) == f"checkpoint_{read_summary(trial)['step']:08d}"
     assert [result.is_over for result in plan_resumed_sweep(str(plan.folder)).results({})] == [False, False]
 
 

@@ -78,12 +78,13 @@ def test_the_table(folder: RunFolder) -> None:
         "optimizer.lr": "0.01",
         "model": "mlp",
         "epoch": "3",
-        "accuracy": "0.9",
-        "loss": str(1 - 0.9),
+        "test_accuracy": "0.9",
+        "test_loss": str(1 - 0.9),
         "seconds": "1.5",
+        "error": "",
     }
     assert [row["state"] for row in rows] == ["finished", "stopped early", "waiting"]
-    assert (rows[2]["epoch"], rows[2]["accuracy"], rows[2]["seconds"]) == ("", "", "")
+    assert (rows[2]["epoch"], rows[2]["test_accuracy"], rows[2]["seconds"]) == ("", "", "")
 
 
 def test_the_best_is_the_best_that_finished(folder: RunFolder) -> None:
@@ -106,6 +107,14 @@ def test_the_files(folder: RunFolder) -> None:
     best = path / "best.yaml"
     assert best.read_text().startswith("# trial-000 of the sweep swept: test accuracy 0.9000\n")
     assert load(best) == placed(CONFIG.run, "mine-best", CONFIG.storage)
+
+
+def test_the_loss_can_be_a_parameter(folder: RunFolder) -> None:
+    trial = Trial(0, {"loss": "mse"}, CONFIG.run)
+    text = table([read_result(folder, trial, False)])
+    assert text.startswith(
+        "trial,state,loss,epoch,test_accuracy,test_loss,seconds,error\ntrial-000,finished,mse,3,0.9,"
+    )
 
 
 def test_nothing_finished_leaves_no_best(tmp_path: Path) -> None:
@@ -166,6 +175,9 @@ def test_a_terminal_shows_a_table() -> None:
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
 def test_the_summary(folder: RunFolder, state: str) -> None:
+    write_trial(folder, 2, "failed", [])
+    place = RunFolder(str(folder), "trial-002")
+    place.write_json("summary.json", place.read_json("summary.json") | {"error": {"message": "the loss became nan"}})
     there = results(folder, 1)
     summary = {
         "state": state,
@@ -178,12 +190,15 @@ def test_the_summary(folder: RunFolder, state: str) -> None:
     console = Console(file=io.StringIO(), width=80, color_system=None)
     print_sweep(console, SWEEP.trials, summary)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines[4] == "3 trials: 1 finished, 1 stopped early, 1 waiting  ·  12.3 s"
-    assert lines[5:10] == [
+    assert lines[4:6] == [
+        "trial-002 failed: the loss became nan",
+        "3 trials: 1 finished, 1 stopped early, 1 failed  ·  12.3 s",
+    ]
+    assert lines[6:11] == [
         "best      trial-000  test accuracy 0.9000",
         f"sweep     {folder}",
         f"results   {folder}/results.csv",
         f"picture   {folder}/sweep.png",
         f"train it  raytorch train {folder}/best.yaml",
     ]
-    assert lines[10:] == ([f"continue  raytorch sweep --resume {folder}"] if state == "stopped" else [])
+    assert lines[11:] == ([f"continue  raytorch sweep --resume {folder}"] if state == "stopped" else [])
