@@ -143,7 +143,7 @@ def _supervise(plan: SweepPlan, watch: Watch) -> dict[str, Any]:
     if tuning.error:
         raise tuning.error
     results = plan.results(record.stopped)
-    watch(SweepStatus([{**result.row(), "state": result.state} for result in results], stopping))
+    watch(SweepStatus([result.row() for result in results], stopping))
     return record.end(results, stopping)
 
 
@@ -315,7 +315,8 @@ class _Record:
         config = self._plan.sweep.config
         write_results(self._folder, config, results)
         best = find_best(results, config.metric)
-        state = "stopped" if stopping else "finished" if best else "failed"
+        cut_short = stopping and not all(result.is_over or result.state == "failed" for result in results)
+        state = "stopped" if cut_short else "finished" if best else "failed"
         self._write(
             {
                 "state": state,
