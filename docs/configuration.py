@@ -9,9 +9,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raytorch.config import RunConfig
+from raytorch.config import Asha, Parameter, RunConfig, SweepConfig
 
 TARGET = Path(__file__).with_suffix(".md")
+SWEEPS = """
+# Sweeps
+
+Every key of a sweep's file, `raytorch sweep FILE`. `run` is a run as above, or the name of its file.
+"""
 HEADER = """# Configuration
 
 Every key of a run's file, its default, and what it means. This page is written by `python docs/configuration.py`.
@@ -21,7 +26,9 @@ A section with variants takes the variant's name, and its name alone stands for 
 
 def page() -> str:
     """The whole page."""
-    lines = [HEADER.rstrip(), *_table("Run", RunConfig, ""), *_sections()]
+    lines = [HEADER.rstrip(), *_table("Run", RunConfig, ""), *_sections(), SWEEPS.rstrip()]
+    lines += [*_table("Sweep", SweepConfig, ""), *_table("`parameters`", Parameter, "parameters.KEY.")]
+    lines += _table("`asha`", Asha, "asha.")
     return "\n".join(lines).replace("``", "`") + "\n"
 
 

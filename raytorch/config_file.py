@@ -5,21 +5,23 @@ a value that pydantic refuses came from. What is allowed instead is read off the
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from raytorch import yaml_tree as tree
-from raytorch.config import RunConfig
+from raytorch.config import RunConfig, Section
 from raytorch.yaml_tree import Key, Problem
 
 Fragment = dict[str, Any]
 """A part of a JSON schema."""
+
+Config = TypeVar("Config", bound=Section)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -32,34 +34,53 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file or an override is invalid. Its message has one line for each problem, which starts with
             ``FILE:LINE: KEY:``, or with ``--set KEY=VALUE: KEY:`` where an override is to blame.
     """
-    root = tree.compose(_read(path), str(path))
-    if root is None:
-        raise tree.invalid(f"{path}: the file is empty; give at least epochs or steps")
-    if not isinstance(root, yaml.MappingNode):
-        raise tree.report([Problem(root.start_mark, (), _must_be([schema()], root))])
+    root = read(path, RunConfig, "give at least epochs or steps")
     for override in overrides:
-        _override(root, override)
-    try:
-        return RunConfig.model_validate(tree.construct(root))
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-        raise tree.report([_explain(detail, root) for detail in details]) from None
+        apply_override(root, override, RunConfig)
+    return check(root, RunConfig)
 
 
-def dump(config: RunConfig) -> str:
+def dump(config: Section) -> str:
     """Write a run in full, defaults included, as YAML that :func:`load` reads back to an equal run."""
     return tree.dump(config.model_dump(mode="json"))
 
 
-def schema() -> Fragment:
+def read(path: str | Path, kind: type[Section], least: str) -> yaml.MappingNode:
+    """The tree of a file; ``least`` says what an empty one lacks.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or holds something else than a mapping.
+    """
+    root = tree.compose(_read(path), str(path))
+    if root is None:
+        raise tree.invalid(f"{path}: the file is empty; {least}")
+    if not isinstance(root, yaml.MappingNode):
+        raise tree.report([Problem(root.start_mark, (), _must_be([_schema(kind)], root))])
+    return root
+
+
+def check(root: yaml.MappingNode, kind: type[Config]) -> Config:
+    """The configuration that a tree stands for.
+
+    Raises:
+        ConfigError: The tree does not fit ``kind``.
+    """
+    try:
+        return kind.model_validate(tree.construct(root))
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        raise tree.report([_explain(detail, root, _schema(kind)) for detail in details]) from None
+
+
+def schema(kind: type[Section] = RunConfig) -> Fragment:
     """The JSON schema (draft 2020-12) of a run's file, by which editors complete and check it."""
-    run = RunConfig.model_json_schema()
+    run = kind.model_json_schema()
     definitions = run["$defs"]
     for section in definitions.values():
         # The name tells the variants of a section apart: Python code may leave it out, a file may not.
         if "const" in section["properties"].get("name", {}):
             section["required"] = ["name"]
-    for section in run["properties"].values():
+    for section in (run if kind is RunConfig else definitions["RunConfig"])["properties"].values():
         if isinstance(section["default"], dict) and "name" in section["default"]:
             # As RunConfig does, accept ``optimizer: adam`` for ``optimizer: {name: adam}``.
             variants = section.pop("oneOf", None) or [{"$ref": section.pop("$ref")}]
@@ -86,19 +107,29 @@ def _read(path: str | Path) -> str:
 # -- overrides ---------------------------------------------------------------------------------------------------------
 
 
-def _override(root: yaml.MappingNode, override: str) -> None:
-    """Graft the value of ``optimizer.lr=0.01`` into the tree."""
+def apply_override(root: yaml.MappingNode, override: str, kind: type[Section]) -> None:
+    """Graft the value of ``optimizer.lr=0.01`` into the tree of a configuration.
+
+    Raises:
+        ConfigError: The override is not ``KEY=VALUE``, or the value not YAML.
+    """
     name = tree.OVERRIDE + override
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(key and key.isprintable() for key in keys):
         raise tree.invalid(f"{name}: must be KEY=VALUE, such as optimizer.lr=0.01")
     mark = tree.mark_at(name)
+    graft(root, keys, tree.compose(text, name, tuple(keys)) or tree.scalar("", mark, tree.NULL), mark, kind)
+
+
+def graft(root: yaml.MappingNode, keys: list[str], value: yaml.Node, mark: yaml.Mark, kind: type[Section]) -> None:
+    """Put ``value`` where ``keys`` lead, in new mappings at ``mark``: what shares the old ones stays as it is."""
     mapping = root
+    fields: Mapping[str, Any] = kind.model_fields
     for key in keys[:-1]:
-        field = RunConfig.model_fields.get(key) if mapping is root else None
+        field = fields.get(key)
         mapping = _open(mapping, tree.scalar(key, mark), default=getattr(field and field.default, "name", None))
-    value = tree.compose(text, name, tuple(keys)) or tree.scalar("", mark, tree.NULL)
+        fields = getattr(field and field.annotation, "model_fields", {})
     tree.put(mapping, tree.scalar(keys[-1], mark), value)
 
 
@@ -122,9 +153,9 @@ def _open(parent: yaml.MappingNode, key: yaml.ScalarNode, default: str | None) -
 # -- problems ----------------------------------------------------------------------------------------------------------
 
 
-def _explain(error: ErrorDetails, root: yaml.MappingNode) -> Problem:
+def _explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment) -> Problem:
     """Say in the user's terms what pydantic refuses."""
-    path, alternatives, siblings = _expect(error)
+    path, alternatives, siblings = _expect(error, allowed_there)
     place = tree.find(root, path)
     if error["type"] == "value_error":
         return _conflict(error["ctx"]["error"], root, place)
@@ -149,7 +180,7 @@ def _conflict(error: ValueError, root: yaml.MappingNode, section: tree.Place) ->
     return Problem(blamed.mark, blamed.path, str(error))
 
 
-def _expect(error: ErrorDetails) -> tuple[Key, list[Fragment], set[str]]:
+def _expect(error: ErrorDetails, whole: Fragment) -> tuple[Key, list[Fragment], set[str]]:
     """The user's key for an error of pydantic's, what is allowed there, and the keys of all variants of its section."""
     location, kind = error["loc"], error["type"]
     if kind == "missing" and isinstance(location[-1], int):  # the list is too short
@@ -157,7 +188,7 @@ def _expect(error: ErrorDetails) -> tuple[Key, list[Fragment], set[str]]:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         location = (*location, "name")
     path: Key = ()
-    alternatives: list[Fragment] = [_schema()]
+    alternatives: list[Fragment] = [whole]
     siblings: set[str] = set()
     for depth, part in enumerate(location, start=1):
         inside = _inside(alternatives, part)
@@ -171,8 +202,19 @@ def _expect(error: ErrorDetails) -> tuple[Key, list[Fragment], set[str]]:
 
 
 @cache
-def _schema() -> Fragment:
-    return schema()
+def _schema(kind: type[Section]) -> Fragment:
+    """The schema with every definition in its place."""
+    whole = schema(kind)
+    definitions = whole.pop("$defs")
+
+    def expand(fragment: Any) -> Any:
+        if isinstance(fragment, list):
+            return [expand(part) for part in fragment]
+        if isinstance(fragment, dict):
+            return {key: expand(part) for key, part in _resolve(fragment, definitions).items()}
+        return fragment
+
+    return dict(expand(whole))
 
 
 def _inside(alternatives: list[Fragment], part: str | int) -> list[Fragment]:
@@ -181,11 +223,11 @@ def _inside(alternatives: list[Fragment], part: str | int) -> list[Fragment]:
         found = [_item(a) for a in alternatives if a.get("type") == "array"]
     else:
         found = [a["properties"][part] for a in alternatives if part in a.get("properties", ())]
+        found += [a["additionalProperties"] for a in alternatives if a.get("additionalProperties")]
     return [alternative for fragment in found for alternative in _alternatives(fragment)]
 
 
 def _alternatives(fragment: Fragment) -> list[Fragment]:
-    fragment = _resolve(fragment, _schema()["$defs"])
     options = fragment.get("anyOf") or fragment.get("oneOf")
     return [a for option in options for a in _alternatives(option)] if options else [fragment]
 
@@ -195,7 +237,7 @@ def _resolve(fragment: Fragment, definitions: Fragment) -> Fragment:
 
 
 def _item(array: Fragment) -> Fragment:
-    item: Fragment = array.get("items") or array["prefixItems"][0]
+    item: Fragment = array["items"] if "items" in array else array["prefixItems"][0]
     return item
 
 
@@ -239,13 +281,20 @@ def _form(fragment: Fragment) -> str:
             count = (
                 "" if least is None else f" of {least}" if fragment.get("maxItems") == least else f" of {least} or more"
             )
-            return f"a list{count}, each {_describe([_item(fragment)])}"
-        case "object" if "required" in fragment:
-            return f"{{{', '.join(f'{key}: ...' for key in fragment['required'])}}}"
+            each = f", each {_describe([_item(fragment)])}" if _item(fragment) else ""
+            return f"a list{count}{each}"
         case "object":
-            return f"a mapping with keys among {', '.join(fragment['properties'])}"
+            return _mapping_form(fragment)
         case kind:  # null
             return str(kind)
+
+
+def _mapping_form(fragment: Fragment) -> str:
+    if "required" in fragment:
+        return f"{{{', '.join(f'{key}: ...' for key in fragment['required'])}}}"
+    if "properties" in fragment:
+        return f"a mapping with keys among {', '.join(fragment['properties'])}"
+    return f"a mapping of {fragment['minProperties']} or more keys"
 
 
 def _bounds(number: Fragment) -> str:

@@ -52,7 +52,7 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
         ConfigError: ``name`` cannot name a folder everywhere.
     """
     name = checked_name(name) if name is not None else timed_name(config.name)
-    plan = RunPlan(_placed(config, name, config.storage))
+    plan = RunPlan(placed(config, name, config.storage))
     if plan.folder.exists(CONFIG_FILE):
         raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
     return plan
@@ -96,7 +96,7 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
     before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
     if config is None:
         return RunPlan(before, latest)
-    config = _placed(config, folder.name, folder.storage)
+    config = placed(config, folder.name, folder.storage)
     for part in ("data", "model", "seed", "batch_size"):
         if getattr(config, part) != getattr(before, part):
             raise ConfigError(
@@ -179,10 +179,10 @@ def _read_config(folder: RunFolder) -> RunConfig:
             f"{folder.file(CONFIG_FILE)} does not fit this raytorch; correct it to resume the run: "
             f"{key}: {first['msg']}"
         ) from None
-    return _placed(config, folder.name, folder.storage)
+    return placed(config, folder.name, folder.storage)
 
 
-def _placed(config: RunConfig, name: str, storage: str) -> RunConfig:
+def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
     """``config`` under its final name, with paths that hold whatever folder a worker runs in."""
     data = config.data
     if isinstance(data, StoredData):

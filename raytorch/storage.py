@@ -117,12 +117,16 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file whole; see :meth:`write_text`."""
         target = self.file(name)
         partial = f"{target}.partial" if self.is_local else target
         with reaching(str(self)):
             self.filesystem.create_dir(self.path)
             with self.filesystem.open_output_stream(partial) as stream:
-                stream.write(text.encode())
+                stream.write(content)
             if self.is_local:
                 self.filesystem.move(partial, target)
 

@@ -16,8 +16,9 @@ RESIZE_INTERVAL_S = 60.0
 
 Work = Callable[[dict[str, Any]], None]
 """What a worker does, given the fields of a :class:`~raytorch.training.Job`."""
-Watch = Callable[[Any], None]
-"""Called several times a second with the run's :class:`~raytorch.monitor.Status`."""
+Watch = Callable[[Any], bool | None]
+"""Called several times a second with the run's :class:`~raytorch.monitor.Status`. The answer True ends the run after a
+last checkpoint, as Ctrl-C does."""
 
 
 def train(
@@ -87,7 +88,8 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> None:
         try:
             if fit.done.wait(POLL_INTERVAL_S):
                 return
-            watch(ray.get(monitor.status.remote()))
+            if watch(ray.get(monitor.status.remote())):
+                monitor.request_stop.remote()
         except KeyboardInterrupt:
             if stopping:
                 raise

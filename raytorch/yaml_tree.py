@@ -149,7 +149,7 @@ def dotted(path: Key) -> str:
 def show(node: yaml.Node) -> str:
     """A value as its author wrote it, shortened."""
     if isinstance(node, yaml.MappingNode):
-        return "a mapping"
+        return "a mapping" if node.value else "an empty mapping"
     if isinstance(node, yaml.SequenceNode):
         return f"a list of {len(node.value)}"
     text = node.value if len(node.value) <= 60 else f"{node.value[:60]}..."

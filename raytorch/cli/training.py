@@ -40,15 +40,16 @@ def train(
 
 @app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="YAML files of runs.")], overrides: Overrides = None
+    files: Annotated[list[Path], typer.Argument(help="YAML files of runs and sweeps.")], overrides: Overrides = None
 ) -> int:
     """Check configuration files without running them."""
     from raytorch.config_file import load
+    from raytorch.sweep_file import is_sweep, load_sweep
 
     problems = []
     for file in files:
         try:
-            load(file, overrides or [])
+            (load_sweep if is_sweep(file) else load)(file, overrides or [])
         except UserError as error:
             problems.append(str(error))
     if problems:

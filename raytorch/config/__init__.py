@@ -1,4 +1,4 @@
-"""The schema of a run: one YAML file, checked in full before anything starts.
+"""The schema of a run, and of a sweep of runs: one YAML file, checked in full before anything starts.
 
 Imports neither torch nor ray, so that ``raytorch validate`` answers at once. Reading files, overrides and messages are
 in :mod:`raytorch.config_file`.
@@ -42,10 +42,12 @@ from raytorch.config.optimization import (
 )
 from raytorch.config.run import Checkpointing, Failure, Logging, RunConfig, RunName, Scaling, WorkerRange
 from raytorch.config.section import ConflictError, Section
+from raytorch.config.sweep import Asha, Parameter, SweepConfig
 
 __all__ = [
     "Adam",
     "AdamW",
+    "Asha",
     "AttentionModel",
     "Augment",
     "Checkpointing",
@@ -68,6 +70,7 @@ __all__ = [
     "MovingMnistData",
     "OneCycleSchedule",
     "Optimizer",
+    "Parameter",
     "ResNet18Model",
     "RmsProp",
     "RnnModel",
@@ -80,6 +83,7 @@ __all__ = [
     "Sgd",
     "StepSchedule",
     "StoredData",
+    "SweepConfig",
     "VitModel",
     "Warmup",
     "WorkerRange",

@@ -16,7 +16,8 @@ from data_files import write_mnist
 from raytorch.config_file import schema
 
 COMMAND = str(Path(sys.executable).parent / "raytorch")
-SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("sweeps/*.yaml"))]
 
 
 def raytorch(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -133,6 +134,15 @@ def test_a_run_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, "report", "nothing") == told
 
 
+def test_a_sweep_that_cannot_start_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, "sweep") == "give a sweep's file, e.g. configs/sweeps/digits.yaml, or --resume SWEEP"
+    assert refused(tmp_path, "sweep", "--resume", "nothing") == "no sweep nothing in runs: it has no sweep.yaml"
+    (tmp_path / "sweep.yaml").write_text("run: {epochs: 1}\nparameters:\n  optimizer.lr: {uniform: [-1, 1]}\n")
+    for command in ("sweep", "validate"):
+        told = refused(tmp_path, command, "sweep.yaml")
+        assert told == "sweep.yaml:3: optimizer.lr: must be a number above 0, not -1.0"
+
+
 def test_a_storage_of_an_unknown_kind_is_refused(write: Any, tmp_path: Path) -> None:
     told = refused(tmp_path, "train", write(storage="bogus://bucket"))
     assert told.startswith("storage 'bogus://bucket' cannot be opened: Unrecognized filesystem type")
@@ -148,6 +158,10 @@ def test_a_storage_of_an_unknown_kind_is_refused(write: Any, tmp_path: Path) -> 
         (
             ["train", "--resume", "a", "--workers", "2"],
             "--set and --workers change a configuration file; give it beside --resume",
+        ),
+        (
+            ["sweep", "--resume", "a", "--name", "b"],
+            "--resume goes on with a sweep as it was planned; give no file, --set or --name beside it",
         ),
         (["report"], "Missing argument "),
     ],

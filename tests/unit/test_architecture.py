@@ -18,9 +18,11 @@ ROWS = [
     "config.section",
     "config.data config.models config.optimization",
     "config.run",
+    "config.sweep",
     "config",
     "allocator yaml_tree storage metrics stopping",
     "config_file runs",
+    "sweep_file",
     # torch, no ray
     "datasets.download datasets.formats datasets.pixels",
     "datasets.archives datasets.files",
@@ -57,8 +59,8 @@ ROWS = [
     # what a person uses
     "service",
     "service.packages service.secrets service.capacity service.job service.scaling",
-    "service.connection service.script service.scaling_report",
-    "service.client",
+    "service.connection service.script service.scaling_report service.board service.sweep_results service.trial",
+    "service.client service.sweep service.sweep_display",
     "progress report cli",
     "cli.common",
     "cli.training cli.jobs cli.studies cli.records cli.data",
@@ -69,7 +71,7 @@ ROW = {module: number for number, row in enumerate(ROWS) for module in row.split
 
 TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = [
-    *ROWS[:8],
+    *ROWS[: ROWS.index("sweep_file") + 1],
     "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
     "cluster monitor worker_group elastic failures record trainer session.host session.connect",
     *ROWS[ROWS.index("service") :],
@@ -160,14 +162,14 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_the_driver_loads_no_torch() -> None:
-    packages = loaded_by("import raytorch.service.scaling, raytorch.worker_group, raytorch.monitor")
+    packages = loaded_by(
+        "import raytorch.service.scaling, raytorch.worker_group, raytorch.monitor, raytorch.service.trial"
+    )
     assert "ray" in packages
     assert not packages & {"torch", "torchvision", "safetensors", "matplotlib", "sklearn"}
 
 
 def test_the_driver_alone_loads_no_ray() -> None:
-    assert not loaded_by("import raytorch.service.scaling, raytorch.runs, raytorch.report") & {
-        "torch",
-        "ray",
-        "matplotlib",
-    }
+    modules = "service.scaling, runs, report, service.sweep, service.sweep_display, service.client"
+    imports = ", ".join(f"raytorch.{module}" for module in modules.split(", "))
+    assert not loaded_by(f"import {imports}") & {"torch", "ray", "matplotlib"}

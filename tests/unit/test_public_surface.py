@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": ["files", "--set"],
     "schema": [],
     "scale": ["config", "--workers", "--mode", "--set", "--steps", "--warmup", "--out", "--address", "--json"],
+    "sweep": ["file", "--set", "--name", "--resume", "--storage", "--address", "--json"],
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
     "export": ["run", "--format", "--out", "--verify", "--storage"],
@@ -49,11 +50,11 @@ COMMANDS = {
 EXPORTS = {
     "raytorch": "Client __version__ autograd connect distributed layers losses optimizers tensor_ops",
     "raytorch.config": """
-        Adam AdamW AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
+        Adam AdamW Asha AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
         Conv3dModel ConvNetModel CosineSchedule Data DigitsData Failure ImageData Logging Loss MlpModel
-        MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer ResNet18Model RmsProp
+        MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer Parameter ResNet18Model RmsProp
         RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData
-        VitModel Warmup WorkerRange
+        SweepConfig VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check evaluation_batches load prepare",
     "raytorch.distributed": """

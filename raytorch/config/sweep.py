@@ -1,0 +1,148 @@
+"""A sweep: one run, the keys of it that vary, and how the trials are drawn, judged and scheduled."""
+
+from collections.abc import Iterator
+from itertools import product
+from math import exp, log
+from random import Random
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, Strict, model_serializer, model_validator
+
+from raytorch.config.run import RunConfig, RunName
+from raytorch.config.section import ConflictError, Section
+
+Values = Annotated[list[Any], Field(min_length=1)]
+Range = Annotated[tuple[float, float], Strict(False)]
+IntegerRange = Annotated[tuple[int, int], Strict(False)]
+
+DIGITS = 4
+"""Significant digits of a number that is drawn, so that tables and files stay readable."""
+
+
+class Parameter(Section):
+    """The values of one key of the run: one of these."""
+
+    grid: Values | None = None
+    """Every value in turn, with every value of other grids."""
+    choice: Values | None = None
+    """One of the values, each as likely."""
+    uniform: Range | None = None
+    """A number between two."""
+    log_uniform: Range | None = None
+    """A number between two above 0, each order of magnitude as likely: for learning rates."""
+    randint: IntegerRange | None = None
+    """A whole number from the first to the last, both included."""
+
+    @property
+    def kind(self) -> str:
+        """The one key that is given."""
+        return next(kind for kind in type(self).model_fields if getattr(self, kind) is not None)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """Values that stand for all: the listed ones, or the ends of a range as numbers of the kind that is drawn."""
+        return tuple(getattr(self, self.kind))
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the values stand in the file one by one."""
+        return self.kind in ("grid", "choice")
+
+    def sample(self, random: Random) -> Any:
+        """Draw a value; of a grid there is none to draw."""
+        low, high = self.values[0], self.values[-1]
+        match self.kind:
+            case "choice":
+                return random.choice(self.values)
+            case "randint":
+                return random.randint(low, high)
+            case "uniform":
+                value = random.uniform(low, high)
+            case _:
+                value = exp(random.uniform(log(low), log(high)))
+        return min(max(float(f"{value:.{DIGITS}g}"), low), high)
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        return {self.kind: list(self.values)}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Parameter":
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ConflictError(f"give one of {', '.join(type(self).model_fields)}", *given[1:])
+        return self
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> "Parameter":
+        for kind in ("uniform", "log_uniform", "randint"):
+            low, high = getattr(self, kind) or (1, 2)
+            if low >= high:
+                raise ConflictError(f"the first number ({low:g}) must be below the second ({high:g})", kind)
+        if self.log_uniform and self.log_uniform[0] <= 0:
+            raise ConflictError(f"both numbers must be above 0, not {self.log_uniform[0]:g}", "log_uniform")
+        return self
+
+
+class Asha(Section):
+    """Early stopping by asynchronous successive halving (ASHA, arXiv:1810.05934)."""
+
+    grace_epochs: PositiveInt = 1
+    """Epochs that every trial may train; then trials are compared, and again each time epochs have grown by the
+    factor ``reduction``."""
+    reduction: Annotated[float, Field(gt=1)] = 3
+    """At each comparison the best 1/reduction of the trials so far go on."""
+
+
+class SweepConfig(Section):
+    """Trials of one run with other values of some of its keys."""
+
+    name: RunName = "sweep"
+    """Name of the sweep and of its folder; a sweep without ``--name`` gets this name and the time."""
+    run: RunConfig
+    """The run that is varied: a run's file, relative to the sweep's, or the run itself."""
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
+    """Dotted keys of the run, such as ``optimizer.lr``, and the values of each."""
+    trials: PositiveInt = 1
+    """Times that values are drawn; each time there is a trial for every point of the grids, one if there are none."""
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """Test metric by which trials are compared: the highest accuracy or the lowest loss."""
+    asha: Asha | None = None
+    """Stop trials early that do worse than others after as many epochs; null trains all to their end."""
+    concurrency: PositiveInt | None = None
+    """Trials at a time; null takes as many as the cluster's CPUs and GPUs allow when the sweep starts."""
+    max_failures: NonNegativeInt = 2
+    """Times that a trial goes on from its latest checkpoint after it was lost; errors in code are not retried."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the values that are drawn; the same seed gives the same trials. The trials' own seed is the run's."""
+    storage: str = "runs"
+    """Folder or URI below which the sweep's folder is made, with its trials' in it; all workers must reach it."""
+
+    def draw(self) -> list[dict[str, Any]]:
+        """The parameters of every trial."""
+        random = Random(self.seed)  # noqa: S311
+        return [
+            {
+                key: point[key] if key in point else parameter.sample(random)
+                for key, parameter in self.parameters.items()
+            }
+            for _ in range(self.trials)
+            for point in self._grid()
+        ]
+
+    def probes(self) -> Iterator[dict[str, Any]]:
+        """Parameters by which every listed value and both ends of every range come up."""
+        values = {key: parameter.values for key, parameter in self.parameters.items()}
+        for number in range(max(map(len, values.values()))):
+            yield {key: each[min(number, len(each) - 1)] for key, each in values.items()}
+
+    def _grid(self) -> Iterator[dict[str, Any]]:
+        grids = {key: parameter.grid for key, parameter in self.parameters.items() if parameter.grid}
+        return (dict(zip(grids, point, strict=True)) for point in product(*grids.values()))
+
+    @model_validator(mode="after")
+    def _trials_keep_their_place(self) -> "SweepConfig":
+        for key in ("name", "storage"):
+            if key in self.parameters:
+                raise ConflictError(f"{key} cannot vary: it is where a trial's folder is", "parameters")
+        return self

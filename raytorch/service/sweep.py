@@ -1,0 +1,337 @@
+"""A sweep from its plan to its results: Ray Tune runs the trials, each a full run with a folder of its own.
+
+What a sweep is, and how far it has come, is all in its folder. Nothing of Ray Tune's own state is kept or read again,
+for that is pickled: a resumed sweep draws the same trials from ``sweep.yaml``, reads off their folders which are over,
+and tells Tune their evaluations anew. Imports no torch.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from raytorch.cluster import joined_ray, prepare_ray, require_resources
+from raytorch.config import RunConfig
+from raytorch.config_file import dump
+from raytorch.datasets.files import check
+from raytorch.errors import RunExistsError, RunNotFoundError, TrainingError
+from raytorch.runs import checked_name, placed, timed_name
+from raytorch.service.sweep_results import BEST_FILE, Result, find_best, read_result, write_results
+from raytorch.storage import RunFolder, split
+from raytorch.sweep_file import Sweep, load_sweep
+
+SWEEP_FILE = "sweep.yaml"
+"""What was asked for, with the run in it."""
+RECORD_FILE = "sweep.json"
+"""How far the sweep has come, and in the end what it came to."""
+POLL_INTERVAL_S = 0.25
+_QUIET_TUNE = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that is ready to run, and where."""
+
+    sweep: Sweep
+    folder: RunFolder
+
+    def results(self, stopped: dict[int, float]) -> list[Result]:
+        """What every trial has come to; ``stopped`` has the epochs of those that were to be stopped early."""
+        return [read_result(self.folder, trial, trial.number in stopped) for trial in self.sweep.trials]
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """How a sweep stands."""
+
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """Of each: ``state``, and ``epoch``, ``accuracy`` and ``loss`` once there are such."""
+    stopping: bool = False
+    """Whether the trials have been asked to end."""
+
+
+Watch = Callable[[SweepStatus], None]
+"""Called several times a second while trials run."""
+
+
+def plan_sweep(sweep: Sweep, name: str | None = None) -> SweepPlan:
+    """Plan a new sweep, called ``name`` or by its own name and the time.
+
+    Raises:
+        RunExistsError: The storage holds a sweep of that name already.
+        ConfigError: ``name`` cannot name a folder everywhere.
+    """
+    folder = RunFolder(sweep.config.storage, checked_name(name) if name else timed_name(sweep.config.name))
+    if folder.exists():
+        raise RunExistsError(
+            f"{folder} exists already; take another --name, or continue a sweep with --resume {folder}"
+        )
+    return SweepPlan(sweep, folder)
+
+
+def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
+    """Plan to go on with a sweep: with the trials that have neither finished nor been stopped early.
+
+    Args:
+        sweep: The sweep's name or path.
+        storage: Where to look for one that is given by its name.
+
+    Raises:
+        RunNotFoundError: There is no such sweep.
+        ConfigError: Its ``sweep.yaml`` is damaged.
+    """
+    if "/" in sweep:
+        storage, sweep = split(sweep)
+    folder = RunFolder(storage, sweep)
+    if not folder.exists(SWEEP_FILE):
+        raise RunNotFoundError(f"no sweep {sweep} in {storage}: it has no {SWEEP_FILE}")
+    with tempfile.TemporaryDirectory() as copy:
+        path = Path(copy) / SWEEP_FILE
+        folder.fetch(SWEEP_FILE, path)
+        return SweepPlan(load_sweep(path), folder)
+
+
+def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lambda status: None) -> dict[str, Any]:
+    """Run the trials that are not over, write the results, and return the content of ``sweep.json``.
+
+    Ctrl-C, as KeyboardInterrupt, lets the trials save a checkpoint and end; a second one is raised.
+
+    Args:
+        plan: What to run; see :func:`plan_sweep` and :func:`plan_resumed_sweep`.
+        address: As :func:`raytorch.trainer.train` takes it.
+        watch: Called with the sweep's status while it goes on.
+
+    Raises:
+        ResourceError: The machine has fewer CPUs or GPUs than a trial asks for.
+        UserError: The input has to change: a data file is missing or corrupt, say.
+        TrainingError: No trial has finished; the message has the first one's.
+    """
+    configs = [trial.config for trial in plan.sweep.trials]
+    if prepare_ray(address):
+        for data in {repr(config.data): placed(config, "", "").data for config in configs}.values():
+            check(data)
+    importing = threading.Thread(target=import_module, args=["raytorch.service.trial"], daemon=True)
+    importing.start()  # beside the start of Ray, which takes as long
+    with joined_ray(address) as embedded:
+        if embedded:
+            for config in configs:
+                require_resources(config.scaling.min_workers, _resources(config), "scaling.")
+        importing.join()
+        with plan.folder.claimed():
+            return _supervise(plan, watch)
+
+
+def _supervise(plan: SweepPlan, watch: Watch) -> dict[str, Any]:
+    """Let Ray Tune run the trials, show how they stand, and write down what they came to."""
+    record = _Record(plan)
+    record.begin()
+    before = plan.results(record.stopped)
+    from raytorch.service.board import start_board
+
+    board = start_board()
+    tuning = _Tuning(plan, board, [result.is_over for result in before], record.stopped)
+    tuning.start()
+    stopping = _follow(tuning, board, record, lambda news, stopping: watch(_status(before, news, record, stopping)))
+    if tuning.error:
+        raise tuning.error
+    results = plan.results(record.stopped)
+    watch(SweepStatus([result.row() for result in results], stopping))
+    return record.end(results, stopping)
+
+
+def _follow(tuning: "_Tuning", board: Any, record: "_Record", show: Callable[[Any, bool], None]) -> bool:
+    """Wait for the end; answers whether Ctrl-C has brought it about."""
+    import ray
+
+    stopping = False
+    while True:
+        try:
+            if tuning.done.wait(POLL_INTERVAL_S):
+                record.keep()
+                return stopping
+            record.keep()
+            show(ray.get(board.news.remote()), stopping)
+        except KeyboardInterrupt:
+            if stopping:
+                raise
+            stopping = True
+            board.end_all.remote()
+
+
+def _status(
+    before: Sequence[Result], news: dict[int, dict[str, Any]], record: "_Record", stopping: bool
+) -> SweepStatus:
+    """What the trials have told since the sweep was started, else what they were before."""
+    trials = []
+    for result in before:
+        number = result.trial.number
+        now = {**result.row(), **({"state": "waiting"} if not result.is_over else {}), **news.get(number, {})}
+        if number in record.stopped and now["state"] == "stopped":
+            now["state"] = "stopped early"
+        trials.append(now)
+    return SweepStatus(trials, stopping)
+
+
+class _Tuning:
+    """Ray Tune, in a thread of its own.
+
+    Attributes:
+        done: Set when the trials have ended.
+        error: Why they ended, if not by themselves.
+    """
+
+    def __init__(self, plan: SweepPlan, board: Any, over: Sequence[bool], stopped: dict[int, float]) -> None:
+        self._plan, self._board, self._over, self._stopped = plan, board, over, stopped
+        self.done = threading.Event()
+        self.error: Exception | None = None
+
+    def start(self) -> None:
+        """Begin with the trials."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="raytorch-") as scratch, _without_output():
+                self._build(scratch).fit()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+    def _build(self, scratch: str) -> Any:
+        from ray import tune
+
+        from raytorch.service.trial import GentleAsha, TrialJob, TrialRun
+
+        config = self._plan.sweep.config
+        trials, folder = self._plan.sweep.trials, str(self._plan.folder)
+        configs = [placed(trial.config, trial.name, folder) for trial in trials]
+        jobs = [TrialJob(run, over) for run, over in zip(configs, self._over, strict=True)]
+        mode = "max" if config.metric == "accuracy" else "min"
+        trainable = tune.with_parameters(TrialRun, jobs=jobs, board=self._board)
+        return tune.Tuner(
+            tune.with_resources(
+                trainable, {"memory": 1}
+            ),  # a byte, for Tune refuses nothing at all: the run's workers hold what it needs
+            param_space={"number": tune.grid_search(list(range(len(jobs))))},
+            tune_config=tune.TuneConfig(
+                scheduler=config.asha and GentleAsha(config.asha, config.metric, mode, self._board, self._stopped),
+                max_concurrent_trials=config.concurrency or _concurrency(configs),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03}",
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Silence Ray Tune, whose news the sweep tells itself, and keep it from writing logs of its own."""
+    logger = logging.getLogger("ray.tune")
+    level, before = logger.level, {name: os.environ.get(name) for name in _QUIET_TUNE}
+    os.environ.update(_QUIET_TUNE)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _concurrency(configs: Sequence[RunConfig]) -> int:
+    """Trials that the cluster has room for at a time, going by the one that needs the most."""
+    import ray
+
+    there = ray.cluster_resources()
+    return min(
+        max(1, int(there.get(kind, 0) / (config.scaling.max_workers * amount)))
+        for config in configs
+        for kind, amount in _resources(config).items()
+    )
+
+
+def _resources(config: RunConfig) -> dict[str, float]:
+    """What a worker of the run holds."""
+    each = {"CPU": config.scaling.cpus_per_worker, "GPU": config.scaling.gpus_per_worker}
+    return {kind: amount for kind, amount in each.items() if amount}
+
+
+class _Record:
+    """Keeps a sweep's ``sweep.yaml`` and ``sweep.json``."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self._plan, self._folder, self._began = plan, plan.folder, time.time()
+        before = plan.folder.read_json(RECORD_FILE) if plan.folder.exists(RECORD_FILE) else {}
+        self.stopped: dict[int, float] = {int(number): epoch for number, epoch in before.get("stopped", {}).items()}
+        """The trials that were to be stopped early, and after which epoch."""
+        self._kept = dict(self.stopped)
+        self._content: dict[str, Any] = {
+            "name": plan.folder.name,
+            "path": str(plan.folder),
+            "state": "running",
+            "started": before.get("started", datetime.now().astimezone().isoformat(timespec="seconds")),
+            "metric": plan.sweep.config.metric,
+        }
+        self._seconds = before.get("seconds", 0.0)
+
+    def begin(self) -> None:
+        """Write down what is about to run."""
+        config = self._plan.sweep.config
+        if not self._folder.exists(SWEEP_FILE):
+            run = placed(config.run, config.run.name, config.run.storage)
+            self._folder.write_text(SWEEP_FILE, dump(config.model_copy(update={"run": run})))
+        self._write({})
+
+    def keep(self) -> None:
+        """Write down which trials were to be stopped early, if there are new ones."""
+        if len(self._kept) != len(self.stopped):
+            self._write({})
+
+    def end(self, results: Sequence[Result], stopping: bool) -> dict[str, Any]:
+        """Write down what the sweep came to.
+
+        Raises:
+            TrainingError: No trial has finished, and nobody has stopped them.
+        """
+        config = self._plan.sweep.config
+        write_results(self._folder, config, results)
+        best = find_best(results, config.metric)
+        cut_short = stopping and not all(result.is_over or result.state == "failed" for result in results)
+        state = "stopped" if cut_short else "finished" if best else "failed"
+        self._write(
+            {
+                "state": state,
+                "best": best and {**best.row(), "config": self._folder.file(BEST_FILE)},
+                "trials": [result.row() for result in results],
+            }
+        )
+        if state == "failed":
+            errors = [result.summary["error"]["message"] for result in results if "error" in result.summary]
+            raise TrainingError(f"no trial has finished; the first error: {errors[0] if errors else 'none was told'}")
+        return self._content
+
+    def _write(self, values: dict[str, Any]) -> None:
+        self._kept = dict(self.stopped)
+        seconds = round(self._seconds + time.time() - self._began, 2)
+        self._content |= {"stopped": {str(number): epoch for number, epoch in self._kept.items()}, "seconds": seconds}
+        self._content |= values
+        self._folder.write_json(RECORD_FILE, self._content)

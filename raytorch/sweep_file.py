@@ -1,0 +1,101 @@
+"""A sweep's YAML file: the run that it varies stands in it or in a file of its own, and every trial is checked.
+
+What a trial's parameters break is told like any other mistake, with the line of the parameter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raytorch import yaml_tree as tree
+from raytorch.config import RunConfig, SweepConfig
+from raytorch.config_file import apply_override, check, graft, read
+from raytorch.errors import ConfigError
+
+LEAST = "give a run and its parameters"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    number: int
+    """Its place in the sweep, from 0."""
+    parameters: dict[str, Any]
+    """The values of the keys that vary."""
+    config: RunConfig
+    """The run with these values."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder in the sweep's."""
+        return f"trial-{self.number:03}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's file asks for: the same whenever it is read, since a seed decides what is drawn."""
+
+    config: SweepConfig
+    trials: tuple[Trial, ...]
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep, draw its trials and check each.
+
+    Args:
+        path: The sweep's file.
+        overrides: Changes as :func:`raytorch.config_file.load` takes them: ``trials=4``, ``run.epochs=2``.
+
+    Raises:
+        ConfigError: The file, the run's file, an override or a trial is invalid; see :func:`raytorch.config_file.load`.
+    """
+    root = read(path, SweepConfig, LEAST)
+    _insert_run(root, Path(path).parent)
+    for override in overrides:
+        apply_override(root, override, SweepConfig)
+    config = check(root, SweepConfig)
+    for parameters in config.probes():
+        _vary(root, config, parameters)
+    drawn = enumerate(config.draw())
+    return Sweep(config, tuple(Trial(number, each, _vary(root, config, each)) for number, each in drawn))
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Whether a file is of a sweep rather than of a run: whether it has parameters."""
+    try:
+        root = read(path, SweepConfig, LEAST)
+    except ConfigError:
+        return False
+    return tree.pair(root, "parameters") is not None
+
+
+def _insert_run(root: yaml.MappingNode, folder: Path) -> None:
+    """Put the run's tree in place of its file's name; its keys still know the line of the file that they are in."""
+    key, value = tree.pair(root, "run") or (None, None)
+    if key and isinstance(value, yaml.ScalarNode) and value.tag == tree.STR:
+        try:
+            run = read(folder / Path(value.value).expanduser(), RunConfig, "give at least epochs or steps")
+        except ConfigError as error:
+            raise tree.invalid(
+                *(f"{tree.at(key.start_mark)}: run: {line}" for line in str(error).split("\n"))
+            ) from None
+        tree.put(root, key, run)
+
+
+def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any]) -> RunConfig:
+    """The run with these values of its keys."""
+    base = tree.find(root, ("run",)).node
+    run = yaml.MappingNode(tree.MAP, list(base.value), base.start_mark, base.end_mark)
+    for key, value in parameters.items():
+        parameter = config.parameters[key]
+        place = tree.find(root, ("parameters", key))
+        if parameter.is_listed:
+            node = tree.find(root, ("parameters", key, parameter.kind, parameter.values.index(value))).node
+        else:
+            node = tree.scalar(repr(value), place.mark, tree.INT if isinstance(value, int) else tree.FLOAT)
+        graft(run, key.split("."), node, place.mark, RunConfig)
+    return check(run, RunConfig)

@@ -1,0 +1,146 @@
+"""Sweeps on a real Ray: killed half-way and resumed, stopped by hand; the best run trained again."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from raytorch.config_file import load
+from raytorch.runs import latest_checkpoint, list_runs, plan_run, read_history, read_summary
+from raytorch.service.sweep import SweepPlan, SweepStatus, plan_resumed_sweep, plan_sweep, run_sweep
+from raytorch.storage import RunFolder
+from raytorch.sweep_file import load_sweep
+from raytorch.trainer import train
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+EPOCHS = 16
+RATES = [1e-2, 2e-2, 1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 1e30]
+"""Good ones, ones that learn nothing and are stopped early, and one with which the loss becomes infinite."""
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    """Eight trials of one worker; an epoch takes about half a second."""
+    sweep = {
+        "name": "rates",
+        "run": {
+            "model": {"name": "mlp", "hidden": [32], "dropout": 0.2},
+            "optimizer": "sgd",
+            "precision": "fp32",
+            "epochs": EPOCHS,
+            "batch_size": 4,
+            "logging": {"every_steps": 50, "tensorboard": False},
+        },
+        "parameters": {"optimizer.lr": {"grid": RATES}},
+        "asha": {"grace_epochs": 1, "reduction": 4},
+        "storage": str(tmp_path / "runs"),
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep))
+    return path
+
+
+def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "runs"), "killed")
+    before = kill_half_way(sweep_file, folder)
+    plan = plan_resumed_sweep(str(folder))
+    assert [trial.config.optimizer.lr for trial in plan.sweep.trials] == RATES
+    summary = run_sweep(plan)
+
+    assert summary == json.loads((Path(folder.path) / "sweep.json").read_text())
+    states = {row["trial"]: row["state"] for row in summary["trials"]}
+    assert summary["state"] == "finished"
+    assert set(states.values()) == {"finished", "stopped early", "failed"}
+    assert states["trial-007"] == "failed"
+    early = [name for name, state in states.items() if state == "stopped early"]
+    assert len(early) >= 3
+    assert {read_summary(place(folder, name))["state"] for name in early} == {"stopped"}
+    assert all(read_summary(place(folder, name))["epochs"] < EPOCHS for name in early)
+    assert len(list_runs(str(folder))) == len(RATES)  # each a full run
+    for name, text in before.items():  # was not touched again
+        assert (Path(folder.path) / name / "summary.json").read_text() == text
+    assert "the loss became" in summary["trials"][7]["error"]
+    diverged = read_summary(place(folder, "trial-007"))
+    assert (diverged["restarts"], diverged["error"]["kind"]) == (0, "DivergedError")
+
+    rows = list(csv.DictReader((Path(folder.path) / "results.csv").read_text().splitlines()))
+    assert {row["trial"]: row["state"] for row in rows} == states
+    assert [float(row["optimizer.lr"]) for row in rows] == RATES
+    assert (Path(folder.path) / "sweep.png").stat().st_size > 10_000
+    best = summary["best"]
+    finished = [float(row["test_accuracy"]) for row in rows if row["state"] == "finished"]
+    assert best["accuracy"] == max(finished) > 0.8
+    again = train(plan_run(load(Path(folder.path) / "best.yaml")))
+    assert (again["accuracy"], again["loss"]) == (best["accuracy"], best["loss"])
+
+
+def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:
+    """Kill a sweep's command when a trial has been stopped early; the summaries of the trials that were over."""
+    address = ray.get_runtime_context().gcs_address
+    raytorch = Path(sys.executable).with_name("raytorch")
+    command = [raytorch, "sweep", sweep_file, "--name", folder.name, "--address", address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        try:
+            wait_until(lambda: count(folder, "stopped") >= 1, running)
+        finally:
+            running.kill()
+    wait_until(lambda: count(folder, "running") == 0)  # the processes of its trials end with it
+    assert count(folder, "lost") >= 1
+    over = {name: read_summary(place(folder, name)) for name in folder.folders()}
+    ended = [name for name, summary in over.items() if summary["state"] in ("finished", "stopped")]
+    assert len(ended) < len(RATES)
+    return {name: (Path(folder.path) / name / "summary.json").read_text() for name in ended}
+
+
+def test_a_lost_trial_goes_on_and_ctrl_c_leaves_a_sweep_to_resume(sweep_file: Path) -> None:
+    endless = ["run.epochs=1000", "parameters={optimizer.lr: {grid: [0.01, 0.02]}}", "asha=null", "concurrency=1"]
+    plan: SweepPlan = plan_sweep(load_sweep(sweep_file, endless), "stopped")
+    trial = place(plan.folder, "trial-000")
+    killed = resumed_from = 0
+    pressed = False
+
+    def kill_then_press_ctrl_c(status: SweepStatus) -> None:
+        nonlocal killed, resumed_from, pressed
+        if not killed and latest_checkpoint(trial):
+            killed = read_summary(trial)["driver"]["pid"]
+            os.kill(killed, signal.SIGKILL)
+            resumed_from = int(str(latest_checkpoint(trial))[-8:])
+        again = killed and read_summary(trial)["driver"]["pid"] != killed and status.trials[0]["state"] == "training"
+        if again and not pressed:
+            pressed = True
+            raise KeyboardInterrupt
+
+    stopped = run_sweep(plan, watch=kill_then_press_ctrl_c)
+    assert stopped["state"] == "stopped"
+    assert [row["state"] for row in stopped["trials"]] == ["stopped", "waiting"]
+    assert read_summary(trial)["step"] > resumed_from > 0
+    steps = [line["step"] for line in read_history(trial) if line["split"] == "train"]
+    assert steps == sorted(set(steps))
+    assert latest_checkpoint(trial) == f"checkpoint_{read_summary(trial)['step']:08d}"
+    assert [result.is_over for result in plan_resumed_sweep(str(plan.folder)).results({})] == [False, False]
+
+
+def place(folder: RunFolder, trial: str) -> RunFolder:
+    return RunFolder(str(folder), trial)
+
+
+def count(folder: RunFolder, state: str) -> int:
+    return sum(summary["state"] == state for summary in list_runs(str(folder)))
+
+
+def wait_until(condition: Any, command: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert command is None or command.poll() is None, command.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

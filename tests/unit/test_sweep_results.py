@@ -1,0 +1,204 @@
+"""What a sweep leaves and shows, from the folders of its trials."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raytorch.config import SweepConfig
+from raytorch.config_file import load
+from raytorch.errors import RunExistsError, RunNotFoundError
+from raytorch.runs import placed
+from raytorch.service.sweep import SweepStatus, plan_resumed_sweep, plan_sweep
+from raytorch.service.sweep_display import SweepDisplay, print_sweep
+from raytorch.service.sweep_results import Result, find_best, read_result, table, write_results
+from raytorch.storage import RunFolder
+from raytorch.sweep_file import Sweep, Trial
+
+CONFIG = SweepConfig.model_validate(
+    {
+        "name": "mine",
+        "run": {"epochs": 3, "seed": 5},
+        "parameters": {"optimizer.lr": {"log_uniform": [1e-3, 1e-1]}, "model": {"grid": ["mlp", "convnet", "rnn"]}},
+    }
+)
+SWEEP = Sweep(
+    CONFIG,
+    tuple(
+        Trial(n, {"optimizer.lr": 0.01 * n + 0.01, "model": name}, CONFIG.run)
+        for n, name in enumerate(("mlp", "convnet", "rnn"))
+    ),
+)
+
+
+def write_trial(folder: RunFolder, number: int, state: str, accuracies: list[float]) -> None:
+    place = RunFolder(str(folder), f"trial-{number:03}")
+    place.write_text("config.yaml", "epochs: 3\n")
+    driver = {"host": "elsewhere", "pid": 1}
+    summary = {"state": state, "started": "", "driver": driver, "seconds": {"total": 1.5}}
+    place.write_json("summary.json", summary)
+    lines = [{"split": "train", "step": 1, "epoch": 0.1, "loss": 9.0}]
+    lines += [
+        {"split": "test", "step": 10 * n, "epoch": n, "accuracy": accuracy, "loss": 1 - accuracy}
+        for n, accuracy in enumerate(accuracies, start=1)
+    ]
+    place.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A sweep's folder: the first trial has finished, the second was stopped, the third has not begun."""
+    folder = RunFolder(str(tmp_path / "runs"), "swept")
+    write_trial(folder, 0, "finished", [0.5, 0.7, 0.9])
+    write_trial(folder, 1, "stopped", [0.95])
+    return folder
+
+
+def results(folder: RunFolder, *stopped_early: int) -> list[Result]:
+    return [read_result(folder, trial, trial.number in stopped_early) for trial in SWEEP.trials]
+
+
+def test_the_state_of_a_trial(folder: RunFolder) -> None:
+    assert [result.state for result in results(folder)] == ["finished", "stopped", "waiting"]
+    early = results(folder, 0, 1)
+    assert [result.state for result in early] == ["finished", "stopped early", "waiting"]  # the first was quicker
+    assert [result.is_over for result in early] == [True, True, False]
+    assert not results(folder)[1].is_over  # by hand: to be gone on with
+
+
+def test_the_table(folder: RunFolder) -> None:
+    rows = list(csv.DictReader(io.StringIO(table(results(folder, 1)))))
+    assert rows[0] == {
+        "trial": "trial-000",
+        "state": "finished",
+        "optimizer.lr": "0.01",
+        "model": "mlp",
+        "epoch": "3",
+        "test_accuracy": "0.9",
+        "test_loss": str(1 - 0.9),
+        "seconds": "1.5",
+        "error": "",
+    }
+    assert [row["state"] for row in rows] == ["finished", "stopped early", "waiting"]
+    assert (rows[2]["epoch"], rows[2]["test_accuracy"], rows[2]["seconds"]) == ("", "", "")
+
+
+def test_the_best_is_the_best_that_finished(folder: RunFolder) -> None:
+    assert find_best(results(folder), "accuracy") is not None
+    write_trial(folder, 2, "finished", [0.99, 0.85])
+    for metric in ("accuracy", "loss"):
+        best = find_best(results(folder), metric)
+        assert best
+        assert best.trial.number == 0  # not the one that was better for a while, nor the one that was stopped
+    write_trial(folder, 2, "finished", [0.91])
+    assert [find_best(results(folder), metric).trial.number for metric in ("accuracy", "loss")] == [2, 2]  # type: ignore[union-attr]
+    assert find_best(results(folder)[1:2], "accuracy") is None
+
+
+def test_the_files(folder: RunFolder) -> None:
+    write_results(folder, CONFIG, results(folder))
+    path = Path(folder.path)
+    assert (path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (path / "results.csv").read_text() == table(results(folder))
+    best = path / "best.yaml"
+    assert best.read_text().startswith("# trial-000 of the sweep swept: test accuracy 0.9000\n")
+    assert load(best) == placed(CONFIG.run, "mine-best", CONFIG.storage)
+
+
+def test_the_loss_can_be_a_parameter(folder: RunFolder) -> None:
+    trial = Trial(0, {"loss": "mse"}, CONFIG.run)
+    text = table([read_result(folder, trial, False)])
+    assert text.startswith(
+        "trial,state,loss,epoch,test_accuracy,test_loss,seconds,error\ntrial-000,finished,mse,3,0.9,"
+    )
+
+
+def test_nothing_finished_leaves_no_best(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "runs"), "swept")
+    write_results(folder, CONFIG, results(folder))
+    assert not folder.exists("best.yaml")
+    assert folder.exists("sweep.png")
+
+
+def test_plans(tmp_path: Path, folder: RunFolder) -> None:
+    sweep = Sweep(CONFIG.model_copy(update={"storage": str(tmp_path / "runs")}), SWEEP.trials)
+    assert plan_sweep(sweep).folder.name.startswith("mine-20")
+    with pytest.raises(RunExistsError, match="take another --name, or continue a sweep with --resume"):
+        plan_sweep(sweep, "swept")
+    with pytest.raises(RunNotFoundError, match=r"no sweep swept in .*: it has no sweep.yaml"):
+        plan_resumed_sweep(str(folder))
+
+
+# -- what a person sees ------------------------------------------------------------------------------------------------
+
+
+def shown(*statuses: SweepStatus, terminal: bool = False) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    with SweepDisplay(console, SWEEP.trials) as display:
+        for status in statuses:
+            display(status)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def rows(*states: str, **numbers: float) -> list[dict[str, Any]]:
+    return [{"state": state, **(numbers if state not in ("waiting", "starting") else {})} for state in states]
+
+
+def test_without_a_terminal_there_is_a_line_for_what_begins_and_ends() -> None:
+    text = shown(
+        SweepStatus(rows("waiting", "waiting", "waiting")),
+        SweepStatus(rows("starting", "waiting", "waiting")),
+        SweepStatus(rows("training", "waiting", "waiting", epoch=1, accuracy=0.5, loss=0.25)),
+        SweepStatus(rows("finished", "starting", "waiting", epoch=2, accuracy=0.75, loss=0.125)),
+        SweepStatus(rows("finished", "stopped early", "waiting", epoch=2, accuracy=0.75, loss=0.125), stopping=True),
+    )
+    assert text.splitlines() == [
+        "trial-000  starting       optimizer.lr=0.01  model=mlp",
+        "trial-000  finished       epoch 2  accuracy 0.7500  loss 0.1250  optimizer.lr=0.01  model=mlp",
+        "trial-001  starting       optimizer.lr=0.02  model=convnet",
+        "stopping the trials after a last checkpoint; press Ctrl-C again to end at once",
+        "trial-001  stopped early  epoch 2  accuracy 0.7500  loss 0.1250  optimizer.lr=0.02  model=convnet",
+    ]
+
+
+def test_a_terminal_shows_a_table() -> None:
+    text = shown(
+        SweepStatus(rows("training", "starting", "waiting", epoch=1.5, accuracy=0.5, loss=0.25)), terminal=True
+    )
+    assert "trial-000  training  0.01          mlp      1.5    0.5000    0.2500" in text
+    assert "trial-002  waiting   0.03          rnn" in text
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_the_summary(folder: RunFolder, state: str) -> None:
+    write_trial(folder, 2, "failed", [])
+    place = RunFolder(str(folder), "trial-002")
+    place.write_json("summary.json", place.read_json("summary.json") | {"error": {"message": "the loss became nan"}})
+    there = results(folder, 1)
+    summary = {
+        "state": state,
+        "path": str(folder),
+        "seconds": 12.34,
+        "metric": "accuracy",
+        "trials": [result.row() for result in there],
+        "best": {**there[0].row(), "config": f"{folder}/best.yaml"},
+    }
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    print_sweep(console, SWEEP.trials, summary)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[4:6] == [
+        "trial-002 failed: the loss became nan",
+        "3 trials: 1 finished, 1 stopped early, 1 failed  ·  12.3 s",
+    ]
+    assert lines[6:11] == [
+        "best      trial-000  test accuracy 0.9000",
+        f"sweep     {folder}",
+        f"results   {folder}/results.csv",
+        f"picture   {folder}/sweep.png",
+        f"train it  raytorch train {folder}/best.yaml",
+    ]
+    assert lines[11:] == ([f"continue  raytorch sweep --resume {folder}"] if state == "stopped" else [])
