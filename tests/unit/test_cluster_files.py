@@ -11,6 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
+import raytorch
+
 ROOT = Path(__file__).parents[2]
 LAUNCHER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 MANIFESTS = list(yaml.safe_load_all((ROOT / "configs/cluster/raycluster.yaml").read_text()))
@@ -192,7 +194,7 @@ def test_ray_and_python_are_the_tested_ones() -> None:
 
 def test_images_are_one() -> None:
     images = {container["image"] for template in templates() for container in template["spec"]["containers"]}
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = raytorch.__version__
     assert len(images) == 1
     assert images.pop().endswith(f"/raytorch:{version}")
 

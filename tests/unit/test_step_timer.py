@@ -124,5 +124,4 @@ def test_averaging_counts_as_communication_where_the_backward_pass_does_not_hide
     if slow:
         assert totals.communication < PAUSE < 6 * PAUSE <= totals.seconds
     else:
-        assert totals.communication > 2 * PAUSE
-        assert totals.communication > 0.5 * totals.seconds
+        assert totals.communication > PAUSE  # of the three there are
