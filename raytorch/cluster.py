@@ -114,15 +114,15 @@ def require_resources(
                 f"{workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}s, but {place} "
                 f"{there:g}; {lower}{kind.lower()}s_per_worker"
             )
-    if workers > (room := _room(nodes, each)):
+    if workers > (fitting := room(nodes, each)):
         held = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
         raise ResourceError(
-            f"{workers} workers with {held} each do not fit on the nodes, which have room for {room}; "
+            f"{workers} workers with {held} each do not fit on the nodes, which have room for {fitting}; "
             f"{lower}{next(iter(each)).lower()}s_per_worker"
         )
 
 
-def _room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:
-    """How many workers fit on the nodes, as no worker spans two of them."""
+def room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:
+    """How many workers that hold ``each`` fit on nodes of these resources; no worker spans two of them."""
     slack = 1e-9  # thirds and tenths do not add up to the bit
     return sum(min(int(node.get(kind, 0) / amount + slack) for kind, amount in each.items()) for node in nodes)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from raytorch.cluster import room
 from raytorch.errors import ResourceError
 
 
@@ -30,7 +31,7 @@ def require_capacity(nodes: Sequence[Node], workers: int, each: Mapping[str, flo
     Raises:
         ResourceError: They do not fit.
     """
-    fitting = sum(_fitting(node, each) for node in nodes)
+    fitting = room([node.resources for node in nodes], each)
     if fitting >= workers or any(node.scales for node in nodes):
         return
     wanted = _listed(each)
@@ -69,8 +70,3 @@ def run_here(nodes: Sequence[Node]) -> bool:
 
 def _listed(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
-
-
-def _fitting(node: Node, each: Mapping[str, float]) -> int:
-    """How many workers the node holds when it has nothing else to do."""
-    return min((int(node.resources.get(kind, 0) / amount) for kind, amount in each.items() if amount), default=0)
