@@ -125,4 +125,5 @@ def require_resources(
 def room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:
     """How many workers that hold ``each`` fit on nodes of these resources; no worker spans two of them."""
     slack = 1e-9  # thirds and tenths do not add up to the bit
-    return sum(min(int(node.get(kind, 0) / amount + slack) for kind, amount in each.items()) for node in nodes)
+    wanted = {kind: amount for kind, amount in each.items() if amount}
+    return sum(min(int(node.get(kind, 0) / amount + slack) for kind, amount in wanted.items()) for node in nodes)

@@ -49,7 +49,7 @@ def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:
     Raises:
         ResourceError: No node could hold it.
     """
-    if not any(node.scales or _fitting(node, each) for node in nodes):
+    if not any(node.scales or room([node.resources], each) for node in nodes):
         raise ResourceError(f"no node of the cluster has {_listed(each)}; lower the --entrypoint options, or add nodes")
 
 
