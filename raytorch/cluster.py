@@ -9,6 +9,10 @@ from contextlib import contextmanager
 
 from raytorch.errors import ResourceError, UserError
 
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+_CONFINING = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Read when ray is imported: 0 makes 127.0.0.1 the node's address, as on macOS (Ray 2.60)."""
+
 # One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run
 # should not wait two seconds until it is seen to have ended. Ray runs workers at niceness 15, behind all else that the
 # machine does; here they are what it is used for.
@@ -18,9 +22,18 @@ _EMBEDDED_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Nothing listens beyond this machine.
+    _CONFINING: "0",
+    "GLOO_SOCKET_IFNAME": _LOOPBACK,
+    "NCCL_SOCKET_IFNAME": _LOOPBACK,
     # raytorch says itself, in a line, when a worker was lost.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
 }
+
+_set_here: set[str] = set()
+"""Settings that are to go again, as other processes that this one starts may join a cluster."""
+_is_confined = False
+"""Whether ray was imported to be used on this machine alone, which lasts for as long as the process."""
 
 
 def prepare_ray(address: str | None) -> bool:
@@ -28,10 +41,14 @@ def prepare_ray(address: str | None) -> bool:
 
     Comes before the first import of ray. What the environment says already stays.
     """
+    global _is_confined
     if address or os.environ.get("RAY_ADDRESS") or _has_joined():
         return False
-    for name, value in _EMBEDDED_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    _is_confined |= "ray" not in sys.modules
+    early = set() if _is_confined else {_CONFINING}
+    for name in _EMBEDDED_SETTINGS.keys() - os.environ.keys() - early:
+        os.environ[name] = _EMBEDDED_SETTINGS[name]
+        _set_here.add(name)
     return True
 
 
@@ -63,6 +80,8 @@ def joined_ray(address: str | None = None) -> Iterator[bool]:
             yield False
         return
     cluster = address or os.environ.get("RAY_ADDRESS")
+    if cluster and _is_confined:
+        raise UserError(f"this process has run a Ray for this machine alone; join {cluster} from a new process")
     options = {} if cluster else {"include_dashboard": False}
     try:
         ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
@@ -73,6 +92,8 @@ def joined_ray(address: str | None = None) -> Iterator[bool]:
             yield embedded
     finally:
         ray.shutdown()
+        while _set_here:
+            os.environ.pop(_set_here.pop(), None)
 
 
 @contextmanager

@@ -158,6 +158,31 @@ def _join_process_group(backend: str, address: str, port: int, timeout_s: int) -
         LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
         NODE_RANK=str(context.get_node_rank()),
     )
-    import torch.distributed
+    import torch.distributed as dist
 
-    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    rank, timeout = context.get_world_rank(), timedelta(seconds=timeout_s)
+    dist.init_process_group(
+        backend,
+        store=_meeting_point(address, port, timeout, is_host=rank == 0),
+        rank=rank,
+        world_size=context.get_world_size(),
+        timeout=timeout,
+    )
+
+
+def _meeting_point(address: str, port: int, timeout: timedelta, *, is_host: bool) -> Any:
+    """The store where the workers meet. It listens on one address; PyTorch's own would on all that the host has."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    if not is_host:
+        return TCPStore(address, port, timeout=timeout)
+    listener = socket.create_server((address, port))
+    return TCPStore(
+        address,
+        port,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener.detach(),
+    )

@@ -94,6 +94,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path:
     ) as running:
         try:
             wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, running)
+            assert listening_beyond_this_machine(running.pid) == []
             os.killpg(running.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it as well
             output, errors = running.communicate(timeout=120)
         finally:
@@ -105,6 +106,22 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path:
     summary = read_summary(folder)
     assert summary["state"] == "stopped"
     assert latest_checkpoint(folder) == f"checkpoint_{summary['step']:08d}"
+
+
+def listening_beyond_this_machine(pid: int) -> list[str]:
+    """Where a process and those that it has started listen, but for the loopback."""
+    import ray  # noqa: F401 - it brings psutil along
+
+    # isort: split
+    import psutil
+
+    process = psutil.Process(pid)
+    return [
+        f"{each.name()} {connection.laddr.ip}:{connection.laddr.port}"
+        for each in (process, *process.children(recursive=True))
+        for connection in each.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
+    ]
 
 
 def wait_until(condition: Any, command: subprocess.Popen[bytes]) -> None:
