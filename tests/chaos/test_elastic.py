@@ -142,6 +142,9 @@ def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_an
 ) -> None:
     monkeypatch.setattr(trainer, "_train_on_worker", train_and_record)
     monkeypatch.setattr(trainer, "RESIZE_INTERVAL_S", 1.0)
+    monkeypatch.setenv(
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3"
+    )  # wait less for a node that is not known to be dead
     todo = [
         (lambda news: news["workers"] == 2 and news["step"] >= 30, nodes.kill),
         (lambda news: news["workers"] == 1, nodes.add),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from raytorch.cli.main import app
 from raytorch.config import RunConfig
 from raytorch.config_file import dump
 from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError, UserError
@@ -244,6 +246,16 @@ def test_a_run_of_another_host_is_lost_when_its_driver_has_long_not_been_seen(
     driver = {"host": host, "pid": os.getpid()}
     summarized(config, "mine", started=ago(9999), state=state, seen=ago(seconds), driver=driver)
     assert [run["state"] for run in list_runs(config.storage)] == [read]
+
+
+def test_the_list_says_why_runs_failed_where_it_was_no_error_in_them(config: RunConfig) -> None:
+    summarized(config, "a", started="2026-01-01", state="failed", error={"cause": "lost_node"})
+    summarized(config, "b", started="2026-01-02", state="failed", error={"cause": "error"})
+    listed = CliRunner().invoke(app, ["runs", "--storage", config.storage])
+    assert [line.split()[:3] for line in listed.output.splitlines()[1:]] == [
+        ["a", "failed:", "lost_node"],
+        ["b", "failed", "0.0"],
+    ]
 
 
 @pytest.mark.parametrize("text", [None, "", '{"state": '])
