@@ -21,7 +21,7 @@ from raytorch.service import secrets
 from raytorch.service.capacity import Node, require_capacity, require_node, run_here
 from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
-from raytorch.service.packages import pack, project_files
+from raytorch.service.packages import mark, pack, project_files
 from raytorch.storage import RunFolder, join
 
 CONFIG_NAME = "run.yaml"
@@ -181,6 +181,7 @@ class Client:
         with tempfile.TemporaryDirectory(prefix="raytorch-") as staging:
             archive = Path(staging) / "project.zip"
             digest = fill(archive)
+            mark(archive, job_id)
             environment = _runtime_environment(archive, values, Path(staging))
             with self._connection.explaining():
                 try:

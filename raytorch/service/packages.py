@@ -13,7 +13,7 @@ LIMIT = 100 * 1024**2
 LEFT_OUT = {"__pycache__", "node_modules", "runs", "data"}
 """Folders that are no part of a project that is not under git."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of every file in an archive, so that unchanged files make the same archive, which Ray uploads once."""
+"""Time of every file in an archive, so that unchanged files have the same digest."""
 
 
 def project_files(root: Path) -> list[Path]:
@@ -43,6 +43,16 @@ def pack(root: Path, files: Iterable[Path], archive: Path, limit: int = LIMIT) -
                         raise PackageError(_too_large(root, files, limit))
     if archive.stat().st_size > limit:
         raise PackageError(_too_large(root, files, limit))
+
+
+def mark(archive: Path, job_id: str) -> None:
+    """Make an archive the job's own, whatever others have the same content.
+
+    Ray unpacks equal archives once, so such jobs would write into one folder. And a node that meets an archive for the
+    first time unpacks it anew (Ray 2.60): where several nodes share a machine, under the processes that work there.
+    """
+    with zipfile.ZipFile(archive, "a") as package:
+        package.comment = job_id.encode()
 
 
 def _entry(root: Path, file: Path) -> zipfile.ZipInfo:

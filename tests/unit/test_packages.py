@@ -9,7 +9,7 @@ import pytest
 
 from raytorch.errors import PackageError
 from raytorch.service import packages
-from raytorch.service.packages import pack, project_files
+from raytorch.service.packages import mark, pack, project_files
 
 
 def make(root: Path, *names: str) -> None:
@@ -79,6 +79,19 @@ def test_an_archive_holds_contents_and_permissions_and_is_the_same_again(tmp_pat
             "tools/run.sh": 0o755,
         }
         assert archive.read("tools/run.sh") == b"tools/run.sh"
+
+
+def test_an_archive_is_its_jobs_own(tmp_path: Path) -> None:
+    make(tmp_path, "train.py")
+    contents = []
+    for job in ("one", "two"):
+        archive = tmp_path / f"{job}.zip"
+        pack(tmp_path, [Path("train.py")], archive)
+        mark(archive, job)
+        contents.append(archive.read_bytes())
+        with zipfile.ZipFile(archive) as package:
+            assert package.read("train.py") == b"train.py"
+    assert contents[0] != contents[1]
 
 
 def test_what_is_too_large_is_refused_with_what_makes_it_so(tmp_path: Path) -> None:
