@@ -62,10 +62,9 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     assert summary["state"] == "finished"
     assert set(states.values()) == {"finished", "stopped early", "failed"}
     assert states["trial-007"] == "failed"
-    early = [name for name, state in states.items() if state == "stopped early"]
+    early = [row for row in summary["trials"] if row["state"] == "stopped early"]
     assert len(early) >= 3
-    assert {read_summary(place(folder, name))["state"] for name in early} == {"stopped"}
-    assert all(read_summary(place(folder, name))["epochs"] < EPOCHS for name in early)
+    assert all(row["epoch"] < EPOCHS and row["accuracy"] < 0.5 for row in early)
     assert len(list_runs(str(folder))) == len(RATES)  # each a full run
     for name, text in before.items():  # was not touched again
         assert (Path(folder.path) / name / "summary.json").read_text() == text
