@@ -93,6 +93,9 @@ def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:
             wait_until(lambda: count(folder, "stopped") >= 1 and count(folder, "running") >= 1, running)
         finally:
             running.kill()
+        output, news = running.communicate()
+    assert not output
+    assert {line.split("-")[0] for line in news.decode().splitlines()} == {"trial"}  # and nothing of Ray Tune's
     wait_until(lambda: count(folder, "lost") >= 1 and not count(folder, "running"))  # its trials end with it
     over = {name: read_summary(place(folder, name)) for name in folder.folders()}
     ended = [name for name, summary in over.items() if summary["state"] in ("finished", "stopped")]
