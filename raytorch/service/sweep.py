@@ -174,7 +174,7 @@ def _status(
     for result in before:
         number = result.trial.number
         now = {**result.row(), **({"state": "waiting"} if not result.is_over else {}), **news.get(number, {})}
-        if number in record.stopped and now["state"] == "stopped":
+        if number in record.stopped and now["state"] in ("stopped", "lost"):
             now["state"] = "stopped early"
         trials.append(now)
     return SweepStatus(trials, stopping)

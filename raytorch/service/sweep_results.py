@@ -55,13 +55,14 @@ def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> Result:
     Args:
         folder: The sweep's folder.
         trial: Which of its trials.
-        stopped_early: Whether it was to be stopped early; a run that was quicker has finished.
+        stopped_early: Whether it was to be stopped early. One that was quicker has finished; one that was killed before
+            it stopped is over all the same.
     """
     place = RunFolder(str(folder), trial.name)
     if not place.exists(CONFIG_FILE):
         return Result(trial, "waiting", {}, [])
     summary = read_summary(place)
-    state = "stopped early" if stopped_early and summary["state"] == "stopped" else str(summary["state"])
+    state = "stopped early" if stopped_early and summary["state"] in ("stopped", "lost") else str(summary["state"])
     tests = [line for line in read_history(place) if line["split"] == "test"]
     return Result(trial, state, summary, tests)
 
