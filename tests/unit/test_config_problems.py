@@ -1,0 +1,325 @@
+"""Reading a run's file: the message for each thing that it may not say."""
+
+import random
+from pathlib import Path
+
+import pytest
+from config_texts import problems, read
+
+from raytorch.config import RunConfig
+from raytorch.config_file import dump, load
+from raytorch.errors import ConfigError
+
+TOP = ", ".join(RunConfig.model_fields)
+NAME = "1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+OPTIMIZERS = "one of sgd, rmsprop, adam, adamw"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# -- what a file may not say -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        # keys
+        ("epoch: 3", f"epoch: unknown key; allowed: {TOP} (did you mean 'epochs'?)"),
+        ('"a.b": 3', f"'a.b': unknown key; allowed: {TOP}"),
+        (
+            "optimizer: {name: adam, momentum: 0.9}",
+            "optimizer.momentum: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay",
+        ),
+        (
+            "data: {name: digits, augment: {flop: true}}",
+            "data.augment.flop: unknown key; allowed: crop, flip (did you mean 'flip'?)",
+        ),
+        ("optimizer: {lr: 1}", f"optimizer.name: missing; must be {OPTIMIZERS}"),
+        ("scaling: {workers: {min: 1}}", "scaling.workers.max: missing; must be a whole number of at least 1"),
+        # names
+        ("optimizer: Adam", f"optimizer: must be {OPTIMIZERS}, not 'Adam' (did you mean 'adam'?)"),
+        ("optimizer: {name: 3}", f"optimizer.name: must be {OPTIMIZERS}, not 3"),
+        ("optimizer: 3", f"optimizer: must be {OPTIMIZERS} or {{name: ...}}, not 3"),
+        (
+            "loss: {name: mes}",
+            "loss.name: must be one of cross_entropy, bce, bce_with_logits, mse, not 'mes' (did you mean 'mse'?)",
+        ),
+        (
+            "loss: [mse]",
+            "loss: must be one of cross_entropy, bce, bce_with_logits, mse "
+            "or a mapping with keys among name, label_smoothing, not a list of 1",
+        ),
+        ("precision: fp64", "precision: must be one of auto, fp32, bf16, not 'fp64'"),
+        # numbers and booleans
+        ("batch_size: abc", "batch_size: must be a whole number of at least 1, not 'abc'"),
+        ("batch_size: 1.0", "batch_size: must be a whole number of at least 1, not 1.0"),
+        ("batch_size: yes", "batch_size: must be a whole number of at least 1, not the boolean yes"),
+        ("batch_size:", "batch_size: must be a whole number of at least 1, not null"),
+        ("batch_size: [1]", "batch_size: must be a whole number of at least 1, not a list of 1"),
+        ("batch_size: {a: 1}", "batch_size: must be a whole number of at least 1, not a mapping"),
+        ("steps: '5'", "steps: must be a whole number of at least 1 or null, not '5'"),
+        ("clip_norm: .inf", "clip_norm: must be a number above 0 or null, not .inf"),
+        ("compile: 1", "compile: must be true or false, not 1"),
+        ("compile: 'yes'", "compile: must be true or false, not 'yes'"),
+        (
+            "scaling: {gpus_per_worker: 2}",
+            "scaling.gpus_per_worker: must be a number of at least 0 and at most 1, not 2",
+        ),
+        ("failure: {max_restarts: -2}", "failure.max_restarts: must be a whole number of at least -1, not -2"),
+        # text
+        ("storage: on", "storage: must be text, not the boolean on; quote it: 'on'"),
+        ("name: 007", f"name: must be {NAME}, not 007; quote it: '007'"),
+        ("name: on", f"name: must be {NAME}, not the boolean on; quote it: 'on'"),
+        ("name: 1e-3", f"name: must be {NAME}, not 1e-3; quote it: '1e-3'"),
+        ("name: a/b", f"name: must be {NAME}, not 'a/b'"),
+        (f"name: {'a' * 200}", f"name: must be {NAME}, not '{'a' * 60}...'"),
+        (r'name: "\ud800"', rf"name: must be {NAME}, not '\ud800'"),
+        # sections and lists
+        (
+            "failure: 3",
+            "failure: must be a mapping with keys among max_restarts, not 3",
+        ),
+        ("model: {name: mlp, hidden: [8, x]}", "model.hidden[1]: must be a whole number of at least 1, not 'x'"),
+        (
+            "model: {name: mlp, hidden: []}",
+            "model.hidden: must be a list of 1 or more, each a whole number of at least 1, not a list of 0",
+        ),
+        (
+            "optimizer: {name: adam, betas: [0.9]}",
+            "optimizer.betas: must be a list of 2, each a number of at least 0 and below 1, not a list of 1",
+        ),
+        # a number or a mapping
+        (
+            "scaling: {workers: x}",
+            "scaling.workers: must be a whole number of at least 1 or {min: ..., max: ...}, not 'x'",
+        ),
+        (
+            "scaling: {workers: 0}",
+            "scaling.workers: must be a whole number of at least 1 or {min: ..., max: ...}, not 0",
+        ),
+        ("scaling: {workers: {min: 0, max: 1}}", "scaling.workers.min: must be a whole number of at least 1, not 0"),
+        ("scaling: {workers: {min: 3, max: 2}}", "scaling.workers.min: min (3) must not exceed max (2)"),
+        # values that do not go together
+        ("model: {name: vit, heads: 3}", "model.heads: dim (64) must be a multiple of heads (3)"),
+        ("data: {name: moving_mnist}", "data.name: data moving_mnist needs model conv3d, not mlp"),
+        # keys that are not text
+        ("3: 4", "a key must be plain text, not 3"),
+        ("on: 4", "a key must be plain text, not the boolean on"),
+        (r'"a\nb": 4', r"a key must be plain text, not 'a\nb'"),
+        ("? [a]\n: 4", "a key must be plain text, not a list of 1"),
+    ],
+)
+def test_a_line_that_is_refused(line: str, problem: str) -> None:
+    assert problems(f"epochs: 1\n{line}\n") == [f"run.yaml:2: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "run.yaml: the file is empty; give at least epochs or steps"),
+        ("# nothing yet\n", "run.yaml: the file is empty; give at least epochs or steps"),
+        ("\n- epochs: 1\n", f"run.yaml:2: must be a mapping with keys among {TOP}, not a list of 1"),
+        ("epochs 1", f"run.yaml:1: must be a mapping with keys among {TOP}, not 'epochs 1'"),
+        ("# a run\nseed: 1\n", "run.yaml:2: epochs: give epochs or steps"),
+        (
+            "epochs: 2\nbatch_size: 500\nschedule:\n  name: cosine\n  warmup_steps: 6\n",
+            "run.yaml:5: schedule.warmup_steps: warmup_steps (6) must be below the steps of the run (6)",
+        ),
+        ("steps: 1\nepochs: 1\n", "run.yaml:2: epochs: give either epochs or steps, not both"),
+        ("epochs: 1\nseed: 1\nseed: 2\n", "run.yaml:3: seed: duplicate key, first given on line 2"),
+        (
+            "epochs: 1\noptimizer:\n  name: sgd\n  lr: 0.1\n\n  lr: 0.2\n",
+            "run.yaml:6: optimizer.lr: duplicate key, first given on line 4",
+        ),
+        (
+            "epochs: 1\noptimizer:\n  name: sgd\n\n  lr: fast\n",
+            "run.yaml:5: optimizer.lr: must be a number above 0, not 'fast'",
+        ),
+        (
+            "epochs: 1\nmodel:\n  name: mlp\n  hidden:\n    - 8\n    - x\n",
+            "run.yaml:6: model.hidden[1]: must be a whole number of at least 1, not 'x'",
+        ),
+        (
+            "epochs: 1\nmodel: {name: rnn, rnn: {hidden: x}}\n",
+            "run.yaml:2: model.rnn: unknown key; allowed: name, cell, hidden, layers, bidirectional, dropout",
+        ),
+        (
+            "epochs: 1\nmodel: &m\n  name: vit\n  dim: *m\n",
+            "run.yaml:4: model.dim: must be a whole number of at least 1, not a mapping",
+        ),
+    ],
+)
+def test_a_file_that_is_refused(text: str, problem: str) -> None:
+    assert problems(text) == [problem]
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    text = "epochs: 0\noptimizer:\n  name: adam\n  lr: -1\n  beta: [0.9, 0.99]\nmodel: mpl\n"
+    assert problems(text) == [
+        "run.yaml:1: epochs: must be a whole number of at least 1 or null, not 0",
+        "run.yaml:4: optimizer.lr: must be a number above 0, not -1",
+        "run.yaml:5: optimizer.beta: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay "
+        "(did you mean 'betas'?)",
+        "run.yaml:6: model: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq, not 'mpl' "
+        "(did you mean 'mlp'?)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("a: [1,\n  2", "2:4", "while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
+        ("a: b: c", "1:5", "mapping values are not allowed here"),
+        ("a:\n\tb: 1", "2:1", "while scanning for the next token, found character '\\t' that cannot start any token"),
+        ("a: 1\n---\nb: 2", "2:1", "expected a single document in the stream, but found another document"),
+        ("a: *b", "1:4", "found undefined alias 'b'"),
+        ("a: 1\nb: \x07", "2:4", r"the character '\x07' is not allowed"),
+        (
+            "<<: 3",
+            "1:5",
+            "while constructing a mapping, expected a mapping or list of mappings for merging, but found scalar",
+        ),
+        ("a: !mine 3", "1:4", "the tag !mine is not supported; write plain values"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "1:4",
+            "the tag !!python/object/apply:os.system is not supported; write plain values",
+        ),
+        ("a: !!set {b, c}", "1:4", "the tag !!set is not supported; write plain values"),
+        ("a: !!int b", "1:4", "b is not a valid int"),
+        (f"a: {'9' * 5000}", "1:4", f"{'9' * 60}... is not a valid int"),
+        (f"a: 0x{'f' * 5000}", "1:4", f"0x{'f' * 58}... is not a valid int"),
+    ],
+)
+def test_invalid_yaml(text: str, where: str, what: str) -> None:
+    assert problems(text) == [f"run.yaml:{where}: not valid YAML: {what}"]
+
+
+def test_nesting_without_end() -> None:
+    assert problems("[" * 2000) == ["run.yaml: not valid YAML: nested too deeply"]
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("nowhere.yaml", "nowhere.yaml: no such file"),
+        ("folder", "folder: cannot be read: Is a directory"),
+        ("latin1.yaml", "latin1.yaml:2: not UTF-8; save the file as UTF-8"),
+        ("a\0b", r"a\x00b: cannot be read: embedded null byte"),
+        ("a\nb", r"a\nb: no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_read(path: str, problem: str) -> None:
+    Path("folder").mkdir()
+    Path("latin1.yaml").write_bytes("epochs: 1\nname: é".encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == problem
+
+
+def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
+    """Random documents of keys and values that mean something, or used to; the seed is fixed, so a failure repeats."""
+    keys = [
+        *RunConfig.model_fields,
+        "lr",
+        "hidden",
+        "workers",
+        "min",
+        "<<",
+        "on",
+        "? [a]",
+        "*a",
+        '"\\ud800"',
+        "a b",
+        "=",
+    ]
+    values = [
+        "1",
+        "x",
+        "",
+        "~",
+        ".nan",
+        "adam",
+        "vit",
+        "[1, 2]",
+        "{name: rnn, rnn: 1}",
+        "{name: [[]]}",
+        "{min: 0}",
+        "*a",
+    ]
+    values += [
+        "&a {b: *a}",
+        "!!float ''",
+        "!!null [1]",
+        "!x y",
+        "'",
+        "2026-13-45",
+        "{<<: *a}",
+        r'"\ud800\0"',
+        "\x85",
+        "|",
+    ]
+    draw = random.Random(0)
+    for _ in range(300):
+        lines = [
+            f"{draw.choice(['', '  '])}{draw.choice(keys)}: {draw.choice(values)}" for _ in range(draw.randrange(4))
+        ]
+        overrides = [f"{draw.choice(keys)}.{draw.choice(keys)}={draw.choice(values)}"] * draw.randrange(2)
+        try:
+            run = read("\n".join(["epochs: 1", *lines]), *overrides)
+        except ConfigError as error:
+            assert all(line.isprintable() and line for line in str(error).split("\n"))  # noqa: PT017
+        else:
+            assert read(dump(run)) == run
+
+
+# -- overrides ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("seed", "must be KEY=VALUE, such as optimizer.lr=0.01"),
+        ("=3", "must be KEY=VALUE, such as optimizer.lr=0.01"),
+        ("optimizer..lr=3", "must be KEY=VALUE, such as optimizer.lr=0.01"),
+        ("sed=3", f"sed: unknown key; allowed: {TOP} (did you mean 'seed'?)"),
+        ("seed=-1", "seed: must be a whole number of at least 0 and below 4294967296, not -1"),
+        ("seed.x=1", "seed: must be a whole number of at least 0 and below 4294967296, not a mapping"),
+        ("seed=[1", "not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
+        ("scaling={workers: 1, workers: 2}", "scaling.workers: duplicate key, first given on line 1"),
+        ("scaling.workers.min=2", "scaling.workers.max: missing; must be a whole number of at least 1"),
+        (
+            "model.name=vitt",
+            "model.name: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq, not 'vitt' "
+            "(did you mean 'vit'?)",
+        ),
+        ("model.name=rnn", "model.heads: unknown key; allowed: name, cell, hidden, layers, bidirectional, dropout"),
+        ("model.heads=3", "model.heads: dim (64) must be a multiple of heads (3)"),
+        ("steps=3", "steps: give either epochs or steps, not both"),
+        (
+            "schedule.warmup_steps=100",
+            "schedule.warmup_steps: warmup_steps (100) must be below the steps of the run (12)",
+        ),
+        (
+            "scaling.workers=256",
+            "scaling.workers: batch_size (128) must be at least workers x accumulate (256 x 1 = 256), "
+            "a sample for each",
+        ),
+        ("data=mnist_strips", "data: data mnist_strips needs model seq2seq, not vit"),
+    ],
+)
+def test_a_problem_that_an_override_causes_names_it(override: str, problem: str) -> None:
+    text = "epochs: 1\nmodel: {name: vit, heads: 4}\nscaling: {workers: 2}\n"
+    assert problems(text, override) == [f"--set {override}: {problem}"]
+
+
+def test_problems_of_the_file_come_first_in_its_order() -> None:
+    assert problems("seed: -1\nname: a b\nepochs: 0", "batch_size=0") == [
+        "run.yaml:1: seed: must be a whole number of at least 0 and below 4294967296, not -1",
+        f"run.yaml:2: name: must be {NAME}, not 'a b'",
+        "run.yaml:3: epochs: must be a whole number of at least 1 or null, not 0",
+        "--set batch_size=0: batch_size: must be a whole number of at least 1, not 0",
+    ]
