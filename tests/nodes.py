@@ -17,8 +17,8 @@ if __name__ == "__main__":
         "temp_dir": temp,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    for number in cpus:
-        cluster.add_node(num_cpus=int(number), wait=False)
+    for number, amount in enumerate(cpus):  # each with folders of its own, as on machines of their own
+        cluster.add_node(num_cpus=int(amount), temp_dir=f"{temp}/{number}", include_log_monitor=True, wait=False)
     cluster.wait_for_nodes()
     print(cluster.webui_url, flush=True)
     sys.stdin.read()

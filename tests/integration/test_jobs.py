@@ -44,6 +44,7 @@ TINY = ["model=mlp", "epochs=1", "scaling.workers=1", "batch_size=256", "logging
 RAY_TRAIN_SCRIPT = """
 import os
 import sys
+from pathlib import Path
 
 import ray.train
 import torch
@@ -53,7 +54,7 @@ from ray.train.torch import TorchTrainer
 from settings import STEPS
 
 
-def train_func():
+def train_func(config):
     model = ray.train.torch.prepare_model(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(STEPS):
@@ -61,13 +62,16 @@ def train_func():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    ray.train.report({"loss": loss.item(), "key": len(os.environ["API_KEY"])})
-    print(f"rank {ray.train.get_context().get_world_rank()} of {ray.train.get_context().get_world_size()} is done")
+    ray.train.report({"loss": loss.item()})
+    context = ray.train.get_context()
+    done = f"{context.get_world_size()} workers, key {len(os.environ['API_KEY'])}"
+    Path(config["out"], f"rank-{context.get_world_rank()}").write_text(done)
 
 
 if __name__ == "__main__":
     print("arguments", sys.argv[1:], "key", len(os.environ["API_KEY"]))
-    TorchTrainer(train_func, scaling_config=ScalingConfig(num_workers=2, use_gpu=False)).fit()
+    scaling_config = ScalingConfig(num_workers=2, use_gpu=False)
+    TorchTrainer(train_func, train_loop_config={"out": sys.argv[1]}, scaling_config=scaling_config).fit()
 """
 
 
@@ -195,15 +199,16 @@ def test_a_ray_train_script_runs_unchanged_with_its_project_and_its_secret(clust
     project.mkdir()
     (project / "train.py").write_text(RAY_TRAIN_SCRIPT)
     (project / "settings.py").write_text("STEPS = 3\n")
-    job = client.submit_script(project / "train.py", ["--lr", "a b"], name="script", env=["API_KEY"])
+    job = client.submit_script(project / "train.py", [str(project), "a b"], name="script", env=["API_KEY"])
     assert job.kind == "script"
     job = client.wait("script")
     log = client.logs("script")
     assert job.state == "finished", log
-    assert f"arguments ['--lr', 'a b'] key {len(SECRET)}" in log
-    assert f"'key': {len(SECRET)}" in log or "rank 1 of 2 is done" in log
+    assert f"arguments ['{project}', 'a b'] key {len(SECRET)}" in log
+    for rank in range(2):
+        assert (project / f"rank-{rank}").read_text() == f"2 workers, key {len(SECRET)}"
     record = client.result("script")
-    assert (record["exit_status"], record["command"]) == (0, "python project/train.py --lr 'a b'")
+    assert (record["exit_status"], record["command"]) == (0, f"python project/train.py {project} 'a b'")
     assert (cluster.home / "runs" / "script" / "logs" / "driver.log").read_text() in log
 
 
@@ -280,13 +285,13 @@ def test_rays_own_client_shows_the_same_jobs(cluster: Cluster, client: Client) -
 
 
 def test_secrets_are_in_no_log_and_no_record(cluster: Cluster, client: Client) -> None:
-    logs = [file for file in cluster.temp.glob("session_*/logs/**/*") if file.is_file()]
+    logs = [file for file in cluster.temp.glob("**/session_*/logs/**/*") if file.is_file()]
     records = [file for file in (cluster.home / "runs").rglob("*") if file.is_file()]
     assert len(logs) > 20
     assert [file for file in [*logs, *records] if SECRET.encode() in file.read_bytes()] == []
     for job in ("first", "script"):
         assert SECRET not in str(client._details(job))
-    packages = list(cluster.temp.glob("session_*/runtime_resources/py_modules_files/*/raytorch_job_secrets/*"))
+    packages = list(cluster.temp.glob("**/session_*/runtime_resources/py_modules_files/*/raytorch_job_secrets/*"))
     assert packages
     assert {file.stat().st_mode & 0o777 for file in packages} == {0o600}
 
