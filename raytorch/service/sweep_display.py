@@ -51,7 +51,7 @@ class SweepDisplay:
 
 def trial_table(trials: Sequence[Trial], rows: Sequence[dict[str, Any]], best: str | None = None) -> Table:
     """The trials with their parameters and newest numbers; ``best`` names the one to point out."""
-    table = Table("trial", "state", *trials[0].parameters, "epoch", "accuracy", "loss", box=None)
+    table = Table("trial", "state", *_headings(list(trials[0].parameters)), "epoch", "accuracy", "loss", box=None)
     for trial, row in zip(trials, rows, strict=True):
         color = COLORS.get(row["state"], "")
         state = f"[{color}]{row['state']}[/{color}]" if color else row["state"]
@@ -81,6 +81,12 @@ def print_sweep(console: Console, trials: Sequence[Trial], summary: dict[str, An
         lines.append(("continue", f"raytorch sweep --resume {path}"))
     for label, text in lines:  # whole, to be copied, however narrow the terminal
         console.print(f"{label:<10}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _headings(keys: list[str]) -> list[str]:
+    """The last part of each key where that tells them apart, so that a table fits into a terminal."""
+    short = [key.rpartition(".")[2] for key in keys]
+    return short if len(set(short)) == len(keys) else keys
 
 
 def _parameters(trial: Trial, labelled: bool = False) -> list[str]:

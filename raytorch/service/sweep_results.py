@@ -68,10 +68,15 @@ def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> Result:
 
 
 def find_best(results: Sequence[Result], metric: str) -> Result | None:
-    """The finished trial with the best last evaluation; None if none has finished."""
-    sign = 1 if metric == "accuracy" else -1
+    """The finished trial with the best last evaluation, by the other metric among equals; None if none has finished."""
+
+    def rank(result: Result) -> tuple[float, ...]:
+        last = result.history[-1]
+        ranks = (last["accuracy"], -last["loss"])
+        return ranks if metric == "accuracy" else ranks[::-1]
+
     finished = [result for result in results if result.state == "finished" and result.history]
-    return max(finished, key=lambda result: sign * float(result.history[-1][metric]), default=None)
+    return max(finished, key=rank, default=None)
 
 
 def write_results(folder: RunFolder, config: SweepConfig, results: Sequence[Result]) -> None:
@@ -141,6 +146,7 @@ def _draw_curves(axes: Any, metric: str, results: Sequence[Result], best: Result
             )
             labelled.add(label)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"test {metric}", fontsize=10)
     axes.grid(alpha=0.3)
     if labelled:
@@ -151,7 +157,7 @@ def _draw_parameter(axes: Any, config: SweepConfig, key: str, results: Sequence[
     """Where the trials ended over one parameter; values that are no numbers stand side by side."""
     values = [result.trial.parameters[key] for result in results]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    names = list(dict.fromkeys(map(str, values)))
+    names = list(dict.fromkeys(map(str, config.parameters[key].values)))
     for result, value in zip(results, values, strict=True):
         if result.history:
             place = value if numeric else names.index(str(value))

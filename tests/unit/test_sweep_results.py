@@ -96,6 +96,10 @@ def test_the_best_is_the_best_that_finished(folder: RunFolder) -> None:
         assert best.trial.number == 0  # not the one that was better for a while, nor the one that was stopped
     write_trial(folder, 2, "finished", [0.91])
     assert [find_best(results(folder), metric).trial.number for metric in ("accuracy", "loss")] == [2, 2]  # type: ignore[union-attr]
+    write_trial(folder, 2, "finished", [0.9])
+    place = RunFolder(str(folder), "trial-002")
+    place.write_text("metrics.jsonl", place.read_text("metrics.jsonl").replace(str(1 - 0.9), "0.01"))
+    assert find_best(results(folder), "accuracy").trial.number == 2  # type: ignore[union-attr]  # of equals
     assert find_best(results(folder)[1:2], "accuracy") is None
 
 
@@ -169,8 +173,9 @@ def test_a_terminal_shows_a_table() -> None:
     text = shown(
         SweepStatus(rows("training", "starting", "waiting", epoch=1.5, accuracy=0.5, loss=0.25)), terminal=True
     )
-    assert "trial-000  training  0.01          mlp      1.5    0.5000    0.2500" in text
-    assert "trial-002  waiting   0.03          rnn" in text
+    assert "trial      state     lr    model    epoch  accuracy  loss" in text
+    assert "trial-000  training  0.01  mlp      1.5    0.5000    0.2500" in text
+    assert "trial-002  waiting   0.03  rnn" in text
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
