@@ -90,7 +90,7 @@ def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:
     command = [raytorch, "sweep", sweep_file, "--name", folder.name, "--address", address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         try:
-            wait_until(lambda: count(folder, "stopped") >= 1 and count(folder, "running") >= 1, running)
+            wait_until(lambda: count(folder, "stopped") >= 1 and has_just_begun(folder), running)
         finally:
             running.kill()
         output, news = running.communicate()
@@ -133,6 +133,12 @@ def test_a_lost_trial_goes_on_and_ctrl_c_leaves_a_sweep_to_resume(sweep_file: Pa
 
 def place(folder: RunFolder, trial: str) -> RunFolder:
     return RunFolder(str(folder), trial)
+
+
+def has_just_begun(folder: RunFolder) -> bool:
+    """Whether a trial runs that has trained nothing yet, and so cannot end before its sweep is killed."""
+    running = [summary["name"] for summary in list_runs(str(folder)) if summary["state"] == "running"]
+    return any(not read_history(place(folder, name)) for name in running)
 
 
 def count(folder: RunFolder, state: str) -> int:
