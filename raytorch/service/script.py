@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raytorch.errors import RunExistsError, UserError
-from raytorch.runs import SUMMARY_FILE
+from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.service import secrets
 from raytorch.service.job import exception_of, last_traceback
 from raytorch.storage import LiveFiles, RunFolder, split
 
 LOG = "logs/driver.log"
-RENEWAL_S = 30.0
-"""Seconds between two signs of life in the summary."""
 TAIL = 64 * 1024
 """Bytes at the end of the output in which a traceback is looked for."""
 OUTPUT_WAIT_S = 10
@@ -78,7 +76,7 @@ class ScriptRun:
         copying.start()
         while True:
             try:
-                status = process.wait(RENEWAL_S)
+                status = process.wait(HEARTBEAT_S)
                 break
             except subprocess.TimeoutExpired:
                 with suppress(UserError, OSError):  # the storage may be out of reach for a while
