@@ -123,7 +123,7 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
     with joined_ray(address) as embedded:
         if embedded:
             for config in configs:
-                require_resources(config.scaling.min_workers, _resources(config), "scaling.")
+                require_resources(config.scaling.min_workers, config.scaling.worker_resources, "scaling.")
         importing.join()
         with plan.folder.claimed():
             return _supervise(plan, watch)
@@ -265,14 +265,8 @@ def _concurrency(configs: Sequence[RunConfig]) -> int:
     return min(
         max(1, int(there.get(kind, 0) / (config.scaling.max_workers * amount)))
         for config in configs
-        for kind, amount in _resources(config).items()
+        for kind, amount in config.scaling.worker_resources.items()
     )
-
-
-def _resources(config: RunConfig) -> dict[str, float]:
-    """What a worker of the run holds."""
-    each = {"CPU": config.scaling.cpus_per_worker, "GPU": config.scaling.gpus_per_worker}
-    return {kind: amount for kind, amount in each.items() if amount}
 
 
 class _Record:
