@@ -16,6 +16,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
+LOOK_ROUND_S = 1.0
+"""Seconds between two looks at what room there is."""
 ANSWER_WAIT_S = 5.0
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -49,7 +51,7 @@ class SavingElasticPolicy(ElasticScalingPolicy):
         """Called without a pause for as long as it decides to wait."""
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
-            time.sleep(self.GET_RESERVED_RESOURCES_INTERVAL_S)
+            time.sleep(LOOK_ROUND_S)
         return decision
 
     def make_decision_for_running_worker_group(
@@ -74,9 +76,12 @@ class SavingElasticPolicy(ElasticScalingPolicy):
         return decision
 
     def _get_reserved_resources(self) -> Any:
-        """As Ray's own, but of the nodes that there are now: its coordinator looks only every 20 s by itself."""
+        """As Ray's own, but of the nodes that there are now: its coordinator looks only every 20 s by itself.
+
+        Ray 2.55 has another name for this, and keeps to its own pace.
+        """
         now = time.monotonic()
-        if now - self._looked_at >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
+        if now - self._looked_at >= LOOK_ROUND_S:
             self._looked_at = now
             look = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
             ray.wait([look], timeout=ANSWER_WAIT_S)
