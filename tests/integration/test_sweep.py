@@ -64,7 +64,7 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     assert states["trial-007"] == "failed"
     early = [row for row in summary["trials"] if row["state"] == "stopped early"]
     assert len(early) >= 3
-    assert all(row["epoch"] < EPOCHS and row["accuracy"] < 0.5 for row in early)
+    assert all(row["epoch"] < EPOCHS for row in early)
     assert len(list_runs(str(folder))) == len(RATES)  # each a full run
     for name, text in before.items():  # was not touched again
         assert (Path(folder.path) / name / "summary.json").read_text() == text
