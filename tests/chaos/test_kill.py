@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,13 @@ def listening_beyond_this_machine(pid: int) -> list[str]:
         f"{each.name()} {connection.laddr.ip}:{connection.laddr.port}"
         for each in (process, *process.children(recursive=True))
         for connection in each.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
+        if connection.status == psutil.CONN_LISTEN and not is_loopback(connection.laddr.ip)
     ]
+
+
+def is_loopback(text: str) -> bool:
+    address = ip_address(text)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def wait_until(condition: Any, command: subprocess.Popen[bytes]) -> None:
