@@ -16,6 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from raytorch.config import Asha, RunConfig
 from raytorch.errors import RunExistsError, UserError
+from raytorch.monitor import Status
 from raytorch.runs import CONFIG_FILE, RunPlan, plan_resume, read_history, read_summary
 from raytorch.storage import RunFolder
 from raytorch.trainer import train
@@ -120,8 +121,8 @@ class BackgroundRun:
         finally:
             self._outcomes.put(None)
 
-    def _watch(self, status: Any) -> bool:
-        self._failed_for_good = bool(status.cause and status.cause.final)
+    def _watch(self, status: Status) -> bool:
+        self._failed_for_good = bool(status.cause and status.cause.cause.is_final)
         for outcome in status.evaluations[self._seen :]:
             self._outcomes.put({key: outcome[key] for key in ("epoch", "accuracy", "loss")})
         self._seen = len(status.evaluations)
