@@ -81,9 +81,9 @@ def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
 import sys
 from raytorch.config import RunConfig
 from raytorch.runs import plan_run
-from raytorch.trainer import _build_trainer, import_module
+from raytorch.trainer import _build_trainer, _train_on_worker
 plan = plan_run(RunConfig(epochs=1, storage={str(tmp_path)!r}), "mine")
-_build_trainer(plan, monitor=None, started=0.0)
+_build_trainer(plan, monitor=None, started=0.0, work=_train_on_worker)
 print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
