@@ -1,18 +1,23 @@
-"""The command line as a person meets it: a process, its exit status, and what it prints."""
+"""The command line as a person meets it: its exit status, and what it prints."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 from data_files import write_mnist
 
+from raytorch.cli.main import main
 from raytorch.config_file import schema
 
 COMMAND = str(Path(sys.executable).parent / "raytorch")
@@ -21,22 +26,35 @@ SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("sweeps/*.yaml"
 
 
 def raytorch(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder``, so that its runs go there."""
+    """Run the command in ``folder``, so that its runs go there: in this process, from its entry point to its exit."""
+    command = ["raytorch", *map(str, arguments)]
+    output, told, sigterm = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output), contextlib.redirect_stderr(told):
+        try:
+            with patch.object(sys, "argv", command), pytest.raises(SystemExit) as end:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, sigterm)
+    return subprocess.CompletedProcess(command, int(end.value.code or 0), output.getvalue(), told.getvalue())
+
+
+def process(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, as it has to be where it starts a Ray."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
 
 
-def refused(folder: Path, *arguments: object) -> str:
+def refused(folder: Path, *arguments: object, run: Any = raytorch) -> str:
     """The one message with which a command refuses its input, having written nothing."""
     there = sorted(folder.rglob("*"))
-    result = raytorch(folder, *arguments)
+    result = run(folder, *arguments)
     assert result.returncode == 2, result
     assert result.stdout == ""
     assert result.stderr.endswith("\n")
     assert "Traceback" not in result.stderr
     assert sorted(folder.rglob("*")) == there
-    return result.stderr.removesuffix("\n")
+    return str(result.stderr).removesuffix("\n")
 
 
 @pytest.fixture
@@ -72,7 +90,7 @@ def test_a_bad_configuration_is_refused(tmp_path: Path, command: str, line: str,
 
 
 def test_a_typo_is_answered_with_the_nearest_name(write: Any, tmp_path: Path) -> None:
-    assert "optimizer" in refused(tmp_path, "train", write(optimiser="adam"))
+    assert "optimizer" in refused(tmp_path, "train", write(optimiser="adam"), run=process)
 
 
 def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
@@ -172,7 +190,7 @@ def test_a_mistake_on_the_command_line_is_refused(tmp_path: Path, arguments: lis
 
 def test_more_workers_than_the_machine_has_cpus_are_refused(write: Any, tmp_path: Path) -> None:
     cpus = os.cpu_count() or 1
-    told = refused(tmp_path, "train", write(batch_size=4096), "--workers", cpus + 1)
+    told = refused(tmp_path, "train", write(batch_size=4096), "--workers", cpus + 1, run=process)
     assert told == (
         f"{cpus + 1} workers with 1 CPU each need {cpus + 1} CPUs, but this machine has {cpus}; "
         "lower scaling.workers or scaling.cpus_per_worker"
@@ -181,7 +199,7 @@ def test_more_workers_than_the_machine_has_cpus_are_refused(write: Any, tmp_path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_where_there_is_none_is_refused(write: Any, tmp_path: Path) -> None:
-    told = refused(tmp_path, "train", write(scaling={"gpus_per_worker": 1}))
+    told = refused(tmp_path, "train", write(scaling={"gpus_per_worker": 1}), run=process)
     assert told == (
         "1 workers with 1 GPU each need 1 GPUs, but this machine has 0; "
         "lower scaling.workers or scaling.gpus_per_worker"

@@ -4,14 +4,11 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from torch.nn.functional import cross_entropy
@@ -210,11 +207,3 @@ def test_a_run_whose_snapshot_was_cut_short_is_resumed_all_the_same(copied: tupl
     assert (after["state"], 3 * after["step"]) == ("finished", 4 * before["step"])
     assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
     json.loads(snapshot.read_text())
-
-
-def test_the_command_joins_a_ray_that_runs_and_leaves_it_running(small_config: Path) -> None:
-    address = ray.get_runtime_context().gcs_address
-    command = [Path(sys.executable).parent / "raytorch", "train", small_config, "--address", address, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["state"] == "finished"
-    assert ray.get(ray.put("still there")) == "still there"
