@@ -71,12 +71,13 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
             _follow(fit, monitor, watch)
             status = ray.get(monitor.status.remote())
             watch(status)
-            if fit.error is None:
-                return record.end(status)
-            raise record.fail(fit.error, status) from None
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C for the second time, or the watcher's own
+            monitor.request_stop.remote()
             record.abandon()
             raise
+        if fit.error is None:
+            return record.end(status)
+        raise record.fail(fit.error, status) from None
 
 
 def _follow(fit: Any, monitor: Any, watch: Watch) -> None:

@@ -19,7 +19,7 @@ from raytorch.datasets import TrainLoader, load
 from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.models import build_model
 from raytorch.monitor import Status
-from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, read_history
+from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, read_history, read_summary
 from raytorch.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -207,3 +207,16 @@ def test_a_run_whose_snapshot_was_cut_short_is_resumed_all_the_same(copied: tupl
     assert (after["state"], 3 * after["step"]) == ("finished", 4 * before["step"])
     assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
     json.loads(snapshot.read_text())
+
+
+def test_a_watcher_that_fails_ends_the_run(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "watched", epochs=2_000)
+
+    def watch(status: Status) -> None:
+        if status.progress:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(run, watch=watch)
+    assert read_summary(run.folder)["state"] == "stopped"
+    train(plan(small_run, "next", epochs=1))  # its workers have made room
