@@ -1,9 +1,12 @@
 """What the commands share: where they print, their exit statuses, and the options that several of them take."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from raytorch.errors import UserError
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 
@@ -24,3 +27,19 @@ def new_app() -> typer.Typer:
     return typer.Typer(
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
+
+
+def config_from_options(
+    file: Path | None, overrides: list[str] | None, workers: int | None, name: str | None, resume: str | None
+) -> Any:
+    """The configuration that the command line describes; None for a run that is resumed with its own."""
+    from raytorch.config_file import load
+
+    changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
+    if resume and name:
+        raise UserError("--name does not go with --resume: a resumed run keeps its name")
+    if file is None and not resume:
+        raise UserError("give a configuration file, e.g. configs/quickstart.yaml, or --resume RUN")
+    if file is None and changes:
+        raise UserError("--set and --workers change a configuration file; give it beside --resume")
+    return load(file, changes) if file else None

@@ -13,7 +13,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from raytorch.cli.common import EXIT_FAILED, EXIT_STOPPED, AsJson, Name, Overrides, Workers, errors, new_app, output
+from raytorch.cli.common import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    AsJson,
+    Name,
+    Overrides,
+    Workers,
+    config_from_options,
+    errors,
+    new_app,
+    output,
+)
 from raytorch.errors import UserError
 
 app = new_app()
@@ -65,10 +76,12 @@ def submit(
         job = client.submit_script(
             target, arguments or [], name=name, storage=storage or "runs", env=env or [], resources=resources
         )
+    elif target is None and not resume:
+        raise UserError("give a configuration file, a script, or --resume RUN")
     else:
         given = {"ARGS": arguments, "--storage": storage, "--entrypoint-cpus": entrypoint_cpus}
         _refuse("a run", given | {"--entrypoint-gpus": entrypoint_gpus, "--entrypoint-memory": entrypoint_memory})
-        config = _config(target, overrides, workers, name, resume)
+        config = config_from_options(target, overrides, workers, name, resume)
         client = Client(address)
         job = (
             client.resume(resume, config, env=env or []) if resume else client.submit(config, name=name, env=env or [])
@@ -162,22 +175,6 @@ def _refuse(what: str, options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value]
     if given:
         raise UserError(f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} not go with {what}")
-
-
-def _config(
-    target: Path | None, overrides: list[str] | None, workers: int | None, name: str | None, resume: str | None
-) -> Any:
-    """The configuration that the command line describes; None for a run that is resumed with its own."""
-    from raytorch.config_file import load
-
-    changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
-    if resume and name:
-        raise UserError("--name does not go with --resume: a resumed run keeps its name")
-    if target is None and not resume:
-        raise UserError("give a configuration file, a script, or --resume RUN")
-    if target is None and changes:
-        raise UserError("--set and --workers change a configuration file; give it beside --resume")
-    return load(target, changes) if target else None
 
 
 def _show_submitted(job: Any, address: str | None, as_json: bool, wait: bool) -> None:

@@ -2,11 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from raytorch.cli.common import EXIT_STOPPED, AsJson, Name, Overrides, Workers, errors, new_app, output
+from raytorch.cli.common import (
+    EXIT_STOPPED,
+    AsJson,
+    Name,
+    Overrides,
+    Workers,
+    config_from_options,
+    errors,
+    new_app,
+    output,
+)
 from raytorch.errors import UserError
 
 app = new_app()
@@ -26,9 +36,11 @@ def train(
 ) -> int:
     """Train the model that CONFIG describes."""
     from raytorch.progress import ProgressDisplay, print_summary
+    from raytorch.runs import plan_resume, plan_run
     from raytorch.trainer import train as run
 
-    plan = plan_from_options(config, overrides, workers, name, resume)
+    changed = config_from_options(config, overrides, workers, name, resume)
+    plan = plan_resume(resume, changed) if resume else plan_run(changed, name)
     with ProgressDisplay(errors, plan.config.name) as display:
         summary = run(plan, address=address, watch=display)
     if as_json:
@@ -64,22 +76,3 @@ def schema() -> None:
     from raytorch.config_file import schema as json_schema
 
     print(json.dumps(json_schema(), indent=2))  # noqa: T201
-
-
-def plan_from_options(
-    config: Path | None, overrides: list[str] | None, workers: int | None, name: str | None, resume: str | None
-) -> Any:
-    """The run that the command line describes, ready to start."""
-    from raytorch.config_file import load
-    from raytorch.runs import plan_resume, plan_run
-
-    changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
-    if resume and name:
-        raise UserError("--name does not go with --resume: a resumed run keeps its name")
-    if resume:
-        if config is None and changes:
-            raise UserError("--set and --workers change a configuration file; give it beside --resume")
-        return plan_resume(resume, load(config, changes) if config else None)
-    if config is None:
-        raise UserError("give a configuration file, e.g. configs/quickstart.yaml, or --resume RUN")
-    return plan_run(load(config, changes), name)
