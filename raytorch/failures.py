@@ -1,10 +1,11 @@
-"""What ended a run, found out on the driver from what its workers said and from what Ray saw of them."""
+"""What ends a run: failures that no restart can mend, and the cause as the workers told it and Ray saw it."""
 
 import time
 from collections.abc import Collection
 from typing import Any
 
 import ray
+import ray.train
 
 from raytorch.causes import Cause
 from raytorch.monitor import Failure, Status
@@ -15,6 +16,19 @@ NODE_NOTICE_S = 20.0
 
 _GRAVITY = (Cause.HOST_MEMORY, Cause.LOST_NODE, Cause.TIMEOUT, Cause.LOST_WORKER)
 """Where several workers were lost, the first of these explains the others."""
+
+
+class StopOnFinalFailure(ray.train.UserCallback):
+    """Keeps Ray Train from restarting a run whose failure a restart would only meet again."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by the controller, which does not retry after an exception from a callback."""
+        cause = ray.get(self._monitor.status.remote()).cause
+        if cause and cause.cause.is_final:
+            raise RuntimeError(f"rank {cause.rank} raised {cause.kind}: {cause.message}")
 
 
 def diagnose(error: Exception, status: Status) -> dict[str, Any]:

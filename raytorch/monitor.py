@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.causes import Cause
@@ -202,16 +201,3 @@ def _own_traceback(error: BaseException) -> str:
     summary = traceback.TracebackException.from_exception(error)
     summary.stack = traceback.StackSummary.from_list([frame for frame in summary.stack if frame.filename != __file__])
     return "".join(summary.format()).rstrip()
-
-
-class StopOnFinalFailure(ray.train.UserCallback):
-    """Keeps Ray Train from restarting a run whose failure a restart would only meet again."""
-
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by the controller, which does not retry after an exception from a callback."""
-        cause = ray.get(self._monitor.status.remote()).cause
-        if cause and cause.cause.is_final:
-            raise RuntimeError(f"rank {cause.rank} raised {cause.kind}: {cause.message}")

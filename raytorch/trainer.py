@@ -101,7 +101,7 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> None:
 def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> Any:
     import ray.train
 
-    from raytorch.monitor import StopOnFinalFailure
+    from raytorch.failures import StopOnFinalFailure
     from raytorch.worker_group import ProcessGroupConfig, WorkerGroupTrainer
 
     config, scaling = plan.config, plan.config.scaling

@@ -5,17 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import ray  # noqa: F401 - it brings psutil along
+
+# isort: split
+import psutil
 from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
 from raytorch.errors import TrainingError
 from raytorch.monitor import Status
-from raytorch.runs import RunPlan, latest_checkpoint, read_summary
+from raytorch.runs import RunPlan, latest_checkpoint, read_history, read_summary
 from raytorch.storage import RunFolder
 from raytorch.trainer import train
 
@@ -64,42 +69,23 @@ def test_a_worker_that_is_killed_too_often_ends_the_run_with_its_cause(small_run
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_worker")
 
 
-def test_a_command_that_is_killed_leaves_a_run_to_resume(
-    small_run: dict[str, Any], tmp_path: Path, whole: tuple[RunPlan, dict[str, Any]]
-) -> None:
-    raytorch = [str(Path(sys.executable).parent / "raytorch"), "train"]
-    (tmp_path / "longer.yaml").write_text(yaml.safe_dump(small_run | LONGER))
-    folder = RunFolder(small_run["storage"], "killed")
-    with subprocess.Popen([*raytorch, tmp_path / "longer.yaml", "--name", "killed"], start_new_session=True) as command:
-        try:
-            wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, command)
-        finally:
-            command.kill()
+def test_a_command_is_killed_resumed_and_interrupted(small_config: Path, tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "runs"), "endless")
+    with command(str(small_config), "--set", "epochs=2000", "--name", "endless") as running:
+        wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, running)
+        processes = with_its_children(running.pid)
+        assert listening_beyond_this_machine(processes) == []
+        workers = [process for process in processes if process.name().startswith("ray::RayTrain")]
+        assert len(workers) == 2
+        running.kill()
+    wait_until(lambda: not any(is_alive(worker) for worker in workers))
     assert read_summary(folder)["state"] == "lost"
+    killed_at = latest_checkpoint(folder)
 
-    subprocess.run([*raytorch, "--resume", folder.path], check=True)
-    assert read_summary(folder)["state"] == "finished"
-    assert_bitwise_equal(weights(whole[0].folder), weights(folder))
-
-
-def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path: Path) -> None:
-    raytorch = [str(Path(sys.executable).parent / "raytorch"), "train"]
-    folder = RunFolder(str(tmp_path / "runs"), "stopped")
-    command = [*raytorch, str(small_config), "--set", "epochs=2000", "--name", "stopped"]
-    with subprocess.Popen(
-        command,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as running:
-        try:
-            wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, running)
-            assert listening_beyond_this_machine(running.pid) == []
-            os.killpg(running.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it as well
-            output, errors = running.communicate(timeout=120)
-        finally:
-            running.kill()
+    with command("--resume", folder.path) as running:
+        wait_until(lambda: latest_checkpoint(folder) != killed_at, running)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it as well
+        output, errors = running.communicate(timeout=120)
     assert running.returncode == 130, errors
     assert "stopping after a last checkpoint; press Ctrl-C again to end at once\n" in errors.decode()
     assert b"Traceback" not in output + errors
@@ -107,20 +93,45 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(small_config: Path, tmp_path:
     summary = read_summary(folder)
     assert summary["state"] == "stopped"
     assert latest_checkpoint(folder) == f"checkpoint_{summary['step']:08d}"
+    steps = [line["step"] for line in read_history(folder) if line["split"] == "train"]
+    assert steps == sorted(set(steps))
 
 
-def listening_beyond_this_machine(pid: int) -> list[str]:
-    """Where a process and those that it has started listen, but for the loopback."""
-    import ray  # noqa: F401 - it brings psutil along
+@contextmanager
+def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A ``raytorch train`` with an embedded Ray, which does not outlive the block."""
+    with subprocess.Popen(
+        [Path(sys.executable).with_name("raytorch"), "train", *arguments],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
-    # isort: split
-    import psutil
 
+def with_its_children(pid: int) -> list[psutil.Process]:
+    """A process and those that it has started, and they, and so on."""
     process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def listening_beyond_this_machine(processes: list[psutil.Process]) -> list[str]:
+    """Where processes listen, but for the loopback."""
     return [
-        f"{each.name()} {connection.laddr.ip}:{connection.laddr.port}"
-        for each in (process, *process.children(recursive=True))
-        for connection in each.net_connections(kind="inet")
+        f"{process.name()} {connection.laddr.ip}:{connection.laddr.port}"
+        for process in processes
+        for connection in process.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN and not is_loopback(connection.laddr.ip)
     ]
 
@@ -130,9 +141,9 @@ def is_loopback(text: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def wait_until(condition: Any, command: subprocess.Popen[bytes]) -> None:
+def wait_until(condition: Any, running: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert command.poll() is None, "the command ended before it was to be killed"
+        assert running is None or running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -4,12 +4,16 @@ import json
 import math
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
+from ray import cloudpickle
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from torch.nn.functional import cross_entropy
 from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
@@ -49,14 +53,6 @@ def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     logging, storage = {"every_steps": 5, "tensorboard": True}, str(tmp_path_factory.mktemp("finished"))
     run = plan(SMALL_RUN, "records", logging=logging, checkpoint={"keep": 1}, storage=storage)
     return run, train(run)
-
-
-@pytest.fixture
-def copied(finished: tuple[RunPlan, dict[str, Any]], tmp_path: Path) -> tuple[RunPlan, dict[str, Any]]:
-    """The same in a folder of its own, to go on with."""
-    run, summary = finished
-    shutil.copytree(run.folder.path, tmp_path / run.config.name)
-    return RunPlan(run.config.model_copy(update={"storage": str(tmp_path)})), summary
 
 
 def stop_at(step: int) -> Any:
@@ -105,15 +101,30 @@ def test_a_compiled_run_has_the_same_numbers(small_run: dict[str, Any], compiled
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
-    # A single epoch of several seconds in which no loss is reduced: workers that agreed only then would finish it.
-    small_run |= {"epochs": 1, "batch_size": 4, "logging": {"every_steps": 10_000, "tensorboard": False}}
-    small_run["model"] = {"name": "mlp", "hidden": [1024, 1024], "dropout": 0.2}
-    whole, parted = plan(small_run, "whole"), plan(small_run, "parted")
-    full = train(whole)
-    stopped = train(parted, watch=stop_at(step=10))
+def train_slowly(job: dict[str, Any]) -> None:
+    """Train with a pause after each step, so that there is time to stop in the middle of an epoch."""
+    from raytorch import training
+
+    train_step = training.Training.train_step
+
+    def step_and_pause(run: Any, micro_batches: Any) -> None:
+        train_step(run, micro_batches)
+        time.sleep(0.3)
+
+    training.Training.train_step = step_and_pause  # type: ignore[method-assign]
+    training.train(training.Job(**job))
+
+
+def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(
+    small_run: dict[str, Any], finished: tuple[RunPlan, dict[str, Any]]
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    whole, full = finished
+    # No loss is reduced within an epoch: workers that agreed only then would come to its end, at step 24.
+    parted = plan(small_run, "parted", logging={"every_steps": 10_000, "tensorboard": False})
+    stopped = train(parted, watch=stop_at(step=3), work=train_slowly)
     assert stopped["state"] == "stopped"
-    assert 10 <= stopped["step"] < full["step"]
+    assert 3 <= stopped["step"] < 24
 
     resumed = train(plan_resume("parted", storage=small_run["storage"]))
     assert resumed["state"] == "finished"
@@ -189,23 +200,21 @@ def test_a_model_that_does_not_fit_the_data_is_the_users_to_change(small_run: di
         train(plan(small_run, "misfit", model={"name": "vit", "patch": 3}))
 
 
-def test_half_the_workers_continue_a_run(copied: tuple[RunPlan, dict[str, Any]]) -> None:
-    run, before = copied
-    scaling = run.config.scaling.model_copy(update={"workers": 1})
-    narrower = run.config.model_copy(update={"epochs": 4, "scaling": scaling})
-    summary = train(plan_resume("records", narrower))
-    assert (summary["workers"], summary["epochs"]) == (1, 4)
-    assert math.isfinite(summary["loss"])
-    assert summary["seconds"]["training"] > before["seconds"]["training"]
-
-
-def test_a_run_whose_snapshot_was_cut_short_is_resumed_all_the_same(copied: tuple[RunPlan, dict[str, Any]]) -> None:
-    run, before = copied
-    snapshot = Path(run.folder.file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+def test_half_the_workers_continue_a_run_whose_snapshot_was_cut_short(
+    finished: tuple[RunPlan, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, before = finished
+    shutil.copytree(run.folder.path, tmp_path / "records")
+    snapshot = tmp_path / "records" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     os.truncate(snapshot, snapshot.stat().st_size // 2)
-    after = train(plan_resume("records", run.config.model_copy(update={"epochs": 4})))
-    assert (after["state"], 3 * after["step"]) == ("finished", 4 * before["step"])
+
+    scaling = run.config.scaling.model_copy(update={"workers": 1})
+    narrower = run.config.model_copy(update={"storage": str(tmp_path), "epochs": 4, "scaling": scaling})
+    after = train(plan_resume("records", narrower))
+    assert (after["state"], after["workers"], after["epochs"]) == ("finished", 1, 4)
+    assert 3 * after["step"] == 4 * before["step"]
     assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
+    assert math.isfinite(after["loss"])
     json.loads(snapshot.read_text())
 
 
@@ -219,4 +228,7 @@ def test_a_watcher_that_fails_ends_the_run(small_run: dict[str, Any]) -> None:
     with pytest.raises(ZeroDivisionError):
         train(run, watch=watch)
     assert read_summary(run.folder)["state"] == "stopped"
-    train(plan(small_run, "next", epochs=1))  # its workers have made room
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2:  # its workers make room
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
