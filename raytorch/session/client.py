@@ -186,7 +186,7 @@ class Session(Scope):
             raise HandleError(f"handle {handle} names a {there}, not a {kind}")
         if handle in self._unclaimed:
             self._unclaimed.remove(handle)
-            return stand_in(self._recorder, Kind(kind), handle, None)
+            return stand_in(Kind(kind))(self._recorder, handle)
         return self._recorder.keep(Kind(kind), primitives.lookup, handle)
 
     def handles(self) -> list[dict[str, Any]]:

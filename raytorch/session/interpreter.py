@@ -17,9 +17,9 @@ from raytorch.session.primitives import ON_WORKER
 from raytorch.session.program import (
     ATTACHMENT,
     CODE,
-    FREE,
     HANDLE,
     NOWHERE,
+    VALUE,
     Instruction,
     Pattern,
     Program,
@@ -30,6 +30,9 @@ from raytorch.session.program import (
 from raytorch.session.results import describe, shapes_of
 
 OnLeaf = dict[str, Callable[[Any], Any]]
+
+
+_NO_KEYWORDS: dict[str, Any] = {}
 
 
 class _Poisoned(Exception):  # noqa: N818 - a signal
@@ -93,11 +96,11 @@ class Interpreter:
         """Drop what the interpreter keeps of a client that is gone; its handles are the registry's."""
         self._clients.pop(client, None)
 
-    def _run(self, state: _Client, instructions: list[Instruction]) -> None:
+    def _run(self, state: _Client, instructions: list[Instruction | int]) -> None:
         calls, free = state.calls, self.registry.free
         for place, instruction in enumerate(instructions):
-            if instruction[0] == FREE:
-                free(instruction[1:])
+            if isinstance(instruction, int):
+                free((instruction,))
                 continue
             try:
                 calls[instruction[0]].run(instruction)
@@ -157,6 +160,8 @@ class _Call:
         self._skip = pattern.rank is not None and pattern.rank != interpreter.rank
         on_leaf: OnLeaf = {HANDLE: interpreter.value, CODE: pickle.loads, ATTACHMENT: interpreter.attachment}
         self._args = [bind(template, on_leaf) for template in pattern.args]
+        self._flat = not pattern.kwargs and all(template in (HANDLE, VALUE) for template in pattern.args)
+        self._handles = [place for place, template in enumerate(pattern.args) if template == HANDLE]
         self._kwargs = [(name, bind(template, on_leaf)) for name, template in pattern.kwargs]
         self._autocast = pattern.modes.autocast and torch.autocast(interpreter.device.type, pattern.modes.autocast)
         self._function: Callable[..., Any] | None = None
@@ -169,10 +174,7 @@ class _Call:
         function = self._function
         if function is None:
             function = self._function = self._interpreter.resolve(self.pattern.function)
-        leaves = iter(instruction)
-        next(leaves), next(leaves)
-        args = [build(leaves) for build in self._args]
-        kwargs = {name: build(leaves) for name, build in self._kwargs} if self._kwargs else {}
+        args, kwargs = self._arguments(instruction)
         if torch.is_grad_enabled() is not self._grad:
             torch.set_grad_enabled(self._grad)
         if self._autocast:
@@ -181,6 +183,16 @@ class _Call:
         else:
             value = function(*args, **kwargs)
         self._keep(instruction[1], value)
+
+    def _arguments(self, instruction: Instruction) -> tuple[list[Any], dict[str, Any]]:
+        if self._flat:
+            args = list(instruction[2:])
+            for place in self._handles:
+                args[place] = self._interpreter.value(args[place])
+            return args, _NO_KEYWORDS
+        leaves = iter(instruction[2:])
+        args = [build(leaves) for build in self._args]
+        return args, {name: build(leaves) for name, build in self._kwargs}
 
     def _keep_drop(self, output: int, value: Any) -> None:
         pass

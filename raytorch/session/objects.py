@@ -9,7 +9,6 @@ from torch import Tensor
 from raytorch.registry import Kind
 from raytorch.session import primitives
 from raytorch.session.arguments import Reference
-from raytorch.session.recorder import Recorder
 from raytorch.session.tensor import RemoteTensor
 from raytorch.session.transfer import Payload
 
@@ -219,6 +218,6 @@ _STAND_INS: dict[Kind, type[Reference]] = {
 }
 
 
-def stand_in(recorder: Recorder, kind: Kind, handle: int, rank: int | None) -> Reference:
-    """The client's object for a value on the workers."""
-    return _STAND_INS.get(kind, RemoteObject)(recorder, handle, rank)
+def stand_in(kind: Kind) -> type[Reference]:
+    """The class of the client's objects for values of that kind on the workers."""
+    return _STAND_INS.get(kind, RemoteObject)

@@ -3,6 +3,7 @@
 A *pattern* is one call as it stands at one place in the client's script: the function, the structure of its arguments,
 and the file and line. It travels once. An *instruction* is a tuple ``(pattern number, output, leaf, leaf, ...)`` of
 integers and numbers: where the result goes, and the handles and values that the pattern's template leaves open.
+Between them stand handles that are to be freed.
 """
 
 import copyreg
@@ -32,8 +33,6 @@ Template = Any
 
 NOWHERE = 0
 """Output of an instruction whose result is not stored."""
-FREE = 0
-"""Number of the pattern whose leaves are handles to free."""
 
 
 class Result(StrEnum):
@@ -97,7 +96,8 @@ class Program(NamedTuple):
     """The ranks that are to describe the last instruction's result, whose pattern is one of ``Result.ANSWER``."""
     patterns: list[Pattern]
     """Patterns that no earlier program has brought."""
-    instructions: list[Instruction]
+    instructions: list[Instruction | int]
+    """An integer frees the handle."""
 
     def pack(self) -> bytes:
         """The program as bytes."""

@@ -31,6 +31,8 @@ class _Plan(NamedTuple):
     number: int
     modes: Modes
     kinds: tuple[type[Any], ...]
+    references: tuple[int, ...]
+    """The places of those arguments that are handles."""
 
 
 class Recorder:
@@ -38,15 +40,13 @@ class Recorder:
 
     Args:
         transport: The way to the workers.
-        stand_in: Makes the client's object for a value of some kind on the workers.
+        stand_in: Gives the class of the client's objects for values of some kind on the workers.
         client: The client's number in the session; the first is 0.
     """
 
-    def __init__(
-        self, transport: Transport, stand_in: Callable[["Recorder", Kind, int, int | None], Any], *, client: int = 0
-    ) -> None:
+    def __init__(self, transport: Transport, stand_in: Callable[[Kind], type[Reference]], *, client: int = 0) -> None:
         self.stream = Stream(transport, client)
-        self.stand_in = stand_in
+        self._stand_in, self._tensor = stand_in, stand_in(Kind.TENSOR)
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
         self._functions: dict[Callable[..., Any], Function] = {}
         self._learned: dict[Any, Any] = {}
@@ -90,11 +90,11 @@ class Recorder:
                 handle = next(self._handles)
                 self._record(shape, arguments, Result.TENSOR, handle)
                 self._plan(function, args, shape, arguments)
-                return self.stand_in(self, Kind.TENSOR, handle, arguments.rank)
+                return self._tensor(self, handle, arguments.rank)
         kind, count = learned
         handles = tuple(itertools.islice(self._handles, count))
         self._record(shape, arguments, Result.TENSORS, handles)
-        return kind([self.stand_in(self, Kind.TENSOR, handle, arguments.rank) for handle in handles])
+        return kind([self._tensor(self, handle, arguments.rank) for handle in handles])
 
     def keep(self, kind: Kind, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> Any:
         """Record a call whose result, of a known kind, stays on the workers; waits for nothing."""
@@ -102,7 +102,7 @@ class Recorder:
         shape = arguments.shape(self._known(function), args, kwargs)
         handle = next(self._handles)
         self._record(shape, arguments, Result.KEEP, handle)
-        return self.stand_in(self, kind, handle, arguments.rank)
+        return self._stand_in(kind)(self, handle, arguments.rank)
 
     def do(self, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> None:
         """Record a call for what it does; waits for nothing."""
@@ -146,7 +146,7 @@ class Recorder:
         shape = Shape(self._known(primitives.upload), (ATTACHMENT,), ())
         handle = next(self._handles)
         self.stream.append_upload(self._pattern(shape, rank, Result.TENSOR), handle, parts)
-        return self.stand_in(self, Kind.TENSOR, handle, rank)
+        return self._tensor(self, handle, rank)
 
     def skip_to(self, handle: int) -> None:
         """Give out no handle below this one any more."""
@@ -199,7 +199,7 @@ class Recorder:
         if report.failure:
             if shape.function.gives_value or self._learned.get(arguments.subject(shape)):
                 self._raise(report, handle)
-            return self.stand_in(self, Kind.TENSOR, handle, arguments.rank)  # raises when its value is asked for
+            return self._tensor(self, handle, arguments.rank)  # raises when its value is asked for
         answer: Description = report.answer
         if shape.function.learnable and not arguments.has_code:
             self._learned[arguments.subject(shape)] = _expectation(answer)
@@ -217,27 +217,23 @@ class Recorder:
         flat = not shape.kwargs and all(isinstance(arg, Reference) or type(arg) in VALUES for arg in args)
         if flat and arguments.rank is None and not shape.function.on_object:
             number = self._pattern(shape, None, Result.TENSOR)
-            self._plans[_site(function)] = _Plan(number, Modes.current(), tuple(map(type, args)))
+            references = tuple([place for place, arg in enumerate(args) if isinstance(arg, Reference)])
+            self._plans[_site(function)] = _Plan(number, Modes.current(), tuple(map(type, args)), references)
 
     def _repeat(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Record a call as the last one from the same place was recorded; None if it may be of another shape."""
         plan = self._plans.get(_site(function))
-        if plan is None or len(args) != len(plan.kinds) or Modes.current() != plan.modes:
+        if plan is None or tuple(map(type, args)) != plan.kinds or Modes.current() != plan.modes:
             return None
-        leaves: list[Any] = []
-        arg: Any
-        for arg, kind in zip(args, plan.kinds, strict=True):
-            if type(arg) is not kind:
-                return None
-            if kind in VALUES:
-                leaves.append(arg)
-            elif arg._recorder is self and arg._rank is None:
-                leaves.append(arg._handle)
-            else:
-                return None
         handle = next(self._handles)
-        self.stream.append((plan.number, handle, *leaves))
-        return self.stand_in(self, Kind.TENSOR, handle, None)
+        instruction = [plan.number, handle, *args]
+        for place in plan.references:
+            reference = args[place]
+            if reference._recorder is not self or reference._rank is not None:
+                return None
+            instruction[place + 2] = reference._handle
+        self.stream.append(tuple(instruction))
+        return self._tensor(self, handle)
 
     def _record(self, shape: Shape, arguments: Arguments, result: Result, output: Any) -> None:
         self.stream.append((self._pattern(shape, arguments.rank, result), output, *arguments.leaves))
@@ -271,19 +267,19 @@ class Recorder:
             self.stream.freed.append(handle)  # a rank that was not asked may have failed, or hold a result
             return rebuild(answer, _refuse_held)
         if answer[0] == "held":
-            return self.stand_in(self, answer[1], handle, rank)
+            return self._stand_in(answer[1])(self, handle, rank)
         whole = Reference(self, handle, rank)
         handles = tuple(itertools.islice(self._handles, count_held(answer)))
         arguments = Arguments(self, rank)
         shape = arguments.shape(self._known(primitives.unpack), [whole], {})
         self._record(shape, arguments, Result.TENSORS, handles)
         taken = iter(handles)
-        return rebuild(answer, lambda kind: self.stand_in(self, kind, next(taken), rank))
+        return rebuild(answer, lambda kind: self._stand_in(kind)(self, next(taken), rank))
 
 
-def own_frame() -> FrameType:
-    """The client's frame: the first outside of PyTorch and raytorch."""
-    frame = sys._getframe(1)
+def own_frame(above: int = 1) -> FrameType:
+    """The client's frame: the first outside of PyTorch and raytorch, at least that many frames above this one."""
+    frame = sys._getframe(above)
     while frame.f_back and _is_own(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
     return frame
@@ -295,8 +291,11 @@ def _is_own(module: str) -> bool:
 
 
 def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:
-    """A call's place in the client's code; cheaper than its line, which Python would have to look up."""
-    frame = own_frame()
+    """A call's place in the client's code; cheaper than its line, which Python would have to look up.
+
+    For functions that :meth:`Recorder.call` calls, which need not be looked at, nor this one.
+    """
+    frame = own_frame(4)
     return function, id(frame.f_code), frame.f_lasti
 
 

@@ -9,7 +9,7 @@ from copy import copy
 from typing import Any, Protocol
 
 from raytorch.errors import RemoteOpError, SessionLostError
-from raytorch.session.program import FREE, Instruction, Pattern, Program, Report
+from raytorch.session.program import Instruction, Pattern, Program, Report
 from raytorch.session.transfer import Payload
 
 PROGRAM_LENGTH = 1000
@@ -68,9 +68,9 @@ class Stream:
         """Handles that were collected; they are freed after all that was recorded before."""
         self._lock = threading.Lock()
         self._patterns: dict[Any, int] = {}
-        self._numbers = itertools.count(FREE + 1)
+        self._numbers = itertools.count()
         self._new_patterns: list[Pattern] = []
-        self._instructions: list[Instruction] = []
+        self._instructions: list[Instruction | int] = []
         self._attachments: list[Parts] = []
         self._in_flight: deque[list[Future]] = deque()
         self._errors: dict[tuple[int, int], RemoteOpError] = {}
@@ -180,10 +180,8 @@ class Stream:
             raise copy(self._ended)
 
     def _free(self) -> None:
-        handles = []
         while self.freed:
-            handles.append(self.freed.popleft())
-        self._instructions.append((FREE, *handles))
+            self._instructions.append(self.freed.popleft())
 
     def _send(self, answer_from: Sequence[int] = ()) -> list[Future]:
         if not self._instructions:
