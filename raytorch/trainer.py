@@ -61,11 +61,12 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
     import ray
 
     from raytorch.monitor import start_monitor
-    from raytorch.worker_group import BackgroundFit, forget_broken_snapshot
+    from raytorch.worker_group import BackgroundFit, forget_broken_snapshot, free_abandoned_resources
 
     with record.kept():
         monitor = start_monitor()
         forget_broken_snapshot(plan.folder)
+        free_abandoned_resources()
         fit = BackgroundFit(_build_trainer(plan, monitor, record.started, work))
         try:
             _follow(fit, monitor, watch)

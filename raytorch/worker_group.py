@@ -15,13 +15,17 @@ from datetime import timedelta
 from typing import Any
 
 import ray
+import ray._private.state
 import ray.train
+from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup
 
 from raytorch.storage import RunFolder
 
@@ -139,6 +143,23 @@ def forget_broken_snapshot(folder: RunFolder) -> None:
     except (ValueError, KeyError, TypeError):
         pass
     folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+
+
+def free_abandoned_resources() -> None:
+    """Take back what worker groups of this job hold whose controllers are dead, killed with their drivers.
+
+    Ray removes a placement group with its creator only when the creator's job has ended too; Ray Train's own cleaner
+    needs a dashboard.
+    """
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    job = ray.get_runtime_context().get_job_id()
+    for packed in accessor.get_placement_group_table():
+        group = PlacementGroupTableData.FromString(packed)
+        is_there = group.state != PlacementGroupTableData.REMOVED
+        if is_there and group.creator_actor_dead and group.creator_job_id.hex() == job:
+            creator = accessor.get_actor_info(ray.ActorID(group.creator_actor_id)) if group.creator_actor_id else None
+            if creator and ActorTableData.FromString(creator).class_name == TrainController.__name__:
+                ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _free_address() -> tuple[str, int]:

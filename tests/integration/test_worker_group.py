@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util import placement_group, placement_group_table
 
 from raytorch.storage import RunFolder
-from raytorch.worker_group import ProcessGroupConfig, WorkerGroupTrainer, forget_broken_snapshot
+from raytorch.worker_group import (
+    ProcessGroupConfig,
+    WorkerGroupTrainer,
+    forget_broken_snapshot,
+    free_abandoned_resources,
+)
 
 CHECKPOINT = "checkpoint_00000005"
 
@@ -74,6 +81,38 @@ def test_workers_share_a_gloo_group_and_the_controller_imports_no_torch(tmp_path
     for rank in (0, 1):
         assert (tmp_path / f"rank-{rank}").read_text() == f"gloo 2 3.0 {rank} 2 {rank} 2 0"
     assert (tmp_path / "controller").read_text() == "ray"
+
+
+def hold_a_cpu(name: str) -> Any:
+    """An actor of a class of that name which has reserved a CPU."""
+
+    def reserve(self: Any) -> None:
+        ray.get(placement_group([{"CPU": 1}]).ready())
+
+    actor = ray.remote(num_cpus=0)(type(name, (), {"reserve": reserve})).remote()
+    ray.get(actor.reserve.remote())
+    return actor
+
+
+def reserved_cpus() -> int:
+    return [group["state"] for group in placement_group_table().values()].count("CREATED")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_resources_of_a_controller_that_was_killed_are_freed_and_no_others() -> None:
+    actors = [hold_a_cpu(name) for name in ("TrainController", "SomethingElse")]
+    free_abandoned_resources()
+    assert reserved_cpus() == 2
+    for actor in actors:
+        ray.kill(actor)
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(actor.reserve.remote())
+    deadline = time.monotonic() + 60
+    while reserved_cpus() == 2:
+        assert time.monotonic() < deadline
+        free_abandoned_resources()
+    free_abandoned_resources()
+    assert reserved_cpus() == 1
 
 
 def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
