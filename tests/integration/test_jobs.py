@@ -251,8 +251,8 @@ def test_twelve_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Clien
     config = load(QUICKSTART, TINY)
     script = cluster.home / "project" / "square.py"
     script.write_text(SQUARE_SCRIPT)
-    # Two in three are scripts, which start sooner: twelve trainings take three minutes on two cores.
-    ids = [client.submit(config).id if n % 3 == 0 else client.submit_script(script, [str(n)]).id for n in range(12)]
+    # Three in four are scripts, which start sooner: twelve trainings take three minutes on two cores.
+    ids = [client.submit(config).id if n % 4 == 0 else client.submit_script(script, [str(n)]).id for n in range(12)]
     assert len(set(ids)) == 12
     jobs = [client.wait(job) for job in ids]
     assert {job.state for job in jobs} == {"finished"}, [job.failure for job in jobs if job.failure]
@@ -266,6 +266,17 @@ def test_twelve_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Clien
         else:
             assert f"\nthe square is {number**2}\n" in client.logs(job.id)
     assert set(ids) <= {job.id for job in client.jobs()}
+
+
+def test_a_run_is_resumed_and_the_log_of_one_rank_followed(cluster: Cluster, client: Client, first: str) -> None:
+    job = client.resume("runs/first", load(QUICKSTART, ["epochs=4"]))
+    log = "".join(client.follow(job.id, rank=1))
+    assert "epoch 3.00 step 72" in log
+    assert "epoch 4.00 step 96" in log
+    assert log == client.logs(job.id, rank=1)
+    assert client.wait(job.id).state == "finished"
+    summary = client.result(job.id)
+    assert (summary["name"], summary["epochs"], summary["step"]) == ("first", 4, 96)
 
 
 def test_rays_own_client_shows_the_same_jobs(cluster: Cluster, client: Client) -> None:

@@ -23,7 +23,7 @@ from raytorch.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-EPOCHS = 16
+EPOCHS = 8
 RATES = [1e-2, 2e-2, 1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 1e30]
 """Good ones, ones that learn nothing and are stopped early, and one with which the loss becomes infinite."""
 
@@ -119,6 +119,7 @@ def test_a_lost_trial_goes_on_and_ctrl_c_leaves_a_sweep_to_resume(sweep_file: Pa
         again = killed and read_summary(trial)["driver"]["pid"] != killed and status.trials[0]["state"] == "training"
         if again and not pressed:
             pressed = True
+            assert ray.available_resources()["CPU"] == 1  # the killed trial's is free again
             raise KeyboardInterrupt
 
     stopped = run_sweep(plan, watch=kill_then_press_ctrl_c)
