@@ -251,8 +251,8 @@ def test_twelve_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Clien
     config = load(QUICKSTART, TINY)
     script = cluster.home / "project" / "square.py"
     script.write_text(SQUARE_SCRIPT)
-    # Three in four are scripts, which start sooner: twelve trainings take three minutes on two cores.
-    ids = [client.submit(config).id if n % 4 == 0 else client.submit_script(script, [str(n)]).id for n in range(12)]
+    # Most are scripts, which start sooner: twelve trainings take three minutes on two cores.
+    ids = [client.submit(config).id if n % 6 == 0 else client.submit_script(script, [str(n)]).id for n in range(12)]
     assert len(set(ids)) == 12
     jobs = [client.wait(job) for job in ids]
     assert {job.state for job in jobs} == {"finished"}, [job.failure for job in jobs if job.failure]

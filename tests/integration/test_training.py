@@ -18,7 +18,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from torch.nn.functional import cross_entropy
 from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
-from raytorch.config import DigitsData, MlpModel, RunConfig
+from raytorch.config import DigitsData, MlpModel
 from raytorch.datasets import TrainLoader, load
 from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.models import build_model
@@ -166,9 +166,7 @@ def test_nothing_in_a_checkpoint_is_code(finished: tuple[RunPlan, dict[str, Any]
     assert state.keys() == {"optimizer", "schedule", "loader", "generators"}
 
 
-def test_a_loss_that_diverges_ends_the_run_at_once_and_it_begins_again_with_a_better_one(
-    small_run: dict[str, Any],
-) -> None:
+def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) -> None:
     run = plan(small_run, "diverged", optimizer={"name": "sgd", "lr": 1e30})
     with pytest.raises(
         TrainingError, match=r"the loss became (nan|inf) at step \d+ of \d+; lower optimizer.lr \(now 1e\+30\)"
@@ -177,9 +175,6 @@ def test_a_loss_that_diverges_ends_the_run_at_once_and_it_begins_again_with_a_be
     summary = list_runs(small_run["storage"])[0]
     assert (summary["state"], summary["restarts"], summary["error"]["kind"]) == ("failed", 0, "DivergedError")
     assert latest_checkpoint(run.folder) is None
-
-    mended = RunConfig.model_validate(small_run | {"epochs": 1})
-    assert train(plan_resume("diverged", mended))["epochs"] == 1
 
 
 def test_a_run_has_one_driver_at_a_time(small_run: dict[str, Any]) -> None:
