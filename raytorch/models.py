@@ -119,15 +119,17 @@ class Rnn(nn.Module):
         self.cell = build(
             channels * width, hidden, layers, batch_first=True, bidirectional=bidirectional, dropout=dropout
         )
-        self.directions = 2 if bidirectional else 1
-        self.head = nn.Linear(self.directions * hidden, num_classes)
+        self.bidirectional = bidirectional
+        self.head = nn.Linear(2 * hidden if bidirectional else hidden, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         rows = images.transpose(1, 2).flatten(2)  # (B, H, C * W)
-        _, state = self.cell(rows)
-        hidden = state[0] if isinstance(state, tuple) else state  # an LSTM's state has its cells beside it
-        last = hidden[-self.directions :].transpose(0, 1)  # (B, directions, hidden)
-        logits: Tensor = self.head(last.flatten(1))
+        outputs, _ = self.cell(rows)  # (B, H, directions * hidden)
+        last = outputs[:, -1]
+        if self.bidirectional:
+            forwards, backwards = outputs.tensor_split(2, dim=2)
+            last = torch.cat([forwards[:, -1], backwards[:, 0]], dim=1)
+        logits: Tensor = self.head(last)
         return logits
 
 

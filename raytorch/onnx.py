@@ -217,6 +217,7 @@ def _quiet_exporter() -> Iterator[None]:
         with recurrent_layers_captured():
             # One name for an axis that several inputs share is what was asked for.
             warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.11's own
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -257,7 +257,8 @@ def load_program(path: StrPath, *, trust: bool = False) -> ExportedProgram:
     """
     path = Path(path)
     _require_trust(path, require(path, Kind.PT2), trust)
-    with _explaining_damage(path):
+    with _explaining_damage(path), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # torch 2.11's own
         return torch.export.load(path)
 
 
