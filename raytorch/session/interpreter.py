@@ -31,7 +31,6 @@ from raytorch.session.results import describe, shapes_of
 
 OnLeaf = dict[str, Callable[[Any], Any]]
 
-
 _NO_KEYWORDS: dict[str, Any] = {}
 
 
