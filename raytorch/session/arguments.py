@@ -102,6 +102,7 @@ class Arguments:
         if isinstance(value, tuple | list):
             return self._sequence(kind, value)
         if kind is dict:
+            _require_plain(value)
             return ("mapping", tuple(value), tuple([self._template(part) for part in value.values()]))
         if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
             self._uploaded.append(self._recorder.upload([Payload.of(value)], self.rank))
@@ -136,3 +137,16 @@ class Arguments:
             self.rank = reference._rank
         self.leaves.append(reference._handle)
         return HANDLE
+
+
+def _require_plain(mapping: Mapping[Any, Any]) -> None:
+    """Refuse keys that are no plain values: they are part of a call's shape, which travels once."""
+    for key in mapping:
+        if not _is_plain(key):
+            raise SessionError(f"a dictionary's key is a {type(key).__name__}: use strings or numbers as keys")
+
+
+def _is_plain(key: Any) -> bool:
+    if type(key) is tuple:
+        return all(map(_is_plain, key))
+    return type(key) in _CONSTANTS or type(key) in VALUES

@@ -105,7 +105,7 @@ class Interpreter:
                 calls[instruction[0]].run(instruction)
             except _Poisoned as poisoned:
                 self._poison(calls[instruction[0]], instruction, poisoned.args[0])
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 failure = calls[instruction[0]].failure(instruction, error)
                 failure.instruction = (state.programs, place)
                 state.errors.append(failure)
@@ -211,7 +211,7 @@ class _Call:
         for handle, part in zip(outputs, value, strict=True):
             self._put(handle, part)
 
-    def failure(self, instruction: Instruction, error: Exception) -> RemoteOpError:
+    def failure(self, instruction: Instruction, error: BaseException) -> RemoteOpError:
         """The error for the client: what was called, with which arguments, where, and what went wrong."""
         pattern = self.pattern
         return RemoteOpError.describing(
@@ -225,6 +225,12 @@ class _Call:
         )
 
     def _shapes(self, instruction: Instruction) -> str:
+        try:
+            return self._described(instruction)
+        except Exception:  # a value that cannot be described is not to hide the error that is told
+            return "..."
+
+    def _described(self, instruction: Instruction) -> str:
         def value(handle: int) -> Any:
             try:
                 return self._interpreter.registry.get(handle)
@@ -249,7 +255,7 @@ def _unpickled(code: bytes) -> Any:
         return "code"
 
 
-def _below(error: Exception) -> str:
+def _below(error: BaseException) -> str:
     """The traceback from the first frame below this module's: the user's own function, if one was called."""
     summary = traceback.TracebackException.from_exception(error)
     frames = [frame for frame in summary.stack if frame.filename != __file__]

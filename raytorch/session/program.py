@@ -127,7 +127,7 @@ class Report:
         """The report as bytes."""
         try:
             return pickle.dumps(self, protocol=5)
-        except (pickle.PicklingError, AttributeError):  # a type of the client's script
+        except (pickle.PicklingError, AttributeError, TypeError):  # a type of the client's script
             packed: bytes = cloudpickle.dumps(self, protocol=5)
             return packed
 

@@ -210,7 +210,11 @@ class Recorder:
     def _ask(self, shape: Shape, arguments: Arguments, ranks: Sequence[int]) -> tuple[int, list[Report]]:
         handle = next(self._handles)
         number = self._pattern(shape, arguments.rank, Result.ANSWER)
-        return handle, self.stream.ask((number, handle, *arguments.leaves), ranks)
+        try:
+            return handle, self.stream.ask((number, handle, *arguments.leaves), ranks)
+        except KeyboardInterrupt:
+            self.stream.freed.append(handle)
+            raise
 
     def _plan(self, function: Callable[..., Any], args: Sequence[Any], shape: Shape, arguments: Arguments) -> None:
         """Remember how a call that gives a tensor was recorded, if it depends on handles and numbers alone."""

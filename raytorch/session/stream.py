@@ -98,6 +98,7 @@ class Stream:
         """Record an instruction."""
         with self._lock:
             self._append(instruction)
+            self._send_if_full()
 
     def append_upload(self, number: int, output: int, parts: Parts) -> None:
         """Record an instruction whose only argument travels beside the program, as it is now."""
@@ -109,19 +110,27 @@ class Stream:
             self._attachments.append(parts)
             if is_large:
                 self._send()
+            self._send_if_full()
 
     def ask(self, instruction: Instruction, ranks: Sequence[int]) -> list[Report]:
         """Record an instruction and wait for the reports of some ranks on its result. Raises SessionLostError."""
         with self._lock:
             self._append(instruction)
             futures = self._send(ranks)
-        return [self._hear(futures[rank]) for rank in ranks]
+        waiting = [futures[rank] for rank in ranks]
+        try:
+            return [self._hear(future) for future in waiting]
+        except KeyboardInterrupt:
+            with self._lock:
+                self._in_flight.append(waiting)  # what they have to tell of errors is heard later
+            raise
 
     def free(self, handle: int) -> None:
         """Free a handle after all that was recorded before."""
         with self._lock:
             self.freed.append(handle)
             self._free()
+            self._send_if_full()
 
     def flush(self) -> None:
         """Send what is recorded."""
@@ -171,6 +180,8 @@ class Stream:
         self._instructions.append(instruction)
         if self._dozing:
             self._recorded.set()
+
+    def _send_if_full(self) -> None:
         if len(self._instructions) >= PROGRAM_LENGTH:
             self._send()
 
@@ -187,9 +198,14 @@ class Stream:
         if not self._instructions:
             return []
         program = Program(self._client, tuple(answer_from), self._new_patterns, self._instructions)
-        attachments = self._attachments
-        self._new_patterns, self._instructions, self._attachments = [], [], []
-        futures = self.transport.send(program.pack(), attachments)
+        try:
+            futures = self.transport.send(program.pack(), self._attachments)
+        except KeyboardInterrupt:
+            self._ended = SessionLostError(
+                "interrupted while it was sent to the workers, of which some may not have it"
+            )
+            raise
+        self._new_patterns, self._instructions, self._attachments = [], [], []  # what could not be sent is kept
         self._sent_at = time.monotonic()
         others = [future for rank, future in enumerate(futures) if rank not in answer_from]
         if others:
@@ -225,6 +241,8 @@ class Stream:
                     self._send_and_hear()
                 except SessionLostError:
                     return  # whoever asks next is told
+                except Exception:  # noqa: S112 - it is still there to be sent, and whoever records next meets the error
+                    continue
             begun = waits
 
     def _doze(self) -> None:
