@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from raytorch.causes import Cause
 from raytorch.errors import UserError
 from raytorch.runs import SUMMARY_FILE, read_summary
 from raytorch.storage import RunFolder, split
@@ -26,6 +27,15 @@ KIND, RUN, DIGEST = "raytorch_kind", "raytorch_run", "raytorch_digest"
 TRACEBACK = "Traceback (most recent call last):"
 LONGEST_TRACEBACK = 60
 """Lines."""
+
+_WORDS = {
+    Cause.GPU_MEMORY: r"CUDA out of memory|CUDA error: out of memory",
+    Cause.HOST_MEMORY: r"^(?:MemoryError|OutOfMemoryError)|can't allocate memory|Cannot allocate memory",
+    Cause.LOST_NODE: r"^NodeDiedError|node has died|its node died",
+    Cause.LOST_WORKER: r"^(?:ActorDiedError|ActorUnavailableError|WorkerCrashedError)|its process died",
+    Cause.TIMEOUT: r"Timeout|[Tt]imed out",
+}
+"""What errors say whose cause is not the program; the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,8 @@ def summary_of(job: Job) -> dict[str, Any] | None:
     started = started_at(summary)
     if started and job.submitted and started < job.submitted.replace(microsecond=0):
         return None  # of the run that this job was to resume, or that has the name which it was refused
+    if started and job.ended and started > job.ended:
+        return None  # of a later job, which went on with the run
     return summary
 
 
@@ -133,27 +145,56 @@ def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: s
         return None
     if error := (summary or {}).get("error"):
         return Failure(error.get("cause", "error"), error["message"], error.get("rank"), error.get("traceback"))
-    traceback = last_traceback(log)
-    if traceback is not None:
-        return Failure("error", exception_of(traceback)[1], traceback=traceback)
-    return Failure(_cause(details), details.message or "the job failed without a word")
+    return failure_told(log) or Failure(_cause(details), details.message or "the job failed without a word")
+
+
+def failure_told(output: str) -> Failure | None:
+    """What a program's output says of its failure: its last traceback, or which ranks raytorch lost; else None."""
+    ranks = re.findall(r"^rank (\d+) (?:failed|was lost)|\[Rank (\d+)", output, re.MULTILINE)
+    rank = int(ranks[0][0] or ranks[0][1]) if ranks else None
+    if (traceback := last_traceback(output)) is not None:
+        kind, message = exception_of(traceback)
+        return Failure(cause_told(output, f"{kind}: {message}"), message, rank, shortened(traceback))
+    if lost := re.findall(r"^rank \d+ was lost: .*$", output, re.MULTILINE):
+        return Failure(cause_told(output, "\n".join(lost)), "\n".join(lost), rank)
+    return None
+
+
+def cause_told(output: str, error: str) -> Cause:
+    """The cause of a failure by raytorch's own advice on it, if a program printed that, else by the error's words."""
+    for cause in Cause:
+        if cause.advice and cause.advice in output:
+            return cause
+    return next((cause for cause, words in _WORDS.items() if re.search(words, error)), Cause.ERROR)
 
 
 def last_traceback(output: str) -> str | None:
-    """The last traceback that a program wrote, None if it wrote none."""
+    """The last traceback that a program wrote, to its exception; None if it wrote none."""
     start = output.rfind(TRACEBACK)
     if start < 0:
         return None
-    start = output.rfind("\n", 0, start) + 1  # Ray puts the process in front of a worker's lines
-    return "\n".join(output[start:].rstrip().splitlines()[:LONGEST_TRACEBACK])
+    begin = output.rfind("\n", 0, start) + 1
+    before = output[begin:start]  # Ray puts the process in front of a worker's lines
+    lines = [line.removeprefix(before) for line in output[begin:].splitlines()]
+    end = next((number for number, line in enumerate(lines) if number and line[:1].strip()), len(lines) - 1)
+    return "\n".join(lines[: end + 1])
 
 
 def exception_of(traceback: str) -> tuple[str, str]:
     """Class and message of the exception that a traceback ends with."""
-    for line in reversed(traceback.splitlines()):
-        if match := re.match(r"([A-Za-z_][\w.()]*)(?:: (.*))?$", line):
-            return match[1].rpartition(".")[2], match[2] or match[1]
-    return "Error", traceback.splitlines()[-1]
+    last = traceback.splitlines()[-1].strip()
+    if match := re.match(r"([A-Za-z_][\w.()]*)(?:: (.*))?$", last):
+        return match[1].rpartition(".")[2], match[2] or match[1]
+    return "Error", last
+
+
+def shortened(traceback: str) -> str:
+    """A traceback without its middle, if it is very long."""
+    lines = traceback.splitlines()
+    if len(lines) <= LONGEST_TRACEBACK:
+        return traceback
+    half = LONGEST_TRACEBACK // 2
+    return "\n".join([*lines[:half], f"  ... {len(lines) - 2 * half} lines ...", *lines[-half:]])
 
 
 def _cause(details: Any) -> str:

@@ -17,10 +17,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from raytorch.causes import Cause
 from raytorch.errors import RunExistsError, UserError
 from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.service import secrets
-from raytorch.service.job import exception_of, last_traceback
+from raytorch.service.job import exception_of, failure_told
 from raytorch.storage import LiveFiles, RunFolder, split
 
 LOG = "logs/driver.log"
@@ -106,13 +107,17 @@ class ScriptRun:
 
     def _error(self, status: int) -> dict[str, Any]:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-        traceback = last_traceback(self._tail.decode(errors="replace"))
-        if traceback is None:
-            return {"cause": "error", "kind": "ExitStatus", "message": f"the script {how}"}
-        kind, message = exception_of(traceback)
-        # Files of the project as its author knows them, not where Ray has unpacked them.
-        traceback = traceback.replace(f"{Path.cwd()}/", "")
-        return {"cause": "error", "kind": kind, "message": message, "traceback": traceback}
+        told = failure_told(self._tail.decode(errors="replace"))
+        if told is None:
+            return {"cause": Cause.ERROR, "kind": "ExitStatus", "message": f"the script {how}"}
+        error: dict[str, Any] = {"cause": told.cause, "message": told.message}
+        if told.rank is not None:
+            error["rank"] = told.rank
+        if told.traceback is not None:
+            error["kind"] = exception_of(told.traceback)[0]
+            # Files of the project as its author knows them, not where Ray has unpacked them.
+            error["traceback"] = told.traceback.replace(f"{Path.cwd()}/", "")
+        return error
 
     def _write(self, **values: Any) -> None:
         self._summary |= values

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from raytorch.service.job import Failure, Job, describe, exception_of, failure_of, last_traceback, summary_of
+from raytorch.causes import Cause
+from raytorch.service.job import (
+    LONGEST_TRACEBACK,
+    Failure,
+    Job,
+    describe,
+    exception_of,
+    failure_of,
+    failure_told,
+    last_traceback,
+    summary_of,
+)
 
 MILLISECONDS = 1_800_000_000_500
 
@@ -82,6 +93,79 @@ def test_then_the_traceback_in_the_drivers_output() -> None:
     assert failure.traceback == last_traceback(CHAINED)
 
 
+LOST = f"""\
+rank 1 was lost: its process died, killed or crashed
+{Cause.LOST_WORKER.advice}
+logs: /s/mine/logs
+"""
+FAILED = f"""\
+rank 1 failed
+Traceback (most recent call last):
+  File "a.py", line 3, in <module>
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB
+{Cause.GPU_MEMORY.advice}
+logs: /s/mine/logs
+"""
+RAY_TRAIN = """\
+ray.train.WorkerGroupError: Training failed due to worker errors:
+[Rank 1 Error Snippet]:
+Traceback (most recent call last):
+  File "a.py", line 3, in train
+torch.distributed.DistBackendError: timed out
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "cause", "rank", "message"),
+    [
+        (LOST, "lost_worker", 1, "rank 1 was lost: its process died, killed or crashed"),
+        (FAILED, "gpu_memory", 1, "CUDA out of memory. Tried to allocate 2 GiB"),
+        (RAY_TRAIN, "timeout", 1, "timed out"),
+        (CHAINED, "error", None, "it broke: twice"),
+    ],
+)
+def test_a_failure_as_the_driver_told_it(output: str, cause: str, rank: int | None, message: str) -> None:
+    told = failure_told(output)
+    assert told is not None
+    assert (told.cause, told.rank, told.message) == (cause, rank, message)
+    assert told.traceback is None or told.traceback.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("MemoryError", "host_memory"),
+        ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.", "host_memory"),
+        ("RuntimeError: CUDA error: out of memory", "gpu_memory"),
+        ("ray.exceptions.ActorDiedError: The actor died because its node has died.", "lost_node"),
+        ("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.", "lost_worker"),
+        ("ray.exceptions.GetTimeoutError: Get timed out", "timeout"),
+        ("ValueError: a timeout of -1 is too short", "error"),
+    ],
+)
+def test_the_cause_of_a_scripts_failure(line: str, cause: str) -> None:
+    told = failure_told(f'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n{line}\n')
+    assert told is not None
+    assert told.cause == cause
+
+
+def test_a_long_traceback_keeps_its_ends() -> None:
+    frames = "".join(f'  File "a.py", line {n}, in f{n}\n    f{n + 1}()\n' for n in range(100))
+    told = failure_told(f"Traceback (most recent call last):\n{frames}RecursionError: too deep\n")
+    assert told is not None
+    assert told.message == "too deep"
+    assert told.traceback is not None
+    lines = told.traceback.splitlines()
+    assert len(lines) == LONGEST_TRACEBACK + 1
+    assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "RecursionError: too deep")
+
+
+def test_a_workers_traceback_is_told_without_rays_marks() -> None:
+    text = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: no\n'
+    marked = "".join(f"(f pid=7) {line}\n" for line in text.splitlines())
+    assert last_traceback(marked + "and on\n") == text.rstrip()
+
+
 @pytest.mark.parametrize(
     ("kind", "message", "cause"),
     [
@@ -129,3 +213,13 @@ def test_a_record_of_an_earlier_run_is_not_the_jobs(tmp_path: Path) -> None:
         record = {"state": "finished", "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")}
         (folder / "summary.json").write_text(json.dumps(record))
         assert summary_of(mine) == (record if counts else None)
+
+
+def test_a_record_of_a_later_job_is_not_the_jobs(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    started = datetime.fromtimestamp(MILLISECONDS / 1000 + 60, UTC).isoformat(timespec="seconds")
+    (folder / "summary.json").write_text(json.dumps({"state": "finished", "started": started}))
+    metadata = {"raytorch_run": str(folder), "raytorch_kind": "train"}
+    assert summary_of(job(metadata=metadata, status="FAILED", end_time=MILLISECONDS + 30_000)) is None
+    assert summary_of(job(metadata=metadata, status="SUCCEEDED", end_time=MILLISECONDS + 90_000)) is not None
