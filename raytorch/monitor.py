@@ -126,12 +126,14 @@ class RunMonitor:
 
 
 def start_monitor() -> Any:
-    """Start the actor; its handle travels to the workers with their job.
+    """Start the actor; its handle travels to the workers with their job."""
+    return start_here(RunMonitor)
 
-    It is on the driver's node, as Ray Train's controller is, so that no node is lost with it that the run could spare.
-    """
+
+def start_here(kind: type) -> Any:
+    """Start an actor on the driver's node, as Ray Train does its controller: one node less that cannot be spared."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(RunMonitor).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
 
 
 class DriverLink:

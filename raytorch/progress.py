@@ -98,7 +98,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     rate = summary.get("samples_per_s")
     facts = [
         _metrics(summary) if "accuracy" in summary else summary["state"],
-        f"{summary['epochs']:.4g} epochs, {summary['step']} steps",
+        f"{summary['epochs']:.4g} epochs, {summary['step']} steps" if "step" in summary else "",
         f"{rate:,.0f} samples/s" if rate else "",
         f"{summary['seconds']['total']:.1f} s",
     ]

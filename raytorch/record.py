@@ -39,13 +39,20 @@ class RunRecord:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Write down what is about to run and, while the block runs, every half a minute that its driver lives."""
+        """Write down what is about to run, every half a minute that its driver lives, and an error in the block."""
         self._folder.write_text(CONFIG_FILE, dump(self._plan.config))
         self._write({"seen": _timestamp()})
         ended = threading.Event()
         threading.Thread(target=self._renew_until, args=[ended], daemon=True).start()
         try:
             yield
+        except KeyboardInterrupt:
+            self.abandon()
+            raise
+        except BaseException as error:
+            failure = {"cause": Cause.ERROR, "kind": type(error).__name__, "message": str(error)}
+            self._write({"state": "failed", "error": failure}, only_while="running")
+            raise
         finally:
             ended.set()
 
@@ -63,9 +70,10 @@ class RunRecord:
         )
         return self._summary
 
-    def abandon(self) -> None:
-        """Write down that the run was ended at once, without a last checkpoint."""
-        self._write({"state": "stopped"})
+    def abandon(self) -> dict[str, Any]:
+        """Write down that the run was ended at once, without a last checkpoint; returns the summary."""
+        self._write({"state": "stopped", "seconds": {"total": round(time.time() - self.started, 2)}})
+        return self._summary
 
     def fail(self, error: Exception, status: Any) -> Exception:
         """Write down a failure; returns the exception to raise."""

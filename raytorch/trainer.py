@@ -69,29 +69,35 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
         free_abandoned_resources()
         fit = BackgroundFit(_build_trainer(plan, monitor, record.started, work))
         try:
-            _follow(fit, monitor, watch)
+            if not _follow(fit, monitor, watch):
+                return record.abandon()
             status = ray.get(monitor.status.remote())
             watch(status)
         except BaseException:  # Ctrl-C for the second time, or the watcher's own
             monitor.request_stop.remote()
-            record.abandon()
             raise
         if fit.error is None:
             return record.end(status)
         raise record.fail(fit.error, status) from None
 
 
-def _follow(fit: Any, monitor: Any, watch: Watch) -> None:
-    """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised."""
+def _follow(fit: Any, monitor: Any, watch: Watch) -> bool:
+    """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised.
+
+    The answer is False if the run was to stop before it had any workers, which may never come.
+    """
     import ray
 
     stopping = False
     while True:
         try:
             if fit.done.wait(POLL_INTERVAL_S):
-                return
-            if watch(ray.get(monitor.status.remote())):
+                return True
+            status = ray.get(monitor.status.remote())
+            if watch(status):
                 monitor.request_stop.remote()
+            if status.stopping and not status.attempts:
+                return False
         except KeyboardInterrupt:
             if stopping:
                 raise

@@ -66,6 +66,7 @@ def submit(
 ) -> int:
     """Send a run or a script to a cluster."""
     from raytorch.service.client import Client, EntrypointResources
+    from raytorch.sweep_file import is_sweep
 
     resources = EntrypointResources(entrypoint_cpus, entrypoint_gpus, entrypoint_memory)
     is_script = target is not None and target.suffix == ".py"
@@ -81,6 +82,11 @@ def submit(
     else:
         given = {"ARGS": arguments, "--storage": storage, "--entrypoint-cpus": entrypoint_cpus}
         _refuse("a run", given | {"--entrypoint-gpus": entrypoint_gpus, "--entrypoint-memory": entrypoint_memory})
+        if target and is_sweep(target):
+            raise UserError(
+                f"{target} is a sweep: send a script that runs it, with a storage that outlives the job: "
+                f"raytorch submit jobs/sweep.py -- {target} storage=/shared/runs"
+            )
         config = config_from_options(target, overrides, workers, name, resume)
         client = Client(address)
         job = (

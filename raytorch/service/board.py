@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import ray
+from raytorch.monitor import start_here
 
 
 class Board:
@@ -33,4 +33,4 @@ class Board:
 
 def start_board() -> Any:
     """Start the actor; its handle travels to the trials."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    return start_here(Board)

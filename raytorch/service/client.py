@@ -18,7 +18,7 @@ from raytorch.config_file import dump, load
 from raytorch.errors import JobError, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs import SUMMARY_FILE, checked_name, plan_resume, timed_name
 from raytorch.service import secrets
-from raytorch.service.capacity import Node, require_capacity, require_node, run_here
+from raytorch.service.capacity import require_capacity, require_node, run_here
 from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
 from raytorch.service.packages import mark, pack, project_files
@@ -66,7 +66,6 @@ class Client:
     def __init__(self, address: str | None = None) -> None:
         self._connection = Connection(address)
         self.address = self._connection.url
-        self._nodes: list[Node] | None = None
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +95,7 @@ class Client:
             config: A changed configuration (more epochs, other workers); by default the run's own.
             env: As for :meth:`submit`.
         """
-        self._placed(run, "--resume")
+        self._placed(run if config is None or "/" in run else config.storage, "--resume")
         planned = plan_resume(run, config).config
         folder = RunFolder(planned.storage, planned.name)
         job_id = timed_name(planned.name, f"-{token_hex(3)}")
@@ -138,7 +137,7 @@ class Client:
         run = join(self._placed(storage, "--storage"), name)
         resources = resources or EntrypointResources()
         if resources.named():
-            require_node(self._cluster(), resources.named())
+            require_node(self._connection.nodes(), resources.named())
         command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", str(inside), *arguments])
 
         def fill(archive: Path) -> str:
@@ -150,7 +149,7 @@ class Client:
     def _submit_run(self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str]) -> Job:
         digest = sha256(dump(config).encode()).hexdigest()
         config = self._place(config)
-        require_capacity(self._cluster(), config.scaling.min_workers, config.scaling.worker_resources)
+        require_capacity(self._connection.nodes(), config.scaling.min_workers, config.scaling.worker_resources)
         run = join(config.storage, name)
         if how.startswith("--name") and "://" not in run and RunFolder(config.storage, name).exists():
             raise RunExistsError(f"{run} exists already; take another --name, or continue it with --resume {run}")
@@ -237,8 +236,11 @@ class Client:
 
     def follow(self, job_id: str, *, rank: int | None = None) -> Iterator[str]:
         """Yield what a job's driver, or the worker of one rank, writes, until the job ends; see :meth:`logs`."""
-        self._job(job_id)
-        return self._follow_driver(job_id) if rank is None else self._follow_rank(job_id, rank)
+        job = self._job(job_id)
+        if rank is None:
+            return self._follow_driver(job_id)
+        _require_ranks(job)
+        return self._follow_rank(job_id, rank)
 
     def wait(self, job_id: str) -> Job:
         """Wait until a job has ended."""
@@ -270,7 +272,7 @@ class Client:
         failure = self.status(job_id).failure
         if failure is not None:
             raise JobError(f"job {job_id} {job.state} and left no result here: {failure.traceback or failure.message}")
-        raise UserError(f"the result is in {job.run}, which cannot be read from here")
+        raise UserError(f"{job.run} cannot be read from here, or a later job has gone on with the run")
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -310,10 +312,6 @@ class Client:
             time.sleep(POLL_S)
             job = self._job(job_id)
 
-    def _cluster(self) -> list[Node]:
-        self._nodes = self._nodes or self._connection.nodes()
-        return self._nodes
-
     def _place(self, config: RunConfig) -> RunConfig:
         """``config`` with paths that hold on the cluster."""
         data = config.data
@@ -325,7 +323,7 @@ class Client:
         """A path that is the same on every node: as it is, or below the current folder if the cluster runs here."""
         if "://" in path or Path(path).is_absolute():
             return path
-        if run_here(self._cluster()):
+        if run_here(self._connection.nodes()):
             return str(Path(path).expanduser().absolute())
         raise UserError(
             f"{key}: {path} is a folder of this machine, and the cluster at {self.address} runs elsewhere; give a "
@@ -348,10 +346,15 @@ def _runtime_environment(archive: Path, values: Mapping[str, str], staging: Path
     return environment
 
 
-def _read_rank(job: Job, rank: int) -> str:
-    folder = job.folder
-    if folder is None or job.kind != "train":
+def _require_ranks(job: Job) -> RunFolder:
+    """The folder of a training run. Raises RunNotFoundError for what is none."""
+    if job.folder is None or job.kind != "train":
         raise RunNotFoundError(f"job {job.id} is no training run: its ranks have no logs of their own")
+    return job.folder
+
+
+def _read_rank(job: Job, rank: int) -> str:
+    folder = _require_ranks(job)
     if not folder.exists(SUMMARY_FILE):
         raise RunNotFoundError(
             f"{folder} cannot be read from here, or the run has not begun; without --rank the driver's log is shown"

@@ -132,7 +132,11 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
 def _supervise(plan: SweepPlan, watch: Watch) -> dict[str, Any]:
     """Let Ray Tune run the trials, show how they stand, and write down what they came to."""
     record = _Record(plan)
-    record.begin()
+    with record.kept():
+        return _run_trials(plan, record, watch)
+
+
+def _run_trials(plan: SweepPlan, record: "_Record", watch: Watch) -> dict[str, Any]:
     before = plan.results(record.stopped)
     from raytorch.service.board import start_board
 
@@ -287,13 +291,20 @@ class _Record:
         }
         self._seconds = before.get("seconds", 0.0)
 
-    def begin(self) -> None:
-        """Write down what is about to run."""
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write down what is about to run, and an error in the block."""
         config = self._plan.sweep.config
         if not self._folder.exists(SWEEP_FILE):
             run = placed(config.run, config.run.name, config.run.storage)
             self._folder.write_text(SWEEP_FILE, dump(config.model_copy(update={"run": run})))
         self._write({})
+        try:
+            yield
+        except BaseException as error:
+            if self._content["state"] == "running":
+                self._write({"state": "stopped" if isinstance(error, KeyboardInterrupt) else "failed"})
+            raise
 
     def keep(self) -> None:
         """Write down which trials were to be stopped early, if there are new ones."""

@@ -15,6 +15,7 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.util import placement_group
 from torch.nn.functional import cross_entropy
 from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
@@ -222,8 +223,24 @@ def test_a_watcher_that_fails_ends_the_run(small_run: dict[str, Any]) -> None:
 
     with pytest.raises(ZeroDivisionError):
         train(run, watch=watch)
-    assert read_summary(run.folder)["state"] == "stopped"
+    summary = read_summary(run.folder)
+    assert (summary["state"], summary["error"]["kind"]) == ("failed", "ZeroDivisionError")
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != 2:  # its workers make room
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_run_that_waits_for_room_is_stopped_at_once(small_run: dict[str, Any]) -> None:
+    reserved = placement_group([{"CPU": 1}])
+    ray.get(reserved.ready())
+
+    def press_ctrl_c(status: Status) -> None:
+        if not status.stopping:
+            raise KeyboardInterrupt
+
+    run = plan(small_run, "waiting")
+    summary = train(run, watch=press_ctrl_c)
+    assert summary["state"] == read_summary(run.folder)["state"] == "stopped"
+    assert latest_checkpoint(run.folder) is None
+    assert plan_resume(run.folder.path).resume_from is None
