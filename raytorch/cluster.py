@@ -12,6 +12,8 @@ from raytorch.errors import ResourceError, UserError
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _CONFINING = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Read when ray is imported: 0 makes 127.0.0.1 the node's address, as on macOS (Ray 2.60)."""
+AUTOSCALER_LABEL = "ray.io/node-group"
+"""Label of the nodes, a head among them, that Ray's autoscaler or KubeRay has started."""
 
 # One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run
 # should not wait two seconds until it is seen to have ended. Ray runs workers at niceness 15, behind all else that the
@@ -62,8 +64,8 @@ def _has_joined() -> bool:
 
 
 @contextmanager
-def joined_ray(address: str | None = None) -> Iterator[bool]:
-    """Join Ray while the block runs; yields whether it was started for it.
+def joined_ray(address: str | None = None) -> Iterator[None]:
+    """Join Ray while the block runs.
 
     Args:
         address: A running cluster's address; by default RAY_ADDRESS, else a Ray that is started here, and stopped
@@ -72,12 +74,12 @@ def joined_ray(address: str | None = None) -> Iterator[bool]:
     Raises:
         UserError: No cluster answers at the address.
     """
-    embedded = prepare_ray(address)
+    prepare_ray(address)
     import ray
 
     if ray.is_initialized():
         with _ending_on_sigterm():
-            yield False
+            yield
         return
     cluster = address or os.environ.get("RAY_ADDRESS")
     if cluster and _is_confined:
@@ -89,7 +91,7 @@ def joined_ray(address: str | None = None) -> Iterator[bool]:
         raise UserError(f"no Ray cluster answers at {cluster}: {error}; start one with 'ray start --head'") from None
     try:
         with _ending_on_sigterm():
-            yield embedded
+            yield
     finally:
         ray.shutdown()
         while _set_here:
@@ -114,6 +116,8 @@ def require_resources(
 ) -> None:
     """Refuse what the cluster can never give, which Ray would wait for without end.
 
+    What other runs hold at the moment counts as there. A cluster that scales itself is not judged.
+
     Args:
         workers: Number of workers.
         each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
@@ -125,6 +129,8 @@ def require_resources(
     """
     import ray
 
+    if scales_itself():
+        return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     place = "this machine has" if len(nodes) == 1 else "the cluster has"
     lower = f"lower {workers_key or f'{prefix}workers'} or {prefix}"
@@ -141,6 +147,13 @@ def require_resources(
             f"{workers} workers with {held} each do not fit on the nodes, which have room for {fitting}; "
             f"{lower}{next(iter(each)).lower()}s_per_worker"
         )
+
+
+def scales_itself() -> bool:
+    """Whether the cluster that was joined could add nodes by itself to those that it has."""
+    import ray
+
+    return any(AUTOSCALER_LABEL in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:

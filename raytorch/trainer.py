@@ -38,19 +38,17 @@ def train(
         work: What each worker does; by default it trains.
 
     Raises:
-        ResourceError: The machine has fewer CPUs or GPUs than the run asks for.
+        ResourceError: The machine or cluster can never give the CPUs or GPUs that the run asks for.
         UserError: The input has to change: a data file is missing or corrupt, say.
         TrainingError: A worker raised or died; ``summary.json`` holds the details.
     """
-    record = RunRecord(plan)
+    record, scaling = RunRecord(plan), plan.config.scaling
     if prepare_ray(address):
         check(plan.config.data)
     importing = threading.Thread(target=import_module, args=["raytorch.worker_group"], daemon=True)
     importing.start()  # beside the start of Ray, which takes as long
-    with joined_ray(address) as embedded:
-        if embedded:
-            scaling = plan.config.scaling
-            require_resources(scaling.min_workers, scaling.worker_resources, "scaling.")
+    with joined_ray(address):
+        require_resources(scaling.min_workers, scaling.worker_resources, "scaling.")
         importing.join()
         with plan.folder.claimed():
             return _supervise(plan, record, watch, work or _train_on_worker)

@@ -110,7 +110,8 @@ class SweepConfig(Section):
     asha: Asha | None = None
     """Stop trials early that do worse than others after as many epochs; null trains all to their end."""
     concurrency: PositiveInt | None = None
-    """Trials at a time; null takes as many as the cluster's CPUs and GPUs allow when the sweep starts."""
+    """Trials at a time; null takes as many as the cluster's CPUs and GPUs allow when the sweep starts, and all of them
+    where the cluster grows by itself."""
     max_failures: NonNegativeInt = 2
     """Times that a trial goes on from its latest checkpoint after it was lost; errors in code are not retried."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from raytorch.cluster import AUTOSCALER_LABEL
 from raytorch.errors import ClusterError, JobNotFoundError
 from raytorch.service.capacity import Node
 
@@ -87,7 +88,7 @@ class Connection:
             options = ListApiOptions(limit=MOST_NODES, detail=True)
             listed = client.list(StateResource.NODES, options, raise_on_missing_output=False)
         return [
-            Node(node["node_id"], node["resources_total"], scales="ray.io/node-group" in (node["labels"] or {}))
+            Node(node["node_id"], node["resources_total"], scales=AUTOSCALER_LABEL in (node["labels"] or {}))
             for node in listed
             if node["state"] == "ALIVE"
         ]

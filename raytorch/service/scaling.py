@@ -98,7 +98,7 @@ def run_study(
         watching: Makes the watcher of each run.
 
     Raises:
-        ResourceError: There is no room for the largest size; nothing has started then.
+        ResourceError: There can be no room for the largest size; nothing has started then.
         TrainingError: A run failed.
         KeyboardInterrupt: It was stopped by Ctrl-C.
     """

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from raytorch.cluster import joined_ray, prepare_ray, require_resources
+from raytorch.cluster import joined_ray, prepare_ray, require_resources, scales_itself
 from raytorch.config import RunConfig
 from raytorch.config_file import dump
 from raytorch.datasets.files import check
@@ -110,7 +110,7 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
         watch: Called with the sweep's status while it goes on.
 
     Raises:
-        ResourceError: The machine has fewer CPUs or GPUs than a trial asks for.
+        ResourceError: The machine or cluster can never give the CPUs or GPUs that a trial asks for.
         UserError: The input has to change: a data file is missing or corrupt, say.
         TrainingError: No trial has finished; the message has the first one's.
     """
@@ -120,10 +120,9 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
             check(data)
     importing = threading.Thread(target=import_module, args=["raytorch.service.trial"], daemon=True)
     importing.start()  # beside the start of Ray, which takes as long
-    with joined_ray(address) as embedded:
-        if embedded:
-            for config in configs:
-                require_resources(config.scaling.min_workers, config.scaling.worker_resources, "scaling.")
+    with joined_ray(address):
+        for config in configs:
+            require_resources(config.scaling.min_workers, config.scaling.worker_resources, "scaling.")
         importing.join()
         with plan.folder.claimed():
             return _supervise(plan, watch)
@@ -262,9 +261,11 @@ def _without_output() -> Iterator[None]:
 
 
 def _concurrency(configs: Sequence[RunConfig]) -> int:
-    """Trials that the cluster has room for at a time, going by the one that needs the most."""
+    """Trials that the cluster has, or may make, room for at a time, going by the one that needs the most."""
     import ray
 
+    if scales_itself():
+        return len(configs)
     there = ray.cluster_resources()
     return min(
         max(1, int(there.get(kind, 0) / (config.scaling.max_workers * amount)))

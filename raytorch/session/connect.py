@@ -43,7 +43,7 @@ def connect(
 
     Raises:
         RemoteOpError: The saved session could not be restored.
-        ResourceError: The machine has fewer CPUs or GPUs than the workers ask for.
+        ResourceError: The machine or cluster can never give the CPUs or GPUs that the workers ask for.
         SessionError: No session of that name is open, or one is open already.
         SessionLostError: The workers could not be started.
         UserError: No cluster answers at the address.

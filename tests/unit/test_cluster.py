@@ -1,0 +1,164 @@
+"""What a Ray that was joined can never hold is refused, unless an autoscaler could add nodes. No Ray runs here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from whole_runs import plan
+
+from raytorch import trainer
+from raytorch.cluster import AUTOSCALER_LABEL, require_resources, scales_itself
+from raytorch.config import RunConfig, SweepConfig
+from raytorch.errors import ResourceError
+from raytorch.runs import RunPlan
+from raytorch.service import scaling, sweep
+from raytorch.sweep_file import Sweep, Trial
+
+ONE_CPU = {"CPU": 1.0}
+
+
+class Cluster:
+    """A cluster that the process has joined."""
+
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+
+    def add(self, resources: dict[str, float], alive: bool = True, group: str | None = None) -> None:
+        labels = {"ray.io/node-id": "ab"} | ({AUTOSCALER_LABEL: group} if group else {})
+        self.nodes.append({"Alive": alive, "Resources": resources, "Labels": labels})
+
+    def resources(self) -> dict[str, float]:
+        kinds = {kind for node in self.nodes for kind in node["Resources"]}
+        return {kind: sum(node["Resources"].get(kind, 0) for node in self.nodes) for kind in kinds}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A head that no worker fits on, and a node with three CPUs."""
+    cluster = Cluster()
+    cluster.add({"CPU": 0.0})
+    cluster.add({"CPU": 3.0})
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: cluster.nodes)
+    monkeypatch.setattr(ray, "cluster_resources", cluster.resources)
+    return cluster
+
+
+@pytest.fixture
+def autoscaled(cluster: Cluster) -> Cluster:
+    """A head that no worker fits on, whose autoscaler has ended all other nodes."""
+    cluster.nodes.clear()
+    cluster.add({"CPU": 0.0}, group="head")
+    return cluster
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The plans of the runs that were let in; none of them trains."""
+    plans: list[Any] = []
+    monkeypatch.setattr(trainer, "_supervise", lambda plan, *_: plans.append(plan) or {"state": "stopped"})
+    monkeypatch.setattr(sweep, "_supervise", lambda plan, watch: plans.append(plan) or {"state": "stopped"})
+    return plans
+
+
+def swept(run: dict[str, Any], *workers: int) -> Sweep:
+    config = SweepConfig.model_validate({"run": run, "parameters": {"scaling.workers": {"grid": list(workers)}}})
+    runs = [RunConfig.model_validate(run | {"scaling": {"workers": number}}) for number in workers]
+    return Sweep(config, tuple(Trial(n, {}, run) for n, run in enumerate(runs)))
+
+
+# -- the judgement -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_scales_itself_if_an_autoscaler_has_started_a_node_that_is_up(cluster: Cluster) -> None:
+    assert not scales_itself()
+    cluster.add({"CPU": 1.0}, alive=False, group="workers")
+    assert not scales_itself()
+    cluster.add({"CPU": 1.0}, group="workers")
+    assert scales_itself()
+
+
+def test_nodes_that_are_up_count(cluster: Cluster) -> None:
+    require_resources(3, ONE_CPU)
+    cluster.add({"CPU": 9.0}, alive=False)
+    with pytest.raises(ResourceError, match=r"^4 workers with 1 CPU each need 4 CPUs, but the cluster has 3; lower "):
+        require_resources(4, ONE_CPU)
+    with pytest.raises(ResourceError, match=r"^2 workers with 1 GPU each need 2 GPUs, but .* has 0; lower "):
+        require_resources(2, {"CPU": 1.5, "GPU": 1.0})
+    cluster.add({"CPU": 1.0})
+    with pytest.raises(
+        ResourceError, match=r"^2 workers with 2 CPU each do not fit on the nodes, .* room for 1; lower "
+    ):
+        require_resources(2, {"CPU": 2.0})
+
+
+def test_a_cluster_that_scales_itself_is_not_judged(autoscaled: Cluster) -> None:
+    require_resources(100, {"CPU": 8.0, "GPU": 1.0})
+
+
+# -- who asks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_can_never_start_is_refused_by_a_cluster_that_was_joined(
+    cluster: Cluster, started: list[Any], small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ResourceError, match=r"the cluster has 3; lower scaling.workers or scaling.cpus_per_worker$"):
+        trainer.train(plan(small_run, "wide", scaling={"workers": 4}))
+    assert not (tmp_path / "runs").exists()
+    assert not started
+
+
+def test_a_run_is_let_in_if_it_fits_and_an_elastic_one_if_its_fewest_workers_do(
+    cluster: Cluster, started: list[Any], small_run: dict[str, Any]
+) -> None:
+    for workers in (3, {"min": 3, "max": 50}):
+        trainer.train(plan(small_run, "fits", scaling={"workers": workers}))
+    assert len(started) == 2
+    with pytest.raises(ResourceError, match=r"^4 workers "):
+        trainer.train(plan(small_run, "wide", scaling={"workers": {"min": 4, "max": 50}}))
+
+
+def test_a_run_waits_for_nodes_that_an_autoscaler_adds(
+    autoscaled: Cluster, started: list[Any], small_run: dict[str, Any]
+) -> None:
+    trainer.train(plan(small_run, "wide", scaling={"workers": 4}))
+    assert len(started) == 1
+
+
+def test_a_study_is_judged_by_its_largest_size(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, small_config: Path
+) -> None:
+    plans: list[RunPlan] = []
+    monkeypatch.setattr(scaling, "train", lambda plan, **_: plans.append(plan) or {"state": "stopped"})
+    study = scaling.plan_study(small_config, [1, 4])
+    with pytest.raises(ResourceError, match=r"^4 workers .* lower --workers or scaling.cpus_per_worker$"):
+        scaling.run_study(study)
+    assert not plans
+    cluster.add({"CPU": 0.0}, group="head")
+    with pytest.raises(KeyboardInterrupt):
+        scaling.run_study(study)
+    assert plans == [study.plans[0]]
+
+
+def test_a_sweep_is_judged_by_each_of_its_trials(
+    cluster: Cluster, started: list[Any], small_run: dict[str, Any]
+) -> None:
+    with pytest.raises(ResourceError, match=r"^4 workers "):
+        sweep.run_sweep(sweep.plan_sweep(swept(small_run, 1, 4)))
+    assert not started
+    cluster.add({"CPU": 0.0}, group="head")
+    sweep.run_sweep(sweep.plan_sweep(swept(small_run, 1, 4)))
+    assert len(started) == 1
+
+
+def test_a_sweep_takes_as_many_trials_at_a_time_as_there_is_or_may_be_room_for(
+    cluster: Cluster, small_run: dict[str, Any]
+) -> None:
+    def at_a_time(*workers: int) -> int:
+        return sweep._concurrency([trial.config for trial in swept(small_run, *workers).trials])
+
+    assert at_a_time(1, 1, 1, 1, 1) == 3
+    assert at_a_time(1, 2, 1, 1, 1) == 1
+    cluster.add({"CPU": 0.0}, group="head")
+    assert at_a_time(1, 2, 1, 1, 1) == 5
