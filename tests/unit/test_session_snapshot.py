@@ -109,6 +109,16 @@ def test_each_rank_saves_its_own(tmp_path: Path) -> None:
     assert [part.tolist() for part in other.get(handle).fetch(all=True)] == [[0.0, 1.0], [2.0, 3.0]]
 
 
+def test_what_a_single_rank_has_is_saved_and_told_too(tmp_path: Path) -> None:
+    session = local_session(workers=2)
+    x, context = session.rank(1).tensor([1.0, 2.0]), session.rank(1).context()
+    handle = x.handle
+    assert session.save(tmp_path / "saved") == [context.handle]
+    other = local_session(workers=2)
+    other.restore(tmp_path / "saved")
+    assert (other.get(handle) * 2).tolist() == [2, 4]
+
+
 def test_a_class_of_the_users_needs_trust(tmp_path: Path) -> None:
     session = local_session()
     net = session.module(Doubling)
