@@ -141,6 +141,7 @@ class Session(Scope):
         super().__init__(Recorder(transport, stand_in, client=client))
         self.workers = transport.world_size
         self._transport = transport
+        self._is_guest = client > 0
         self._unclaimed: set[int] = set()
         self._closed = False
 
@@ -231,7 +232,7 @@ class Session(Scope):
         return sorted({handle for part in left_out for handle in part})
 
     def restore(self, path: str | Path, *, trust: bool = False) -> None:
-        """Put what :meth:`save` wrote under its handles, for :meth:`get`; for a session that has none yet.
+        """Put what :meth:`save` wrote under its handles, for :meth:`get`; for a session opened here that has none yet.
 
         Args:
             path: The folder.
@@ -240,7 +241,14 @@ class Session(Scope):
 
         Raises:
             RemoteOpError: The folder holds no saved session, one of another number of workers, or one that needs trust.
+            SessionError: The session was joined, or has handles, which those of the folder would replace.
         """
+        if self._is_guest:
+            raise SessionError("a session that was joined cannot be restored to: open one with connect(restore=path)")
+        if self.handles():
+            raise SessionError(
+                "the session has handles, which the saved ones would replace: open another with connect(restore=path)"
+            )
         handles = self._recorder.ask_all(primitives.restore, str(Path(path).absolute()), self.workers, trust)
         self._unclaimed = {handle for part in handles for handle in part}
         self._recorder.skip_to(max(self._unclaimed, default=0) + 1)

@@ -8,8 +8,9 @@ import torch
 from in_process import local_session
 from torch import nn
 
-from raytorch.errors import HandleError, RemoteOpError
+from raytorch.errors import HandleError, RemoteOpError, SessionError
 from raytorch.session.client import Session
+from raytorch.session.connect import connect
 
 
 class Doubling(nn.Module):
@@ -141,6 +142,26 @@ def test_a_snapshot_of_another_number_of_workers_is_refused(tmp_path: Path) -> N
     local_session(workers=2).save(tmp_path / "saved")
     with pytest.raises(RemoteOpError, match="saved by 2 workers"):
         local_session().restore(tmp_path / "saved")
+
+
+def test_handles_that_are_there_are_not_replaced(tmp_path: Path) -> None:
+    local_session(workers=2).save(tmp_path / "saved")
+    other = local_session(workers=2)
+    mine = other.rank(1).ones(2)
+    with pytest.raises(SessionError, match="the session has handles"):
+        other.restore(tmp_path / "saved")
+    assert mine.tolist() == [1, 1]
+    mine.free()
+    other.restore(tmp_path / "saved")
+
+
+def test_a_session_that_is_joined_is_not_restored_to(tmp_path: Path) -> None:
+    session = local_session()
+    session.save(tmp_path / "saved")
+    with pytest.raises(SessionError, match="a session that was joined"):
+        Session(session._transport, client=1).restore(tmp_path / "saved")
+    with pytest.raises(SessionError, match="would replace what the session 'shared' has"):
+        connect(name="shared", restore=tmp_path / "saved")
 
 
 def test_a_folder_without_a_snapshot_is_refused(tmp_path: Path) -> None:
