@@ -1,5 +1,6 @@
 """Saving a session and going on in another one, under the same handles."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,34 @@ def test_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         assert scheduler.get_last_lr() == [pytest.approx(0.1 * 0.1**3)]
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_modules_keep_their_modes_and_what_is_frozen(tmp_path: Path) -> None:
+    session = local_session()
+    backbone, head = session.module(nn.Linear, 4, 3), session.module(nn.Dropout, 0.5)
+    net = session.module(nn.Sequential, backbone, head)
+    head.eval()
+    backbone.requires_grad_(False)
+    backbone.get("bias").requires_grad_()
+    handle = net.handle
+    net = saved(session, tmp_path / "saved").get(handle, "module")
+    assert [net.get(f"{place}training") for place in ("", "0.", "1.")] == [True, True, False]
+    assert {name: part.requires_grad for name, part in net.named_parameters().items()} == {
+        "0.weight": False,
+        "0.bias": True,
+    }
+
+
+def test_a_snapshot_without_modes_is_read(tmp_path: Path) -> None:
+    session = local_session()
+    net = session.module(nn.Linear, 2, 2).eval()
+    session.save(tmp_path / "saved")
+    manifest = tmp_path / "saved" / "rank-0" / "manifest.json"
+    known = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: known[key] for key in ("format", "tensors", "leaves")}))
+    other = local_session()
+    other.restore(tmp_path / "saved")
+    assert other.get(net.handle, "module").get("training") is True
 
 
 def test_tensors_keep_handles_dtypes_gradients_and_identity(tmp_path: Path) -> None:
