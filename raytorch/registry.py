@@ -56,9 +56,12 @@ class Recipe:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def make(self) -> Any:
-        """Make it."""
-        return self.factory(*self.args, **self.kwargs)
+    def make(self, device: torch.device) -> Any:
+        """Make it; a module is moved to the device, if that is not the CPU."""
+        made = self.factory(*self.args, **self.kwargs)
+        if isinstance(made, nn.Module) and device.type != "cpu":
+            made.to(device)
+        return made
 
 
 class Registry:

@@ -63,7 +63,7 @@ class Scope:
         return self._upload([replace(payload, requires_grad=requires_grad or payload.requires_grad)])
 
     def module(self, factory: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> RemoteModule:
-        """Make a module: ``factory`` is a class or a function, called on each worker."""
+        """Make a module, on each worker's device: ``factory`` is a class or a function, called on each worker."""
         return self._create(RemoteModule, factory, *args, **kwargs)
 
     def optimizer(

@@ -34,7 +34,7 @@ def connect(
         address: A running Ray cluster's address; by default RAY_ADDRESS, else a Ray that is started here.
         cpus_per_worker: CPUs of each worker, which are also its threads.
         gpus_per_worker: GPUs of each worker.
-        backend: Of the process group; ``auto`` is NCCL where the workers hold GPUs, and gloo elsewhere.
+        backend: Of the process group; ``auto`` is NCCL where each worker holds a GPU of its own, else gloo.
         max_bytes: Bytes of tensors that handles may hold on each worker; None for no limit.
         idle_timeout: Seconds without any call after which the session ends by itself; None for never.
         timeout_s: Seconds after which a collective operation that makes no progress fails.

@@ -30,7 +30,7 @@ class Place(Protocol):
 def create(place: Place, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What ``factory`` makes: a module, an optimizer, any object."""
     recipe = Recipe(factory, args, kwargs)
-    made = recipe.make()
+    made = recipe.make(place.device)
     if isinstance(made, snapshot.STATEFUL):
         place.registry.recipes[made] = recipe
     return made

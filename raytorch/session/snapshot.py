@@ -79,7 +79,7 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
     recipes = _Unpickler((folder / _RECIPES).read_bytes(), found, trust=False).load()
     for name, pickled in recipes.items():
         recipe = Recipe(*_Unpickler(pickled, found, trust=trust).load())
-        found.objects[name] = made = recipe.make()
+        found.objects[name] = made = recipe.make(device)
         found.put_requires_grad(name)  # at once, as data parallelism is over the parameters that require it
         registry.recipes[made] = recipe
     states = torch.load(folder / _STATES, map_location="cpu", weights_only=True)

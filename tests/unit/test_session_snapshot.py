@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import local_session
+from in_process import InProcess, local_session
 from torch import nn
 
 from raytorch.errors import HandleError, RemoteOpError, SessionError
+from raytorch.registry import Registry
 from raytorch.session.client import Session
 from raytorch.session.connect import connect
+from raytorch.session.interpreter import Interpreter
 
 
 class Doubling(nn.Module):
@@ -23,6 +25,17 @@ class Doubling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x * self.weight
+
+
+class Shifting(nn.Module):
+    """A module with a tensor that its state does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.ones(2), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.shift
 
 
 def saved(session: Session, path: Path, **options: Any) -> Session:
@@ -171,6 +184,25 @@ def test_a_snapshot_of_another_number_of_workers_is_refused(tmp_path: Path) -> N
     local_session(workers=2).save(tmp_path / "saved")
     with pytest.raises(RemoteOpError, match="saved by 2 workers"):
         local_session().restore(tmp_path / "saved")
+
+
+def session_on_meta() -> Session:
+    """One whose worker makes tensors elsewhere than on the CPU, as on a GPU, but without their contents."""
+    transport = InProcess(1, None)
+    transport.interpreters = [Interpreter(Registry(), device="meta")]
+    return Session(transport)
+
+
+def test_modules_are_made_and_restored_on_the_workers_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = session_on_meta()
+    assert other.module(nn.Linear, 2, 3)(other.ones(1, 2)).device.type == "meta"
+    session = local_session()
+    net = session.module(Shifting)
+    session.save(tmp_path / "saved")
+    other = session_on_meta()
+    monkeypatch.setattr("safetensors.torch.load_file", lambda file, device: {})  # it does not know this device
+    other.restore(tmp_path / "saved", trust=True)
+    assert other.get(net.handle, "module")(other.ones(2)).device.type == "meta"
 
 
 def test_handles_that_are_there_are_not_replaced(tmp_path: Path) -> None:
