@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from raytorch.autograd import Context, CustomFunction
 from raytorch.datasets.sources import Dataset
@@ -55,9 +56,12 @@ class Recipe:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def make(self) -> Any:
-        """Make it."""
-        return self.factory(*self.args, **self.kwargs)
+    def make(self, device: torch.device) -> Any:
+        """Make it; a module is moved to the device, if that is not the CPU."""
+        made = self.factory(*self.args, **self.kwargs)
+        if isinstance(made, nn.Module) and device.type != "cpu":
+            made.to(device)
+        return made
 
 
 class Registry:
@@ -217,14 +221,14 @@ def kind_of(value: Any) -> Kind:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The dense tensors that a registered value holds directly."""
+    """The dense tensors that a registered value holds directly; none that a lazy module has yet to shape."""
     match value:
         case Tensor():
-            if value.layout == torch.strided:
+            if value.layout == torch.strided and not is_lazy(value):
                 yield value
         case nn.Module():
-            yield from value.parameters()
-            yield from value.buffers()
+            for part in (*value.parameters(), *value.buffers()):
+                yield from tensors_of(part)
         case list() | tuple():
             for part in value:
                 yield from tensors_of(part)

@@ -63,7 +63,7 @@ class Scope:
         return self._upload([replace(payload, requires_grad=requires_grad or payload.requires_grad)])
 
     def module(self, factory: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> RemoteModule:
-        """Make a module: ``factory`` is a class or a function, called on each worker."""
+        """Make a module, on each worker's device: ``factory`` is a class or a function, called on each worker."""
         return self._create(RemoteModule, factory, *args, **kwargs)
 
     def optimizer(
@@ -141,6 +141,7 @@ class Session(Scope):
         super().__init__(Recorder(transport, stand_in, client=client))
         self.workers = transport.world_size
         self._transport = transport
+        self._is_guest = client > 0
         self._unclaimed: set[int] = set()
         self._closed = False
 
@@ -179,20 +180,31 @@ class Session(Scope):
         Raises:
             HandleError: It names nothing, or nothing of that kind.
         """
-        there = self._recorder.ask(primitives.kind_of_handle, handle)
-        if there is None:
+        kinds = self._recorder.ask_all(primitives.kind_of_handle, handle)
+        there = [rank for rank, found in enumerate(kinds) if found]
+        if not there:
             raise HandleError(f"handle {handle} names nothing in this session: it was freed, or was never given out")
-        if there != kind:
-            raise HandleError(f"handle {handle} names a {there}, not a {kind}")
+        if kinds[there[0]] != kind:
+            raise HandleError(f"handle {handle} names a {kinds[there[0]]}, not a {kind}")
+        rank = there[0] if len(there) == 1 < self.workers else None
         if handle in self._unclaimed:
             self._unclaimed.remove(handle)
-            return stand_in(Kind(kind))(self._recorder, handle)
-        return self._recorder.keep(Kind(kind), primitives.lookup, handle)
+            return stand_in(Kind(kind))(self._recorder, handle, rank)
+        return self._recorder.keep(Kind(kind), primitives.lookup, handle, rank=rank)
 
     def handles(self) -> list[dict[str, Any]]:
-        """What there is on rank 0: for each handle, in order, its ``kind`` and ``type``, and a tensor's ``shape``."""
-        listed: list[dict[str, Any]] = self._recorder.ask(primitives.listing)
-        return listed
+        """What there is: for each handle, in order, its ``kind`` and ``type``, and a tensor's ``shape``.
+
+        That of the lowest rank, with the ``ranks`` that have it where not all do.
+        """
+        merged: dict[int, dict[str, Any]] = {}
+        for rank, listed in enumerate(self._recorder.ask_all(primitives.listing)):
+            for found in listed:
+                merged.setdefault(found["handle"], found | {"ranks": []})["ranks"].append(rank)
+        for found in merged.values():
+            if len(found["ranks"]) == self.workers:
+                del found["ranks"]
+        return [merged[handle] for handle in sorted(merged)]
 
     def stats(self) -> list[dict[str, Any]]:
         """For each rank and kind, how many handles there are, and the bytes per device of what they hold."""
@@ -217,10 +229,10 @@ class Session(Scope):
         unfinished = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
         left_out: list[list[int]] = self._recorder.ask_all(primitives.save, str(unfinished), str(final))
         self._recorder.ask(primitives.finish_save, str(unfinished), str(final), rank=0)
-        return left_out[0]
+        return sorted({handle for part in left_out for handle in part})
 
     def restore(self, path: str | Path, *, trust: bool = False) -> None:
-        """Put what :meth:`save` wrote under its handles, for :meth:`get`; for a session that has none yet.
+        """Put what :meth:`save` wrote under its handles, for :meth:`get`; for a session opened here that has none yet.
 
         Args:
             path: The folder.
@@ -229,7 +241,14 @@ class Session(Scope):
 
         Raises:
             RemoteOpError: The folder holds no saved session, one of another number of workers, or one that needs trust.
+            SessionError: The session was joined, or has handles, which those of the folder would replace.
         """
+        if self._is_guest:
+            raise SessionError("a session that was joined cannot be restored to: open one with connect(restore=path)")
+        if self.handles():
+            raise SessionError(
+                "the session has handles, which the saved ones would replace: open another with connect(restore=path)"
+            )
         handles = self._recorder.ask_all(primitives.restore, str(Path(path).absolute()), self.workers, trust)
         self._unclaimed = {handle for part in handles for handle in part}
         self._recorder.skip_to(max(self._unclaimed, default=0) + 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from raytorch.cluster import joined_ray, require_resources
+from raytorch.errors import SessionError
 
 if TYPE_CHECKING:
     from raytorch.session.client import Session
@@ -33,21 +34,25 @@ def connect(
         address: A running Ray cluster's address; by default RAY_ADDRESS, else a Ray that is started here.
         cpus_per_worker: CPUs of each worker, which are also its threads.
         gpus_per_worker: GPUs of each worker.
-        backend: Of the process group; ``auto`` is NCCL where the workers hold GPUs, and gloo elsewhere.
+        backend: Of the process group; ``auto`` is NCCL where each worker holds a GPU of its own, else gloo.
         max_bytes: Bytes of tensors that handles may hold on each worker; None for no limit.
         idle_timeout: Seconds without any call after which the session ends by itself; None for never.
         timeout_s: Seconds after which a collective operation that makes no progress fails.
         restore: A folder that ``save`` of a session with as many workers has written: all that it holds is there again,
-            under the same handles, for ``get``.
+            under the same handles, for ``get``. Not for a session that is joined.
         trust: Whether that folder may bring classes and functions of its own, which can run any code.
 
     Raises:
         RemoteOpError: The saved session could not be restored.
         ResourceError: The machine or cluster can never give the CPUs or GPUs that the workers ask for.
-        SessionError: No session of that name is open, or one is open already.
+        SessionError: No session of that name is open, or one is open already; or one is to be joined and restored.
         SessionLostError: The workers could not be started.
         UserError: No cluster answers at the address.
     """
+    if workers is None and name is not None and restore is not None:
+        raise SessionError(
+            f"restore= would replace what the session {name!r} has: leave it out to join, or give workers= to open one"
+        )
     resources = contextlib.ExitStack()
     try:
         resources.enter_context(joined_ray(address))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from raytorch.errors import SessionError
@@ -29,7 +30,7 @@ class Place(Protocol):
 def create(place: Place, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What ``factory`` makes: a module, an optimizer, any object."""
     recipe = Recipe(factory, args, kwargs)
-    made = recipe.make()
+    made = recipe.make(place.device)
     if isinstance(made, snapshot.STATEFUL):
         place.registry.recipes[made] = recipe
     return made
@@ -160,7 +161,8 @@ def _part(place: Place, folder: str) -> Path:
 def _described(value: Any) -> dict[str, Any]:
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
-        return {"kind": str(Kind.TENSOR), "type": dtype, "shape": tuple(value.shape), "device": str(value.device)}
+        shape = None if is_lazy(value) else tuple(value.shape)
+        return {"kind": str(Kind.TENSOR), "type": dtype, "shape": shape, "device": str(value.device)}
     return {"kind": str(kind_of(value)), "type": type(value).__name__}
 
 

@@ -20,7 +20,7 @@ from raytorch.session.stream import Parts, Stream, Transport
 
 HANDLES_PER_CLIENT = 1 << 40
 
-_ASKED_EACH_TIME = {"torch.Tensor.grad.__get__", "torch.Tensor.grad_fn.__get__"}
+_ASKED_EACH_TIME = {f"torch.Tensor.{name}.__get__" for name in ("grad", "grad_fn", "_base", "_grad", "_grad_fn")}
 """Their result may be None now and a tensor later."""
 _OWN_PACKAGES = {"raytorch", "torch"}
 
@@ -202,7 +202,7 @@ class Recorder:
             return self._tensor(self, handle, arguments.rank)  # raises when its value is asked for
         answer: Description = report.answer
         if shape.function.learnable and not arguments.has_code:
-            self._learned[arguments.subject(shape)] = _expectation(answer)
+            self._learned[arguments.subject(shape)] = _expectation(answer, shape.function)
         if not count_held(answer):
             self._raise(report, handle)
         return self._rebuild(answer, handle, arguments.rank)
@@ -303,11 +303,11 @@ def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:
     return function, id(frame.f_code), frame.f_lasti
 
 
-def _expectation(answer: Description) -> Any:
+def _expectation(answer: Description, function: Function) -> Any:
     """What the next call of the same shape will give, as far as one can know."""
     if is_tensor(answer):
         return Result.TENSOR
-    if answer == ("value", None):
+    if answer[0] == "value" and answer[1] is None and not function.on_object:  # an object may have a result later
         return Result.DROP
     return fixed_tensors(answer) or Result.ANSWER
 

@@ -54,7 +54,14 @@ def save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
     torch.save({"objects": names.states(), "generators": generator_states(device)}, folder / _STATES)
     (folder / _RECIPES).write_bytes(pickle.dumps(recipes))
     safetensors.torch.save_file(names.contents(), folder / _TENSORS)
-    (folder / _MANIFEST).write_text(json.dumps({"format": 1, "tensors": tensors, "leaves": names.leaves()}))
+    manifest = {
+        "format": 1,
+        "tensors": tensors,
+        "leaves": names.leaves(),
+        "frozen": names.frozen(),
+        "modes": names.modes(),
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest))
     return [handle for handle, _ in registry if not {str(handle)} & (recipes.keys() | tensors.keys())]
 
 
@@ -68,16 +75,18 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
         manifest = json.loads((folder / _MANIFEST).read_text())
     except FileNotFoundError:
         raise SessionError(f"{folder} holds no saved session") from None
-    found = _Found(safetensors.torch.load_file(folder / _TENSORS, device=str(device)), manifest["leaves"])
+    found = _Found(safetensors.torch.load_file(folder / _TENSORS, device=str(device)), manifest)
     recipes = _Unpickler((folder / _RECIPES).read_bytes(), found, trust=False).load()
     for name, pickled in recipes.items():
         recipe = Recipe(*_Unpickler(pickled, found, trust=trust).load())
-        found.objects[name] = made = recipe.make()
+        found.objects[name] = made = recipe.make(device)
+        found.put_requires_grad(name)  # at once, as data parallelism is over the parameters that require it
         registry.recipes[made] = recipe
     states = torch.load(folder / _STATES, map_location="cpu", weights_only=True)
     for name, state in states["objects"].items():
         found.objects[name].load_state_dict(state)
     found.put_gradients()
+    found.put_modes()
     values = {int(name): made for name, made in found.objects.items() if name.isdigit()}
     values |= {int(handle): found.tensor(name) for handle, name in manifest["tensors"].items()}
     for handle, value in values.items():
@@ -137,6 +146,19 @@ class _Names:
         """The names of those that are leaves and require grad."""
         return [name for name, tensor in self._tensors.items() if tensor.requires_grad and tensor.is_leaf]
 
+    def frozen(self) -> list[str]:
+        """The names of the objects' parameters that do not require grad."""
+        parameters = ((name, tensor) for name, tensor in self._tensors.items() if isinstance(tensor, nn.Parameter))
+        return [name for name, parameter in parameters if name.startswith("in/") and not parameter.requires_grad]
+
+    def modes(self) -> dict[str, dict[str, bool]]:
+        """For each object that is a module, which modules in it are in training mode."""
+        return {
+            name: {place: module.training for place, module in made.named_modules()}
+            for name, made in self._objects.items()
+            if isinstance(made, nn.Module)
+        }
+
     def _add_tensor(self, tensor: Tensor, name: str) -> str:
         if id(tensor) not in self._names:
             self._names[id(tensor)], self._tensors[name] = name, tensor
@@ -155,10 +177,12 @@ class _Names:
 class _Found:
     """What names stand for when a snapshot is read."""
 
-    def __init__(self, contents: dict[str, Tensor], leaves: list[str]) -> None:
+    def __init__(self, contents: dict[str, Tensor], manifest: dict[str, Any]) -> None:
         self.objects: dict[str, Any] = {}
         self._contents = contents
-        for name in leaves:
+        self._modes: dict[str, dict[str, bool]] = manifest.get("modes", {})  # older snapshots have none
+        self._requires_grad = dict.fromkeys(manifest["leaves"], True) | dict.fromkeys(manifest.get("frozen", ()), False)
+        for name in manifest["leaves"]:
             if name in contents:
                 contents[name].requires_grad_()
 
@@ -175,6 +199,18 @@ class _Found:
         """What a persistent id stands for."""
         kind, _, rest = name.partition("/")
         return self.objects[rest] if kind == "object" else self.tensor(name)
+
+    def put_requires_grad(self, owner: str) -> None:
+        """Let an object's tensors require grad, or not, as they did."""
+        for name, requires_grad in self._requires_grad.items():
+            if name.startswith(f"in/{owner}/"):
+                self.tensor(name).requires_grad = requires_grad
+
+    def put_modes(self) -> None:
+        """Give modules the training or evaluation mode that they had."""
+        for name, modes in self._modes.items():
+            for place, module in self.objects[name].named_modules():
+                module.training = modes.get(place, module.training)
 
     def put_gradients(self) -> None:
         """Give leaves the gradients that they had."""

@@ -100,16 +100,21 @@ class Group:
     backend: str
     timeout_s: int
 
+    @property
+    def resolved_backend(self) -> str:
+        """The backend that ``auto`` stands for; NCCL refuses two ranks on one GPU."""
+        if self.backend != "auto":
+            return self.backend
+        return "nccl" if self.each.get("GPU", 0) >= 1 else "gloo"
+
     def trainer(self, setup: Setup, storage: str) -> WorkerGroupTrainer:
         """What starts them, to host a session."""
-        uses_gpu = bool(self.each.get("GPU"))
-        backend = ("nccl" if uses_gpu else "gloo") if self.backend == "auto" else self.backend
         return WorkerGroupTrainer(
             _serve,
             train_loop_config={"setup": setup},
-            backend_config=ProcessGroupConfig(backend, self.timeout_s),
+            backend_config=ProcessGroupConfig(self.resolved_backend, self.timeout_s),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers, use_gpu=uses_gpu, resources_per_worker=self.each
+                num_workers=self.workers, use_gpu=bool(self.each.get("GPU")), resources_per_worker=self.each
             ),
             run_config=ray.train.RunConfig(name="session", storage_path=storage),
         )

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +72,12 @@ class _Hosted:
         limit = self.setup.limits.idle_timeout
         return limit is not None and not self.busy and time.monotonic() - self.used_at > limit
 
-    def release(self, client: int) -> None:
-        """Free what a client that is gone has made."""
-        first = client * HANDLES_PER_CLIENT
-        handles = [handle for handle, _ in self.registry if first <= handle < first + HANDLES_PER_CLIENT]
-        self.registry.free(handles)
-        self.interpreter.forget(client)
+    def release(self, gone: Collection[int]) -> None:
+        """Free what clients that are gone have made."""
+        if gone:
+            self.registry.free([handle for handle, _ in self.registry if handle // HANDLES_PER_CLIENT in gone])
+        for client in gone:
+            self.interpreter.forget(client)
 
 
 _hosted: _Hosted | None = None
@@ -90,11 +91,8 @@ def serve(setup: Setup) -> None:
     actor = ray.get_runtime_context().current_actor
     with leaving_process_group():
         ray.get(setup.host.join.remote(worker.rank, actor, os.getpid()))
-        released: set[int] = set()
         while not hosted.ended.wait(LOOK_ROUND_S) and not hosted.is_idle():
-            for client in set(ray.get(setup.host.gone.remote())) - released:
-                hosted.release(client)
-                released.add(client)
+            hosted.release(set(ray.get(setup.host.gone.remote())))  # each round: its last program may still be running
 
 
 def run_program(packed: bytes, *data: Any) -> bytes | Report:

@@ -261,6 +261,15 @@ def test_only_dense_tensors_are_counted() -> None:
     assert list(tensors_of([dense, sparse, [dense], "text"])) == [dense, dense]
 
 
+def test_what_a_lazy_module_does_not_have_yet_is_not_counted() -> None:
+    registry, module = Registry(max_bytes=4096), nn.LazyLinear(2)
+    registry.new(module)
+    registry.new(module.weight)
+    assert registry.stats()["module"] == {"count": 1, "bytes": {}}
+    module(torch.zeros(1, 3))
+    assert registry.stats()["module"] == {"count": 1, "bytes": {"cpu": 32}}
+
+
 # -- threads -----------------------------------------------------------------------------------------------------------
 
 

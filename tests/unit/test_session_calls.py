@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from compared import assert_same, held_by
@@ -129,6 +130,31 @@ def test_any_object_is_called_read_and_set(session: Session) -> None:
     assert found.get("total") == 1
     with pytest.raises(RemoteOpError, match="no attribute 'colour'"):
         tally.get("colour")
+
+
+class Best:
+    """Knows nothing until it was told; then a number, or an array."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def __call__(self) -> float | None:
+        return max(self.seen, default=None)
+
+    def tell(self, value: float) -> None:
+        self.seen.append(value)
+
+    def array(self) -> Any:
+        return np.array(self.seen) if self.seen else None
+
+
+def test_an_object_that_had_no_result_may_have_one_later(session: Session) -> None:
+    best = session.object(Best)
+    assert (best(), best.call("__call__"), best.call("array")) == (None, None, None)
+    for value in (2.0, 3.0):
+        best.call("tell", value)
+        assert (best(), best.call("__call__"), best.call("array")[-1]) == (value, value, value)
+    assert best.call("array").tolist() == [2, 3]
 
 
 def test_a_function_on_the_workers_finds_handles_wherever_they_are_nested(session: Session) -> None:

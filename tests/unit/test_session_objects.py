@@ -186,6 +186,16 @@ def test_parameters_are_tensors_that_train_and_can_be_frozen(session: Session) -
     assert_same(remote(session.ones(1, 3)), F.linear(torch.ones(1, 3), local.weight * 2, local.bias))
 
 
+def test_a_lazy_module_is_listed_before_and_after_it_knows_its_shape(session: Session) -> None:
+    module = session.module(nn.LazyLinear, 2)
+    parameters = list(module.parameters())
+    for shapes in ([None, None], [(2, 3), (2,)]):
+        assert [found["shape"] for found in session.handles() if found["kind"] == "tensor"] == shapes
+        assert module(session.ones(1, 3)).shape == (1, 2)
+    assert session.stats()[0]["module"]["bytes"] == {"cpu": 32}
+    assert parameters[0].shape == (2, 3)
+
+
 def test_a_state_that_does_not_fit_is_refused_with_the_modules_own_words(session: Session) -> None:
     remote = session.module(nn.Linear, 3, 2)
     with pytest.raises(RemoteOpError, match="Missing key"):

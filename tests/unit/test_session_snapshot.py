@@ -1,15 +1,19 @@
 """Saving a session and going on in another one, under the same handles."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from in_process import local_session
+from in_process import InProcess, local_session
 from torch import nn
 
-from raytorch.errors import HandleError, RemoteOpError
+from raytorch.errors import HandleError, RemoteOpError, SessionError
+from raytorch.registry import Registry
 from raytorch.session.client import Session
+from raytorch.session.connect import connect
+from raytorch.session.interpreter import Interpreter
 
 
 class Doubling(nn.Module):
@@ -21,6 +25,17 @@ class Doubling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x * self.weight
+
+
+class Shifting(nn.Module):
+    """A module with a tensor that its state does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.ones(2), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.shift
 
 
 def saved(session: Session, path: Path, **options: Any) -> Session:
@@ -62,6 +77,34 @@ def test_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         assert scheduler.get_last_lr() == [pytest.approx(0.1 * 0.1**3)]
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_modules_keep_their_modes_and_what_is_frozen(tmp_path: Path) -> None:
+    session = local_session()
+    backbone, head = session.module(nn.Linear, 4, 3), session.module(nn.Dropout, 0.5)
+    net = session.module(nn.Sequential, backbone, head)
+    head.eval()
+    backbone.requires_grad_(False)
+    backbone.get("bias").requires_grad_()
+    handle = net.handle
+    net = saved(session, tmp_path / "saved").get(handle, "module")
+    assert [net.get(f"{place}training") for place in ("", "0.", "1.")] == [True, True, False]
+    assert {name: part.requires_grad for name, part in net.named_parameters().items()} == {
+        "0.weight": False,
+        "0.bias": True,
+    }
+
+
+def test_a_snapshot_without_modes_is_read(tmp_path: Path) -> None:
+    session = local_session()
+    net = session.module(nn.Linear, 2, 2).eval()
+    session.save(tmp_path / "saved")
+    manifest = tmp_path / "saved" / "rank-0" / "manifest.json"
+    known = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: known[key] for key in ("format", "tensors", "leaves")}))
+    other = local_session()
+    other.restore(tmp_path / "saved")
+    assert other.get(net.handle, "module").get("training") is True
 
 
 def test_tensors_keep_handles_dtypes_gradients_and_identity(tmp_path: Path) -> None:
@@ -109,6 +152,16 @@ def test_each_rank_saves_its_own(tmp_path: Path) -> None:
     assert [part.tolist() for part in other.get(handle).fetch(all=True)] == [[0.0, 1.0], [2.0, 3.0]]
 
 
+def test_what_a_single_rank_has_is_saved_and_told_too(tmp_path: Path) -> None:
+    session = local_session(workers=2)
+    x, context = session.rank(1).tensor([1.0, 2.0]), session.rank(1).context()
+    handle = x.handle
+    assert session.save(tmp_path / "saved") == [context.handle]
+    other = local_session(workers=2)
+    other.restore(tmp_path / "saved")
+    assert (other.get(handle) * 2).tolist() == [2, 4]
+
+
 def test_a_class_of_the_users_needs_trust(tmp_path: Path) -> None:
     session = local_session()
     net = session.module(Doubling)
@@ -131,6 +184,45 @@ def test_a_snapshot_of_another_number_of_workers_is_refused(tmp_path: Path) -> N
     local_session(workers=2).save(tmp_path / "saved")
     with pytest.raises(RemoteOpError, match="saved by 2 workers"):
         local_session().restore(tmp_path / "saved")
+
+
+def session_on_meta() -> Session:
+    """One whose worker makes tensors elsewhere than on the CPU, as on a GPU, but without their contents."""
+    transport = InProcess(1, None)
+    transport.interpreters = [Interpreter(Registry(), device="meta")]
+    return Session(transport)
+
+
+def test_modules_are_made_and_restored_on_the_workers_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = session_on_meta()
+    assert other.module(nn.Linear, 2, 3)(other.ones(1, 2)).device.type == "meta"
+    session = local_session()
+    net = session.module(Shifting)
+    session.save(tmp_path / "saved")
+    other = session_on_meta()
+    monkeypatch.setattr("safetensors.torch.load_file", lambda file, device: {})  # it does not know this device
+    other.restore(tmp_path / "saved", trust=True)
+    assert other.get(net.handle, "module")(other.ones(2)).device.type == "meta"
+
+
+def test_handles_that_are_there_are_not_replaced(tmp_path: Path) -> None:
+    local_session(workers=2).save(tmp_path / "saved")
+    other = local_session(workers=2)
+    mine = other.rank(1).ones(2)
+    with pytest.raises(SessionError, match="the session has handles"):
+        other.restore(tmp_path / "saved")
+    assert mine.tolist() == [1, 1]
+    mine.free()
+    other.restore(tmp_path / "saved")
+
+
+def test_a_session_that_is_joined_is_not_restored_to(tmp_path: Path) -> None:
+    session = local_session()
+    session.save(tmp_path / "saved")
+    with pytest.raises(SessionError, match="a session that was joined"):
+        Session(session._transport, client=1).restore(tmp_path / "saved")
+    with pytest.raises(SessionError, match="would replace what the session 'shared' has"):
+        connect(name="shared", restore=tmp_path / "saved")
 
 
 def test_a_folder_without_a_snapshot_is_refused(tmp_path: Path) -> None:

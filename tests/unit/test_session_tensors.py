@@ -212,6 +212,17 @@ def test_a_gradient_that_comes_and_goes_is_seen_each_time(session: Session) -> N
     assert_same(leaf.grad, torch.ones(3, 3))
 
 
+def test_what_only_some_tensors_have_is_asked_of_each(session: Session) -> None:
+    leaf = session.tensor(A, requires_grad=True)
+    view, total = leaf.detach()[0], (leaf * 2).sum()
+    assert (leaf._base, leaf._grad, leaf._grad_fn) == (None, None, None)
+    total.backward()
+    assert_same(view._base, A)
+    assert_same(leaf._grad, torch.full((3, 3), 2.0))
+    assert total._grad_fn is not None
+    assert leaf._base is None
+
+
 def test_autograd_grad_goes_as_deep_as_pytorchs(session: Session) -> None:
     def use(a: Any) -> Any:
         a.requires_grad_()

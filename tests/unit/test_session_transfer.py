@@ -227,6 +227,17 @@ def test_a_handle_is_found_by_its_number_and_kind(session: Session) -> None:
         session.get(99999)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_handle_of_a_single_rank_is_found_with_its_rank(session: Session, rank: int) -> None:
+    made, both = session.rank(rank).tensor(A), session.zeros(2)
+    again = session.get(made.handle)
+    assert torch.equal((again * 2).fetch(), 2 * A)
+    assert repr(again) == f"RemoteTensor(handle={again.handle}, rank={rank})"
+    assert "rank" not in repr(session.get(both.handle))
+    ranks = {found["handle"]: found.get("ranks") for found in session.handles()}
+    assert ranks == {made.handle: [rank], both.handle: None, again.handle: [rank]}
+
+
 # -- memory of the object store ----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,57 @@
+"""A session's group of workers: its process group, and what a client that is gone leaves behind."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from raytorch.distributed import Worker
+from raytorch.session import worker
+from raytorch.session.recorder import HANDLES_PER_CLIENT
+from raytorch.session.transport import Group
+from raytorch.session.worker import Limits, Setup, serve
+
+
+@pytest.mark.parametrize(
+    ("gpus", "backend", "resolved"),
+    [
+        (0, "auto", "gloo"),
+        (0.5, "auto", "gloo"),
+        (1, "auto", "nccl"),
+        (2, "auto", "nccl"),
+        (1, "gloo", "gloo"),
+        (0.5, "nccl", "nccl"),
+    ],
+)
+def test_auto_is_nccl_where_each_worker_has_a_gpu_of_its_own(gpus: float, backend: str, resolved: str) -> None:
+    each = {"CPU": 1, **({"GPU": gpus} if gpus else {})}
+    assert Group(2, each, backend, 60).resolved_backend == resolved
+
+
+def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+    mine, theirs = 5, HANDLES_PER_CLIENT + 5
+
+    def gone() -> list[int]:
+        nonlocal rounds
+        rounds += 1
+        hosted: Any = worker._hosted
+        assert theirs not in hosted.registry
+        hosted.registry.put(theirs, torch.ones(1))
+        hosted.registry.put(mine, torch.ones(1))
+        if rounds == 3:
+            hosted.ended.set()
+        return [1]
+
+    host = SimpleNamespace(
+        gone=SimpleNamespace(remote=gone), join=SimpleNamespace(remote=lambda rank, actor, pid: None)
+    )
+    context = SimpleNamespace(current_actor=None)
+    monkeypatch.setattr(worker, "ray", SimpleNamespace(get=lambda value: value, get_runtime_context=lambda: context))
+    monkeypatch.setattr(worker, "LOOK_ROUND_S", 0.0)
+    monkeypatch.setattr(worker, "_hosted", None)
+    monkeypatch.setattr(Worker, "current", lambda: Worker(0, 1, torch.device("cpu")))
+    serve(Setup(host, Limits(), threads=1))
+    assert rounds == 3
+    assert [handle for handle, _ in worker._hosted.registry] == [mine]
