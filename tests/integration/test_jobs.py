@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from job_scripts import RAY_TRAIN_SCRIPT, SQUARE_SCRIPT
 
 from raytorch import Client
 from raytorch.config_file import load
@@ -39,55 +40,6 @@ TESTS = Path(__file__).resolve().parents[1]
 QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
 SECRET = "f4fb3fcf-a-secret"
 TINY = ["model=mlp", "epochs=1", "scaling.workers=1", "batch_size=256", "logging.tensorboard=false"]
-
-# As in Ray's own guide, "Get Started with Distributed Training using PyTorch".
-RAY_TRAIN_SCRIPT = """
-import os
-import sys
-from pathlib import Path
-
-import ray.train
-import torch
-from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
-
-from settings import STEPS
-
-
-def train_func(config):
-    model = ray.train.torch.prepare_model(torch.nn.Linear(4, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for step in range(STEPS):
-        loss = model(torch.ones(8, 4)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    ray.train.report({"loss": loss.item()})
-    context = ray.train.get_context()
-    done = f"{context.get_world_size()} workers, key {len(os.environ['API_KEY'])}"
-    Path(config["out"], f"rank-{context.get_world_rank()}").write_text(done)
-
-
-if __name__ == "__main__":
-    print("arguments", sys.argv[1:], "key", len(os.environ["API_KEY"]))
-    scaling_config = ScalingConfig(num_workers=2, use_gpu=False)
-    TorchTrainer(train_func, train_loop_config={"out": sys.argv[1]}, scaling_config=scaling_config).fit()
-"""
-
-
-SQUARE_SCRIPT = """
-import sys
-
-import ray
-
-
-@ray.remote(num_cpus=1)
-def square(number):
-    return number**2
-
-
-print("the square is", ray.get(square.remote(int(sys.argv[1]))))
-"""
 
 
 @dataclass(frozen=True)
