@@ -114,6 +114,8 @@ class BackgroundFit:
             trainer.fit()
         except Exception as error:
             self.error = error
+        except SystemExit:  # so Ray ends the calls that wait when it is shut down
+            self.error = RuntimeError("Ray was shut down")
         finally:
             self.done.set()
 
