@@ -3,6 +3,8 @@
 Every error is built from its message alone, so it survives pickling between processes.
 """
 
+from raytorch.causes import Cause
+
 
 class RaytorchError(Exception):
     """Base of every error that raytorch raises."""
@@ -101,6 +103,7 @@ class RemoteOpError(SessionError):
         file: The client's file that recorded the operation.
         line: The line in it.
         instruction: Number of the client's program and place in it: the same on every rank.
+        cause: The kind of failure.
     """
 
     operation: str = ""
@@ -108,13 +111,14 @@ class RemoteOpError(SessionError):
     file: str = ""
     line: int = 0
     instruction: tuple[int, int] = (0, 0)
+    cause: Cause = Cause.ERROR
 
     @classmethod
     def describing(
-        cls, *, operation: str, arguments: str, rank: int, file: str, line: int, cause: str, traceback: str = ""
+        cls, *, operation: str, arguments: str, rank: int, file: str, line: int, reason: str, traceback: str = ""
     ) -> "RemoteOpError":
-        """The error of one failed operation; ``arguments`` are its shapes and values, ``cause`` the worker's error."""
-        where = f"{operation}({arguments}) failed on rank {rank}\n  recorded at {file}:{line}\n  {cause}"
+        """The error of one failed operation; ``arguments`` are its shapes and values, ``reason`` the worker's error."""
+        where = f"{operation}({arguments}) failed on rank {rank}\n  recorded at {file}:{line}\n  {reason}"
         error = cls(f"{where}\n{traceback}" if traceback else where)
         error.operation, error.rank, error.file, error.line = operation, rank, file, line
         return error

@@ -29,6 +29,7 @@ class InProcess:
         self.world_size = workers
         self.interpreters = [Interpreter(Registry(max_bytes), rank=rank) for rank in range(workers)]
         self.programs = 0
+        self.skipped = 0
 
     def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
         self.programs += 1
@@ -36,6 +37,9 @@ class InProcess:
             Done(interpreter.execute(packed, [parts[rank % len(parts)] for parts in attachments]).pack())
             for rank, interpreter in enumerate(self.interpreters)
         ]
+
+    def skip_clients(self, last: int) -> None:
+        self.skipped = last
 
     def close(self) -> None:
         pass

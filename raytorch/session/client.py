@@ -28,7 +28,7 @@ from raytorch.session.objects import (
     RemoteScheduler,
     stand_in,
 )
-from raytorch.session.recorder import Recorder
+from raytorch.session.recorder import HANDLES_PER_CLIENT, Recorder
 from raytorch.session.stream import Transport
 from raytorch.session.tensor import RemoteTensor
 from raytorch.session.transfer import Payload
@@ -241,7 +241,8 @@ class Session(Scope):
 
         Raises:
             RemoteOpError: The folder holds no saved session, one of another number of workers, or one that needs trust.
-            SessionError: The session was joined, or has handles, which those of the folder would replace.
+            SessionError: The session was joined, or has handles, which those of the folder would replace; or others
+                have joined it.
         """
         if self._is_guest:
             raise SessionError("a session that was joined cannot be restored to: open one with connect(restore=path)")
@@ -251,7 +252,11 @@ class Session(Scope):
             )
         handles = self._recorder.ask_all(primitives.restore, str(Path(path).absolute()), self.workers, trust)
         self._unclaimed = {handle for part in handles for handle in part}
-        self._recorder.skip_to(max(self._unclaimed, default=0) + 1)
+        self._recorder.skip_to(
+            max((handle for handle in self._unclaimed if handle < HANDLES_PER_CLIENT), default=0) + 1
+        )
+        if makers := max(self._unclaimed, default=0) // HANDLES_PER_CLIENT:
+            self._transport.skip_clients(makers)
 
     def synchronize(self) -> None:
         """Wait until every worker has done all that was recorded.

@@ -72,10 +72,11 @@ def connect(
     except BaseException:
         resources.close()
         raise
-    if restore is not None:
-        try:
+    try:
+        if restore is not None:
             session.restore(restore, trust=trust)
-        except BaseException:
-            session.close()
-            raise
+        connection.open()
+    except BaseException:
+        session.close()
+        raise
     return session

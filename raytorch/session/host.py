@@ -1,6 +1,5 @@
 """The actor that brings a session's clients and workers together. Imports no torch."""
 
-import itertools
 import time
 from typing import Any
 
@@ -22,9 +21,13 @@ class SessionHost:
         self._actors: dict[int, Any] = {}
         self._pids: dict[int, int] = {}
         self._workers = workers
-        self._numbers = itertools.count(1)
+        self._is_open = False
+        self._last = 0
         self._heard: dict[int, float] = {}
         self._gone: list[int] = []
+        self._idle: set[int] = set()
+        self._is_over = False
+        self._end: str | None = None
 
     def join(self, rank: int, actor: Any, pid: int) -> None:
         """A worker is ready."""
@@ -40,27 +43,55 @@ class SessionHost:
         """The workers' processes by rank."""
         return self._pids
 
-    def attach(self) -> int:
-        """A client joins; answers its number. The client that opened the session is 0, and not known here."""
-        client = next(self._numbers)
-        self._heard[client] = time.monotonic()
-        return client
+    def open(self) -> None:
+        """From now on clients may join."""
+        self._is_open = True
 
-    def beat(self, client: int) -> None:
-        """A client is alive."""
-        self._heard[client] = time.monotonic()
+    def skip_clients(self, last: int) -> bool:
+        """Give out no number up to ``last`` any more; answers whether none was given out before."""
+        is_free, self._last = not self._last, max(self._last, last)
+        return is_free
+
+    def attach(self) -> int | None:
+        """A client joins; answers its number, None before the session is open.
+
+        The client that opened the session is 0, and not known here.
+        """
+        if not self._is_open:
+            return None
+        self._last += 1
+        self._heard[self._last] = time.monotonic()
+        return self._last
+
+    def beat(self, client: int) -> bool:
+        """A client is alive; answers whether it still counts as one."""
+        if is_known := client in self._heard:
+            self._heard[client] = time.monotonic()
+        return is_known
 
     def leave(self, client: int) -> None:
         """A client is gone."""
         if self._heard.pop(client, None) is not None:
             self._gone.append(client)
 
-    def gone(self) -> list[int]:
-        """All clients that have gone."""
+    def look(self, rank: int, is_idle: bool) -> tuple[list[int], bool]:
+        """A worker looks round: answers with all clients that have gone, and whether it is to end."""
         for client, heard in list(self._heard.items()):
             if time.monotonic() - heard > SILENCE_S:
                 self.leave(client)
-        return self._gone
+        self._idle = self._idle | {rank} if is_idle else self._idle - {rank}
+        self._is_over = self._is_over or len(self._idle) == self._workers  # for all of them, once for one
+        return self._gone, self._is_over
+
+    def end(self, cause: str) -> None:
+        """The session has ended."""
+        self._end = cause
+
+    def end_for(self, client: int) -> str | None:
+        """Why the session has ended for a client that had joined; None if it has not."""
+        if self._end is None and client not in self._heard:
+            return f"this process gave no sign of life for {SILENCE_S:.0f} s, and what it had made was freed"
+        return self._end
 
 
 def start_host(workers: int, name: str | None) -> Any:

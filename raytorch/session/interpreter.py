@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raytorch.distributed import failure_cause
 from raytorch.errors import HandleError, RaytorchError, RemoteOpError
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
@@ -214,15 +215,17 @@ class _Call:
     def failure(self, instruction: Instruction, error: BaseException) -> RemoteOpError:
         """The error for the client: what was called, with which arguments, where, and what went wrong."""
         pattern = self.pattern
-        return RemoteOpError.describing(
+        failure = RemoteOpError.describing(
             operation=pattern.function,
             arguments=self._shapes(instruction),
             rank=self._interpreter.rank,
             file=pattern.file,
             line=pattern.line,
-            cause=f"{type(error).__name__}: {error}",
+            reason=f"{type(error).__name__}: {error}",
             traceback="" if isinstance(error, RaytorchError) else _below(error),
         )
+        failure.cause = failure_cause(error)
+        return failure
 
     def _shapes(self, instruction: Instruction) -> str:
         try:

@@ -123,6 +123,11 @@ class Report:
     errors: tuple[RemoteOpError, ...] = ()
     """The errors of the client's instructions since the last report."""
 
+    @property
+    def failures(self) -> tuple[RemoteOpError, ...]:
+        """All that failed."""
+        return (*self.errors, self.failure) if self.failure else self.errors
+
     def pack(self) -> bytes:
         """The report as bytes."""
         try:

@@ -55,6 +55,9 @@ class Transport(Protocol):
             attachments: For each, either one payload per rank, None where a rank needs none, or a single one for all.
         """
 
+    def skip_clients(self, last: int) -> None:
+        """Give no client a number up to ``last``. Raises SessionError if one has joined."""
+
     def close(self) -> None:
         """Leave the session, and end it if it was opened here."""
 
@@ -221,7 +224,7 @@ class Stream:
             report = future.result()
         except SessionLostError as lost:
             self._ended = lost
-            self.loss_was_told = threading.current_thread() is not self._idle
+            self.loss_was_told |= threading.current_thread() is not self._idle
             raise
         for error in report.errors:
             if error.instruction not in self._raised:

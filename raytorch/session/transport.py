@@ -4,12 +4,14 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import ray.train
 
+from raytorch.causes import Cause
 from raytorch.errors import SessionError, SessionLostError
 from raytorch.session.host import BEAT_S, find_host, start_host
 from raytorch.session.program import Report
@@ -23,6 +25,7 @@ CLOSE_S = 10.0
 """Seconds that workers have for ending by themselves."""
 LAST_WORD_S = 8.0
 """Seconds for which a lost worker's cause is waited for."""
+LAST_WORD_POLL_S = 0.1
 
 
 class Connection:
@@ -53,16 +56,36 @@ class Connection:
 
     def lost(self, rank: int, error: Exception) -> SessionLostError:
         """The session is lost, as a call to a worker showed."""
-        if self._lost is None:
-            self._lost = SessionLostError(f"the session is lost: {self._cause(rank, error)}; connect again")
-        return self._lost
+        return self._lose(self._last_word() or f"rank {rank}: {_brief(error)}")
 
-    def _cause(self, rank: int, error: Exception) -> str:
-        return f"rank {rank}: {_brief(error)}"
+    def require_peers(self) -> None:
+        """Raise SessionLostError if a worker has died, as others found who wanted to communicate with it."""
+        pending = {actor.execute.remote(_nothing): rank for rank, actor in enumerate(self._actors)}
+        deadline = time.monotonic() + LAST_WORD_S
+        while pending and (answered := ray.wait([*pending], timeout=max(0.0, deadline - time.monotonic()))[0]):
+            rank = pending.pop(answered[0])
+            try:
+                ray.get(answered)
+            except ray.exceptions.RayError as error:
+                raise self.lost(rank, error) from None
+
+    def open(self) -> None:
+        """Let others join, if the session was opened here."""
+
+    def skip_clients(self, last: int) -> None:
+        """Give no client a number up to ``last``. Raises SessionError if one has joined."""
 
     def close(self) -> None:
         """Leave Ray, if it was joined for the session."""
         self._resources.close()
+
+    def _last_word(self) -> str | None:
+        """Why the session has ended, which may take a while to be known; None if it cannot be told."""
+        raise NotImplementedError
+
+    def _lose(self, cause: str) -> SessionLostError:
+        self._lost = self._lost or SessionLostError(f"the session is lost: {cause}; connect again")
+        return self._lost
 
 
 class _Reply:
@@ -81,7 +104,10 @@ class _Reply:
             told: bytes | Report = ray.get(self._reference)
         except ray.exceptions.RayError as error:
             raise self._connection.lost(self._rank, error) from None
-        return told if isinstance(told, Report) else Report.unpack(told)
+        report = told if isinstance(told, Report) else Report.unpack(told)
+        if any(failure.cause is Cause.LOST_WORKER for failure in report.failures):
+            self._connection.require_peers()
+        return report
 
 
 @dataclass(frozen=True)
@@ -136,6 +162,8 @@ class Owner(Connection):
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(7 * 24 * 3600))
         self._fit = BackgroundFit(group.trainer(Setup(host, limits, max(1, int(group.each["CPU"]))), storage))
         self._actors = self._wait_for_workers(host)
+        self._is_closing = False
+        threading.Thread(target=self._tell_guests, name="raytorch-end", daemon=True).start()
 
     def _wait_for_workers(self, host: Any) -> list[Any]:
         while not self._fit.done.wait(START_POLL_S):
@@ -143,16 +171,37 @@ class Owner(Connection):
                 return list(actors)
         raise SessionLostError(f"the session's workers could not be started: {_brief(self._fit.error)}")
 
-    def _cause(self, rank: int, error: Exception) -> str:
+    def _last_word(self) -> str | None:
         if not self._fit.done.wait(LAST_WORD_S):
-            return super()._cause(rank, error)
+            return None
         if self._fit.error is None:
             return "its workers have ended, as it was idle for longer than idle_timeout"
-        failures = getattr(self._fit.error, "worker_failures", None) or {rank: self._fit.error}
+        failures = getattr(self._fit.error, "worker_failures", None)
+        if not failures:
+            return _brief(self._fit.error)
         return "; ".join(f"rank {rank}: {_brief(failure)}" for rank, failure in sorted(failures.items()))
+
+    def _tell_guests(self) -> None:
+        self._fit.done.wait()
+        if not self._is_closing and (cause := self._last_word()):
+            with contextlib.suppress(ray.exceptions.RayError):  # after Ray was shut down, say
+                self._host.end.remote(cause)
+
+    def open(self) -> None:
+        """Let others join."""
+        ray.get(self._host.open.remote())
+
+    def skip_clients(self, last: int) -> None:
+        """Give no client a number up to ``last``, whose handles are restored. Raises SessionError if one has joined."""
+        if not ray.get(self._host.skip_clients.remote(last)):
+            raise SessionError(
+                "what is restored was partly made by clients that had joined, and others have joined this session: "
+                "restore before they do, with connect(restore=path)"
+            )
 
     def close(self) -> None:
         """End the workers, and Ray if it was started for the session."""
+        self._is_closing = True
         if not self._fit.done.is_set():
             for actor in self._actors:
                 actor.execute.remote(end_session)
@@ -169,16 +218,32 @@ class Guest(Connection):
 
     def __init__(self, name: str, resources: contextlib.ExitStack) -> None:
         self._host = find_host(name)
-        super().__init__(ray.get(self._host.attach.remote()), resources)
-        self._actors = ray.get(self._host.workers.remote()) or []
-        if not self._actors:
+        client, actors = ray.get([self._host.attach.remote(), self._host.workers.remote()])
+        if not client:
             raise SessionError(f"the session named {name!r} is still starting; try again in some seconds")
+        super().__init__(client, resources)
+        self._actors = actors
         self._left = threading.Event()
         threading.Thread(target=self._beat, name="raytorch-beat", daemon=True).start()
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_S):
-            self._host.beat.remote(self.client)
+            try:
+                if ray.get(self._host.beat.remote(self.client)):
+                    continue
+            except ray.exceptions.RayError:
+                pass
+            self._lose(self._last_word() or _OWNER_GONE)
+            return
+
+    def _last_word(self) -> str | None:
+        deadline = time.monotonic() + LAST_WORD_S
+        try:
+            while not (cause := ray.get(self._host.end_for.remote(self.client))) and time.monotonic() < deadline:
+                time.sleep(LAST_WORD_POLL_S)
+        except ray.exceptions.RayError:
+            return _OWNER_GONE
+        return str(cause) if cause else None
 
     def close(self) -> None:
         """Leave the session, which goes on; what this client made is freed."""
@@ -186,6 +251,13 @@ class Guest(Connection):
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._host.leave.remote(self.client))
         super().close()
+
+
+_OWNER_GONE = "the client that opened it has closed it, or is gone"
+
+
+def _nothing() -> None:
+    """What a worker is called for to see whether it lives."""
 
 
 def _serve(config: dict[str, Any]) -> None:

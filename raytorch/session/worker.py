@@ -84,15 +84,18 @@ _hosted: _Hosted | None = None
 
 
 def serve(setup: Setup) -> None:
-    """Host a session in this process until a client ends it, or it has been idle for too long: the train function."""
+    """Host a session in this process until a client ends it, or all ranks have been idle: the train function."""
     global _hosted
     worker = Worker.current()
     _hosted = hosted = _Hosted(setup, worker)
     actor = ray.get_runtime_context().current_actor
     with leaving_process_group():
         ray.get(setup.host.join.remote(worker.rank, actor, os.getpid()))
-        while not hosted.ended.wait(LOOK_ROUND_S) and not hosted.is_idle():
-            hosted.release(set(ray.get(setup.host.gone.remote())))  # each round: its last program may still be running
+        while not hosted.ended.wait(LOOK_ROUND_S):
+            gone, is_over = ray.get(setup.host.look.remote(worker.rank, hosted.is_idle()))
+            if is_over:
+                break
+            hosted.release(set(gone))  # each round: its last program may still be running
 
 
 def run_program(packed: bytes, *data: Any) -> bytes | Report:

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import ray
+import torch
 from ray.util.state import list_actors, list_placement_groups
 
 import raytorch
+from raytorch.distributed import all_reduce
 from raytorch.errors import SessionError, SessionLostError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 RAYS_OWN = {"_AutoscalingCoordinatorActor"}
 """Ray Train starts it once per cluster, and leaves it there."""
@@ -111,6 +116,48 @@ def test_a_worker_that_is_killed_ends_the_session_for_whoever_waits_and_leaves_n
     session.close()  # does not tell it again
     wait_until(lambda: cluster.leftovers() == [], 10)
     wait_until(lambda: not any(map(is_alive, pids)), 10)
+
+
+def reduce_for_ever(begun: Path) -> None:
+    while True:
+        all_reduce(torch.ones(4))
+        begun.touch()
+
+
+def test_a_worker_that_is_killed_while_others_wait_for_it_ends_the_session_for_all_clients(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    wait_until(lambda: cluster.leftovers() == [], 30)
+    with raytorch.connect(workers=2, name="collective") as session, raytorch.connect(name="collective") as guest:
+        pids = [session.rank(rank).run(os.getpid) for rank in (0, 1)]
+        theirs = guest.ones(1)
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(session.run, reduce_for_ever, tmp_path / "begun")
+            wait_until(lambda: pending.done() or (tmp_path / "begun").exists(), 30)
+            os.kill(pids[1], signal.SIGKILL)
+            killed = time.monotonic()
+            message = "^the session is lost: rank 1: its process died, killed or out of memory; connect again$"
+            with pytest.raises(SessionLostError, match=message):
+                pending.result(timeout=60)
+            with pytest.raises(SessionLostError, match=message):
+                theirs.fetch()
+        assert time.monotonic() - killed < 2 * NOTICE_S
+
+
+def test_a_client_that_joined_is_told_why_its_session_has_ended(cluster: Cluster) -> None:
+    wait_until(lambda: cluster.leftovers() == [], 30)
+    with raytorch.connect(workers=1, name="left") as session:
+        silent, other = raytorch.connect(name="left"), raytorch.connect(name="left")
+        assert silent.ones(1).item() == other.ones(1).item() == 1
+        transport: Any = silent._transport
+        ray.get(transport._host.leave.remote(transport.client))  # as after 20 s of silence
+        wait_until(lambda: len(session.handles()) < 2, 10)
+        with pytest.raises(SessionLostError, match="no sign of life for 20 s, and what it had made was freed"):
+            wait_until(lambda: silent.ones(1).item() == 0, 10)
+    with pytest.raises(SessionLostError, match="the client that opened it has closed it, or is gone"):
+        other.ones(1).item()
+    for guest in (silent, other):
+        guest.close()
 
 
 OWNER = """

@@ -321,7 +321,9 @@ def test_a_name_is_taken_once_and_must_be_there(session: Session) -> None:
 
 @pytest.mark.usefixtures("opened")
 def test_a_session_keeps_to_its_quota_and_ends_when_nobody_uses_it() -> None:
-    with raytorch.connect(workers=1, name="brief", max_bytes=1 << 20, idle_timeout=3) as session:
+    with raytorch.connect(workers=2, name="brief", max_bytes=1 << 20, idle_timeout=2) as session:
+        session.rank(1).run(time.sleep, 6)
+        session.barrier()  # rank 0 has waited for the other
         big = session.zeros(1 << 20)
         with pytest.raises(RemoteOpError, match=r"QuotaError: 4,194,304 bytes more .* 1,048,576 bytes"):
             big.fetch()

@@ -13,7 +13,8 @@ PACKAGE = Path(raytorch.__file__).parent
 # From the bottom up: a module imports only from rows above its own, whether at its top or inside a function.
 # A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
 ROWS = [
-    "causes errors",
+    "causes",
+    "errors",
     "model_files",
     "config.section",
     "config.data config.models config.optimization",

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from raytorch.distributed import Worker
+from raytorch.session import host as hosting
 from raytorch.session import worker
+from raytorch.session.host import SessionHost
 from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.transport import Group
 from raytorch.session.worker import Limits, Setup, serve
@@ -33,7 +35,7 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
     rounds = 0
     mine, theirs = 5, HANDLES_PER_CLIENT + 5
 
-    def gone() -> list[int]:
+    def look(rank: int, is_idle: bool) -> tuple[list[int], bool]:
         nonlocal rounds
         rounds += 1
         hosted: Any = worker._hosted
@@ -42,10 +44,10 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
         hosted.registry.put(mine, torch.ones(1))
         if rounds == 3:
             hosted.ended.set()
-        return [1]
+        return [1], False
 
     host = SimpleNamespace(
-        gone=SimpleNamespace(remote=gone), join=SimpleNamespace(remote=lambda rank, actor, pid: None)
+        look=SimpleNamespace(remote=look), join=SimpleNamespace(remote=lambda rank, actor, pid: None)
     )
     context = SimpleNamespace(current_actor=None)
     monkeypatch.setattr(worker, "ray", SimpleNamespace(get=lambda value: value, get_runtime_context=lambda: context))
@@ -55,3 +57,32 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
     serve(Setup(host, Limits(), threads=1))
     assert rounds == 3
     assert [handle for handle, _ in worker._hosted.registry] == [mine]
+
+
+def test_a_session_is_over_once_all_its_workers_have_been_idle_at_once() -> None:
+    host = SessionHost(workers=2)
+    looks = [(0, True), (1, False), (0, False), (1, True), (0, True)]
+    assert [host.look(rank, is_idle)[1] for rank, is_idle in looks] == [False, False, False, False, True]
+    assert host.look(1, False)[1], "the others have left"
+
+
+def test_clients_join_an_open_session_under_numbers_of_their_own() -> None:
+    host = SessionHost(workers=1)
+    assert host.attach() is None
+    assert host.skip_clients(3)  # who made handles that were restored
+    host.open()
+    assert [host.attach(), host.attach()] == [4, 5]
+    assert not host.skip_clients(9)
+
+
+def test_a_client_that_was_silent_for_too_long_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = SessionHost(workers=1)
+    host.open()
+    client = host.attach()
+    assert client
+    assert host.beat(client)
+    assert host.end_for(client) is None
+    monkeypatch.setattr(hosting, "SILENCE_S", -1.0)
+    assert host.look(0, False) == ([client], False)
+    assert not host.beat(client)
+    assert "no sign of life" in str(host.end_for(client))

@@ -240,3 +240,19 @@ def test_a_folder_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["saved"]
     with pytest.raises(HandleError):
         session.get(999)
+
+
+def test_what_a_client_that_had_joined_made_leaves_both_clients_ranges_of_handles_free(tmp_path: Path) -> None:
+    transport = InProcess(1, None)
+    session, guest = Session(transport), Session(transport, client=3)
+    theirs = guest.ones(2)
+    mine = session.zeros(2)
+    guest.synchronize()
+    session.save(tmp_path / "saved")
+    other = local_session()
+    other.restore(tmp_path / "saved")
+    assert other.get(theirs.handle).fetch().tolist() == [1, 1]
+    assert other.get(mine.handle).fetch().tolist() == [0, 0]
+    assert mine.handle < other.ones(1).handle < 100
+    skipping: Any = other._transport
+    assert skipping.skipped == 3
