@@ -112,8 +112,7 @@ class Program(NamedTuple):
         return cls(*pickle.loads(packed))  # noqa: S301 - from a client that Ray has let in
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What a worker says of a program."""
 
     answer: Any = None
@@ -131,16 +130,15 @@ class Report:
     def pack(self) -> bytes:
         """The report as bytes."""
         try:
-            return pickle.dumps(self, protocol=5)
+            return pickle.dumps(tuple(self), protocol=5)
         except (pickle.PicklingError, AttributeError, TypeError):  # a type of the client's script
-            packed: bytes = cloudpickle.dumps(self, protocol=5)
+            packed: bytes = cloudpickle.dumps(tuple(self), protocol=5)
             return packed
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Report":
         """The report that :meth:`pack` packed."""
-        report: Report = pickle.loads(packed)  # noqa: S301 - from a worker of this session
-        return report
+        return cls(*pickle.loads(packed))  # noqa: S301 - from a worker of this session
 
 
 def memory_format(name: str) -> torch.memory_format:
