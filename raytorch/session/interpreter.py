@@ -42,7 +42,7 @@ class _Poisoned(Exception):  # noqa: N818 - a signal
 class _Client:
     """What the interpreter keeps of one client."""
 
-    calls: dict[int, "_Call"] = field(default_factory=dict)
+    calls: dict[int | None, "_Call"] = field(default_factory=dict)
     programs: int = 0
     """How many it has sent."""
     errors: list[RemoteOpError] = field(default_factory=list)
@@ -76,8 +76,9 @@ class Interpreter:
         program = Program.unpack(packed)
         state = self._clients.setdefault(program.client, _Client())
         state.programs += 1
-        for pattern in program.patterns:
-            state.calls[pattern.number] = _Call(pattern, self)
+        if program.forgets:
+            state.calls.clear()
+        state.calls.update((pattern.number, _Call(pattern, self)) for pattern in program.patterns)
         self._attachments, self._answer = attachments, None
         grad_enabled = torch.is_grad_enabled()
         try:
