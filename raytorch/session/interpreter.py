@@ -1,5 +1,6 @@
 """Runs the programs of a session's clients on one worker, beside its registry. Knows nothing of Ray."""
 
+import contextlib
 import functools
 import pickle
 import traceback
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raytorch.errors import HandleError, RaytorchError, RemoteOpError
+from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
 from raytorch.session.primitives import ON_WORKER
@@ -78,7 +79,7 @@ class Interpreter:
         state.programs += 1
         if program.forgets:
             state.calls.clear()
-        state.calls.update((pattern.number, _Call(pattern, self)) for pattern in program.patterns)
+        state.calls.update((pattern.number, self._ready(pattern)) for pattern in program.patterns)
         self._attachments, self._answer = attachments, None
         grad_enabled = torch.is_grad_enabled()
         try:
@@ -147,6 +148,9 @@ class Interpreter:
         if name.removeprefix("torch.") in functions.FACTORIES:
             return functools.partial(function, device=self.device)
         return functools.partial(function, self) if name in ON_WORKER else function
+
+    def _ready(self, pattern: Pattern) -> "_Call":
+        return (_CountedCall if self.registry.is_limited and _changes(pattern) else _Call)(pattern, self)
 
 
 class _Call:
@@ -247,6 +251,33 @@ class _Call:
         args = [bind(template, on_leaf)(leaves) for template in self.pattern.args]
         kwargs = [f"{name}={shapes_of([bind(template, on_leaf)(leaves)])}" for name, template in self.pattern.kwargs]
         return ", ".join([shapes_of(args), *kwargs] if args else kwargs)
+
+
+class _CountedCall(_Call):
+    """A call by which what has a handle may come to hold more, or less: that is counted again, against the quota."""
+
+    def __init__(self, pattern: Pattern, interpreter: Interpreter) -> None:
+        super().__init__(pattern, interpreter)
+        self._may_grow = functions.may_grow(pattern.function)
+        self._is_of_handle = pattern.args[:1] == (HANDLE,)
+
+    def run(self, instruction: Instruction) -> None:
+        try:
+            super().run(instruction)
+        except BaseException:
+            with contextlib.suppress(QuotaError):  # what went wrong first is told
+                self._recount(instruction)
+            raise
+        self._recount(instruction)
+
+    def _recount(self, instruction: Instruction) -> None:
+        outputs = instruction[1] if isinstance(instruction[1], tuple) else instruction[1:2]
+        first = instruction[2:3] if self._is_of_handle else ()
+        self._interpreter.registry.recount((*outputs, *first), and_growing=self._may_grow)
+
+
+def _changes(pattern: Pattern) -> bool:
+    return functions.changes_first_argument(pattern.function) or functions.may_grow(pattern.function)
 
 
 def _unpickled(code: bytes) -> Any:
