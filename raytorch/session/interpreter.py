@@ -271,9 +271,8 @@ class _CountedCall(_Call):
         self._recount(instruction)
 
     def _recount(self, instruction: Instruction) -> None:
-        outputs = instruction[1] if isinstance(instruction[1], tuple) else instruction[1:2]
-        first = instruction[2:3] if self._is_of_handle else ()
-        self._interpreter.registry.recount((*outputs, *first), and_growing=self._may_grow)
+        subject = instruction[2:3] if self._is_of_handle else ()
+        self._interpreter.registry.recount(subject, and_growing=self._may_grow)
 
 
 def _changes(pattern: Pattern) -> bool:

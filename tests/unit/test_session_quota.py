@@ -122,6 +122,20 @@ def test_gradients_that_are_dropped_or_replaced_count_no_more(session: Session) 
     assert in_use(session) == 0
 
 
+def test_a_tensor_that_requires_grad_later_is_counted_with_its_gradient(session: Session) -> None:
+    for require in (
+        lambda tensor: tensor.requires_grad_(),
+        lambda tensor: setattr(tensor, "requires_grad", True),
+        lambda tensor: tensor.set_(session.run(lambda: torch.ones(256))).requires_grad_(True),
+    ):
+        tensor = session.ones(256)
+        require(tensor)
+        tensor.sum().backward()
+        assert in_use(session) == 2 * KIB
+        del tensor
+        assert in_use(session) == 0
+
+
 def test_a_gradient_that_is_held_elsewhere_counts_once(session: Session) -> None:
     net = session.module(square)
     weight = net.named_parameters()["weight"]
