@@ -68,8 +68,9 @@ class Registry:
     """Values by handle. Every method may be called from any thread.
 
     Args:
-        max_bytes: Bytes of tensor storage that the handles may hold together; None for no limit. Views share their
-            storage, which counts once. What autograd keeps for a backward pass is not counted.
+        max_bytes: Bytes of tensor storage that the handles may hold together, with gradients, optimizers' states and
+            whatever else :func:`tensors_of` finds; None for no limit. Views share their storage, which counts once.
+            What autograd keeps for a backward pass is not counted.
     """
 
     def __init__(self, max_bytes: int | None = None) -> None:
@@ -78,7 +79,12 @@ class Registry:
         self.recipes: WeakKeyDictionary[Any, Recipe] = WeakKeyDictionary()
         """How objects were made, in the order in which they were, for as long as they live."""
         self._next = itertools.count(1)
-        self._storages = _Storages(max_bytes) if max_bytes is not None else None
+        self._storages = None if max_bytes is None else _Storages(max_bytes)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit, for which what grows has to be counted again."""
+        return self._storages is not None
 
     def new(self, value: Any) -> int:
         """Store ``value`` under a new handle. Raises QuotaError."""
@@ -115,6 +121,21 @@ class Registry:
             if self._storages:
                 self._storages.remove(handle)
 
+    def recount(self, handles: Iterable[int], *, and_growing: bool) -> None:
+        """Count again what is held, after an operation by which it may have changed.
+
+        Args:
+            handles: By what was changed itself.
+            and_growing: Whether also by all that other operations let hold more, or less: modules and other objects,
+                and tensors that can have a gradient.
+
+        Raises:
+            QuotaError: It has grown, beyond the limit. It is held nevertheless: only what takes no more room is stored
+                from now on, until enough is freed.
+        """
+        if self._storages:
+            self._storages.recount(handles, and_growing=and_growing)
+
     def __contains__(self, handle: int) -> bool:
         return handle in self.values
 
@@ -128,8 +149,8 @@ class Registry:
     def stats(self) -> dict[str, dict[str, Any]]:
         """Per kind the number of handles, and per device the bytes of the tensors' storages.
 
-        The storages of a module's parameters and buffers count as the module's. A storage counts once, for the first
-        handle that holds it.
+        What a value holds beside itself counts as its own: a module's parameters, an optimizer's state, gradients; see
+        :func:`tensors_of`. A storage counts once, for the first handle that holds it.
         """
         counts: Counter[str] = Counter()
         bytes_by: dict[str, Counter[str]] = {}
@@ -151,45 +172,77 @@ class _Storages:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[int, dict[int, int]] = {}  # handle -> the bytes of its storages by address
+        self._held: dict[int, tuple[Any, dict[int, int]]] = {}  # handle -> value, and its storages' bytes by address
+        self._growing: set[int] = set()
+        self._sizes: dict[int, int] = {}
         self._holders: Counter[int] = Counter()
         self._total = 0
         self._lock = threading.Lock()
 
     def add(self, handle: int, value: Any) -> None:
-        storages = {
-            storage.data_ptr(): storage.nbytes() for storage in (part.untyped_storage() for part in tensors_of(value))
-        }
+        storages = _storages_of(value)
         with self._lock:
+            most = max(self._limit, self._total)  # what takes no more room than it gives is let in at any time
             replaced = self._remove(handle)
             before = self._total
-            self._hold(handle, storages)
-            if self._total > self._limit:
+            self._hold(handle, value, storages)
+            if self._total > most:
                 wanted = self._total - before
                 self._remove(handle)
-                self._hold(handle, replaced)
+                if replaced:
+                    self._hold(handle, *replaced)
                 raise QuotaError(
                     f"{wanted:,} bytes more would exceed the session's quota: {before:,} of {self._limit:,} bytes "
                     "are in use; free tensors, or connect with a larger max_bytes"
+                )
+
+    def recount(self, handles: Iterable[int], *, and_growing: bool) -> None:
+        with self._lock:
+            before = self._total
+            for handle in self._growing.union(handles) if and_growing else handles:
+                if held := self._remove(handle):
+                    self._hold(handle, held[0], _storages_of(held[0]))
+            if self._total > max(self._limit, before):
+                raise QuotaError(
+                    f"{self._total - before:,} bytes more, of gradients, optimizer state or what else objects came "
+                    f"to hold, exceed the session's quota: {self._total:,} of {self._limit:,} bytes are in use; free "
+                    "tensors, drop gradients with zero_grad(), or connect with a larger max_bytes"
                 )
 
     def remove(self, handle: int) -> None:
         with self._lock:
             self._remove(handle)
 
-    def _hold(self, handle: int, storages: dict[int, int]) -> None:
-        self._total += sum(size for address, size in storages.items() if not self._holders[address])
-        self._holders.update(storages.keys())
-        self._held[handle] = storages
-
-    def _remove(self, handle: int) -> dict[int, int]:
-        storages = self._held.pop(handle, {})
+    def _hold(self, handle: int, value: Any, storages: dict[int, int]) -> None:
         for address, size in storages.items():
+            self._total += size - self._sizes.get(address, 0)
+            self._sizes[address] = size
+            self._holders[address] += 1
+        self._held[handle] = value, storages
+        if _can_grow(value):
+            self._growing.add(handle)
+
+    def _remove(self, handle: int) -> tuple[Any, dict[int, int]] | None:
+        held = self._held.pop(handle, None)
+        self._growing.discard(handle)
+        for address in held[1] if held else ():
             self._holders[address] -= 1
             if not self._holders[address]:
                 del self._holders[address]
-                self._total -= size
-        return storages
+                self._total -= self._sizes.pop(address)
+        return held
+
+
+def _storages_of(value: Any) -> dict[int, int]:
+    storages = [tensor.untyped_storage() for tensor in tensors_of(value)]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _can_grow(value: Any) -> bool:
+    """Whether a value may come to hold more by operations other than those that work in place on it."""
+    if isinstance(value, Tensor):
+        return value.requires_grad and _has_gradient_of_its_own(value)
+    return not isinstance(value, Poison)
 
 
 _KINDS: list[tuple[type, Kind]] = [
@@ -221,14 +274,50 @@ def kind_of(value: Any) -> Kind:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The dense tensors that a registered value holds directly; none that a lazy module has yet to shape."""
+    """The dense tensors that a registered value holds; none that a lazy module has yet to shape.
+
+    Those in sequences and dictionaries, modules, optimizers, schedulers and contexts, the parts of sparse tensors, and
+    the gradients of all these; not what is in an object of another class.
+    """
+    parts, seen = [value], set()
+    for part in parts:  # which grows meanwhile, and keeps what is in it, so that no id is given out again
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor) and part.layout == torch.strided and not is_lazy(part):
+            yield part
+        parts.extend(_parts_of(part))
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
     match value:
         case Tensor():
-            if value.layout == torch.strided and not is_lazy(value):
-                yield value
+            return _parts_of_tensor(value)
         case nn.Module():
-            for part in (*value.parameters(), *value.buffers()):
-                yield from tensors_of(part)
-        case list() | tuple():
-            for part in value:
-                yield from tensors_of(part)
+            return (*value.parameters(), *value.buffers())
+        case torch.optim.Optimizer():
+            return value.param_groups, value.state
+        case torch.optim.lr_scheduler.LRScheduler():
+            return (value.optimizer,)
+        case Context():
+            return vars(value), vars(value._ctx)
+        case list() | tuple() | set():
+            return value
+        case dict():
+            return value.values()
+    return ()
+
+
+def _parts_of_tensor(tensor: Tensor) -> Iterator[Tensor]:
+    if tensor.layout == torch.sparse_coo:
+        yield from (tensor._indices(), tensor._values())
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    if _has_gradient_of_its_own(tensor) and tensor.grad is not None:
+        yield tensor.grad
+
+
+def _has_gradient_of_its_own(tensor: Tensor) -> bool:
+    return tensor.is_leaf or tensor.retains_grad

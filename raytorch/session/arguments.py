@@ -2,19 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
 import numpy as np
 import torch
 
 from raytorch.errors import HandleError, SessionError
-from raytorch.session.program import CODE, HANDLE, VALUE, Template
+from raytorch.session.program import CODE, HANDLE, MOST_PATTERNS, VALUE, Template
 from raytorch.session.transfer import Payload
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 VALUES = {int, float, complex}
 """Types of numbers, which travel as they are."""
-_CONSTANTS = {type(None), bool, str, type(...), torch.dtype, torch.device, torch.layout, torch.memory_format}
+_WORDS = {type(None), bool, str}
+_CONSTANTS = _WORDS | {type(...), torch.dtype, torch.device, torch.layout, torch.memory_format}
+_LONGEST_CONSTANT = 1000
+"""Characters of a string that may be part of a pattern."""
+
+
+class Memory(dict[K, V]):
+    """What is known of calls, and can be found out again: all of it is forgotten when there is too much."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: K, value: V) -> None:
+        if len(self) >= MOST_PATTERNS:
+            self.clear()
+        super().__setitem__(key, value)
 
 
 class Reference:
@@ -40,6 +57,16 @@ class Reference:
         return self._handle
 
 
+class ObjectReference(Reference):
+    """Stands for an object, and knows what its calls give."""
+
+    __slots__ = ("_expected",)
+
+    def __init__(self, recorder: Any, handle: int, rank: int | None = None) -> None:
+        super().__init__(recorder, handle, rank)
+        self._expected: Memory[Shape, Any] = Memory()
+
+
 @dataclass(frozen=True, eq=False)
 class Function:
     """What the client knows of a function."""
@@ -60,12 +87,19 @@ class Shape(NamedTuple):
 
 
 class Arguments:
-    """The arguments of a call, taken apart into templates and leaves."""
+    """The arguments of a call, taken apart into templates and leaves.
 
-    __slots__ = ("_recorder", "_uploaded", "has_code", "leaves", "rank")
+    Args:
+        recorder: What records the call.
+        rank: The only rank that is to execute it; None for all.
+        is_learned: Whether the kind of result is learned by the call's shape, which strings and keys are part of then.
+            Otherwise whatever is plain is a leaf, so that calls with ever other words are of one shape.
+    """
 
-    def __init__(self, recorder: Any, rank: int | None) -> None:
-        self._recorder = recorder
+    __slots__ = ("_is_learned", "_recorder", "_uploaded", "has_code", "leaves", "rank")
+
+    def __init__(self, recorder: Any, rank: int | None, *, is_learned: bool = False) -> None:
+        self._recorder, self._is_learned = recorder, is_learned
         self._uploaded: list[Reference] = []  # kept until the call is recorded
         self.leaves: list[Any] = []
         self.has_code = False
@@ -84,26 +118,21 @@ class Arguments:
             return Shape(function, templates, ())
         return Shape(function, templates, tuple([(name, self._template(value)) for name, value in kwargs.items()]))
 
-    def subject(self, shape: Shape) -> Any:
-        """What the kind of result depends on: the call's shape and, for a call of an object, the object."""
-        return (shape, self.leaves[0]) if shape.function.on_object else shape
-
     def _template(self, value: Any) -> Template:
         kind = type(value)
         if isinstance(value, Reference):
             return self._reference(value)
-        if kind in VALUES:
+        if kind in VALUES or (kind in _WORDS and not self._is_learned):
             self.leaves.append(value)
             return VALUE
-        if kind in _CONSTANTS:
+        if kind in _CONSTANTS and not (kind is str and len(value) > _LONGEST_CONSTANT):
             return ("constant", kind, value)
         if kind is slice:
             return self._sequence(kind, (value.start, value.stop, value.step))
         if isinstance(value, tuple | list):
             return self._sequence(kind, value)
         if kind is dict:
-            _require_plain(value)
-            return ("mapping", tuple(value), tuple([self._template(part) for part in value.values()]))
+            return self._mapping(value)
         if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
             self._uploaded.append(self._recorder.upload([Payload.of(value)], self.rank))
             return self._reference(self._uploaded[-1])
@@ -123,7 +152,24 @@ class Arguments:
         return CODE
 
     def _sequence(self, kind: type, parts: Sequence[Any]) -> Template:
-        return ("sequence", kind, tuple([self._template(part) for part in parts]))
+        begin = len(self.leaves)
+        templates = tuple([self._template(part) for part in parts])
+        if not self._is_learned and kind in (list, tuple) and all(template == VALUE for template in templates):
+            self.leaves[begin:] = [kind(self.leaves[begin:])]
+            return VALUE
+        return ("sequence", kind, templates)
+
+    def _mapping(self, mapping: dict[Any, Any]) -> Template:
+        _require_plain(mapping)
+        keys, begin = tuple(mapping), len(self.leaves)
+        templates = tuple([self._template(part) for part in mapping.values()])
+        if self._is_learned:
+            return ("mapping", ("constant", tuple, keys), templates)
+        if all(template == VALUE for template in templates):
+            self.leaves[begin:] = [dict(zip(keys, self.leaves[begin:], strict=True))]
+            return VALUE
+        self.leaves.insert(begin, keys)
+        return ("mapping", VALUE, templates)
 
     def _reference(self, reference: Reference) -> Template:
         if reference._recorder is not self._recorder:
@@ -140,7 +186,7 @@ class Arguments:
 
 
 def _require_plain(mapping: Mapping[Any, Any]) -> None:
-    """Refuse keys that are no plain values: they are part of a call's shape, which travels once."""
+    """Refuse keys that are no plain values, which travel without a look into them."""
     for key in mapping:
         if not _is_plain(key):
             raise SessionError(f"a dictionary's key is a {type(key).__name__}: use strings or numbers as keys")

@@ -35,7 +35,8 @@ def connect(
         cpus_per_worker: CPUs of each worker, which are also its threads.
         gpus_per_worker: GPUs of each worker.
         backend: Of the process group; ``auto`` is NCCL where each worker holds a GPU of its own, else gloo.
-        max_bytes: Bytes of tensors that handles may hold on each worker; None for no limit.
+        max_bytes: Bytes of tensors that handles may hold on each worker, gradients and optimizer state included; None
+            for no limit.
         idle_timeout: Seconds without any call after which the session ends by itself; None for never.
         timeout_s: Seconds after which a collective operation that makes no progress fails.
         restore: A folder that ``save`` of a session with as many workers has written: all that it holds is there again,

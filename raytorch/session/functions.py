@@ -96,6 +96,15 @@ def gives_value(name: str) -> bool:
     return last.startswith("is_") or last in _VALUE_FUNCTIONS
 
 
+def may_grow(name: str) -> bool:
+    """Whether a call can let values that have handles hold more than they did, or less, otherwise than in place."""
+    return name.endswith(".__set__") or name in _GROWING
+
+
+_GROWING = {
+    *("torch.Tensor.backward", "torch.Tensor.retain_grad", "raytorch.autograd.backward"),
+    *(f"raytorch.session.{primitive}" for primitive in ("create", "call", "method", "set_attribute", "load_state")),
+}
 _VALUE_FUNCTIONS = {
     *("allclose", "data_ptr", "dim", "element_size", "equal", "get_device", "item", "ndimension", "nelement", "numel"),
     *("size", "storage_offset", "stride", "tolist", "type"),

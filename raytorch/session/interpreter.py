@@ -1,5 +1,6 @@
 """Runs the programs of a session's clients on one worker, beside its registry. Knows nothing of Ray."""
 
+import contextlib
 import functools
 import pickle
 import traceback
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raytorch.distributed import failure_cause
-from raytorch.errors import HandleError, RaytorchError, RemoteOpError
+from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
 from raytorch.session.primitives import ON_WORKER
@@ -43,7 +44,7 @@ class _Poisoned(Exception):  # noqa: N818 - a signal
 class _Client:
     """What the interpreter keeps of one client."""
 
-    calls: dict[int, "_Call"] = field(default_factory=dict)
+    calls: dict[int | None, "_Call"] = field(default_factory=dict)
     programs: int = 0
     """How many it has sent."""
     errors: list[RemoteOpError] = field(default_factory=list)
@@ -77,8 +78,9 @@ class Interpreter:
         program = Program.unpack(packed)
         state = self._clients.setdefault(program.client, _Client())
         state.programs += 1
-        for pattern in program.patterns:
-            state.calls[pattern.number] = _Call(pattern, self)
+        if program.forgets:
+            state.calls.clear()
+        state.calls.update((pattern.number, self._ready(pattern)) for pattern in program.patterns)
         self._attachments, self._answer = attachments, None
         grad_enabled = torch.is_grad_enabled()
         try:
@@ -147,6 +149,9 @@ class Interpreter:
         if name.removeprefix("torch.") in functions.FACTORIES:
             return functools.partial(function, device=self.device)
         return functools.partial(function, self) if name in ON_WORKER else function
+
+    def _ready(self, pattern: Pattern) -> "_Call":
+        return (_CountedCall if self.registry.is_limited and _changes(pattern) else _Call)(pattern, self)
 
 
 class _Call:
@@ -249,6 +254,32 @@ class _Call:
         args = [bind(template, on_leaf)(leaves) for template in self.pattern.args]
         kwargs = [f"{name}={shapes_of([bind(template, on_leaf)(leaves)])}" for name, template in self.pattern.kwargs]
         return ", ".join([shapes_of(args), *kwargs] if args else kwargs)
+
+
+class _CountedCall(_Call):
+    """A call by which what has a handle may come to hold more, or less: that is counted again, against the quota."""
+
+    def __init__(self, pattern: Pattern, interpreter: Interpreter) -> None:
+        super().__init__(pattern, interpreter)
+        self._may_grow = functions.may_grow(pattern.function)
+        self._is_of_handle = pattern.args[:1] == (HANDLE,)
+
+    def run(self, instruction: Instruction) -> None:
+        try:
+            super().run(instruction)
+        except BaseException:
+            with contextlib.suppress(QuotaError):  # what went wrong first is told
+                self._recount(instruction)
+            raise
+        self._recount(instruction)
+
+    def _recount(self, instruction: Instruction) -> None:
+        subject = instruction[2:3] if self._is_of_handle else ()
+        self._interpreter.registry.recount(subject, and_growing=self._may_grow)
+
+
+def _changes(pattern: Pattern) -> bool:
+    return functions.changes_first_argument(pattern.function) or functions.may_grow(pattern.function)
 
 
 def _unpickled(code: bytes) -> Any:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from raytorch.registry import Kind
 from raytorch.session import primitives
-from raytorch.session.arguments import Reference
+from raytorch.session.arguments import ObjectReference, Reference
 from raytorch.session.tensor import RemoteTensor
 from raytorch.session.transfer import Payload
 
 
-class RemoteObject(Reference):
+class RemoteObject(ObjectReference):
     """An object on the workers: methods are called there, and attributes read there, and waited for."""
 
     __slots__ = ()
@@ -34,7 +34,7 @@ class RemoteObject(Reference):
     def set(self, attribute: str, value: Any) -> None:
         """Assign to an attribute on the workers."""
         self._recorder.do(primitives.set_attribute, self, attribute, value)
-        self._recorder.unlearn(self._handle)
+        self._expected.clear()  # from now on it may give results of another structure
 
     def free(self) -> None:
         """Free the object now, on every worker."""
@@ -75,7 +75,7 @@ class RemoteModule(RemoteObject):
     def train(self, mode: bool = True) -> "RemoteModule":
         """Set training mode. See ``torch.nn.Module.train``."""
         self._do("train", mode)
-        self._recorder.unlearn(self._handle)
+        self._expected.clear()  # from now on it may give results of another structure
         return self
 
     def eval(self) -> "RemoteModule":

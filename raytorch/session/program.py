@@ -1,9 +1,9 @@
 """What travels from a client to the workers: programs of instructions, each an instance of a pattern.
 
 A *pattern* is one call as it stands at one place in the client's script: the function, the structure of its arguments,
-and the file and line. It travels once. An *instruction* is a tuple ``(pattern number, output, leaf, leaf, ...)`` of
-integers and numbers: where the result goes, and the handles and values that the pattern's template leaves open.
-Between them stand handles that are to be freed.
+and the file and line. It travels before its first instruction, and again once it was forgotten. An *instruction* is a
+tuple ``(pattern number, output, leaf, leaf, ...)``: where the result goes, and the handles and plain values that the
+pattern's template leaves open. Between them stand handles that are to be freed.
 """
 
 import copyreg
@@ -18,6 +18,9 @@ import torch
 
 from raytorch.errors import RemoteOpError
 
+MOST_PATTERNS = 10_000
+"""Patterns that a client remembers, and that its programs let the workers remember, before both forget them all."""
+
 HANDLE = "handle"
 """Template of an argument that is a handle; its leaf is the integer."""
 VALUE = "value"
@@ -29,7 +32,7 @@ ATTACHMENT = "attachment"
 
 Template = Any
 """One of the words above; ``("constant", type, value)``; ``("sequence", type, templates)``; or
-``("mapping", keys, templates)``."""
+``("mapping", template of the tuple of keys, templates)``."""
 
 NOWHERE = 0
 """Output of an instruction whose result is not stored."""
@@ -68,11 +71,10 @@ class Modes(NamedTuple):
 _WITH_GRAD, _WITHOUT_GRAD = Modes(True, None), Modes(False, None)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Pattern:
     """A call at a place in the client's script."""
 
-    number: int
     function: str
     args: tuple[Template, ...]
     kwargs: tuple[tuple[str, Template], ...]
@@ -82,6 +84,8 @@ class Pattern:
     """The only rank that is to execute it; None for all."""
     file: str
     line: int
+    number: int | None = None
+    """The one that its instructions have; None while the workers do not know it."""
 
 
 Instruction = tuple[Any, ...]
@@ -94,14 +98,16 @@ class Program(NamedTuple):
     """Number of the client that recorded them."""
     answer_from: tuple[int, ...]
     """The ranks that are to describe the last instruction's result, whose pattern is one of ``Result.ANSWER``."""
+    forgets: bool
+    """Whether the patterns that earlier programs brought are forgotten, and their numbers given out again."""
     patterns: list[Pattern]
-    """Patterns that no earlier program has brought."""
+    """Patterns that the workers do not know."""
     instructions: list[Instruction | int]
     """An integer frees the handle."""
 
     def pack(self) -> bytes:
         """The program as bytes."""
-        # Patterns may name types of the client's script, which plain pickle does not carry; instructions are numbers.
+        # Patterns may name types of the client's script, which plain pickle does not carry; instructions are plain.
         dumps = cloudpickle.dumps if self.patterns else pickle.dumps
         packed: bytes = dumps(tuple(self), protocol=5)
         return packed
@@ -170,9 +176,10 @@ def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callab
             build = sequence_builder(kind)
             parts = [bind(part, on_leaf) for part in templates]
             return lambda leaves: build([part(leaves) for part in parts])
-        case ("mapping", keys, templates):
+        case ("mapping", keys_template, templates):
+            keys = bind(keys_template, on_leaf)
             parts = [bind(part, on_leaf) for part in templates]
-            return lambda leaves: {key: part(leaves) for key, part in zip(keys, parts, strict=True)}
+            return lambda leaves: {key: part(leaves) for key, part in zip(keys(leaves), parts, strict=True)}
     raise ValueError(f"{template!r} is no template")
 
 

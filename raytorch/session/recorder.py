@@ -13,7 +13,7 @@ import torch
 from raytorch.errors import RemoteOpError, SessionError
 from raytorch.registry import Kind
 from raytorch.session import functions, primitives
-from raytorch.session.arguments import VALUES, Arguments, Function, Reference, Shape
+from raytorch.session.arguments import VALUES, Arguments, Function, Memory, ObjectReference, Reference, Shape
 from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, Result
 from raytorch.session.results import Description, count_held, fixed_tensors, is_tensor, rebuild
 from raytorch.session.stream import Parts, Stream, Transport
@@ -28,11 +28,13 @@ _OWN_PACKAGES = {"raytorch", "torch"}
 class _Plan(NamedTuple):
     """How to record a call as the last one from the same place."""
 
-    number: int
+    pattern: Pattern
     modes: Modes
     kinds: tuple[type[Any], ...]
     references: tuple[int, ...]
     """The places of those arguments that are handles."""
+    code: CodeType
+    """The client's, kept so that its id, by which the plan is found, is not given out again."""
 
 
 class Recorder:
@@ -49,9 +51,9 @@ class Recorder:
         self._stand_in, self._tensor = stand_in, stand_in(Kind.TENSOR)
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
         self._functions: dict[Callable[..., Any], Function] = {}
-        self._learned: dict[Any, Any] = {}
-        self._plans: dict[Any, _Plan] = {}
-        self._codes: dict[int, CodeType] = {}  # kept, so that the ids in the patterns' keys are not given out again
+        self._expected: Memory[Shape, Any] = Memory()
+        self._plans: Memory[Any, _Plan] = Memory()
+        self._patterns: Memory[Any, tuple[Pattern, CodeType]] = Memory()  # the code, as its id is in the key
 
     def call(
         self,
@@ -74,16 +76,17 @@ class Recorder:
         """
         if not kwargs and rank is None and (repeated := self._repeat(function, args)) is not None:
             return repeated
-        arguments = Arguments(self, rank)
+        arguments = Arguments(self, rank, is_learned=True)
         shape = arguments.shape(self._known(function), args, kwargs or {})
         if shape.function.in_place:
             return self._call_in_place(shape, arguments, args or list((kwargs or {}).values()))
         if kwargs and kwargs.get("out") is not None:
             return self._call_into(kwargs["out"], shape, arguments)
-        learned = self._learned.get(arguments.subject(shape))
-        match learned:
+        results = args[0]._expected if _is_object(shape.function, args) else self._expected
+        expected = results.get(shape)
+        match expected:
             case None | Result.ANSWER:
-                return self._ask_and_learn(shape, arguments)
+                return self._ask_and_learn(shape, arguments, results)
             case Result.DROP:
                 return self._record(shape, arguments, Result.DROP, NOWHERE)
             case Result.TENSOR:
@@ -91,7 +94,7 @@ class Recorder:
                 self._record(shape, arguments, Result.TENSOR, handle)
                 self._plan(function, args, shape, arguments)
                 return self._tensor(self, handle, arguments.rank)
-        kind, count = learned
+        kind, count = expected
         handles = tuple(itertools.islice(self._handles, count))
         self._record(shape, arguments, Result.TENSORS, handles)
         return kind([self._tensor(self, handle, arguments.rank) for handle in handles])
@@ -132,9 +135,9 @@ class Recorder:
         arguments = Arguments(self, None)
         shape = arguments.shape(self._known(function), args, kwargs)
         everywhere = range(self.stream.transport.world_size)
-        number = self._pattern(shape, arguments.rank, Result.ANSWER)
+        pattern = self._pattern(shape, arguments.rank, Result.ANSWER)
         ranks = everywhere if arguments.rank is None else [arguments.rank]
-        reports = self.stream.ask((number, NOWHERE, *arguments.leaves), ranks)
+        reports = self.stream.ask(pattern, NOWHERE, arguments.leaves, ranks)
         for report in reports:
             self._raise(report, NOWHERE)
         return [rebuild(report.answer, _refuse_held) for report in reports]
@@ -151,12 +154,6 @@ class Recorder:
     def skip_to(self, handle: int) -> None:
         """Give out no handle below this one any more."""
         self._handles = itertools.count(handle)
-
-    def unlearn(self, handle: int) -> None:
-        """Expect nothing of the object's calls any more: it may give results of another structure from now on."""
-        for subject in list(self._learned):
-            if type(subject) is tuple and subject[1] == handle:
-                self._learned.pop(subject, None)
 
     def _known(self, function: Callable[..., Any]) -> Function:
         known = self._functions.get(function)
@@ -192,26 +189,26 @@ class Recorder:
             raise SessionError(
                 "out= is a local tensor, which workers cannot write to: leave it out, and fetch() the result"
             )
-        return self._ask_and_learn(shape, arguments)
+        return self._ask_and_learn(shape, arguments, self._expected)
 
-    def _ask_and_learn(self, shape: Shape, arguments: Arguments) -> Any:
+    def _ask_and_learn(self, shape: Shape, arguments: Arguments, results: Memory[Shape, Any]) -> Any:
         handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
         if report.failure:
-            if shape.function.gives_value or self._learned.get(arguments.subject(shape)):
+            if shape.function.gives_value or results.get(shape):
                 self._raise(report, handle)
             return self._tensor(self, handle, arguments.rank)  # raises when its value is asked for
         answer: Description = report.answer
         if shape.function.learnable and not arguments.has_code:
-            self._learned[arguments.subject(shape)] = _expectation(answer, shape.function)
+            results[shape] = _expectation(answer, shape.function)
         if not count_held(answer):
             self._raise(report, handle)
         return self._rebuild(answer, handle, arguments.rank)
 
     def _ask(self, shape: Shape, arguments: Arguments, ranks: Sequence[int]) -> tuple[int, list[Report]]:
         handle = next(self._handles)
-        number = self._pattern(shape, arguments.rank, Result.ANSWER)
+        pattern = self._pattern(shape, arguments.rank, Result.ANSWER)
         try:
-            return handle, self.stream.ask((number, handle, *arguments.leaves), ranks)
+            return handle, self.stream.ask(pattern, handle, arguments.leaves, ranks)
         except KeyboardInterrupt:
             self.stream.freed.append(handle)
             raise
@@ -220,9 +217,10 @@ class Recorder:
         """Remember how a call that gives a tensor was recorded, if it depends on handles and numbers alone."""
         flat = not shape.kwargs and all(isinstance(arg, Reference) or type(arg) in VALUES for arg in args)
         if flat and arguments.rank is None and not shape.function.on_object:
-            number = self._pattern(shape, None, Result.TENSOR)
+            pattern = self._pattern(shape, None, Result.TENSOR)
+            kinds = tuple(map(type, args))
             references = tuple([place for place, arg in enumerate(args) if isinstance(arg, Reference)])
-            self._plans[_site(function)] = _Plan(number, Modes.current(), tuple(map(type, args)), references)
+            self._plans[_site(function)] = _Plan(pattern, Modes.current(), kinds, references, own_frame().f_code)
 
     def _repeat(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Record a call as the last one from the same place was recorded; None if it may be of another shape."""
@@ -230,30 +228,31 @@ class Recorder:
         if plan is None or tuple(map(type, args)) != plan.kinds or Modes.current() != plan.modes:
             return None
         handle = next(self._handles)
-        instruction = [plan.number, handle, *args]
+        leaves = list(args)
         for place in plan.references:
             reference = args[place]
             if reference._recorder is not self or reference._rank is not None:
                 return None
-            instruction[place + 2] = reference._handle
-        self.stream.append(tuple(instruction))
+            leaves[place] = reference._handle
+        self.stream.append(plan.pattern, handle, leaves)
         return self._tensor(self, handle)
 
     def _record(self, shape: Shape, arguments: Arguments, result: Result, output: Any) -> None:
-        self.stream.append((self._pattern(shape, arguments.rank, result), output, *arguments.leaves))
+        self.stream.append(self._pattern(shape, arguments.rank, result), output, arguments.leaves)
 
-    def _pattern(self, shape: Shape, rank: int | None, result: Result) -> int:
-        """The number of the pattern of a call from the client's own line."""
+    def _pattern(self, shape: Shape, rank: int | None, result: Result) -> Pattern:
+        """The pattern of a call from the client's own line."""
         modes = Modes.current()
         frame = own_frame()
         code = frame.f_code
-
-        def make(number: int) -> Pattern:
-            self._codes[id(code)] = code
-            name, args, kwargs = shape.function.name, shape.args, shape.kwargs
-            return Pattern(number, name, args, kwargs, result, modes, rank, code.co_filename, frame.f_lineno or 0)
-
-        return self.stream.pattern((shape, rank, result, modes, id(code), frame.f_lasti), make)
+        key = (shape, rank, result, modes, id(code), frame.f_lasti)
+        known = self._patterns.get(key)
+        if known:
+            return known[0]
+        name, args, kwargs = shape.function.name, shape.args, shape.kwargs
+        pattern = Pattern(name, args, kwargs, result, modes, rank, code.co_filename, frame.f_lineno or 0)
+        self._patterns[key] = pattern, code
+        return pattern
 
     def _raise(self, report: Report, handle: int) -> None:
         """Raise the call's error, or one that nobody was told of; what the call left on a worker is freed then."""
@@ -301,6 +300,11 @@ def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:
     """
     frame = own_frame(4)
     return function, id(frame.f_code), frame.f_lasti
+
+
+def _is_object(function: Function, args: Sequence[Any]) -> bool:
+    """Whether what a call gives depends on the object that is called."""
+    return function.on_object and isinstance(args[0], ObjectReference)
 
 
 def _expectation(answer: Description, function: Function) -> Any:

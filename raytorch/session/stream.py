@@ -1,15 +1,14 @@
 """The client's stream of instructions to the workers: what is recorded goes out in order, as programs."""
 
-import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from typing import Any, Protocol
 
 from raytorch.errors import RemoteOpError, SessionLostError
-from raytorch.session.program import Instruction, Pattern, Program, Report
+from raytorch.session.program import MOST_PATTERNS, Instruction, Pattern, Program, Report
 from raytorch.session.transfer import Payload
 
 PROGRAM_LENGTH = 1000
@@ -70,9 +69,9 @@ class Stream:
         self.freed: deque[int] = deque()
         """Handles that were collected; they are freed after all that was recorded before."""
         self._lock = threading.Lock()
-        self._patterns: dict[Any, int] = {}
-        self._numbers = itertools.count()
+        self._known_patterns: list[Pattern] = []
         self._new_patterns: list[Pattern] = []
+        self._forgets = False
         self._instructions: list[Instruction | int] = []
         self._attachments: list[Parts] = []
         self._in_flight: deque[list[Future]] = deque()
@@ -87,38 +86,28 @@ class Stream:
         self._idle = threading.Thread(target=self._flush_when_idle, name="raytorch-flush", daemon=True)
         self._idle.start()
 
-    def pattern(self, key: Any, make: Callable[[int], Pattern]) -> int:
-        """The number of a pattern; ``make`` makes it, should ``key`` be new. It is sent before its instructions."""
-        number = self._patterns.get(key)
-        if number is None:
-            with self._lock:
-                number = next(self._numbers)
-                self._new_patterns.append(make(number))
-                self._patterns[key] = number
-        return number
-
-    def append(self, instruction: Instruction) -> None:
+    def append(self, pattern: Pattern, output: Any, leaves: Sequence[Any]) -> None:
         """Record an instruction."""
         with self._lock:
-            self._append(instruction)
+            self._append(pattern, output, leaves)
             self._send_if_full()
 
-    def append_upload(self, number: int, output: int, parts: Parts) -> None:
+    def append_upload(self, pattern: Pattern, output: int, parts: Parts) -> None:
         """Record an instruction whose only argument travels beside the program, as it is now."""
         is_large = any(part and part.nbytes >= LARGE for part in parts)
         if not is_large:  # what waits is copied, as its owner may go on to change it
             parts = [part and part.copy() for part in parts]
         with self._lock:
-            self._append((number, output, len(self._attachments)))
+            self._append(pattern, output, (len(self._attachments),))
             self._attachments.append(parts)
             if is_large:
                 self._send()
             self._send_if_full()
 
-    def ask(self, instruction: Instruction, ranks: Sequence[int]) -> list[Report]:
+    def ask(self, pattern: Pattern, output: int, leaves: Sequence[Any], ranks: Sequence[int]) -> list[Report]:
         """Record an instruction and wait for the reports of some ranks on its result. Raises SessionLostError."""
         with self._lock:
-            self._append(instruction)
+            self._append(pattern, output, leaves)
             futures = self._send(ranks)
         waiting = [futures[rank] for rank in ranks]
         try:
@@ -175,14 +164,30 @@ class Stream:
         self._recorded.set()
         self._idle.join()
 
-    def _append(self, instruction: Instruction) -> None:
+    def _append(self, pattern: Pattern, output: Any, leaves: Sequence[Any]) -> None:
         if self._ended:
             self._require_open()
         if self.freed:
             self._free()
-        self._instructions.append(instruction)
+        number = pattern.number
+        if number is None:
+            number = self._introduce(pattern)
+        self._instructions.append((number, output, *leaves))
         if self._dozing:
             self._recorded.set()
+
+    def _introduce(self, pattern: Pattern) -> int:
+        """Give a pattern that the workers do not know its number."""
+        pattern.number = number = len(self._known_patterns)
+        self._known_patterns.append(pattern)
+        self._new_patterns.append(pattern)
+        return number
+
+    def _forget_patterns(self) -> None:
+        """Let the workers forget all patterns; those that are used again travel again."""
+        for pattern in self._known_patterns:
+            pattern.number = None
+        self._known_patterns, self._forgets = [], True
 
     def _send_if_full(self) -> None:
         if len(self._instructions) >= PROGRAM_LENGTH:
@@ -200,7 +205,7 @@ class Stream:
     def _send(self, answer_from: Sequence[int] = ()) -> list[Future]:
         if not self._instructions:
             return []
-        program = Program(self._client, tuple(answer_from), self._new_patterns, self._instructions)
+        program = Program(self._client, tuple(answer_from), self._forgets, self._new_patterns, self._instructions)
         try:
             futures = self.transport.send(program.pack(), self._attachments)
         except KeyboardInterrupt:
@@ -209,6 +214,9 @@ class Stream:
             )
             raise
         self._new_patterns, self._instructions, self._attachments = [], [], []  # what could not be sent is kept
+        self._forgets = False
+        if len(self._known_patterns) >= MOST_PATTERNS:  # now that no instruction waits that has its number
+            self._forget_patterns()
         self._sent_at = time.monotonic()
         others = [future for rank, future in enumerate(futures) if rank not in answer_from]
         if others:

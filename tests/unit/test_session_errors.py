@@ -327,30 +327,6 @@ def test_an_object_that_could_not_be_made_raises_what_its_class_did(session: Ses
         session.optimizer("sgd", [], lr=0.1).state_dict()
 
 
-# -- the quota ---------------------------------------------------------------------------------------------------------
-
-
-def test_what_exceeds_the_quota_fails_and_the_session_lives_on() -> None:
-    with local_session(2, max_bytes=4800) as session:
-        first = session.zeros(512)
-        big = session.zeros(1024)
-        error = caught(big.fetch)
-        assert error.operation == "torch.zeros"
-        assert "QuotaError: 4,096 bytes more would exceed the session's quota: 2,048 of 4,800 bytes" in str(error)
-        assert caught((big + 1).fetch).operation == "torch.zeros"
-        doubled = first + 1
-        assert doubled.sum().item() == 512
-        del doubled
-        session.synchronize()
-        for _ in range(20):
-            first = first.add(1)
-            assert first[0].item() >= 1
-        with pytest.raises(RemoteOpError, match="QuotaError"):
-            session.tensor(torch.zeros(2048)).fetch()
-        first.free()
-        assert session.zeros(1000).sum().item() == 0
-
-
 # -- between processes -------------------------------------------------------------------------------------------------
 
 
