@@ -21,11 +21,13 @@ from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.storage import RunFolder
 
@@ -72,19 +74,37 @@ class ProcessGroupBackend(Backend):
             ray.get(joined)
 
 
+class WorkerActor(RayTrainWorker):
+    """The actor of a worker: a base for those that do more than what Ray Train calls them for."""
+
+
+class WorkerGroupController(TrainController):
+    """Starts and watches the workers: Ray Train's own actor, but for the class of theirs."""
+
+    def __init__(self, worker_class: type[WorkerActor], **options: Any) -> None:
+        super().__init__(**options)
+        self.worker_group_cls = type("WorkerGroup", (WorkerGroup,), {"_worker_cls": worker_class})
+
+
 class WorkerGroupTrainer(DataParallelTrainer):
     """Runs a function on a group of workers that share a process group.
 
     Args:
         scaling_policy: Decides on the number of workers in place of Ray Train's own policy.
+        worker_class: The class of the workers' actors.
         options: See ``ray.train.v2.api.data_parallel_trainer.DataParallelTrainer``.
     """
 
     def __init__(
-        self, function: Callable[[dict[str, Any]], None], *, scaling_policy: Any = None, **options: Any
+        self,
+        function: Callable[[dict[str, Any]], None],
+        *,
+        scaling_policy: Any = None,
+        worker_class: type[WorkerActor] = WorkerActor,
+        **options: Any,
     ) -> None:
         super().__init__(function, **options)
-        self._scaling_policy = scaling_policy
+        self._scaling_policy, self._worker_class = scaling_policy, worker_class
 
     def _create_default_callbacks(self) -> list[Any]:
         # No Ray Data is used, and workers do not outlive the driver: these actors would only delay the start.
@@ -92,8 +112,14 @@ class WorkerGroupTrainer(DataParallelTrainer):
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        # As Ray Train's own, but for the controller's class, and for its signal handler, which is not for threads.
         policy = self._scaling_policy or options["scaling_policy"]
-        return super()._initialize_and_run_controller(**options | {"scaling_policy": policy})
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        environment = {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()}
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)(WorkerGroupController)
+        controller = actor.remote(self._worker_class, **options | {"scaling_policy": policy})
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
 
 class BackgroundFit:
@@ -160,7 +186,7 @@ def free_abandoned_resources() -> None:
         is_there = group.state != PlacementGroupTableData.REMOVED
         if is_there and group.creator_actor_dead and group.creator_job_id.hex() == job:
             creator = accessor.get_actor_info(ray.ActorID(group.creator_actor_id)) if group.creator_actor_id else None
-            if creator and ActorTableData.FromString(creator).class_name == TrainController.__name__:
+            if creator and ActorTableData.FromString(creator).class_name == WorkerGroupController.__name__:
                 ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 

@@ -17,7 +17,7 @@ from raytorch.session.host import BEAT_S, find_host, start_host
 from raytorch.session.program import Report
 from raytorch.session.stream import Future, Parts
 from raytorch.session.transfer import INLINE, Payload
-from raytorch.session.worker import Limits, Setup, end_session, run_program, serve
+from raytorch.session.worker import Limits, SessionWorker, Setup, serve
 from raytorch.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 
 START_POLL_S = 0.05
@@ -51,7 +51,7 @@ class Connection:
         futures: list[Future] = []
         for rank, actor in enumerate(self._actors):
             data = [item for parts in shipped for item in parts[rank % len(parts)]]
-            futures.append(_Reply(self, rank, actor.execute.remote(run_program, program, *data)))
+            futures.append(_Reply(self, rank, actor.run_program.remote(program, *data)))
         return futures
 
     def lost(self, rank: int, error: Exception) -> SessionLostError:
@@ -60,7 +60,7 @@ class Connection:
 
     def require_peers(self) -> None:
         """Raise SessionLostError if a worker has died, as others found who wanted to communicate with it."""
-        pending = {actor.execute.remote(_nothing): rank for rank, actor in enumerate(self._actors)}
+        pending = {actor.look.remote(): rank for rank, actor in enumerate(self._actors)}
         deadline = time.monotonic() + LAST_WORD_S
         while pending and (answered := ray.wait([*pending], timeout=max(0.0, deadline - time.monotonic()))[0]):
             rank = pending.pop(answered[0])
@@ -137,6 +137,7 @@ class Group:
         """What starts them, to host a session."""
         return WorkerGroupTrainer(
             _serve,
+            worker_class=SessionWorker,
             train_loop_config={"setup": setup},
             backend_config=ProcessGroupConfig(self.resolved_backend, self.timeout_s),
             scaling_config=ray.train.ScalingConfig(
@@ -204,7 +205,7 @@ class Owner(Connection):
         self._is_closing = True
         if not self._fit.done.is_set():
             for actor in self._actors:
-                actor.execute.remote(end_session)
+                actor.end_session.remote()
             if not self._fit.done.wait(CLOSE_S):  # a call that was given up on, or waits for a rank that never comes
                 for actor in self._actors:
                     ray.kill(actor)
@@ -254,10 +255,6 @@ class Guest(Connection):
 
 
 _OWNER_GONE = "the client that opened it has closed it, or is gone"
-
-
-def _nothing() -> None:
-    """What a worker is called for to see whether it lives."""
 
 
 def _serve(config: dict[str, Any]) -> None:

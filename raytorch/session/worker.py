@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from raytorch.session.program import Report
 from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.results import payload_bytes
 from raytorch.session.transfer import INLINE, AdoptedMemory
+from raytorch.worker_group import WorkerActor
 
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
@@ -57,7 +58,22 @@ class _Hosted:
         self.used_at = time.monotonic()
         self.ready = False
 
-    def get_ready(self) -> None:
+    def run(self, packed: bytes, data: Sequence[Any]) -> bytes | Report:
+        """See :meth:`SessionWorker.run_program`."""
+        if not self.ready:
+            self._get_ready()
+        self.busy = True
+        try:
+            attachments = [
+                payload and self.adopted.admit(payload.with_array(array))
+                for payload, array in zip(data[::2], data[1::2], strict=True)
+            ]
+            report = self.interpreter.execute(packed, attachments)
+            return report if payload_bytes(report.answer) > INLINE else report.pack()
+        finally:
+            self.busy, self.used_at = False, time.monotonic()
+
+    def _get_ready(self) -> None:
         """Prepare the thread that executes programs; some of PyTorch's settings are the thread's own."""
         device = self.interpreter.device
         torch.set_num_threads(self.setup.threads)
@@ -98,33 +114,29 @@ def serve(setup: Setup) -> None:
             hosted.release(set(gone))  # each round: its last program may still be running
 
 
-def run_program(packed: bytes, *data: Any) -> bytes | Report:
-    """Execute a program; called through the actor that hosts the session.
+class SessionWorker(WorkerActor):
+    """The actor of a worker that hosts a session.
 
-    Args:
-        packed: The program.
-        data: Its attachments: payloads, each without its array and followed by it, or None twice.
-
-    Returns:
-        The report; as bytes if it is small, as Ray moves these faster than objects.
+    Its methods take bytes: a function, which Ray Train's own method takes, is pickled anew with each call.
     """
-    hosted = _hosted
-    assert hosted, "called on an actor that hosts no session"
-    if not hosted.ready:
-        hosted.get_ready()
-    hosted.busy = True
-    try:
-        attachments = [
-            payload and hosted.adopted.admit(payload.with_array(array))
-            for payload, array in zip(data[::2], data[1::2], strict=True)
-        ]
-        report = hosted.interpreter.execute(packed, attachments)
-        return report if payload_bytes(report.answer) > INLINE else report.pack()
-    finally:
-        hosted.busy, hosted.used_at = False, time.monotonic()
 
+    def run_program(self, packed: bytes, *data: Any) -> bytes | Report:
+        """Execute a program.
 
-def end_session() -> None:
-    """Let :func:`serve` return."""
-    assert _hosted
-    _hosted.ended.set()
+        Args:
+            packed: The program.
+            data: Its attachments: payloads, each without its array and followed by it, or None twice.
+
+        Returns:
+            The report; as bytes if it is small, as Ray moves these faster than objects.
+        """
+        assert _hosted, "the session has not begun"
+        return _hosted.run(packed, data)
+
+    def look(self) -> None:
+        """Show that the worker is there, once it has done what it was asked for before."""
+
+    def end_session(self) -> None:
+        """Let :func:`serve` return."""
+        assert _hosted
+        _hosted.ended.set()

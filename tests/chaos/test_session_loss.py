@@ -81,7 +81,7 @@ def test_a_worker_that_is_killed_ends_the_session_for_whoever_waits_and_leaves_n
     tensor = session.ones(1)
     for _ in range(2):
         tensor = more(tensor)  # from here on known, and not waited for
-    assert {"RayTrainWorker", "SessionHost"} <= set(cluster.leftovers())
+    assert {"SessionWorker", "SessionHost"} <= set(cluster.leftovers())
 
     def wait_for_a_result(_: int) -> tuple[str, float]:
         with pytest.raises(SessionLostError) as caught:

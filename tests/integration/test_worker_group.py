@@ -100,7 +100,7 @@ def reserved_cpus() -> int:
 
 @pytest.mark.usefixtures("local_ray")
 def test_resources_of_a_controller_that_was_killed_are_freed_and_no_others() -> None:
-    actors = [hold_a_cpu(name) for name in ("TrainController", "SomethingElse")]
+    actors = [hold_a_cpu(name) for name in ("WorkerGroupController", "SomethingElse")]
     free_abandoned_resources()
     assert reserved_cpus() == 2
     for actor in actors:

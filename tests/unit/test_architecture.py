@@ -51,7 +51,8 @@ ROWS = [
     "session.objects",
     "session.client",
     # ray
-    "cluster monitor checkpoint worker_group session.host session.worker",
+    "cluster monitor checkpoint worker_group session.host",
+    "session.worker",
     "session.transport",
     "session.connect elastic failures",
     "record training",
