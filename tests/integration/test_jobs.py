@@ -6,19 +6,17 @@ The tests share the cluster and build on one another; the last one shuts it down
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from job_cluster import BIN, TESTS, Cluster, running_cluster
 from job_scripts import FAILING_STEP, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
 from raytorch import Client
@@ -37,57 +35,17 @@ from raytorch.service import client as client_module
 from raytorch.service.job import failure_told
 from raytorch.storage import RunFolder
 
-BIN = Path(sys.executable).parent
-TESTS = Path(__file__).resolve().parents[1]
 QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
 SECRET = "f4fb3fcf-a-secret"
 TINY = ["model=mlp", "epochs=1", "scaling.workers=1", "batch_size=256", "logging.tensorboard=false"]
 
 
-@dataclass(frozen=True)
-class Cluster:
-    url: str
-    process: subprocess.Popen[str]
-    temp: Path
-    """Where its sessions, with all logs, are."""
-    home: Path
-    """The folder that jobs are sent from."""
-
-    def shut_down(self) -> None:
-        if self.process.poll() is None:
-            assert self.process.stdin
-            self.process.stdin.close()
-            self.process.wait(60)
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    home = tmp_path_factory.mktemp("home")
-    (home / "token").write_text("0123456789abcdef" * 4)
-    temp = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # paths of sockets have to be short
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
-            environment.delenv(name, raising=False)
-        environment.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
         environment.setenv("API_KEY", SECRET)
-        environment.chdir(home)
-        process = subprocess.Popen(
-            [sys.executable, str(TESTS / "nodes.py"), str(temp), str(port), "0", "1", "1"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"RAY_AUTH_MODE": "token", "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": ""},
-        )
-        assert process.stdout
-        assert process.stdout.readline().strip() == f"127.0.0.1:{port}"
-        there = Cluster(f"http://127.0.0.1:{port}", process, temp, home)
-        yield there
-        there.shut_down()
-        process.stdout.close()
-    subprocess.run(["rm", "-rf", str(temp)], check=True)
+        with running_cluster(tmp_path_factory.mktemp("home"), environment) as there:
+            yield there
 
 
 @pytest.fixture(scope="module")
