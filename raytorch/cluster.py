@@ -158,7 +158,10 @@ def scales_itself() -> bool:
 
 
 def _has_lost_nodes() -> bool:
-    """Whether a node of the cluster that was joined has crashed or was cut off; Ray no longer tells what it had."""
+    """Whether a node of the cluster that was joined has crashed or was cut off, as Ray 2.55 and 2.60 say it.
+
+    What it had they no longer tell.
+    """
     import ray
     from ray.core.generated.common_pb2 import NodeDeathInfo
 
