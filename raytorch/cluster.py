@@ -116,7 +116,8 @@ def require_resources(
 ) -> None:
     """Refuse what the cluster can never give, which Ray would wait for without end.
 
-    What other runs hold at the moment counts as there. A cluster that scales itself is not judged.
+    What other runs hold at the moment counts as there. A cluster that scales itself is not judged, nor one that has
+    lost a node, which may come back: a run, or a sweep's next trial, then waits for it.
 
     Args:
         workers: Number of workers.
@@ -129,7 +130,7 @@ def require_resources(
     """
     import ray
 
-    if scales_itself():
+    if scales_itself() or _has_lost_nodes():
         return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     place = "this machine has" if len(nodes) == 1 else "the cluster has"
@@ -154,6 +155,18 @@ def scales_itself() -> bool:
     import ray
 
     return any(AUTOSCALER_LABEL in node["Labels"] for node in ray.nodes() if node["Alive"])
+
+
+def _has_lost_nodes() -> bool:
+    """Whether a node of the cluster that was joined has crashed or was cut off, as Ray 2.55 and 2.60 say it.
+
+    What it had they no longer tell.
+    """
+    import ray
+    from ray.core.generated.common_pb2 import NodeDeathInfo
+
+    lost = (NodeDeathInfo.UNEXPECTED_TERMINATION, NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)
+    return any(node["DeathReason"] in lost for node in ray.nodes() if not node["Alive"])
 
 
 def room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:

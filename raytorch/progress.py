@@ -1,5 +1,6 @@
 """What a person sees in the terminal: of a run one live line and a short summary at the end, of a download its bars."""
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+WAITING_S = 60.0
+"""Seconds without workers after which that is told."""
 
 
 class ProgressDisplay:
@@ -38,6 +42,8 @@ class ProgressDisplay:
         self._evaluations = 0
         self._attempts = 0
         self._stopping = False
+        self._tell_at: float | None = time.monotonic() + WAITING_S
+        """When it is to be told that there are no workers yet; None when it has been."""
 
     def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
@@ -48,6 +54,13 @@ class ProgressDisplay:
 
     def __call__(self, status: Any) -> None:
         """Show the newest news."""
+        if self._tell_at is not None and not status.attempts and time.monotonic() >= self._tell_at:
+            self._tell_at = None
+            self._console.print(
+                f"no workers after {WAITING_S:.0f} s: they are slow to start, or the cluster has no room for them yet, "
+                "which 'ray status' tells there; waiting on",
+                soft_wrap=True,
+            )
         if status.attempts > max(1, self._attempts):
             self._console.print(
                 f"workers were lost or changed; restarted from the latest checkpoint (attempt {status.attempts})"

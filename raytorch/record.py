@@ -71,8 +71,9 @@ class RunRecord:
         return self._summary
 
     def abandon(self) -> dict[str, Any]:
-        """Write down that the run was ended at once, without a last checkpoint; returns the summary."""
-        self._write({"state": "stopped", "seconds": {"total": round(time.time() - self.started, 2)}})
+        """Write down that the run was ended at once, unless it had ended before that; returns the summary."""
+        seconds = {"total": round(time.time() - self.started, 2)}
+        self._write({"state": "stopped", "seconds": seconds}, only_while="running")
         return self._summary
 
     def fail(self, error: Exception, status: Any) -> Exception:

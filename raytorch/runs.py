@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
 from raytorch.metrics import METRICS_FILE, read_metrics
-from raytorch.storage import RunFolder, absolute, open_storage, reaching, split
+from raytorch.storage import RunFolder, absolute, locate, open_storage, reaching, split
 
 LONGEST_NAME = 128
 """Characters of a run's name at most; see RunName."""
@@ -187,7 +187,7 @@ def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
     data = config.data
     if isinstance(data, StoredData):
         data = data.model_copy(update={"root": absolute(data.root)})
-    return config.model_copy(update={"name": name, "storage": absolute(storage), "data": data})
+    return config.model_copy(update={"name": name, "storage": locate(storage), "data": data})
 
 
 def _driver_is_gone(summary: dict[str, Any]) -> bool:

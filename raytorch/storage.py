@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pyarrow import fs
 from raytorch.errors import RunExistsError, RunNotFoundError, UserError
 
 LOCK_FILE = ".lock"
+BASE = "RAYTORCH_STORAGE_BASE"
+"""Environment variable with the folder or URI that relative storages are below, in place of the current folder."""
 
 
 def absolute(path: str) -> str:
@@ -30,6 +33,18 @@ def absolute(path: str) -> str:
         raise UserError(f"{path}: there is no such user; give the folder in full") from None
 
 
+def locate(storage: str) -> str:
+    """A storage's full address; a relative one is below what RAYTORCH_STORAGE_BASE names, else the current folder.
+
+    Raises:
+        UserError: As for :func:`absolute`.
+    """
+    base = os.environ.get(BASE)
+    if not base or "://" in storage or storage.startswith(("/", "~")):
+        return absolute(storage)
+    return absolute(join(base, str(Path(storage))))
+
+
 def join(storage: str, name: str) -> str:
     """The address of ``name`` in a storage; what a URI says after ``?`` stays behind it."""
     base, mark, options = storage.partition("?") if "://" in storage else (storage, "", "")
@@ -43,6 +58,12 @@ def split(address: str) -> tuple[str, str]:
     return f"{storage or '/'}{mark}{options}", name
 
 
+def beside(storage: str) -> str:
+    """What a storage lies in; of a bucket, which lies in nothing, the bucket."""
+    base, _ = split(storage)
+    return storage if "://" in storage and base.partition("?")[0].endswith("/") else base
+
+
 def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds ``storage`` and the path on it.
 
@@ -50,7 +71,7 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
         UserError: The URI's scheme is unknown or its address cannot be used.
     """
     try:
-        return fs.FileSystem.from_uri(absolute(storage))  # type: ignore[no-any-return]
+        return fs.FileSystem.from_uri(locate(storage))  # type: ignore[no-any-return]
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -77,7 +98,7 @@ class RunFolder:
     """The folder of one run."""
 
     def __init__(self, storage: str, name: str) -> None:
-        self.storage = absolute(storage)
+        self.storage = locate(storage)
         self.name = name
         self.filesystem, root = open_storage(storage)
         self.path = f"{root.rstrip('/')}/{name}"

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -72,7 +73,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
             status = ray.get(monitor.status.remote())
             watch(status)
         except BaseException:  # Ctrl-C for the second time, or the watcher's own
-            monitor.request_stop.remote()
+            _leave(fit, monitor)
             raise
         if fit.error is None:
             return record.end(status)
@@ -94,7 +95,8 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> bool:
             status = ray.get(monitor.status.remote())
             if watch(status):
                 monitor.request_stop.remote()
-            if status.stopping and not status.attempts:
+            if status.stopping and status.controller and not status.attempts:
+                fit.end(status.controller)
                 return False
         except KeyboardInterrupt:
             if stopping:
@@ -103,11 +105,22 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> bool:
             monitor.request_stop.remote()
 
 
+def _leave(fit: Any, monitor: Any) -> None:
+    """Let workers save and stop by themselves; what waits for workers would have them train a step when they come."""
+    import ray
+
+    monitor.request_stop.remote()
+    with suppress(ray.exceptions.RayError):  # Ray itself may be gone
+        status = ray.get(monitor.status.remote())
+        if status.controller and not status.attempts:
+            fit.end(status.controller)
+
+
 def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> Any:
     import ray.train
 
     from raytorch.failures import StopOnFinalFailure
-    from raytorch.worker_group import ProcessGroupConfig, WorkerGroupTrainer
+    from raytorch.worker_group import Introduction, ProcessGroupConfig, WorkerGroupTrainer
 
     config, scaling = plan.config, plan.config.scaling
     elastic = scaling.min_workers != scaling.max_workers
@@ -132,7 +145,7 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> A
                 checkpoint_score_order="max" if config.checkpoint.best_by == "accuracy" else "min",
             ),
             failure_config=ray.train.FailureConfig(max_failures=config.failure.max_restarts),
-            callbacks=[StopOnFinalFailure(monitor)],
+            callbacks=[StopOnFinalFailure(monitor), Introduction(monitor)],
         ),
     )
 

@@ -23,6 +23,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -122,6 +123,20 @@ class WorkerGroupTrainer(DataParallelTrainer):
         return ray.get(controller.get_result.remote())
 
 
+class Introduction(ControllerCallback):
+    """Tells the run's monitor which actor starts the workers, so that the driver can end it.
+
+    It tells the id: if each of the two actors had a handle of the other, neither would end by itself.
+    """
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called by the controller before it starts workers."""
+        self._monitor.introduce.remote(ray.get_runtime_context().get_actor_id())
+
+
 class BackgroundFit:
     """A trainer that runs in a thread of its own, so that this one can do other things and take Ctrl-C.
 
@@ -134,6 +149,16 @@ class BackgroundFit:
         self.error: Exception | None = None
         self.done = threading.Event()
         threading.Thread(target=self._run, args=[trainer], daemon=True).start()
+
+    def end(self, controller: str) -> None:
+        """End at once: kill the controller, which may wait for workers, and take back what it holds or has asked for.
+
+        Args:
+            controller: The actor's id.
+        """
+        ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
+        self.done.wait()
+        free_abandoned_resources()
 
     def _run(self, trainer: WorkerGroupTrainer) -> None:
         try:

@@ -35,6 +35,36 @@ if __name__ == "__main__":
 """
 
 
+# What a user who changes raytorch's own training adds to it.
+FAILING_STEP = """
+train_step = Training.train_step
+
+
+def fail_on_rank_1(self, micro_batches):
+    if self.step == 5 and self.worker.rank == 1:
+        raise ArithmeticError("the user's own mistake")
+    train_step(self, micro_batches)
+
+
+Training.train_step = fail_on_rank_1
+"""
+
+
+STORING_SCRIPT = """
+import ray
+
+from raytorch.storage import RunFolder
+
+
+@ray.remote(num_cpus=0)
+def folder():
+    return str(RunFolder("runs", "kept"))
+
+
+RunFolder("runs", "kept").write_text("note", ray.get(folder.remote()))
+"""
+
+
 SQUARE_SCRIPT = """
 import sys
 

@@ -53,7 +53,11 @@ def submit(
         typer.Option(metavar="KEY", help="Give the job an environment variable that is set here, in secret."),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(help="Folder or URI for the record of a script; a configuration has its own.")
+        str | None,
+        typer.Option(
+            help="Folder or URI for the record of a script, which takes relative storages beside it; "
+            "a configuration has its own."
+        ),
     ] = None,
     entrypoint_cpus: Annotated[float, typer.Option(min=0, help="CPUs that the script itself computes on.")] = 0,
     entrypoint_gpus: Annotated[float, typer.Option(min=0, help="GPUs that the script itself computes on.")] = 0,
@@ -84,8 +88,7 @@ def submit(
         _refuse("a run", given | {"--entrypoint-gpus": entrypoint_gpus, "--entrypoint-memory": entrypoint_memory})
         if target and is_sweep(target):
             raise UserError(
-                f"{target} is a sweep: send a script that runs it, with a storage that outlives the job: "
-                f"raytorch submit jobs/sweep.py -- {target} storage=/shared/runs"
+                f"{target} is a sweep: send a script that runs it: raytorch submit jobs/sweep.py -- {target}"
             )
         config = config_from_options(target, overrides, workers, name, resume)
         client = Client(address)

@@ -1,6 +1,7 @@
 """Sending jobs to a cluster and following them, through Ray's Jobs API. Imports ray when it connects."""
 
 import asyncio
+import logging
 import shlex
 import tempfile
 import time
@@ -22,12 +23,14 @@ from raytorch.service.capacity import require_capacity, require_node, run_here
 from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
 from raytorch.service.packages import mark, pack, project_files
-from raytorch.storage import RunFolder, join
+from raytorch.storage import BASE, RunFolder, absolute, beside, join, locate, split
 
 CONFIG_NAME = "run.yaml"
 STOP_WAIT_S = 120
 """Seconds between asking a driver to end and killing it: the workers save a last checkpoint in them."""
 POLL_S = 1.0
+
+logger = logging.getLogger("raytorch")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Client:
             script: The script; it runs on the cluster's head, in the project's folder.
             arguments: What stands behind it on the command line.
             name: Name of the job and of its record's folder; by default the script's and the time.
-            storage: Folder or URI where the record is kept: output, exit status, the last traceback.
+            storage: Folder or URI where the record is kept: output, exit status, the last traceback. A relative storage
+                in the script is taken beside it.
             env: As for :meth:`submit`.
             resources: What the script's own process reserves.
 
@@ -181,7 +185,7 @@ class Client:
             archive = Path(staging) / "project.zip"
             digest = fill(archive)
             mark(archive, job_id)
-            environment = _runtime_environment(archive, values, Path(staging))
+            environment = _runtime_environment(run, archive, values, Path(staging))
             with self._connection.explaining():
                 try:
                     self._connection.jobs.submit_job(
@@ -235,7 +239,10 @@ class Client:
             return str(self._connection.jobs.get_job_logs(job_id))
 
     def follow(self, job_id: str, *, rank: int | None = None) -> Iterator[str]:
-        """Yield what a job's driver, or the worker of one rank, writes, until the job ends; see :meth:`logs`."""
+        """Yield what a job's driver, or the worker of one rank, writes, until the job ends; see :meth:`logs`.
+
+        While a rank's log is not there, or its storage cannot be read from here, a warning is logged that says so.
+        """
         job = self._job(job_id)
         if rank is None:
             return self._follow_driver(job_id)
@@ -295,15 +302,17 @@ class Client:
             loop.close()
 
     def _follow_rank(self, job_id: str, rank: int) -> Iterator[str]:
-        told, job = 0, self._job(job_id)
+        told, warned, job = 0, False, self._job(job_id)
         while True:
             ended = job.has_ended
             try:
                 text = _read_rank(job, rank)
-            except RunNotFoundError:  # the worker has not started
+            except RunNotFoundError as reason:  # the worker has not started, or never will be seen from here
                 if ended:
                     raise
-                text = ""
+                if not warned:
+                    logger.warning("waiting for the log of rank %d: %s", rank, reason)
+                text, warned = "", True
             if len(text) > told:
                 yield text[told:]
                 told = len(text)
@@ -316,28 +325,29 @@ class Client:
         """``config`` with paths that hold on the cluster."""
         data = config.data
         if isinstance(data, StoredData):
-            data = data.model_copy(update={"root": self._placed(data.root, "data.root")})
+            data = data.model_copy(update={"root": self._placed(data.root, "data.root", absolute)})
         return config.model_copy(update={"storage": self._placed(config.storage, "storage"), "data": data})
 
-    def _placed(self, path: str, key: str) -> str:
+    def _placed(self, path: str, key: str, resolve: Callable[[str], str] = locate) -> str:
         """A path that is the same on every node: as it is, or below the current folder if the cluster runs here."""
         if "://" in path or Path(path).is_absolute():
             return path
         if run_here(self._connection.nodes()):
-            return str(Path(path).expanduser().absolute())
+            return resolve(path)
         raise UserError(
             f"{key}: {path} is a folder of this machine, and the cluster at {self.address} runs elsewhere; give a "
             "folder that all of its nodes reach, from / on, or a URI such as s3://bucket/runs"
         )
 
 
-def _runtime_environment(archive: Path, values: Mapping[str, str], staging: Path) -> dict[str, Any]:
+def _runtime_environment(run: str, archive: Path, values: Mapping[str, str], staging: Path) -> dict[str, Any]:
     [package] = raytorch.__path__
     environment: dict[str, Any] = {
         "working_dir": str(archive),
         "py_modules": [package],
         "excludes": ["__pycache__"],
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+        # The job's own folder, where it runs, ends with the cluster.
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), BASE: beside(split(run)[0])},
     }
     if values:
         environment["py_modules"].append(str(secrets.write(values, staging)))

@@ -48,6 +48,8 @@ class Failure:
     rank: int | None = None
     """The first rank that failed, where it was one."""
     traceback: str | None = None
+    kind: str | None = None
+    """Name of the exception's class, where it was one."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: s
     if job.state != "failed":
         return None
     if error := (summary or {}).get("error"):
-        return Failure(error.get("cause", "error"), error["message"], error.get("rank"), error.get("traceback"))
+        known = {key: error.get(key) for key in ("rank", "traceback", "kind")}
+        return Failure(error.get("cause", "error"), error["message"], **known)
     return failure_told(log) or Failure(_cause(details), details.message or "the job failed without a word")
 
 
@@ -154,7 +157,7 @@ def failure_told(output: str) -> Failure | None:
     rank = int(ranks[0][0] or ranks[0][1]) if ranks else None
     if (traceback := last_traceback(output)) is not None:
         kind, message = exception_of(traceback)
-        return Failure(cause_told(output, f"{kind}: {message}"), message, rank, shortened(traceback))
+        return Failure(cause_told(output, f"{kind}: {message}"), message, rank, shortened(traceback), kind)
     if lost := re.findall(r"^rank \d+ was lost: .*$", output, re.MULTILINE):
         return Failure(cause_told(output, "\n".join(lost)), "\n".join(lost), rank)
     return None

@@ -15,7 +15,7 @@ from raytorch.datasets.files import check
 from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.metrics import versions
 from raytorch.runs import RunPlan, plan_run
-from raytorch.storage import RunFolder, absolute, join, split
+from raytorch.storage import RunFolder, join, locate, split
 from raytorch.trainer import Watch, train
 
 RESULTS_FILE = "scaling.json"
@@ -187,7 +187,7 @@ def _sized(
 
 def _study_folder(base: RunConfig, out: Path | str | None) -> RunFolder:
     default = join(base.storage, f"{base.name}-scale-{datetime.now():%Y%m%d-%H%M%S}")
-    folder = RunFolder(*split(absolute(str(out or default))))
+    folder = RunFolder(*split(locate(str(out or default))))
     if folder.exists(RESULTS_FILE) or folder.folders():
         raise RunExistsError(f"{folder} exists already; give another --out")
     return folder

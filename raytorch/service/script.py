@@ -21,7 +21,7 @@ from raytorch.causes import Cause
 from raytorch.errors import RunExistsError, UserError
 from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.service import secrets
-from raytorch.service.job import exception_of, failure_told
+from raytorch.service.job import failure_told
 from raytorch.storage import LiveFiles, RunFolder, split
 
 LOG = "logs/driver.log"
@@ -114,7 +114,7 @@ class ScriptRun:
         if told.rank is not None:
             error["rank"] = told.rank
         if told.traceback is not None:
-            error["kind"] = exception_of(told.traceback)[0]
+            error["kind"] = told.kind
             # Files of the project as its author knows them, not where Ray has unpacked them.
             error["traceback"] = told.traceback.replace(f"{Path.cwd()}/", "")
         return error

@@ -195,3 +195,18 @@ def test_a_lost_node_is_named_as_the_cause_when_nothing_may_be_restarted(
         trainer.train(run, watch=watch)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_node")
+
+
+def test_a_run_that_starts_after_a_node_was_lost_waits_for_another(nodes: Nodes, small_run: dict[str, Any]) -> None:
+    nodes.replace_lost()
+    nodes.kill()
+    deadline = time.monotonic() + 60
+    while ray.cluster_resources()["CPU"] > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    def watch(status: Status) -> None:
+        if status.controller:
+            nodes.replace_lost()
+
+    assert trainer.train(plan(small_run, "patient"), watch=watch)["state"] == "finished"

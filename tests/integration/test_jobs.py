@@ -5,20 +5,19 @@ The tests share the cluster and build on one another; the last one shuts it down
 
 import json
 import os
-import socket
+import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from job_scripts import RAY_TRAIN_SCRIPT, SQUARE_SCRIPT
+from job_cluster import BIN, TESTS, Cluster, running_cluster
+from job_scripts import FAILING_STEP, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
 from raytorch import Client
 from raytorch.config_file import load
@@ -33,59 +32,20 @@ from raytorch.errors import (
 )
 from raytorch.runs import latest_checkpoint, list_runs
 from raytorch.service import client as client_module
+from raytorch.service.job import failure_told
 from raytorch.storage import RunFolder
 
-BIN = Path(sys.executable).parent
-TESTS = Path(__file__).resolve().parents[1]
 QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
 SECRET = "f4fb3fcf-a-secret"
 TINY = ["model=mlp", "epochs=1", "scaling.workers=1", "batch_size=256", "logging.tensorboard=false"]
 
 
-@dataclass(frozen=True)
-class Cluster:
-    url: str
-    process: subprocess.Popen[str]
-    temp: Path
-    """Where its sessions, with all logs, are."""
-    home: Path
-    """The folder that jobs are sent from."""
-
-    def shut_down(self) -> None:
-        if self.process.poll() is None:
-            assert self.process.stdin
-            self.process.stdin.close()
-            self.process.wait(60)
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    home = tmp_path_factory.mktemp("home")
-    (home / "token").write_text("0123456789abcdef" * 4)
-    temp = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # paths of sockets have to be short
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
-            environment.delenv(name, raising=False)
-        environment.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
         environment.setenv("API_KEY", SECRET)
-        environment.chdir(home)
-        process = subprocess.Popen(
-            [sys.executable, str(TESTS / "nodes.py"), str(temp), str(port), "0", "1", "1"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"RAY_AUTH_MODE": "token", "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": ""},
-        )
-        assert process.stdout
-        assert process.stdout.readline().strip() == f"127.0.0.1:{port}"
-        there = Cluster(f"http://127.0.0.1:{port}", process, temp, home)
-        yield there
-        there.shut_down()
-        process.stdout.close()
-    subprocess.run(["rm", "-rf", str(temp)], check=True)
+        with running_cluster(tmp_path_factory.mktemp("home"), environment) as there:
+            yield there
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +157,55 @@ def test_a_script_that_fails_says_why(cluster: Cluster, client: Client) -> None:
     told = raytorch(cluster, "status", "broken")
     assert told.stdout.endswith(f"\n{failure.traceback}\n")
     assert "cause      error\nmessage    not there\n" in told.stdout
+
+
+def test_a_training_that_fails_names_the_first_rank_and_shows_its_traceback(
+    cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = cluster.home / "changed" / "raytorch"
+    shutil.copytree(client_module.raytorch.__path__[0], changed, ignore=shutil.ignore_patterns("__pycache__"))
+    with (changed / "training.py").open("a") as training:
+        training.write(FAILING_STEP)
+    with monkeypatch.context() as here:
+        here.setattr(client_module.raytorch, "__path__", [str(changed)])
+        client.submit(load(QUICKSTART, ["model=mlp", "failure.max_restarts=3"]), name="failing")
+    log = "".join(client.follow("failing", rank=1))
+    waiting = (
+        f"waiting for the log of rank 1: {cluster.home}/runs/failing cannot be read from here, or the run has not "
+    )
+    assert [message[: len(waiting)] for message in caplog.messages] == [waiting]
+
+    job = client.wait("failing")
+    failure = job.failure
+    assert failure is not None
+    assert (job.state, failure.cause, failure.kind, failure.rank) == ("failed", "error", "ArithmeticError", 1)
+    assert failure.message == "the user's own mistake"
+    assert failure.traceback is not None
+    assert failure.traceback.startswith("Traceback (most recent call last):\n")
+    assert ", in fail_on_rank_1\n" in failure.traceback
+    assert f"rank 1 failed\n{failure.traceback}" in log
+    driver = client.logs("failing")
+    assert f"rank 1 failed\n{failure.traceback}\nlogs: {cluster.home}/runs/failing/logs" in driver
+    assert failure_told(driver) == failure  # what status says where the run's folder cannot be read
+    told = raytorch(cluster, "status", "failing")
+    assert told.returncode == 0
+    assert told.stdout.endswith(f"cause      error\nmessage    rank 1: {failure.message}\n\n{failure.traceback}\n")
+    assert json.loads(raytorch(cluster, "status", "failing", "--json").stdout)["failure"] == asdict(failure)
+
+    came_to = raytorch(cluster, "result", "failing")
+    assert (came_to.returncode, came_to.stdout, came_to.stderr) == (1, told.stdout, "")
+    summary = client.result("failing")
+    assert (summary["state"], summary["restarts"], summary["error"]) == ("failed", 0, asdict(failure))
+
+
+def test_a_relative_storage_of_a_script_is_beside_its_record(cluster: Cluster, client: Client) -> None:
+    script = cluster.home / "project" / "store.py"
+    script.write_text(STORING_SCRIPT)
+    job = client.wait(client.submit_script(script, storage="records/of/scripts").id)
+    assert job.state == "finished", client.logs(job.id)
+    records = cluster.home / "records" / "of"
+    assert (records / "runs" / "kept" / "note").read_text() == f"{records}/runs/kept"
+    assert (records / "scripts" / job.name / "summary.json").exists()
 
 
 def test_twelve_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Client) -> None:
@@ -345,7 +354,7 @@ def test_after_the_cluster_its_runs_still_tell_all(cluster: Cluster, client: Cli
     told = raytorch(cluster, "runs", "--json")
     assert (told.returncode, told.stderr) == (0, "")
     states = {summary["name"]: summary["state"] for summary in json.loads(told.stdout)}
-    assert len(states) == 16
+    assert len(states) == 17
     named = {name: states[name] for name in ("first", "script", "endless", "broken")}
     assert named == {"first": "finished", "script": "finished", "endless": "stopped", "broken": "failed"}
     assert {summary["name"]: summary["state"] for summary in list_runs(f"{cluster.home}/runs")} == states

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util import placement_group, placement_group_table
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from whole_runs import plan
 
+from raytorch.monitor import Status
+from raytorch.runs import read_summary
 from raytorch.storage import RunFolder
+from raytorch.trainer import train
 from raytorch.worker_group import (
     ProcessGroupConfig,
     WorkerGroupTrainer,
@@ -94,8 +100,46 @@ def hold_a_cpu(name: str) -> Any:
     return actor
 
 
-def reserved_cpus() -> int:
-    return [group["state"] for group in placement_group_table().values()].count("CREATED")
+def reserved_cpus(state: str = "CREATED") -> int:
+    return [group["state"] for group in placement_group_table().values()].count(state)
+
+
+def controllers() -> set[str]:
+    """Ray Train's controllers that have not ended, by their ids."""
+    actors = ray._private.state.actors().values()
+    there = [actor for actor in actors if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD"]
+    return {actor["ActorID"] for actor in there}
+
+
+@pytest.fixture
+def one_cpu_taken(local_ray: None) -> Iterator[None]:
+    """One of the two CPUs is not to be had."""
+    taken = placement_group([{"CPU": 1}])
+    assert taken.wait(30)
+    yield
+    remove_placement_group(taken)
+
+
+@pytest.mark.usefixtures("one_cpu_taken")
+@pytest.mark.parametrize(("error", "state"), [(None, "stopped"), (KeyboardInterrupt, "stopped"), (OSError, "failed")])
+def test_nothing_waits_for_workers_after_a_run_that_was_left_while_it_did(
+    small_run: dict[str, Any], error: type[BaseException] | None, state: str
+) -> None:
+    before = controllers()
+
+    def watch(status: Status) -> bool:
+        """End the run when it waits for its second CPU: ask it to stop, press Ctrl-C again and again, or fail."""
+        waiting = reserved_cpus("PENDING") > 0
+        if waiting and error:
+            raise error
+        return waiting
+
+    run = plan(small_run, "waiting")
+    with pytest.raises(error) if error else nullcontext():
+        train(run, watch=watch)
+    assert read_summary(run.folder)["state"] == state
+    assert controllers() <= before
+    assert reserved_cpus("PENDING") == 0
 
 
 @pytest.mark.usefixtures("local_ray")

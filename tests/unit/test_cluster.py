@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.common_pb2 import NodeDeathInfo
 from whole_runs import plan
 
 from raytorch import trainer
@@ -24,9 +25,11 @@ class Cluster:
     def __init__(self) -> None:
         self.nodes: list[dict[str, Any]] = []
 
-    def add(self, resources: dict[str, float], alive: bool = True, group: str | None = None) -> None:
+    def add(self, resources: dict[str, float], group: str | None = None, death: int | None = None) -> None:
+        """Add a node that is up, or one that died for the reason ``death``."""
         labels = {"ray.io/node-id": "ab"} | ({AUTOSCALER_LABEL: group} if group else {})
-        self.nodes.append({"Alive": alive, "Resources": resources, "Labels": labels})
+        state = {"Alive": death is None, "DeathReason": death or NodeDeathInfo.UNSPECIFIED}
+        self.nodes.append({"Resources": resources, "Labels": labels, **state})
 
     def resources(self) -> dict[str, float]:
         kinds = {kind for node in self.nodes for kind in node["Resources"]}
@@ -73,7 +76,7 @@ def swept(run: dict[str, Any], *workers: int) -> Sweep:
 
 def test_a_cluster_scales_itself_if_an_autoscaler_has_started_a_node_that_is_up(cluster: Cluster) -> None:
     assert not scales_itself()
-    cluster.add({"CPU": 1.0}, alive=False, group="workers")
+    cluster.add({}, group="workers", death=NodeDeathInfo.AUTOSCALER_DRAIN_IDLE)
     assert not scales_itself()
     cluster.add({"CPU": 1.0}, group="workers")
     assert scales_itself()
@@ -81,7 +84,7 @@ def test_a_cluster_scales_itself_if_an_autoscaler_has_started_a_node_that_is_up(
 
 def test_nodes_that_are_up_count(cluster: Cluster) -> None:
     require_resources(3, ONE_CPU)
-    cluster.add({"CPU": 9.0}, alive=False)
+    cluster.add({"CPU": 9.0}, death=NodeDeathInfo.EXPECTED_TERMINATION)
     with pytest.raises(ResourceError, match=r"^4 workers with 1 CPU each need 4 CPUs, but the cluster has 3; lower "):
         require_resources(4, ONE_CPU)
     with pytest.raises(ResourceError, match=r"^2 workers with 1 GPU each need 2 GPUs, but .* has 0; lower "):
@@ -95,6 +98,12 @@ def test_nodes_that_are_up_count(cluster: Cluster) -> None:
 
 def test_a_cluster_that_scales_itself_is_not_judged(autoscaled: Cluster) -> None:
     require_resources(100, {"CPU": 8.0, "GPU": 1.0})
+
+
+@pytest.mark.parametrize("reason", ["UNEXPECTED_TERMINATION", "AUTOSCALER_DRAIN_PREEMPTED"])
+def test_a_cluster_that_has_lost_a_node_is_not_judged(cluster: Cluster, reason: str) -> None:
+    cluster.add({}, death=NodeDeathInfo.Reason.Value(reason))
+    require_resources(4, ONE_CPU)
 
 
 # -- who asks ----------------------------------------------------------------------------------------------------------

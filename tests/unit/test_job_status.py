@@ -83,13 +83,14 @@ def test_a_job_of_somebody_else() -> None:
 def test_the_records_word_for_a_failure_comes_first() -> None:
     summary = {"error": {"cause": "gpu_memory", "kind": "E", "message": "full", "rank": 1, "traceback": "T"}}
     failed = details(status="FAILED", message="exit code 1")
-    assert failure_of(job(status="FAILED"), failed, summary, CHAINED) == Failure("gpu_memory", "full", 1, "T")
+    assert failure_of(job(status="FAILED"), failed, summary, CHAINED) == Failure("gpu_memory", "full", 1, "T", "E")
 
 
 def test_then_the_traceback_in_the_drivers_output() -> None:
     failure = failure_of(job(status="FAILED"), details(status="FAILED", message="exit code 1"), None, CHAINED)
     assert failure is not None
-    assert (failure.cause, failure.message, failure.rank) == ("error", "it broke: twice", None)
+    assert (failure.cause, failure.kind, failure.message) == ("error", "OwnError", "it broke: twice")
+    assert failure.rank is None
     assert failure.traceback == last_traceback(CHAINED)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from raytorch import progress
 from raytorch.monitor import Status
 from raytorch.progress import DownloadDisplay, ProgressDisplay, print_summary
 
@@ -42,6 +43,16 @@ def test_a_terminal_shows_one_live_line() -> None:
     assert "epoch 1.2  loss 0.5123  12,346 samples/s" in text
     assert text.count("\n") == 1  # one line, drawn again and again
     assert text.endswith("\x1b[1A\x1b[2K")  # and wiped away in the end
+
+
+def test_it_is_told_once_that_workers_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "WAITING_S", 0.0)
+    text = shown(status(attempts=0), status(attempts=0), status())
+    assert text.startswith("no workers after 0 s: they are slow to start, or the cluster has no room for them yet")
+    assert text.count("\n") == 1
+    assert shown(status(), status(NEWS)) == ""
+    monkeypatch.undo()
+    assert shown(status(attempts=0)) == ""
 
 
 def test_without_a_terminal_only_lasting_news_are_printed() -> None:

@@ -102,6 +102,15 @@ def test_a_run_that_is_ended_at_once_is_stopped(plan: RunPlan) -> None:
     assert summary(plan)["state"] == "stopped"
 
 
+def test_ctrl_c_does_not_undo_an_end_that_was_written(plan: RunPlan) -> None:
+    kept = RunRecord(plan)
+    with pytest.raises(KeyboardInterrupt), kept.kept():  # noqa: PT012
+        kept.end(Status(outcome=OUTCOME, attempts=1, begun_at=kept.started))
+        raise KeyboardInterrupt
+    assert summary(plan)["state"] == "finished"
+    assert summary(plan)["seconds"]["training"] == 2.0
+
+
 @pytest.mark.parametrize(
     ("status", "text"),
     [

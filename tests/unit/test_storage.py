@@ -7,7 +7,7 @@ from pyarrow import fs
 
 from raytorch import storage
 from raytorch.errors import RunNotFoundError, UserError
-from raytorch.storage import LiveFiles, RunFolder, absolute, join, open_storage, split
+from raytorch.storage import BASE, LiveFiles, RunFolder, absolute, beside, join, locate, open_storage, split
 
 
 @pytest.fixture
@@ -33,6 +33,36 @@ def test_the_home_of_nobody_is_the_users_to_change() -> None:
     with pytest.raises(UserError) as failure:
         absolute("~no_such_user/runs")
     assert str(failure.value) == "~no_such_user/runs: there is no such user; give the folder in full"
+
+
+def test_a_relative_storage_is_below_the_base_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate("runs") == f"{tmp_path}/runs"
+    monkeypatch.setenv(BASE, "/shared")
+    assert [locate(storage) for storage in ("runs", "./runs", "a/b")] == ["/shared/runs", "/shared/runs", "/shared/a/b"]
+    assert [RunFolder("runs", "mine").storage, RunFolder("runs", "mine").path] == ["/shared/runs", "/shared/runs/mine"]
+    assert [locate(storage) for storage in ("/data/runs", "s3://b/runs")] == ["/data/runs", "s3://b/runs"]
+    assert locate("~/runs") == absolute("~/runs")
+    assert absolute("data") == f"{tmp_path}/data"  # what is read lies where the program runs
+    monkeypatch.setenv(BASE, "s3://bucket/team?region=eu")
+    assert locate("runs") == "s3://bucket/team/runs?region=eu"
+
+
+@pytest.mark.parametrize(
+    ("store", "base"),
+    [
+        ("/shared/runs", "/shared"),
+        ("/runs", "/"),
+        ("s3://bucket/runs", "s3://bucket"),
+        ("s3://bucket/runs?region=eu", "s3://bucket?region=eu"),
+        ("s3://bucket", "s3://bucket"),
+        ("file:///runs", "file:///runs"),
+    ],
+)
+def test_what_a_storage_lies_in(store: str, base: str) -> None:
+    assert beside(store) == base
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""A cluster that jobs are sent to: a head without CPUs and two nodes of one CPU each, with a token and a dashboard."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+TESTS = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Cluster:
+    url: str
+    process: subprocess.Popen[str]
+    temp: Path
+    """Where its sessions, with all logs, are."""
+    home: Path
+    """The folder that jobs are sent from."""
+
+    def shut_down(self) -> None:
+        if self.process.poll() is None:
+            assert self.process.stdin
+            self.process.stdin.close()
+            self.process.wait(60)
+
+
+@contextmanager
+def running_cluster(home: Path, environment: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Run the cluster; this process gets its token and goes to ``home``."""
+    (home / "token").write_text("0123456789abcdef" * 4)
+    temp = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # paths of sockets have to be short
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
+        environment.delenv(name, raising=False)
+    environment.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+    environment.chdir(home)
+    process = subprocess.Popen(
+        [sys.executable, str(TESTS / "nodes.py"), str(temp), str(port), "0", "1", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "token", "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": ""},
+    )
+    assert process.stdout
+    assert process.stdout.readline().strip() == f"127.0.0.1:{port}"
+    there = Cluster(f"http://127.0.0.1:{port}", process, temp, home)
+    yield there
+    there.shut_down()
+    process.stdout.close()
+    subprocess.run(["rm", "-rf", str(temp)], check=True)
