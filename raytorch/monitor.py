@@ -57,8 +57,6 @@ class Status:
     """The node of each rank of the newest attempt, by Ray's name for it."""
     failures: list[Failure] = field(default_factory=list)
     """The newest attempt's failures, and earlier ones that were final."""
-    controller: str | None = None
-    """Ray's id of the actor that starts the workers; None until it has begun."""
     attempts: int = 0
     resizes: int = 0
     """How many of the restarts were planned, to go on with more or fewer workers."""
@@ -83,10 +81,6 @@ class RunMonitor:
     def status(self) -> Status:
         """All of it."""
         return self._status
-
-    def introduce(self, controller: str) -> None:
-        """The actor that starts the workers has begun."""
-        self._status.controller = controller
 
     def begin_attempt(self) -> None:
         """Rank 0 starts or restarts; what failed before is history unless it was final."""

@@ -95,8 +95,8 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> bool:
             status = ray.get(monitor.status.remote())
             if watch(status):
                 monitor.request_stop.remote()
-            if status.stopping and status.controller and not status.attempts:
-                fit.end(status.controller)
+            if status.stopping and not status.attempts:
+                fit.end()
                 return False
         except KeyboardInterrupt:
             if stopping:
@@ -112,15 +112,15 @@ def _leave(fit: Any, monitor: Any) -> None:
     monitor.request_stop.remote()
     with suppress(ray.exceptions.RayError):  # Ray itself may be gone
         status = ray.get(monitor.status.remote())
-        if status.controller and not status.attempts:
-            fit.end(status.controller)
+        if not status.attempts:
+            fit.end()
 
 
 def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> Any:
     import ray.train
 
     from raytorch.failures import StopOnFinalFailure
-    from raytorch.worker_group import Introduction, ProcessGroupConfig, WorkerGroupTrainer
+    from raytorch.worker_group import ProcessGroupConfig, WorkerGroupTrainer
 
     config, scaling = plan.config, plan.config.scaling
     elastic = scaling.min_workers != scaling.max_workers
@@ -145,7 +145,7 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> A
                 checkpoint_score_order="max" if config.checkpoint.best_by == "accuracy" else "min",
             ),
             failure_config=ray.train.FailureConfig(max_failures=config.failure.max_restarts),
-            callbacks=[StopOnFinalFailure(monitor), Introduction(monitor)],
+            callbacks=[StopOnFinalFailure(monitor)],
         ),
     )
 

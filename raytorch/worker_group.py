@@ -23,7 +23,6 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -31,6 +30,8 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.storage import RunFolder
+
+START_POLL_S = 0.05
 
 
 @dataclass
@@ -94,7 +95,12 @@ class WorkerGroupTrainer(DataParallelTrainer):
         scaling_policy: Decides on the number of workers in place of Ray Train's own policy.
         worker_class: The class of the workers' actors.
         options: See ``ray.train.v2.api.data_parallel_trainer.DataParallelTrainer``.
+
+    Attributes:
+        controller: The actor that starts and watches the workers; None before and after.
     """
+
+    controller: Any = None
 
     def __init__(
         self,
@@ -118,23 +124,12 @@ class WorkerGroupTrainer(DataParallelTrainer):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         environment = {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()}
         actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)(WorkerGroupController)
-        controller = actor.remote(self._worker_class, **options | {"scaling_policy": policy})
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
-
-
-class Introduction(ControllerCallback):
-    """Tells the run's monitor which actor starts the workers, so that the driver can end it.
-
-    It tells the id: if each of the two actors had a handle of the other, neither would end by itself.
-    """
-
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Called by the controller before it starts workers."""
-        self._monitor.introduce.remote(ray.get_runtime_context().get_actor_id())
+        self.controller = actor.remote(self._worker_class, **options | {"scaling_policy": policy})
+        try:
+            ray.get(self.controller.run.remote())
+            return ray.get(self.controller.get_result.remote())
+        finally:
+            self.controller = None
 
 
 class BackgroundFit:
@@ -148,21 +143,21 @@ class BackgroundFit:
     def __init__(self, trainer: WorkerGroupTrainer) -> None:
         self.error: Exception | None = None
         self.done = threading.Event()
-        threading.Thread(target=self._run, args=[trainer], daemon=True).start()
+        self._trainer = trainer
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def end(self, controller: str) -> None:
-        """End at once: kill the controller, which may wait for workers, and take back what it holds or has asked for.
-
-        Args:
-            controller: The actor's id.
-        """
-        ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(controller), True)
+    def end(self) -> None:
+        """End at once, also what waits for workers, and take back what is held or asked for."""
+        while not (controller := self._trainer.controller) and not self.done.wait(START_POLL_S):
+            pass
+        if controller:
+            ray.kill(controller)
         self.done.wait()
         free_abandoned_resources()
 
-    def _run(self, trainer: WorkerGroupTrainer) -> None:
+    def _run(self) -> None:
         try:
-            trainer.fit()
+            self._trainer.fit()
         except Exception as error:
             self.error = error
         except SystemExit:  # so Ray ends the calls that wait when it is shut down
