@@ -86,7 +86,8 @@ class Interpreter:
         try:
             self._run(state, program.instructions)
         finally:
-            torch.set_grad_enabled(grad_enabled)
+            if torch.is_grad_enabled() is not grad_enabled:
+                torch.set_grad_enabled(grad_enabled)
             self._attachments = ()
         given, self._answer = self._answer, None
         errors, state.errors = tuple(state.errors), []

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from raytorch.registry import Kind, kind_of
 from raytorch.session.program import sequence_builder
-from raytorch.session.transfer import Payload
+from raytorch.session.transfer import INLINE, Payload
 
 Description = tuple[Any, ...]
-"""One of ``("value", value)``, ``("held", kind)``, ``("sequence", type, descriptions)`` and
-``("mapping", keys, descriptions)``."""
+"""One of ``("value", value)``, ``("payload", *words)`` for a small payload, ``("held", kind)``,
+``("sequence", type, descriptions)`` and ``("mapping", keys, descriptions)``."""
 
 PLAIN = (
     type(None),
@@ -38,6 +38,8 @@ PLAIN = (
 
 def describe(value: Any, held: list[Any]) -> Description:
     """The structure of ``value``; what has to stay on the worker is appended to ``held``, in order."""
+    if isinstance(value, Payload) and value.nbytes <= INLINE:
+        return ("payload", *value.words())
     if isinstance(value, PLAIN):
         return ("value", value)
     if isinstance(value, tuple | list):
@@ -50,23 +52,25 @@ def describe(value: Any, held: list[Any]) -> Description:
 
 def rebuild(description: Description, take: Callable[[Kind], Any]) -> Any:
     """The result on the client; ``take`` gives the object that stands for the next value that stayed on the worker."""
-    match description:
-        case ("value", value):
-            return value
-        case ("held", kind):
-            return take(kind)
-        case ("sequence", kind, parts):
-            return sequence_builder(kind)([rebuild(part, take) for part in parts])
-        case ("mapping", keys, parts):
-            return {key: rebuild(part, take) for key, part in zip(keys, parts, strict=True)}
+    match description[0]:
+        case "value":
+            return description[1]
+        case "payload":
+            return Payload.of_words(*description[1:])
+        case "held":
+            return take(description[1])
+        case "sequence":
+            return sequence_builder(description[1])([rebuild(part, take) for part in description[2]])
+        case "mapping":
+            return {key: rebuild(part, take) for key, part in zip(*description[1:], strict=True)}
     raise ValueError(f"{description!r} is no description")
 
 
 def count_held(description: Description) -> int:
     """How many values stayed on the worker."""
-    kinds: list[Kind] = []
-    rebuild(description, kinds.append)
-    return len(kinds)
+    if description[0] in ("sequence", "mapping"):
+        return sum(map(count_held, description[2]))
+    return int(description[0] == "held")
 
 
 def fixed_tensors(description: Description) -> tuple[Callable[[list[Any]], Any], int] | None:
@@ -82,14 +86,11 @@ def is_tensor(description: Description) -> bool:
     return description == ("held", Kind.TENSOR)
 
 
-def payload_bytes(description: Description | None) -> int:
-    """Bytes of the tensors' contents in a description."""
-    match description:
-        case ("value", Payload() as payload):
-            return payload.nbytes
-        case ("sequence" | "mapping", _, parts):
-            return sum(payload_bytes(part) for part in parts)
-    return 0
+def is_large(description: Description) -> bool:
+    """Whether it holds an array that is better moved by Ray than pickled."""
+    if description[0] in ("sequence", "mapping"):
+        return any(map(is_large, description[2]))
+    return description[0] == "value" and isinstance(description[1], Payload)
 
 
 def parts_of(value: Any) -> list[Any]:

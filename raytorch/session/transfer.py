@@ -45,30 +45,32 @@ class Payload:
     @classmethod
     def of(cls, tensor: Tensor) -> "Payload":
         """The content of ``tensor``, without a copy where it is on a CPU."""
-        plain = tensor.detach().resolve_conj().resolve_neg()
-        if plain.layout != torch.strided:
-            raise TypeError(f"a {plain.layout} tensor cannot be moved; call to_dense() first")
-        if plain.is_quantized:
+        if tensor.layout != torch.strided:
+            raise TypeError(f"a {tensor.layout} tensor cannot be moved; call to_dense() first")
+        if tensor.is_quantized:
             raise TypeError("a quantized tensor cannot be moved; call dequantize() or int_repr() first")
-        plain = plain.cpu()
-        carrier = _CARRIERS.get(tensor.dtype)
+        plain, carrier = tensor, _CARRIERS.get(tensor.dtype)
         if carrier:
-            plain = plain.contiguous().view(carrier)
+            plain = tensor.detach().resolve_conj().resolve_neg().contiguous().view(carrier)
         # By force also what autograd keeps without memory: a tensor that is zero throughout.
         return cls(plain.numpy(force=True), tensor.dtype, tensor.requires_grad)
+
+    @classmethod
+    def of_words(
+        cls, content: bytearray, carrier: str, shape: tuple[int, ...], dtype: str, requires_grad: bool
+    ) -> "Payload":
+        """The payload that :meth:`words` described."""
+        return cls(np.frombuffer(content, carrier).reshape(shape), getattr(torch, dtype), requires_grad)
+
+    def words(self) -> tuple[Any, ...]:
+        """The payload in what pickle is quick with, for small ones; not bytes, as Python may share short ones."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return bytearray(self.array.tobytes()), self.array.dtype.str, self.array.shape, dtype, self.requires_grad
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
         return int(self.array.nbytes)
-
-    def __reduce__(self) -> Any:
-        dtype = str(self.dtype).removeprefix("torch.")
-        if self.array is None or self.nbytes > INLINE:
-            return _payload, (self.array, dtype, self.requires_grad, self.is_private)
-        # Twice as fast as pickling a small array; not bytes, as Python may share short ones.
-        content = bytearray(self.array.tobytes()), self.array.dtype.str, self.array.shape
-        return _inline_payload, (*content, dtype, self.requires_grad)
 
     def copy(self) -> "Payload":
         """The same in memory of its own."""
@@ -91,17 +93,7 @@ class Payload:
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         plain = torch.from_numpy(array)
         tensor = plain.view(self.dtype) if self.dtype in _CARRIERS else plain
-        return tensor.requires_grad_(self.requires_grad)
-
-
-def _payload(array: Any, dtype: str, requires_grad: bool, is_private: bool) -> Payload:
-    return Payload(array, getattr(torch, dtype), requires_grad, is_private)
-
-
-def _inline_payload(
-    content: bytearray, carrier: str, shape: tuple[int, ...], dtype: str, requires_grad: bool
-) -> Payload:
-    return Payload(np.frombuffer(content, carrier).reshape(shape), getattr(torch, dtype), requires_grad)
+        return tensor.requires_grad_() if self.requires_grad else tensor
 
 
 class AdoptedMemory:

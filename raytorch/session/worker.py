@@ -17,8 +17,8 @@ from raytorch.registry import Registry
 from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
 from raytorch.session.recorder import HANDLES_PER_CLIENT
-from raytorch.session.results import payload_bytes
-from raytorch.session.transfer import INLINE, AdoptedMemory
+from raytorch.session.results import is_large
+from raytorch.session.transfer import AdoptedMemory
 from raytorch.worker_group import WorkerActor
 
 LOOK_ROUND_S = 2.0
@@ -69,7 +69,7 @@ class _Hosted:
                 for payload, array in zip(data[::2], data[1::2], strict=True)
             ]
             report = self.interpreter.execute(packed, attachments)
-            return report if payload_bytes(report.answer) > INLINE else report.pack()
+            return report if report.answer and is_large(report.answer) else report.pack()
         finally:
             self.busy, self.used_at = False, time.monotonic()
 
