@@ -69,7 +69,8 @@ class Registry:
 
     Args:
         max_bytes: Bytes of tensor storage that the handles may hold together, with gradients, optimizers' states and
-            whatever else :func:`tensors_of` finds; None for no limit. Views share their storage, which counts once.
+            whatever else :func:`tensors_of` finds; None for no limit. Counting takes time with each call of an object,
+            some microseconds for each of the parameters there are. Views share their storage, which counts once.
             What autograd keeps for a backward pass is not counted.
     """
 
@@ -130,8 +131,8 @@ class Registry:
                 and tensors that can have a gradient.
 
         Raises:
-            QuotaError: It has grown, beyond the limit. It is held nevertheless: only what takes no more room is stored
-                from now on, until enough is freed.
+            QuotaError: It has grown, beyond the limit, and only what takes no more room is stored from now on, until
+                enough is freed.
         """
         if self._storages:
             self._storages.recount(handles, and_growing=and_growing)
@@ -241,7 +242,7 @@ def _storages_of(value: Any) -> dict[int, int]:
 def _can_grow(value: Any) -> bool:
     """Whether a value may come to hold more by operations other than those that work in place on it."""
     if isinstance(value, Tensor):
-        return value.requires_grad and _has_gradient_of_its_own(value)
+        return isinstance(value, nn.Parameter) or (value.requires_grad and _has_gradient_of_its_own(value))
     return not isinstance(value, Poison)
 
 

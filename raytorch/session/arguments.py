@@ -164,7 +164,7 @@ class Arguments:
         keys, begin = tuple(mapping), len(self.leaves)
         templates = tuple([self._template(part) for part in mapping.values()])
         if self._is_learned:
-            return ("mapping", ("constant", tuple, keys), templates)
+            return ("mapping", ("constant", tuple(map(type, keys)), keys), templates)  # 1, 1.0 and True are equal
         if all(template == VALUE for template in templates):
             self.leaves[begin:] = [dict(zip(keys, self.leaves[begin:], strict=True))]
             return VALUE

@@ -250,13 +250,17 @@ class Session(Scope):
             raise SessionError(
                 "the session has handles, which the saved ones would replace: open another with connect(restore=path)"
             )
-        handles = self._recorder.ask_all(primitives.restore, str(Path(path).absolute()), self.workers, trust)
+        folder = str(Path(path).absolute())
+        saved = [
+            handle for part in self._recorder.ask_all(primitives.saved_handles, folder, self.workers) for handle in part
+        ]
+        if makers := max(saved, default=0) // HANDLES_PER_CLIENT:
+            self._transport.skip_clients(makers)
+        handles = self._recorder.ask_all(primitives.restore, folder, trust)
         self._unclaimed = {handle for part in handles for handle in part}
         self._recorder.skip_to(
             max((handle for handle in self._unclaimed if handle < HANDLES_PER_CLIENT), default=0) + 1
         )
-        if makers := max(self._unclaimed, default=0) // HANDLES_PER_CLIENT:
-            self._transport.skip_clients(makers)
 
     def synchronize(self) -> None:
         """Wait until every worker has done all that was recorded.

@@ -142,15 +142,20 @@ def finish_save(folder: str, final: str) -> None:
     Path(folder).rename(final)
 
 
-def restore(place: Place, folder: str, workers: int, trust: bool) -> list[int]:
-    """Read what :func:`save` wrote; see :func:`raytorch.session.snapshot.restore`.
+def saved_handles(place: Place, folder: str, workers: int) -> list[int]:
+    """The handles of what :func:`save` wrote.
 
     Raises:
-        SessionError: It was written by another number of workers.
+        SessionError: It was written by another number of workers, or the folder holds no saved session.
     """
     parts = len(list(Path(folder).glob("rank-*")))
     if parts and parts != workers:
         raise SessionError(f"{folder} was saved by {parts} workers: connect with workers={parts}, not {workers}")
+    return snapshot.saved_handles(_part(place, folder))
+
+
+def restore(place: Place, folder: str, trust: bool) -> list[int]:
+    """Read what :func:`save` wrote; see :func:`raytorch.session.snapshot.restore`."""
     return snapshot.restore(place.registry, _part(place, folder), place.device, trust=trust)
 
 
@@ -198,6 +203,6 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
 
 ON_WORKER: dict[str, Callable[..., Any]] = {
     f"raytorch.session.{function.__name__}": function
-    for function in (create, upload, stats, listing, kind_of_handle, lookup, save, restore)
+    for function in (create, upload, stats, listing, kind_of_handle, lookup, save, saved_handles, restore)
 }
 """Those that take the worker's registry and device as their first argument."""

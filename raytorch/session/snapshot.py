@@ -57,6 +57,7 @@ def save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
     manifest = {
         "format": 1,
         "tensors": tensors,
+        "objects": [name for name in recipes if name.isdigit()],
         "leaves": names.leaves(),
         "frozen": names.frozen(),
         "modes": names.modes(),
@@ -65,16 +66,29 @@ def save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
     return [handle for handle, _ in registry if not {str(handle)} & (recipes.keys() | tensors.keys())]
 
 
+def saved_handles(folder: Path) -> list[int]:
+    """The handles of what :func:`save` wrote. Raises SessionError: the folder holds no such files."""
+    manifest = _read_manifest(folder)
+    return [
+        int(name) for name in (*manifest["tensors"], *manifest.get("objects", ()))
+    ]  # older snapshots name no objects
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+    except FileNotFoundError:
+        raise SessionError(f"{folder} holds no saved session") from None
+    return manifest
+
+
 def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bool = False) -> list[int]:
     """Put what :func:`save` wrote under its handles again; returns these.
 
     Raises:
         SessionError: The folder holds no such files; or ones that can run code, without ``trust``.
     """
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except FileNotFoundError:
-        raise SessionError(f"{folder} holds no saved session") from None
+    manifest = _read_manifest(folder)
     found = _Found(safetensors.torch.load_file(folder / _TENSORS, device=str(device)), manifest)
     recipes = _Unpickler((folder / _RECIPES).read_bytes(), found, trust=False).load()
     for name, pickled in recipes.items():

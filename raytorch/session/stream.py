@@ -178,9 +178,10 @@ class Stream:
 
     def _introduce(self, pattern: Pattern) -> int:
         """Give a pattern that the workers do not know its number."""
-        pattern.number = number = len(self._known_patterns)
+        number = len(self._known_patterns)
         self._known_patterns.append(pattern)
         self._new_patterns.append(pattern)
+        pattern.number = number  # last: should Ctrl-C come in between, it is introduced once more
         return number
 
     def _forget_patterns(self) -> None:
@@ -213,6 +214,9 @@ class Stream:
                 "interrupted while it was sent to the workers, of which some may not have it"
             )
             raise
+        except SessionLostError as lost:
+            self._lose(lost)
+            raise
         self._new_patterns, self._instructions, self._attachments = [], [], []  # what could not be sent is kept
         self._forgets = False
         if len(self._known_patterns) >= MOST_PATTERNS:  # now that no instruction waits that has its number
@@ -231,13 +235,16 @@ class Stream:
         try:
             report = future.result()
         except SessionLostError as lost:
-            self._ended = lost
-            self.loss_was_told |= threading.current_thread() is not self._idle
+            self._lose(lost)
             raise
         for error in report.errors:
             if error.instruction not in self._raised:
                 self._errors.setdefault(error.instruction, error)
         return report
+
+    def _lose(self, lost: SessionLostError) -> None:
+        self._ended = copy(lost)  # without the traceback, whose frames keep the caller's values
+        self.loss_was_told |= threading.current_thread() is not self._idle
 
     def _flush_when_idle(self) -> None:
         begun = None

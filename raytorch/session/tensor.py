@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from raytorch.session import primitives
 from raytorch.session.arguments import Reference
 from raytorch.session.functions import SETTABLE
-from raytorch.session.transfer import Payload
 
 
 class RemoteTensor(Reference):
@@ -147,8 +145,3 @@ for _name in _OPERATORS:
         setattr(RemoteTensor, _name, _operator(_name))
 for _name in SETTABLE:
     setattr(RemoteTensor, _name, _settable(_name))
-
-
-def upload_of(tensor: Any) -> Payload:
-    """What is sent of a tensor, an array, a number or nested lists of them."""
-    return Payload.of(tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor))

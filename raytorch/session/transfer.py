@@ -51,7 +51,7 @@ class Payload:
             raise TypeError("a quantized tensor cannot be moved; call dequantize() or int_repr() first")
         plain, carrier = tensor, _CARRIERS.get(tensor.dtype)
         if carrier:
-            plain = tensor.detach().resolve_conj().resolve_neg().contiguous().view(carrier)
+            plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().view(carrier)
         # By force also what autograd keeps without memory: a tensor that is zero throughout.
         return cls(plain.numpy(force=True), tensor.dtype, tensor.requires_grad)
 

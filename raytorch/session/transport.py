@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 import time
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +46,7 @@ class Connection:
     def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
         """Send a program to every worker. See :class:`raytorch.session.stream.Transport`."""
         if self._lost:
-            raise self._lost
+            raise copy(self._lost)
         shipped = [[_shipped(part, len(parts) == self.world_size) for part in parts] for parts in attachments]
         program = ray.put(packed) if len(packed) > INLINE and self.world_size > 1 else packed
         futures: list[Future] = []
@@ -56,7 +57,8 @@ class Connection:
 
     def lost(self, rank: int, error: Exception) -> SessionLostError:
         """The session is lost, as a call to a worker showed."""
-        return self._lose(self._last_word() or f"rank {rank}: {_brief(error)}")
+        patience = 0 if isinstance(error, ray.exceptions.RayTaskError) else LAST_WORD_S  # what raised has not died
+        return self._lose(self._last_word(patience) or f"rank {rank}: {_brief(error)}")
 
     def require_peers(self) -> None:
         """Raise SessionLostError if a worker has died, as others found who wanted to communicate with it."""
@@ -79,8 +81,8 @@ class Connection:
         """Leave Ray, if it was joined for the session."""
         self._resources.close()
 
-    def _last_word(self) -> str | None:
-        """Why the session has ended, which may take a while to be known; None if it cannot be told."""
+    def _last_word(self, patience: float = LAST_WORD_S) -> str | None:
+        """Why the session has ended, which may take some seconds to be known; None if it is not, or has not ended."""
         raise NotImplementedError
 
     def _lose(self, cause: str) -> SessionLostError:
@@ -162,9 +164,15 @@ class Owner(Connection):
         # A call may take as long as its user wants; a worker that died is seen all the same.
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(7 * 24 * 3600))
         self._fit = BackgroundFit(group.trainer(Setup(host, limits, max(1, int(group.each["CPU"]))), storage))
-        self._actors = self._wait_for_workers(host)
         self._is_closing = False
-        threading.Thread(target=self._tell_guests, name="raytorch-end", daemon=True).start()
+        try:
+            self._actors = self._wait_for_workers(host)
+        except BaseException:
+            self._fit.end()
+            ray.kill(host)
+            raise
+        self._telling = threading.Thread(target=self._tell_guests, name="raytorch-end", daemon=True)
+        self._telling.start()
 
     def _wait_for_workers(self, host: Any) -> list[Any]:
         while not self._fit.done.wait(START_POLL_S):
@@ -172,9 +180,11 @@ class Owner(Connection):
                 return list(actors)
         raise SessionLostError(f"the session's workers could not be started: {_brief(self._fit.error)}")
 
-    def _last_word(self) -> str | None:
-        if not self._fit.done.wait(LAST_WORD_S):
+    def _last_word(self, patience: float = LAST_WORD_S) -> str | None:
+        if not self._fit.done.wait(patience):
             return None
+        if self._is_closing:
+            return "it was closed meanwhile"
         if self._fit.error is None:
             return "its workers have ended, as it was idle for longer than idle_timeout"
         failures = getattr(self._fit.error, "worker_failures", None)
@@ -186,7 +196,7 @@ class Owner(Connection):
         self._fit.done.wait()
         if not self._is_closing and (cause := self._last_word()):
             with contextlib.suppress(ray.exceptions.RayError):  # after Ray was shut down, say
-                self._host.end.remote(cause)
+                ray.get(self._host.end.remote(cause))
 
     def open(self) -> None:
         """Let others join."""
@@ -202,8 +212,10 @@ class Owner(Connection):
 
     def close(self) -> None:
         """End the workers, and Ray if it was started for the session."""
-        self._is_closing = True
-        if not self._fit.done.is_set():
+        if self._fit.done.is_set():
+            self._telling.join()
+        else:
+            self._is_closing = True
             for actor in self._actors:
                 actor.end_session.remote()
             if not self._fit.done.wait(CLOSE_S):  # a call that was given up on, or waits for a rank that never comes
@@ -230,20 +242,24 @@ class Guest(Connection):
     def _beat(self) -> None:
         while not self._left.wait(BEAT_S):
             try:
-                if ray.get(self._host.beat.remote(self.client)):
-                    continue
-            except ray.exceptions.RayError:
-                pass
-            self._lose(self._last_word() or _OWNER_GONE)
-            return
+                is_known = ray.get(self._host.beat.remote(self.client))
+            except ray.exceptions.ActorDiedError:
+                is_known = False
+            except ray.exceptions.RayError:  # out of reach for a while
+                continue
+            if not is_known and (cause := self._last_word()):
+                self._lose(cause)
+                return
 
-    def _last_word(self) -> str | None:
-        deadline = time.monotonic() + LAST_WORD_S
+    def _last_word(self, patience: float = LAST_WORD_S) -> str | None:
+        deadline = time.monotonic() + patience
         try:
             while not (cause := ray.get(self._host.end_for.remote(self.client))) and time.monotonic() < deadline:
                 time.sleep(LAST_WORD_POLL_S)
-        except ray.exceptions.RayError:
+        except ray.exceptions.ActorDiedError:
             return _OWNER_GONE
+        except ray.exceptions.RayError:
+            return None
         return str(cause) if cause else None
 
     def close(self) -> None:
@@ -274,7 +290,7 @@ def _brief(error: Any) -> str:
     """What there is to say of a worker's failure, without Ray's advice."""
     error = getattr(error, "health_check_failure", error)
     if isinstance(error, ray.exceptions.RayTaskError):
-        error = error.cause
+        return f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "its process died, killed or out of memory"
     return str(error).strip().partition("\n")[0]

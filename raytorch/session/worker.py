@@ -84,9 +84,12 @@ class _Hosted:
         self.ready = True
 
     def is_idle(self) -> bool:
-        """Whether no client has asked for anything for as long as a session may be idle."""
+        """Whether no client has asked for anything for longer than a session may be idle, and than a round of looks.
+
+        Another worker may have become busy since it looked last.
+        """
         limit = self.setup.limits.idle_timeout
-        return limit is not None and not self.busy and time.monotonic() - self.used_at > limit
+        return limit is not None and not self.busy and time.monotonic() - self.used_at > limit + LOOK_ROUND_S
 
     def release(self, gone: Collection[int]) -> None:
         """Free what clients that are gone have made."""
