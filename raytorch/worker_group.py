@@ -77,13 +77,13 @@ class ProcessGroupBackend(Backend):
 
 
 class WorkerActor(RayTrainWorker):
-    """The actor of a worker: a base for those that do more than what Ray Train calls them for."""
+    """The base of workers' actors that do more than what Ray Train calls them for."""
 
 
 class WorkerGroupController(TrainController):
     """Starts and watches the workers: Ray Train's own actor, but for the class of theirs."""
 
-    def __init__(self, worker_class: type[WorkerActor], **options: Any) -> None:
+    def __init__(self, worker_class: type[RayTrainWorker], **options: Any) -> None:
         super().__init__(**options)
         self.worker_group_cls = type("WorkerGroup", (WorkerGroup,), {"_worker_cls": worker_class})
 
@@ -107,7 +107,7 @@ class WorkerGroupTrainer(DataParallelTrainer):
         function: Callable[[dict[str, Any]], None],
         *,
         scaling_policy: Any = None,
-        worker_class: type[WorkerActor] = WorkerActor,
+        worker_class: type[RayTrainWorker] = RayTrainWorker,
         **options: Any,
     ) -> None:
         super().__init__(function, **options)

@@ -15,6 +15,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
 from whole_runs import plan
 
 from raytorch import trainer
@@ -206,7 +207,8 @@ def test_a_run_that_starts_after_a_node_was_lost_waits_for_another(nodes: Nodes,
         time.sleep(0.1)
 
     def watch(status: Status) -> None:
-        if status.controller:
+        if any(group["state"] == "PENDING" for group in placement_group_table().values()):
+            assert not status.attempts
             nodes.replace_lost()
 
     assert trainer.train(plan(small_run, "patient"), watch=watch)["state"] == "finished"

@@ -26,6 +26,7 @@ from raytorch.storage import RunFolder
 from raytorch.trainer import train
 from raytorch.worker_group import (
     ProcessGroupConfig,
+    WorkerGroupController,
     WorkerGroupTrainer,
     forget_broken_snapshot,
     free_abandoned_resources,
@@ -105,10 +106,9 @@ def reserved_cpus(state: str = "CREATED") -> int:
 
 
 def controllers() -> set[str]:
-    """Ray Train's controllers that have not ended, by their ids."""
-    actors = ray._private.state.actors().values()
-    there = [actor for actor in actors if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD"]
-    return {actor["ActorID"] for actor in there}
+    """The controllers that have not ended, by their ids."""
+    actors = [actor for actor in ray._private.state.actors().values() if actor["State"] != "DEAD"]
+    return {actor["ActorID"] for actor in actors if actor["ActorClassName"] == WorkerGroupController.__name__}
 
 
 @pytest.fixture
@@ -130,6 +130,7 @@ def test_nothing_waits_for_workers_after_a_run_that_was_left_while_it_did(
     def watch(status: Status) -> bool:
         """End the run when it waits for its second CPU: ask it to stop, press Ctrl-C again and again, or fail."""
         waiting = reserved_cpus("PENDING") > 0
+        assert not waiting or controllers() > before
         if waiting and error:
             raise error
         return waiting
