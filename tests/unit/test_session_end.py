@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import local_session
+from in_process import InProcess, local_session
 from torch import nn
 
 from raytorch.errors import SessionLostError
+from raytorch.session.client import Session
 
 
 def test_after_it_was_closed_everything_raises_that_the_session_is_lost() -> None:
@@ -43,3 +44,26 @@ def test_after_it_was_closed_everything_raises_that_the_session_is_lost() -> Non
     for use in uses:
         with pytest.raises(SessionLostError, match="connect again"):
             use()
+
+
+def test_a_loss_that_the_transport_saw_is_told_once_and_again_to_whoever_asks() -> None:
+    class Losing(InProcess):
+        """Loses its workers when it is told to."""
+
+        lost: SessionLostError | None = None
+
+        def send(self, packed: bytes, attachments: Any) -> Any:
+            if self.lost:
+                raise self.lost
+            return super().send(packed, attachments)
+
+    transport = Losing(1, None)
+    session = Session(transport)
+    tensor = session.ones(2)
+    tensor.fetch()
+    transport.lost = SessionLostError("the session is lost: rank 0 is gone")
+    for _ in range(2):
+        with pytest.raises(SessionLostError, match="rank 0 is gone"):
+            tensor.fetch()
+    assert not session._recorder.stream._idle.join(5)
+    session.close()  # does not tell it again

@@ -117,6 +117,18 @@ def test_the_kind_of_result_is_learned_for_each_word(session: Session) -> None:
 # -- what is forgotten -------------------------------------------------------------------------------------------------
 
 
+class Keys(nn.Module):
+    """Gives the types of a dictionary's keys."""
+
+    def forward(self, values: dict[Any, Any]) -> list[str]:
+        return [type(key).__name__ for key in values]
+
+
+def test_keys_that_are_equal_but_of_other_types_stay_apart(session: Session) -> None:
+    types_of, x = session.module(Keys), session.ones(1)
+    assert [types_of({key: x}) for key in (1, True, 1.0)] == [["int"], ["bool"], ["float"]]
+
+
 def test_fifty_thousand_calls_with_other_words_are_forgotten_and_right() -> None:
     learned = MOST_PATTERNS + 2000
     with local_session(1) as session, torch.no_grad():

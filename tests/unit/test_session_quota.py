@@ -240,6 +240,16 @@ def test_a_tensor_that_outgrows_the_quota_in_place_is_poisoned_and_freed(session
     assert in_use(session) == 0
 
 
+def test_frozen_parameters_that_are_cast_count_as_what_they_are(session: Session) -> None:
+    net = session.module(nn.Linear, 10, 10)
+    net.call("requires_grad_", False)
+    handles = net.parameters()
+    net.call("to", torch.float64)
+    session.synchronize()
+    assert len(handles) == 2
+    assert in_use(session) == 110 * 8
+
+
 def test_a_gradient_that_is_retained_counts(session: Session) -> None:
     leaf = session.tensor(torch.ones(1), requires_grad=True)
     inner = leaf * torch.ones(256)

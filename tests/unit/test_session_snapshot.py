@@ -256,3 +256,21 @@ def test_what_a_client_that_had_joined_made_leaves_both_clients_ranges_of_handle
     assert mine.handle < other.ones(1).handle < 100
     skipping: Any = other._transport
     assert skipping.skipped == 3
+
+
+def test_nothing_is_restored_where_clients_have_joined_whose_handles_are_in_the_folder(tmp_path: Path) -> None:
+    class Shared(InProcess):
+        """A session that others have joined."""
+
+        def skip_clients(self, last: int) -> None:
+            raise SessionError("others have joined")
+
+    guest = Session(InProcess(1, None), client=1)
+    theirs = guest.ones(2)
+    guest.save(tmp_path / "saved")
+    session = Session(Shared(1, None))
+    with pytest.raises(SessionError, match="others have joined"):
+        session.restore(tmp_path / "saved")
+    assert session.handles() == []
+    with pytest.raises(HandleError):
+        session.get(theirs.handle)
