@@ -243,7 +243,7 @@ def test_a_tensor_that_outgrows_the_quota_in_place_is_poisoned_and_freed(session
 def test_frozen_parameters_that_are_cast_count_as_what_they_are(session: Session) -> None:
     net = session.module(nn.Linear, 10, 10)
     net.call("requires_grad_", False)
-    handles = net.parameters()
+    handles = list(net.parameters())
     net.call("to", torch.float64)
     session.synchronize()
     assert len(handles) == 2
