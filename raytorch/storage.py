@@ -46,7 +46,8 @@ def is_relative(path: str) -> bool:
 def locate(storage: str) -> str:
     """A storage's full address; a relative one is in what RAYTORCH_STORAGE_BASE names, else in the current folder.
 
-    In a base called ``runs``, ``runs`` is the base itself and ``runs/a`` is its ``a``. No ``..`` leads out of the base.
+    If its first part is also the base's last one, it counts once: in ``s3://b/runs``, ``runs`` is the base itself and
+    ``runs/a`` its ``a``. A ``..`` stops at the base.
 
     Raises:
         UserError: A ``..`` would be in a URI; or as for :func:`absolute`.

@@ -55,8 +55,8 @@ def submit(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Folder or URI for the record of a script, whose relative storages are in it ('runs' in a folder "
-            "called runs is that itself); a configuration has its own."
+            help="Folder or URI for the record of a script, whose relative storages are in it ('runs' in one "
+            "that ends with runs is that itself); a configuration has its own."
         ),
     ] = None,
     entrypoint_cpus: Annotated[float, typer.Option(min=0, help="CPUs that the script itself computes on.")] = 0,
