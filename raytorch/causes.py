@@ -32,12 +32,12 @@ class Cause(StrEnum):
 
 _ADVICE = {
     Cause.LOST_NODE: (
-        "a node of the cluster was lost; raytorch train --resume goes on from the latest checkpoint, and "
-        "failure.max_restarts says how often a run does so by itself"
+        "a node of the cluster was lost; raytorch train --resume goes on from the latest checkpoint, for a job "
+        "raytorch submit --resume does, and failure.max_restarts says how often a run does so by itself"
     ),
     Cause.LOST_WORKER: (
-        "a worker was lost, killed or crashed; raytorch train --resume goes on from the latest checkpoint, and "
-        "failure.max_restarts says how often a run does so by itself"
+        "a worker was lost, killed or crashed; raytorch train --resume goes on from the latest checkpoint, for a job "
+        "raytorch submit --resume does, and failure.max_restarts says how often a run does so by itself"
     ),
     Cause.HOST_MEMORY: (
         "the machine's memory ran out; use fewer workers on each machine (a higher scaling.cpus_per_worker), or lower "

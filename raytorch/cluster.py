@@ -38,13 +38,51 @@ _is_confined = False
 """Whether ray was imported to be used on this machine alone, which lasts for as long as the process."""
 
 
+def cluster_address(address: str | None) -> str | None:
+    """The address of the cluster to join: ``address``, else RAY_ADDRESS; None if a Ray is to be started here.
+
+    A URL in RAY_ADDRESS is that of a dashboard, where jobs are sent, and no cluster to join.
+
+    Raises:
+        UserError: ``address`` is such a URL.
+    """
+    if address and _is_dashboard(address):
+        raise UserError(
+            f"{address} is the URL of a dashboard, which 'raytorch submit' takes; to join a cluster from here, as "
+            "'raytorch train' does, give HOST:6379, auto, or ray://HOST:10001"
+        )
+    there = os.environ.get("RAY_ADDRESS", "")
+    return address or ("" if _is_dashboard(there) else there) or None
+
+
+def _is_dashboard(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Hide a RAY_ADDRESS that is a dashboard's from ``ray.init``, which would join it, and from what that starts."""
+    hidden = os.environ.get("RAY_ADDRESS", "")
+    if not _is_dashboard(hidden):
+        yield
+        return
+    del os.environ["RAY_ADDRESS"]
+    try:
+        yield
+    finally:
+        os.environ["RAY_ADDRESS"] = hidden
+
+
 def prepare_ray(address: str | None) -> bool:
     """Choose Ray's settings for one machine, if :func:`joined_ray` will start a Ray here; answers whether it will.
 
     Comes before the first import of ray. What the environment says already stays.
+
+    Raises:
+        UserError: As for :func:`cluster_address`.
     """
     global _is_confined
-    if address or os.environ.get("RAY_ADDRESS") or _has_joined():
+    if cluster_address(address) or _has_joined():
         return False
     _is_confined |= "ray" not in sys.modules
     early = set() if _is_confined else {_CONFINING}
@@ -68,11 +106,11 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     """Join Ray while the block runs.
 
     Args:
-        address: A running cluster's address; by default RAY_ADDRESS, else a Ray that is started here, and stopped
-            after the block. A Ray that this process has already joined is used as it is.
+        address: A running cluster's address; by default RAY_ADDRESS, unless that is a dashboard's URL, else a Ray that
+            is started here, and stopped after the block. A Ray that this process has already joined is used as it is.
 
     Raises:
-        UserError: No cluster answers at the address.
+        UserError: No cluster answers at the address, or it is a dashboard's URL.
     """
     prepare_ray(address)
     import ray
@@ -81,12 +119,13 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
         with _ending_on_sigterm():
             yield
         return
-    cluster = address or os.environ.get("RAY_ADDRESS")
+    cluster = cluster_address(address)
     if cluster and _is_confined:
         raise UserError(f"this process has run a Ray for this machine alone; join {cluster} from a new process")
     options = {} if cluster else {"include_dashboard": False}
     try:
-        ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
+        with _without_dashboard():
+            ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"no Ray cluster answers at {cluster}: {error}; start one with 'ray start --head'") from None
     try:

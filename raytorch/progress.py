@@ -15,6 +15,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from raytorch.storage import in_job
+
 WAITING_S = 60.0
 """Seconds without workers after which that is told."""
 
@@ -106,8 +108,15 @@ class DownloadDisplay:
         self._bar.update(self._tasks[name], completed=there)
 
 
-def print_summary(console: Console, summary: dict[str, Any]) -> None:
-    """Print what a run came to and where its files are."""
+def print_summary(console: Console, summary: dict[str, Any], *, resume: str | None = None) -> None:
+    """Print what a run came to and where its files are.
+
+    Args:
+        console: Where to print.
+        summary: The run's ``summary.json``.
+        resume: The command that goes on with a run that follows it; by default that of where this process runs.
+    """
+    resume = resume or f"raytorch {'submit' if in_job() else 'train'} --resume"
     rate = summary.get("samples_per_s")
     facts = [
         _metrics(summary) if "accuracy" in summary else summary["state"],
@@ -119,7 +128,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     lines = [("run", summary["path"]), ("curves", f"raytorch report {summary['path']}")]
     lines += [("export", f"{summary['path']}/{export['file']}") for export in summary.get("exports", ())]
     if summary["state"] == "stopped":
-        lines.append(("continue", f"raytorch train --resume {summary['path']}"))
+        lines.append(("continue", f"{resume} {summary['path']}"))
     for label, text in lines:  # whole, to be copied, however narrow the terminal
         console.print(f"{label:<10}{text}", highlight=False, markup=False, soft_wrap=True)
 

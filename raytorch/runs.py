@@ -11,9 +11,9 @@ from pyarrow import fs
 from pydantic import TypeAdapter, ValidationError
 
 from raytorch.config import RunConfig, RunName, StoredData
-from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
+from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError, UserError
 from raytorch.metrics import METRICS_FILE, read_metrics
-from raytorch.storage import RunFolder, absolute, locate, open_storage, reaching, split
+from raytorch.storage import RunFolder, absolute, in_job, is_relative, locate, open_storage, reaching, split
 
 LONGEST_NAME = 128
 """Characters of a run's name at most; see RunName."""
@@ -183,11 +183,29 @@ def _read_config(folder: RunFolder) -> RunConfig:
 
 
 def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
-    """``config`` under its final name, with paths that hold whatever folder a worker runs in."""
+    """``config`` under its final name, with paths that hold whatever folder a worker runs in.
+
+    Raises:
+        UserError: As for :func:`full_root` and :func:`raytorch.storage.locate`.
+    """
     data = config.data
     if isinstance(data, StoredData):
-        data = data.model_copy(update={"root": absolute(data.root)})
+        data = data.model_copy(update={"root": full_root(data.root)})
     return config.model_copy(update={"name": name, "storage": locate(storage), "data": data})
+
+
+def full_root(root: str) -> str:
+    """``data.root`` made absolute.
+
+    Raises:
+        UserError: It is relative in a submitted job: below the job's folder, where no data was sent.
+    """
+    if in_job() and is_relative(root):
+        raise UserError(
+            f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give the "
+            "folder in full, as all nodes reach it, e.g. data.root=/shared/data"
+        )
+    return absolute(root)
 
 
 def _driver_is_gone(summary: dict[str, Any]) -> bool:

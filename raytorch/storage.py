@@ -16,7 +16,12 @@ from raytorch.errors import RunExistsError, RunNotFoundError, UserError
 
 LOCK_FILE = ".lock"
 BASE = "RAYTORCH_STORAGE_BASE"
-"""Environment variable with the folder or URI that relative storages are below, in place of the current folder."""
+"""Environment variable that is set in a submitted job: the folder or URI that its relative storages are in."""
+
+
+def in_job() -> bool:
+    """Whether this process belongs to a submitted job, whose current folder ends with the cluster."""
+    return bool(os.environ.get(BASE))
 
 
 def absolute(path: str) -> str:
@@ -33,16 +38,33 @@ def absolute(path: str) -> str:
         raise UserError(f"{path}: there is no such user; give the folder in full") from None
 
 
+def is_relative(path: str) -> bool:
+    """Whether what a path means depends on the current folder."""
+    return "://" not in path and not path.startswith(("/", "~"))
+
+
 def locate(storage: str) -> str:
-    """A storage's full address; a relative one is below what RAYTORCH_STORAGE_BASE names, else the current folder.
+    """A storage's full address; a relative one is in what RAYTORCH_STORAGE_BASE names, else in the current folder.
+
+    If its first part is also the base's last one, it counts once: in ``s3://b/runs``, ``runs`` is the base itself and
+    ``runs/a`` its ``a``. A ``..`` stops at the base.
 
     Raises:
-        UserError: As for :func:`absolute`.
+        UserError: A ``..`` would be in a URI; or as for :func:`absolute`.
     """
-    base = os.environ.get(BASE)
-    if not base or "://" in storage or storage.startswith(("/", "~")):
+    if not in_job() or not is_relative(storage):
         return absolute(storage)
-    return absolute(join(base, str(Path(storage))))
+    base = os.environ[BASE]
+    parts = _parts_below(base, storage)
+    if parts[:1] == [split(base)[1]]:
+        del parts[0]
+    return absolute(join(base, "/".join(parts)) if parts else base)
+
+
+def _parts_below(base: str, path: str) -> list[str]:
+    if "://" in base and ".." in Path(path).parts:
+        raise UserError(f"storage {path!r}: there is no '..' in {base}; give the storage in full, or without it")
+    return [part for part in os.path.normpath(f"/{path}").split("/") if part]
 
 
 def join(storage: str, name: str) -> str:
@@ -56,12 +78,6 @@ def split(address: str) -> tuple[str, str]:
     base, mark, options = address.partition("?") if "://" in address else (address, "", "")
     storage, _, name = base.rstrip("/").rpartition("/")
     return f"{storage or '/'}{mark}{options}", name
-
-
-def beside(storage: str) -> str:
-    """What a storage lies in; of a bucket, which lies in nothing, the bucket."""
-    base, _ = split(storage)
-    return storage if "://" in storage and base.partition("?")[0].endswith("/") else base
 
 
 def open_storage(storage: str) -> tuple[fs.FileSystem, str]:

@@ -33,8 +33,9 @@ def train(
 
     Args:
         plan: What to run; see :func:`raytorch.runs.plan_run`.
-        address: A running Ray cluster's address; by default RAY_ADDRESS, else a Ray that is started for this run and
-            stopped after it. A Ray that this process has already joined is used as it is.
+        address: A running Ray cluster's address; by default RAY_ADDRESS, unless it is the http URL of a dashboard, else
+            a Ray that is started for this run and stopped after it. A Ray that this process has already joined is used
+            as it is.
         watch: Called with the workers' news while the run goes on.
         work: What each worker does; by default it trains.
 

@@ -55,8 +55,8 @@ def submit(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Folder or URI for the record of a script, which takes relative storages beside it; "
-            "a configuration has its own."
+            help="Folder or URI for the record of a script, whose relative storages are in it ('runs' in one "
+            "that ends with runs is that itself); a configuration has its own."
         ),
     ] = None,
     entrypoint_cpus: Annotated[float, typer.Option(min=0, help="CPUs that the script itself computes on.")] = 0,
@@ -171,7 +171,7 @@ def result(job_id: JobId, address: Address = None, as_json: AsJson = False) -> i
     if as_json:
         _print_json(summary)
     elif summary["state"] in ("finished", "stopped") and "step" in summary:
-        print_summary(output, summary)
+        print_summary(output, summary, resume=_resuming(address))
     else:
         _show(client.status(job_id))
     return _exit_status(summary["state"])
@@ -250,6 +250,10 @@ def _say(text: str) -> None:
 
 def _command(call: str, job_id: str, address: str | None) -> str:
     return f"raytorch {call} {job_id}" + (f" --address {shlex.quote(address)}" if address else "")
+
+
+def _resuming(address: str | None) -> str:
+    return f"raytorch submit{f' --address {shlex.quote(address)}' if address else ''} --resume"
 
 
 def _print_log(piece: str, as_json: bool) -> None:

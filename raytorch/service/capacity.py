@@ -21,7 +21,8 @@ class Node:
 def require_capacity(nodes: Sequence[Node], workers: int, each: Mapping[str, float]) -> None:
     """Refuse what the nodes could not hold even with nothing else running, which Ray would wait for without end.
 
-    A cluster that can grow is not judged.
+    A cluster that can grow is not judged. Nor should one be that has lost a node, which may come back; see
+    ``Connection.has_lost_nodes``.
 
     Args:
         nodes: The cluster's nodes.

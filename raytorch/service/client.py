@@ -17,13 +17,13 @@ import raytorch
 from raytorch.config import RunConfig, StoredData
 from raytorch.config_file import dump, load
 from raytorch.errors import JobError, RunExistsError, RunNotFoundError, UserError
-from raytorch.runs import SUMMARY_FILE, checked_name, plan_resume, timed_name
+from raytorch.runs import SUMMARY_FILE, checked_name, full_root, plan_resume, timed_name
 from raytorch.service import secrets
 from raytorch.service.capacity import require_capacity, require_node, run_here
 from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
 from raytorch.service.packages import mark, pack, project_files
-from raytorch.storage import BASE, RunFolder, absolute, beside, join, locate, split
+from raytorch.storage import BASE, RunFolder, join, locate, split
 
 CONFIG_NAME = "run.yaml"
 STOP_WAIT_S = 120
@@ -82,7 +82,7 @@ class Client:
 
         Raises:
             ConfigError: The configuration is invalid.
-            ResourceError: The cluster can never hold the workers.
+            ResourceError: The cluster can never hold the workers. One that has lost a node is not judged.
             RunExistsError: There is a run or a job of that name.
             UserError: A path is relative where the cluster runs elsewhere, or a variable is not set.
         """
@@ -123,7 +123,7 @@ class Client:
             arguments: What stands behind it on the command line.
             name: Name of the job and of its record's folder; by default the script's and the time.
             storage: Folder or URI where the record is kept: output, exit status, the last traceback. A relative storage
-                in the script is taken beside it.
+                in the script is taken in it; see :func:`raytorch.storage.locate`.
             env: As for :meth:`submit`.
             resources: What the script's own process reserves.
 
@@ -140,7 +140,7 @@ class Client:
         name = checked_name(name) if name else timed_name(_name_of(path), f"-{token_hex(3)}")
         run = join(self._placed(storage, "--storage"), name)
         resources = resources or EntrypointResources()
-        if resources.named():
+        if resources.named() and not self._connection.has_lost_nodes():
             require_node(self._connection.nodes(), resources.named())
         command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", str(inside), *arguments])
 
@@ -153,7 +153,8 @@ class Client:
     def _submit_run(self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str]) -> Job:
         digest = sha256(dump(config).encode()).hexdigest()
         config = self._place(config)
-        require_capacity(self._connection.nodes(), config.scaling.min_workers, config.scaling.worker_resources)
+        if not self._connection.has_lost_nodes():
+            require_capacity(self._connection.nodes(), config.scaling.min_workers, config.scaling.worker_resources)
         run = join(config.storage, name)
         if how.startswith("--name") and "://" not in run and RunFolder(config.storage, name).exists():
             raise RunExistsError(f"{run} exists already; take another --name, or continue it with --resume {run}")
@@ -325,7 +326,7 @@ class Client:
         """``config`` with paths that hold on the cluster."""
         data = config.data
         if isinstance(data, StoredData):
-            data = data.model_copy(update={"root": self._placed(data.root, "data.root", absolute)})
+            data = data.model_copy(update={"root": self._placed(data.root, "data.root", full_root)})
         return config.model_copy(update={"storage": self._placed(config.storage, "storage"), "data": data})
 
     def _placed(self, path: str, key: str, resolve: Callable[[str], str] = locate) -> str:
@@ -347,7 +348,7 @@ def _runtime_environment(run: str, archive: Path, values: Mapping[str, str], sta
         "py_modules": [package],
         "excludes": ["__pycache__"],
         # The job's own folder, where it runs, ends with the cluster.
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), BASE: beside(split(run)[0])},
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), BASE: split(run)[0]},
     }
     if values:
         environment["py_modules"].append(str(secrets.write(values, staging)))

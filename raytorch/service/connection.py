@@ -22,6 +22,8 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_S = 5
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token"  # noqa: S105
 MOST_NODES = 10_000
+_LOSSES = ("Unexpected termination", "Terminated due to preemption")
+"""How the state message of a node begins that has crashed, was cut off, or was taken back (Ray 2.60)."""
 _environment = threading.Lock()
 
 
@@ -80,18 +82,27 @@ class Connection:
 
     def nodes(self) -> list[Node]:
         """The cluster's nodes that are up."""
+        return [
+            Node(node["node_id"], node["resources_total"], scales=AUTOSCALER_LABEL in (node["labels"] or {}))
+            for node in self._list_nodes()
+            if node["state"] == "ALIVE"
+        ]
+
+    def has_lost_nodes(self) -> bool:
+        """Whether a node of the cluster was lost, which may come back; see ``raytorch.cluster.require_resources``."""
+        return any(
+            node["state"] == "DEAD" and (node["state_message"] or "").startswith(_LOSSES) for node in self._list_nodes()
+        )
+
+    def _list_nodes(self) -> list[Any]:
+        """Ray's ``NodeState`` of the nodes that are up and of those that were."""
         from ray.util.state import StateApiClient
         from ray.util.state.common import ListApiOptions, StateResource
 
         with self.explaining(), _without_addresses():
             client = StateApiClient(self.url, headers={"Content-Type": "application/json", **self._headers})
             options = ListApiOptions(limit=MOST_NODES, detail=True)
-            listed = client.list(StateResource.NODES, options, raise_on_missing_output=False)
-        return [
-            Node(node["node_id"], node["resources_total"], scales=AUTOSCALER_LABEL in (node["labels"] or {}))
-            for node in listed
-            if node["state"] == "ALIVE"
-        ]
+            return list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
 
     @contextmanager
     def explaining(self, job: str | None = None) -> Iterator[None]:

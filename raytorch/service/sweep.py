@@ -115,8 +115,9 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
         TrainingError: No trial has finished; the message has the first one's.
     """
     configs = [trial.config for trial in plan.sweep.trials]
+    sources = {repr(config.data): placed(config, "", "").data for config in configs}.values()
     if prepare_ray(address):
-        for data in {repr(config.data): placed(config, "", "").data for config in configs}.values():
+        for data in sources:
             check(data)
     importing = threading.Thread(target=import_module, args=["raytorch.service.trial"], daemon=True)
     importing.start()  # beside the start of Ray, which takes as long

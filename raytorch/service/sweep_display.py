@@ -60,8 +60,17 @@ def trial_table(trials: Sequence[Trial], rows: Sequence[dict[str, Any]], best: s
     return table
 
 
-def print_sweep(console: Console, trials: Sequence[Trial], summary: dict[str, Any]) -> None:
-    """Print what a sweep came to and where its files are."""
+def print_sweep(
+    console: Console, trials: Sequence[Trial], summary: dict[str, Any], *, resume: str = "raytorch sweep --resume"
+) -> None:
+    """Print what a sweep came to and where its files are.
+
+    Args:
+        console: Where to print.
+        trials: The sweep's trials.
+        summary: The content of its ``sweep.json``.
+        resume: The command that goes on with the sweep that follows it.
+    """
     best, path = summary["best"], summary["path"]
     console.print(trial_table(trials, summary["trials"], best and best["trial"]))
     for row in summary["trials"]:
@@ -78,7 +87,7 @@ def print_sweep(console: Console, trials: Sequence[Trial], summary: dict[str, An
         lines.insert(0, ("best", f"{best['trial']}  test {metric} {best[metric]:.4f}"))
         lines.append(("train it", f"raytorch train {best['config']}"))
     if summary["state"] == "stopped":
-        lines.append(("continue", f"raytorch sweep --resume {path}"))
+        lines.append(("continue", f"{resume} {path}"))
     for label, text in lines:  # whole, to be copied, however narrow the terminal
         console.print(f"{label:<10}{text}", highlight=False, markup=False, soft_wrap=True)
 

@@ -31,7 +31,8 @@ def connect(
         workers: Number of workers; by default 1, or as many as saved what is restored. Left out with a ``name``, the
             session of that name is joined.
         name: A name under which other processes on the cluster can join the session.
-        address: A running Ray cluster's address; by default RAY_ADDRESS, else a Ray that is started here.
+        address: A running Ray cluster's address; by default RAY_ADDRESS, unless it is the http URL of a dashboard, else
+            a Ray that is started here.
         cpus_per_worker: CPUs of each worker, which are also its threads.
         gpus_per_worker: GPUs of each worker.
         backend: Of the process group; ``auto`` is NCCL where each worker holds a GPU of its own, else gloo.

@@ -198,14 +198,14 @@ def test_a_training_that_fails_names_the_first_rank_and_shows_its_traceback(
     assert (summary["state"], summary["restarts"], summary["error"]) == ("failed", 0, asdict(failure))
 
 
-def test_a_relative_storage_of_a_script_is_beside_its_record(cluster: Cluster, client: Client) -> None:
+def test_a_relative_storage_of_a_script_is_in_that_of_its_record(cluster: Cluster, client: Client) -> None:
     script = cluster.home / "project" / "store.py"
     script.write_text(STORING_SCRIPT)
     job = client.wait(client.submit_script(script, storage="records/of/scripts").id)
     assert job.state == "finished", client.logs(job.id)
-    records = cluster.home / "records" / "of"
+    records = cluster.home / "records" / "of" / "scripts"
     assert (records / "runs" / "kept" / "note").read_text() == f"{records}/runs/kept"
-    assert (records / "scripts" / job.name / "summary.json").exists()
+    assert (records / job.name / "summary.json").exists()
 
 
 def test_twelve_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Client) -> None:

@@ -1,5 +1,6 @@
 """What a Ray that was joined can never hold is refused, unless an autoscaler could add nodes. No Ray runs here."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from ray.core.generated.common_pb2 import NodeDeathInfo
 from whole_runs import plan
 
 from raytorch import trainer
-from raytorch.cluster import AUTOSCALER_LABEL, require_resources, scales_itself
+from raytorch.cluster import AUTOSCALER_LABEL, joined_ray, prepare_ray, require_resources, scales_itself
 from raytorch.config import RunConfig, SweepConfig
-from raytorch.errors import ResourceError
+from raytorch.errors import ResourceError, UserError
 from raytorch.runs import RunPlan
 from raytorch.service import scaling, sweep
 from raytorch.sweep_file import Sweep, Trial
@@ -104,6 +105,52 @@ def test_a_cluster_that_scales_itself_is_not_judged(autoscaled: Cluster) -> None
 def test_a_cluster_that_has_lost_a_node_is_not_judged(cluster: Cluster, reason: str) -> None:
     cluster.add({}, death=NodeDeathInfo.Reason.Value(reason))
     require_resources(4, ONE_CPU)
+
+
+# -- which cluster -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """The addresses that Ray was to join, and what it then saw as RAY_ADDRESS. No Ray is started."""
+    calls: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: calls.append((address, os.environ.get("RAY_ADDRESS"))))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return calls
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8265", "https://ray.example.com"])
+def test_the_address_for_jobs_is_no_cluster_to_join(
+    monkeypatch: pytest.MonkeyPatch, joined: list[tuple[str, str | None]], url: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", url)
+    for address in (None, "auto", "10.0.0.1:6379"):
+        with joined_ray(address):
+            assert os.environ["RAY_ADDRESS"] == url  # for jobs that are sent from here
+    assert joined == [("local", None), ("auto", None), ("10.0.0.1:6379", None)]
+    assert prepare_ray(None)
+
+
+def test_other_addresses_in_the_environment_are_joined(
+    monkeypatch: pytest.MonkeyPatch, joined: list[tuple[str, str | None]]
+) -> None:
+    for address in ("10.0.0.1:6379", "auto", "ray://head:10001"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert not prepare_ray(None)
+        with joined_ray():
+            pass
+    assert joined == [(address, address) for address in ("10.0.0.1:6379", "auto", "ray://head:10001")]
+
+
+def test_a_dashboard_that_is_to_be_joined_is_refused(joined: list[tuple[str, str | None]]) -> None:
+    with pytest.raises(UserError) as refusal, joined_ray("http://head:8265"):
+        pass
+    assert str(refusal.value) == (
+        "http://head:8265 is the URL of a dashboard, which 'raytorch submit' takes; to join a cluster from here, as "
+        "'raytorch train' does, give HOST:6379, auto, or ray://HOST:10001"
+    )
+    assert not joined
 
 
 # -- who asks ----------------------------------------------------------------------------------------------------------

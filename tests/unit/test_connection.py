@@ -1,5 +1,6 @@
 """Reaching a cluster's dashboard: one clear message for each way in which that fails, within seconds."""
 
+import json
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,6 +11,7 @@ import pytest
 
 from raytorch.errors import ClusterError
 from raytorch.service import connection
+from raytorch.service.capacity import Node
 from raytorch.service.connection import Connection, find_address, find_token
 
 
@@ -43,6 +45,31 @@ def dashboard() -> Iterator[tuple[str, dict[str, object]]]:
         yield f"http://127.0.0.1:{server.server_port}", state
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("Unexpected termination: health check failed due to missing too many heartbeats", True),
+        ("Terminated due to preemption", True),
+        ("Expected termination: received SIGTERM", False),
+        ("Terminated due to idle (no Ray activity)", False),
+        (None, False),
+    ],
+)
+def test_a_lost_node_is_told_from_one_that_was_to_end(
+    dashboard: tuple[str, dict[str, object]], message: str | None, lost: bool
+) -> None:
+    url, state = dashboard
+    node = {"node_ip": "10.0.0.1", "is_head_node": False, "node_name": "n", "labels": {}}
+    up = node | {"node_id": "a", "state": "ALIVE", "resources_total": {"CPU": 2.0}, "state_message": None}
+    down = node | {"node_id": "b", "state": "DEAD", "resources_total": {}, "state_message": message}
+    listed = {"result": [up, down], "total": 2, "num_after_truncation": 2, "num_filtered": 2}
+    answer = {"ray_version": "2.60.0", "result": True, "msg": "", "data": {"result": listed}}
+    state["body"] = json.dumps(answer | {"version": "4", "ray_commit": "", "session_name": ""}).encode()
+    cluster = Connection(url)
+    assert cluster.nodes() == [Node("a", {"CPU": 2.0})]
+    assert cluster.has_lost_nodes() is lost
 
 
 def test_an_address_is_the_one_given_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from raytorch import progress
 from raytorch.monitor import Status
 from raytorch.progress import DownloadDisplay, ProgressDisplay, print_summary
+from raytorch.storage import BASE
 
 NEWS = {
     "phase": "training",
@@ -133,6 +134,15 @@ def test_a_stopped_run_says_how_to_go_on() -> None:
     lines = summary_lines(state="stopped", accuracy=None, loss=None, samples_per_s=None, epochs=0.5)
     assert lines[0] == "stopped  ·  0.5 epochs, 72 steps  ·  12.3 s"
     assert lines[-1] == "continue  raytorch train --resume /data/runs/mine"
+
+
+def test_a_stopped_job_says_how_to_submit_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(console, SUMMARY | {"state": "stopped"}, resume="raytorch submit --resume")
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert told.endswith("\ncontinue  raytorch submit --resume /data/runs/mine\n")
+    monkeypatch.setenv(BASE, "/data/runs")  # in the job itself
+    assert summary_lines(state="stopped")[-1] == "continue  raytorch submit --resume /data/runs/mine"
 
 
 @pytest.mark.parametrize("path", ["/data/" + "long/" * 40 + "mine", "/data/[old]/mine"])

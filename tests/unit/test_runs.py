@@ -30,7 +30,7 @@ from raytorch.runs import (
     read_history,
     read_summary,
 )
-from raytorch.storage import RunFolder
+from raytorch.storage import BASE, RunFolder
 
 
 @pytest.fixture
@@ -71,6 +71,27 @@ def test_a_plan_has_a_name_and_absolute_paths(tmp_path: Path, monkeypatch: pytes
     assert plan.resume_from is None
     assert str(plan.folder) == f"{tmp_path}/runs/mine"
     assert not (tmp_path / "runs").exists()  # planning writes nothing
+
+
+def test_a_relative_folder_of_data_is_refused_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BASE, "s3://bucket/runs")
+    with pytest.raises(UserError) as failure:
+        plan_run(RunConfig.model_validate({"data": {"name": "mnist", "root": "data"}, "epochs": 1}), "mine")
+    assert str(failure.value) == (
+        "data.root: data would be in the job's own folder on the cluster, where data is not sent; give the folder in "
+        "full, as all nodes reach it, e.g. data.root=/shared/data"
+    )
+
+
+@pytest.mark.parametrize("data", [{"name": "digits"}, {"name": "mnist", "root": "/shared/data"}])
+def test_data_that_every_node_finds_is_taken_in_a_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: dict[str, Any]
+) -> None:
+    monkeypatch.setenv(BASE, str(tmp_path))
+    config = RunConfig.model_validate({"data": data, "epochs": 1})
+    planned = plan_run(config, "mine").config
+    assert planned.data == config.data
+    assert planned.storage == f"{tmp_path}/runs"
 
 
 def test_a_run_without_a_name_takes_the_configurations_and_the_time(config: RunConfig) -> None:

@@ -7,7 +7,8 @@ from pyarrow import fs
 
 from raytorch import storage
 from raytorch.errors import RunNotFoundError, UserError
-from raytorch.storage import BASE, LiveFiles, RunFolder, absolute, beside, join, locate, open_storage, split
+from raytorch.service.client import _runtime_environment
+from raytorch.storage import BASE, LiveFiles, RunFolder, absolute, join, locate, open_storage, split
 
 
 @pytest.fixture
@@ -35,34 +36,62 @@ def test_the_home_of_nobody_is_the_users_to_change() -> None:
     assert str(failure.value) == "~no_such_user/runs: there is no such user; give the folder in full"
 
 
-def test_a_relative_storage_is_below_the_base_that_the_environment_names(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("base", "store", "address"),
+    [
+        ("/mnt/raytorch", "runs", "/mnt/raytorch/runs"),
+        ("/mnt/raytorch", "./runs/", "/mnt/raytorch/runs"),
+        ("/mnt/raytorch", "a/b", "/mnt/raytorch/a/b"),
+        ("/home/me/runs", "runs", "/home/me/runs"),
+        ("/home/me/runs", "runs/a", "/home/me/runs/a"),
+        ("/home/me/runs", "runs/runs", "/home/me/runs/runs"),
+        ("/home/me/runs", "a/runs", "/home/me/runs/a/runs"),
+        ("/shared", "shared2", "/shared/shared2"),
+        ("/shared", ".", "/shared"),
+        ("/shared", "a/../b", "/shared/b"),
+        ("/shared", "../../runs", "/shared/runs"),
+        ("/shared", "..", "/shared"),
+        ("/", "../runs", "/runs"),
+        ("s3://b/runs", "runs", "s3://b/runs"),
+        ("s3://b/me", "runs", "s3://b/me/runs"),
+        ("s3://b/me", "./a/b", "s3://b/me/a/b"),
+        ("s3://b", "runs", "s3://b/runs"),
+        ("s3://b/team?region=eu", "runs", "s3://b/team/runs?region=eu"),
+        ("s3://b/runs?region=eu", "runs/a", "s3://b/runs/a?region=eu"),
+        ("s3://b/runs", "/data/runs", "/data/runs"),
+        ("/shared", "s3://b/runs", "s3://b/runs"),
+    ],
+)
+def test_a_relative_storage_of_a_job_is_in_its_base(
+    monkeypatch: pytest.MonkeyPatch, base: str, store: str, address: str
 ) -> None:
+    monkeypatch.setenv(BASE, base)
+    assert locate(store) == address
+
+
+def test_only_storages_are_in_the_base_of_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert locate("runs") == f"{tmp_path}/runs"
     monkeypatch.setenv(BASE, "/shared")
-    assert [locate(storage) for storage in ("runs", "./runs", "a/b")] == ["/shared/runs", "/shared/runs", "/shared/a/b"]
     assert [RunFolder("runs", "mine").storage, RunFolder("runs", "mine").path] == ["/shared/runs", "/shared/runs/mine"]
-    assert [locate(storage) for storage in ("/data/runs", "s3://b/runs")] == ["/data/runs", "s3://b/runs"]
     assert locate("~/runs") == absolute("~/runs")
     assert absolute("data") == f"{tmp_path}/data"  # what is read lies where the program runs
-    monkeypatch.setenv(BASE, "s3://bucket/team?region=eu")
-    assert locate("runs") == "s3://bucket/team/runs?region=eu"
 
 
-@pytest.mark.parametrize(
-    ("store", "base"),
-    [
-        ("/shared/runs", "/shared"),
-        ("/runs", "/"),
-        ("s3://bucket/runs", "s3://bucket"),
-        ("s3://bucket/runs?region=eu", "s3://bucket?region=eu"),
-        ("s3://bucket", "s3://bucket"),
-        ("file:///runs", "file:///runs"),
-    ],
-)
-def test_what_a_storage_lies_in(store: str, base: str) -> None:
-    assert beside(store) == base
+@pytest.mark.parametrize("store", ["../runs", "a/..", ".."])
+def test_a_way_up_is_refused_in_a_uri(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    monkeypatch.setenv(BASE, "s3://b/me")
+    with pytest.raises(UserError) as failure:
+        locate(store)
+    assert str(failure.value) == (
+        f"storage '{store}': there is no '..' in s3://b/me; give the storage in full, or without it"
+    )
+
+
+@pytest.mark.parametrize("storage", ["/mnt/raytorch", "/shared", "s3://b/me", "s3://b", "s3://b/runs?region=eu"])
+def test_the_base_of_a_job_is_the_storage_of_its_record(storage: str, tmp_path: Path) -> None:
+    environment = _runtime_environment(join(storage, "first"), tmp_path / "project.zip", {}, tmp_path)
+    assert environment["env_vars"][BASE] == storage
 
 
 @pytest.mark.parametrize(
