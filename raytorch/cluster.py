@@ -49,7 +49,7 @@ def cluster_address(address: str | None) -> str | None:
     if address and _is_dashboard(address):
         raise UserError(
             f"{address} is the URL of a dashboard, which 'raytorch submit' takes; to join a cluster from here, as "
-            "'raytorch train' does, give HOST:6379, auto, or ray://HOST:10001"
+            "'raytorch train' does, give HOST:6379 or auto"
         )
     there = os.environ.get("RAY_ADDRESS", "")
     return address or ("" if _is_dashboard(there) else there) or None

@@ -148,7 +148,7 @@ def test_a_dashboard_that_is_to_be_joined_is_refused(joined: list[tuple[str, str
         pass
     assert str(refusal.value) == (
         "http://head:8265 is the URL of a dashboard, which 'raytorch submit' takes; to join a cluster from here, as "
-        "'raytorch train' does, give HOST:6379, auto, or ray://HOST:10001"
+        "'raytorch train' does, give HOST:6379 or auto"
     )
     assert not joined
 
