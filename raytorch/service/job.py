@@ -9,6 +9,7 @@ from typing import Any, Literal
 from raytorch.causes import Cause
 from raytorch.errors import UserError
 from raytorch.runs import SUMMARY_FILE, read_summary
+from raytorch.service.tracebacks import exception_of, last_traceback, plain, shortened, snippets
 from raytorch.storage import RunFolder, split
 
 Kind = Literal["train", "script", "other"]
@@ -24,18 +25,24 @@ STATES: dict[str, State] = {
 """Ray's words for a job's state, and those of a run."""
 KIND, RUN, DIGEST = "raytorch_kind", "raytorch_run", "raytorch_digest"
 """Keys of a job's metadata, beside Ray's own ``job_name``."""
-TRACEBACK = "Traceback (most recent call last):"
-LONGEST_TRACEBACK = 60
-"""Lines."""
 
 _WORDS = {
-    Cause.GPU_MEMORY: r"CUDA out of memory|CUDA error: out of memory",
-    Cause.HOST_MEMORY: r"^(?:MemoryError|OutOfMemoryError)|can't allocate memory|Cannot allocate memory",
+    Cause.GPU_MEMORY: r"CUDA out of memory|CUDA error: out of memory|PYTORCH_(?:CUDA_)?ALLOC_CONF",
+    Cause.HOST_MEMORY: (
+        r"^(?:MemoryError|OutOfMemoryError)|can't allocate memory|Cannot allocate memory|running low on memory"
+    ),
     Cause.LOST_NODE: r"^NodeDiedError|node has died|its node died",
-    Cause.LOST_WORKER: r"^(?:ActorDiedError|ActorUnavailableError|WorkerCrashedError)|its process died",
-    Cause.TIMEOUT: r"Timeout|[Tt]imed out",
+    Cause.LOST_WORKER: (
+        r"^(?:ActorDiedError|ActorUnavailableError|WorkerCrashedError)|its process died|[Aa]ctor died unexpectedly"
+    ),
+    Cause.TIMEOUT: r"Timeout|[Tt]imed out|has been hanging",
 }
 """What errors say whose cause is not the program; the first that fits counts."""
+_PEER = re.compile(
+    r"connection (?:closed|reset|refused)|by peer|broken pipe|time[d ]*out|gloo|nccl|\bDist\w*Error|has been hanging",
+    re.IGNORECASE,
+)
+"""What a worker says that only waits for others, or misses them."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +159,38 @@ def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: s
 
 
 def failure_told(output: str) -> Failure | None:
-    """What a program's output says of its failure: its last traceback, or which ranks raytorch lost; else None."""
-    ranks = re.findall(r"^rank (\d+) (?:failed|was lost)|\[Rank (\d+)", output, re.MULTILINE)
-    rank = int(ranks[0][0] or ranks[0][1]) if ranks else None
+    """What a program's output says of its failure: its last traceback, or which ranks were lost; else None."""
+    output = plain(output)
+    ranks = re.findall(r"^rank (\d+) (?:failed|was lost)", output, re.MULTILINE)
+    rank = int(ranks[0]) if ranks else None
+    if rank is None and (failure := _told_by_ray_train(output)):
+        return failure
     if (traceback := last_traceback(output)) is not None:
-        kind, message = exception_of(traceback)
-        return Failure(cause_told(output, f"{kind}: {message}"), message, rank, shortened(traceback), kind)
+        return _raised(traceback, output, rank)
     if lost := re.findall(r"^rank \d+ was lost: .*$", output, re.MULTILINE):
         return Failure(cause_told(output, "\n".join(lost)), "\n".join(lost), rank)
     return None
+
+
+def _told_by_ray_train(output: str) -> Failure | None:
+    """The failure that explains those of the other ranks, from Ray Train's own error; None without one."""
+    failures = [_of_rank(rank, text) for rank, text in snippets(output)]
+    first = failures[0] if failures else None
+    return next((each for each in failures if not _PEER.search(f"{each.kind}: {each.message}")), first)
+
+
+def _of_rank(rank: int, text: str) -> Failure:
+    if (traceback := last_traceback(text)) is not None:
+        return _raised(traceback, text, rank)
+    # A lost worker: a line, many on which worker it was, and then Ray's reason.
+    said, _, reason = text.split("\n\n")[0].partition("\n)\n")
+    message = (reason if "health check failed" in said else said).strip() or text.strip()
+    return Failure(cause_told(text, message), message.partition("\n")[0], rank)
+
+
+def _raised(traceback: str, output: str, rank: int | None) -> Failure:
+    kind, message = exception_of(traceback)
+    return Failure(cause_told(output, f"{kind}: {message}"), message, rank, shortened(traceback), kind)
 
 
 def cause_told(output: str, error: str) -> Cause:
@@ -169,35 +199,6 @@ def cause_told(output: str, error: str) -> Cause:
         if cause.advice and cause.advice in output:
             return cause
     return next((cause for cause, words in _WORDS.items() if re.search(words, error)), Cause.ERROR)
-
-
-def last_traceback(output: str) -> str | None:
-    """The last traceback that a program wrote, to its exception; None if it wrote none."""
-    start = output.rfind(TRACEBACK)
-    if start < 0:
-        return None
-    begin = output.rfind("\n", 0, start) + 1
-    before = output[begin:start]  # Ray puts the process in front of a worker's lines
-    lines = [line.removeprefix(before) for line in output[begin:].splitlines()]
-    end = next((number for number, line in enumerate(lines) if number and line[:1].strip()), len(lines) - 1)
-    return "\n".join(lines[: end + 1])
-
-
-def exception_of(traceback: str) -> tuple[str, str]:
-    """Class and message of the exception that a traceback ends with."""
-    last = traceback.splitlines()[-1].strip()
-    if match := re.match(r"([A-Za-z_][\w.()]*)(?:: (.*))?$", last):
-        return match[1].rpartition(".")[2], match[2] or match[1]
-    return "Error", last
-
-
-def shortened(traceback: str) -> str:
-    """A traceback without its middle, if it is very long."""
-    lines = traceback.splitlines()
-    if len(lines) <= LONGEST_TRACEBACK:
-        return traceback
-    half = LONGEST_TRACEBACK // 2
-    return "\n".join([*lines[:half], f"  ... {len(lines) - 2 * half} lines ...", *lines[-half:]])
 
 
 def _cause(details: Any) -> str:

@@ -21,12 +21,15 @@ from raytorch.causes import Cause
 from raytorch.errors import RunExistsError, UserError
 from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.service import secrets
-from raytorch.service.job import failure_told
+from raytorch.service.job import Failure, failure_told
+from raytorch.service.tracebacks import ended, plain
 from raytorch.storage import LiveFiles, RunFolder, split
 
 LOG = "logs/driver.log"
 TAIL = 64 * 1024
 """Bytes at the end of the output in which a traceback is looked for."""
+LAST_LINES = 5
+"""Shown of the output where no traceback says why the script ended."""
 OUTPUT_WAIT_S = 10
 """Longest wait for the rest of the output, which a process that the script left behind may hold open."""
 
@@ -73,6 +76,8 @@ class ScriptRun:
         process = subprocess.Popen(  # noqa: S603 - what the user submitted
             [sys.executable, *self._command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+        if self._stopping:
+            process.terminate()  # the request came before there was a script that it could reach
         copying = threading.Thread(target=self._copy, args=[process.stdout, log], daemon=True)
         copying.start()
         while True:
@@ -106,10 +111,10 @@ class ScriptRun:
         return {"ended": _now(), "seconds": {"total": round(time.time() - self._started, 2)}}
 
     def _error(self, status: int) -> dict[str, Any]:
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-        told = failure_told(self._tail.decode(errors="replace"))
-        if told is None:
-            return {"cause": Cause.ERROR, "kind": "ExitStatus", "message": f"the script {how}"}
+        output = plain(self._tail.decode(errors="replace"))
+        told = failure_told(output)
+        if told is None or not _explains(told, output, status):
+            return {"cause": Cause.ERROR, "kind": "ExitStatus", "message": _last_words(output, status)}
         error: dict[str, Any] = {"cause": told.cause, "message": told.message}
         if told.rank is not None:
             error["rank"] = told.rank
@@ -137,6 +142,18 @@ def main() -> None:
     except UserError as error:
         sys.exit(str(error))
     sys.exit(status)
+
+
+def _explains(told: Failure, output: str, status: int) -> bool:
+    """Whether what a script's output says of a failure is why it ended, and not of one that it coped with."""
+    return told.traceback is None or told.rank is not None or ended(output, status)
+
+
+def _last_words(output: str, status: int) -> str:
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    # A progress bar writes over its own line.
+    lines = [shown for line in output.split("\n") if (shown := line.rstrip().rpartition("\r")[2])]
+    return "\n".join([f"the script {how}", *lines[-LAST_LINES:]])
 
 
 def _now() -> str:

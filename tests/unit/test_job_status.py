@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 
 from raytorch.causes import Cause
-from raytorch.service.job import (
-    LONGEST_TRACEBACK,
-    Failure,
-    Job,
-    describe,
-    exception_of,
-    failure_of,
-    failure_told,
-    last_traceback,
-    summary_of,
-)
+from raytorch.service.job import Failure, Job, describe, failure_of, failure_told, summary_of
+from raytorch.service.tracebacks import LONGEST, exception_of, last_traceback
 
 MILLISECONDS = 1_800_000_000_500
 
@@ -157,7 +148,7 @@ def test_a_long_traceback_keeps_its_ends() -> None:
     assert told.message == "too deep"
     assert told.traceback is not None
     lines = told.traceback.splitlines()
-    assert len(lines) == LONGEST_TRACEBACK + 1
+    assert len(lines) == LONGEST + 1
     assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "RecursionError: too deep")
 
 

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raytorch.runs import list_runs, read_summary
-from raytorch.service import secrets
+from raytorch.service import script, secrets
 from raytorch.storage import RunFolder
 
 
@@ -77,6 +78,103 @@ def test_a_script_that_ends_without_a_traceback(tmp_path: Path, source: str, sta
         process.communicate()
     assert process.returncode == status
     assert summary(tmp_path)["error"]["message"] == message
+
+
+CAUGHT = """
+import sys, traceback
+def load():
+    try:
+        open("missing")
+    except OSError:
+        traceback.print_exc()
+{then}
+"""
+IN_MODULE = """
+import sys, traceback
+try:
+    open("missing")
+except OSError:
+    traceback.print_exc()
+{then}
+"""
+ENDS = "the script ended with exit status "
+
+
+@pytest.mark.parametrize("source", [CAUGHT.replace("{then}", "load()\n{then}"), IN_MODULE])
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("sys.exit('no data set')", "1\nno data set"),
+        ("print('on\\n\\n10%\\r20%\\n\\x1b[31mred\\x1b[0m'); sys.exit(3)", "3\non\n20%\nred"),
+    ],
+)
+def test_an_exception_that_a_script_coped_with_is_not_why_it_ended(
+    tmp_path: Path, source: str, then: str, message: str
+) -> None:
+    with start(tmp_path, source.replace("{then}", then)) as process:
+        process.communicate()
+    error = summary(tmp_path)["error"]
+    assert (error["kind"], error["cause"], "traceback" in error) == ("ExitStatus", "error", False)
+    assert error["message"].startswith(ENDS + message[0])
+    assert error["message"].endswith(message[1:])
+
+
+AT_EXIT = """
+import atexit
+def end():
+    print("wandb: see the run at https://example.org")
+atexit.register(end)
+"""
+RAYS = """
+import atexit
+def end():
+    print("\\x1b[36m(square pid=7)\\x1b[0m a worker's last word")
+    print("2026-11-22 21:39:27,677\\tWARNING exceptions.py:307 -- Ray's")
+    print("[W1122 21:39:27.1 ProcessGroup.cpp:1] Warning: PyTorch's\\n")
+atexit.register(end)
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print('before')\nraise ValueError('one\\ntwo\\nthree')",
+        f"{AT_EXIT}raise ValueError('one')",
+        f"{RAYS}try: raise ValueError('one')\nexcept LookupError: pass",
+        f"{RAYS}import traceback\ntry: raise ValueError('one')\nexcept ValueError: traceback.print_exc(); exit(3)",
+        "try:\n  raise OSError\nexcept OSError as error:\n  raise ValueError('one') from error\n",
+    ],
+)
+def test_an_exception_that_ended_a_script_may_have_lines_after_it(tmp_path: Path, source: str) -> None:
+    with start(tmp_path, source) as process:
+        process.communicate()
+    error = summary(tmp_path)["error"]
+    assert (error["kind"], error["message"]) == ("ValueError", "one")
+    assert error["traceback"].endswith("\nValueError: one")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Sets the signals' handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_script_that_is_stopped_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__(*arguments, **options)
+
+    (tmp_path / "job.py").write_text("import time; time.sleep(5)")
+    monkeypatch.setattr(script.subprocess, "Popen", Popen)
+    run = script.ScriptRun(RunFolder(f"{tmp_path}/runs", "mine"), ["python", f"{tmp_path}/job.py"])
+    assert run.run() == 128 + signal.SIGTERM
+    record = summary(tmp_path)
+    assert (record["state"], record["exit_status"]) == ("stopped", -signal.SIGTERM)
 
 
 def test_a_script_that_is_stopped_may_finish_what_it_does(tmp_path: Path) -> None:

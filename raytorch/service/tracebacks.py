@@ -1,0 +1,125 @@
+"""Tracebacks in a program's output: Python's own, and those inside the errors of Ray and Ray Train."""
+
+import ast
+import re
+import signal
+from pathlib import Path
+
+HEAD = "Traceback (most recent call last):"
+LONGEST = 60
+"""Lines."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_TASK = re.compile(r"(?:ray\.exceptions\.[\w.()]+: .*)?ray::.*\(pid=\d+, ip=")
+"""What Ray writes for the head of a traceback of its tasks and actors."""
+_GROUP = "Training failed due to worker errors:"
+_SNIPPET = re.compile(r"^(.*)\[Rank (\d+)[\d,]* Error Snippet\]:\n", re.MULTILINE)
+_CUT = re.compile(r"\.\.\.\n(\.\.\. \(Output truncated.*)\n(.*)")
+_CUT_LENGTH = 499
+"""What Ray Train shows after a cut, less the last line's end."""
+_AT_EXIT = re.compile(
+    r"\s|$"
+    r"|\(.*(?:pid=\d+|raylet|autoscaler|gcs_server).*\) "  # a worker's line, passed on by Ray
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\t[A-Z]+ \S+:\d+ -- "  # Ray's logger
+    r"|\[(?:\d{4}-\d\d-\d\d .*|[A-Z]\d{4} .*|rank\d+)\]"  # Ray's and PyTorch's C++
+    r"|\S+:\d+: \w*Warning: "  # the interpreter's
+)
+"""Begins a line that may follow the traceback which ended a program."""
+_MODULE_FRAME = re.compile(r'  File "(.*)", line (\d+), in <module>$')
+
+
+def plain(output: str) -> str:
+    """A program's output without its colours."""
+    return _COLOUR.sub("", output)
+
+
+def last_traceback(output: str) -> str | None:
+    """The last traceback that a program wrote, to its exception; None if it wrote none."""
+    found = last_and_rest(output)
+    return found[0] if found else None
+
+
+def last_and_rest(output: str) -> tuple[str, list[str]] | None:
+    """The last traceback that a program wrote, and the lines after it; None if it wrote none."""
+    start = output.rfind(HEAD)
+    if start < 0:
+        return None
+    begin = output.rfind("\n", 0, start) + 1
+    before = output[begin:start]  # Ray puts the process in front of a worker's lines
+    lines = [line.removeprefix(before) for line in output[begin:].splitlines()]
+    end = _end(lines)
+    return "\n".join(lines[: end + 1]), lines[end + 1 :]
+
+
+def _end(lines: list[str]) -> int:
+    """Number of the line with the exception, which in a Ray task's error comes after the tasks' own frames."""
+    heads = [n for n, line in enumerate(lines[:-1]) if _TASK.match(line) and lines[n + 1][:1].isspace()]
+    first = max([0, *heads]) + 1
+    return next((n for n in range(first, len(lines)) if lines[n][:1].strip()), len(lines) - 1)
+
+
+def exception_of(traceback: str) -> tuple[str, str]:
+    """Class and message of the exception that a traceback ends with."""
+    last = traceback.splitlines()[-1].strip()
+    if match := re.match(r"([A-Za-z_][\w.()]*)(?:: (.*))?$", last):
+        return match[1].rpartition(".")[2], match[2] or match[1]
+    return "Error", last
+
+
+def shortened(traceback: str) -> str:
+    """A traceback without its middle, if it is very long."""
+    lines = traceback.splitlines()
+    if len(lines) <= LONGEST:
+        return traceback
+    half = LONGEST // 2
+    return "\n".join([*lines[:half], f"  ... {len(lines) - 2 * half} lines ...", *lines[-half:]])
+
+
+def snippets(output: str) -> list[tuple[int, str]]:
+    """What Ray Train's last error shows of the workers that failed: the first rank with each error, and its text."""
+    parts = _SNIPPET.split(output[max(output.rfind(_GROUP), 0) :])
+    return [
+        (int(rank), _without_cut("\n".join(line.removeprefix(before) for line in text.splitlines())))
+        for before, rank, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
+    ]
+
+
+def _without_cut(text: str) -> str:
+    """A snippet in which what Ray Train writes over its middle looks like a frame, and not like the exception."""
+
+    def frame(cut: re.Match[str]) -> str:
+        rest = cut[2] if len(cut[2]) >= _CUT_LENGTH else f"    {cut[2]}"  # a message so long is all there is
+        return f" ...\n  {cut[1]}\n{rest}"
+
+    return _CUT.sub(frame, text)
+
+
+def ended(output: str, status: int) -> bool:
+    """Whether a script's last traceback, without a rank's failure in it, is why the script ended.
+
+    Args:
+        output: What the script wrote, with a traceback in it.
+        status: Its exit status, or minus the number of the signal that killed it.
+    """
+    found = last_and_rest(output)
+    assert found is not None
+    traceback, rest = found
+    if all(_AT_EXIT.match(line) for line in rest):
+        return True
+    # An exception's message may have many lines, and libraries write at exit: where the traceback begins tells more.
+    return status in (1, -signal.SIGINT) and _begins_uncaught(traceback)
+
+
+def _begins_uncaught(traceback: str) -> bool:
+    """Whether a traceback begins in a script itself, as every uncaught one does, and outside of any ``try`` there."""
+    frame = _MODULE_FRAME.match("".join(traceback.splitlines()[1:2]))
+    return frame is not None and not _may_be_caught(Path(frame[1]), int(frame[2]))
+
+
+def _may_be_caught(script: Path, line: int) -> bool:
+    try:
+        nodes = list(ast.walk(ast.parse(script.read_bytes())))
+    except (OSError, SyntaxError, ValueError):
+        return False
+    tries = [node for node in nodes if isinstance(node, (ast.Try, ast.TryStar)) and node.handlers]
+    return any(node.body[0].lineno <= line <= (node.body[-1].end_lineno or 0) for node in tries)
