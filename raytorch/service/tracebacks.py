@@ -1,9 +1,7 @@
 """Tracebacks in a program's output: Python's own, and those inside the errors of Ray and Ray Train."""
 
-import ast
 import re
 import signal
-from pathlib import Path
 
 HEAD = "Traceback (most recent call last):"
 LONGEST = 60
@@ -25,7 +23,7 @@ _AT_EXIT = re.compile(
     r"|\S+:\d+: \w*Warning: "  # the interpreter's
 )
 """Begins a line that may follow the traceback which ended a program."""
-_MODULE_FRAME = re.compile(r'  File "(.*)", line (\d+), in <module>$')
+_AT_TOP = re.compile(r'.*\n  File ".*", line \d+, in <module>$', re.MULTILINE)
 
 
 def plain(output: str) -> str:
@@ -106,20 +104,6 @@ def ended(output: str, status: int) -> bool:
     traceback, rest = found
     if all(_AT_EXIT.match(line) for line in rest):
         return True
-    # An exception's message may have many lines, and libraries write at exit: where the traceback begins tells more.
-    return status in (1, -signal.SIGINT) and _begins_uncaught(traceback)
-
-
-def _begins_uncaught(traceback: str) -> bool:
-    """Whether a traceback begins in a script itself, as every uncaught one does, and outside of any ``try`` there."""
-    frame = _MODULE_FRAME.match("".join(traceback.splitlines()[1:2]))
-    return frame is not None and not _may_be_caught(Path(frame[1]), int(frame[2]))
-
-
-def _may_be_caught(script: Path, line: int) -> bool:
-    try:
-        nodes = list(ast.walk(ast.parse(script.read_bytes())))
-    except (OSError, SyntaxError, ValueError):
-        return False
-    tries = [node for node in nodes if isinstance(node, (ast.Try, ast.TryStar)) and node.handlers]
-    return any(node.body[0].lineno <= line <= (node.body[-1].end_lineno or 0) for node in tries)
+    # An exception's message may have many lines, and libraries write at exit. One that was coped with and logged begins
+    # where it was caught, which is seldom at the script's top.
+    return status in (1, -signal.SIGINT) and _AT_TOP.match(traceback) is not None
