@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from compared import held_by
 from in_process import local_session, registries
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +29,8 @@ def square() -> nn.Module:
 
 def in_use(session: Session) -> int:
     """The bytes that count against the quota, which must be those that a fresh count of all handles finds."""
-    (registry,) = held_by(session)
+    session.synchronize()
+    (registry,) = registries(session)
     total: int = registry._storages._total
     assert total == sum(sum(kind["bytes"].values()) for kind in registry.stats().values())
     return total
