@@ -9,7 +9,7 @@ and tested in ``tests/integration/test_worker_group.py``.
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -94,6 +94,8 @@ class WorkerGroupTrainer(DataParallelTrainer):
     Args:
         scaling_policy: Decides on the number of workers in place of Ray Train's own policy.
         worker_class: The class of the workers' actors.
+        environment: Environment variables of the controller's own; where Ray Train hands it one that this process
+            has, that counts.
         options: See ``ray.train.v2.api.data_parallel_trainer.DataParallelTrainer``.
 
     Attributes:
@@ -108,10 +110,12 @@ class WorkerGroupTrainer(DataParallelTrainer):
         *,
         scaling_policy: Any = None,
         worker_class: type[RayTrainWorker] = RayTrainWorker,
+        environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(function, **options)
         self._scaling_policy, self._worker_class = scaling_policy, worker_class
+        self._environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **(environment or {})}
 
     def _create_default_callbacks(self) -> list[Any]:
         # No Ray Data is used, and workers do not outlive the driver: these actors would only delay the start.
@@ -122,7 +126,7 @@ class WorkerGroupTrainer(DataParallelTrainer):
         # As Ray Train's own, but for the controller's class, and for its signal handler, which is not for threads.
         policy = self._scaling_policy or options["scaling_policy"]
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        environment = {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()}
+        environment = {"env_vars": self._environment | get_env_vars_to_propagate()}
         actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)(WorkerGroupController)
         self.controller = actor.remote(self._worker_class, **options | {"scaling_policy": policy})
         try:

@@ -1,7 +1,6 @@
 """The way from a client to a session's workers: Ray actors of a worker group of Ray Train."""
 
 import contextlib
-import os
 import tempfile
 import threading
 import time
@@ -22,6 +21,8 @@ from raytorch.session.worker import Limits, SessionWorker, Setup, serve
 from raytorch.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 
 START_POLL_S = 0.05
+LONGEST_CALL_S = str(7 * 24 * 3600)
+"""A call may take as long as its user wants; a worker that died is seen all the same."""
 CLOSE_S = 10.0
 """Seconds that workers have for ending by themselves."""
 LAST_WORD_S = 8.0
@@ -140,6 +141,7 @@ class Group:
         return WorkerGroupTrainer(
             _serve,
             worker_class=SessionWorker,
+            environment={"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": LONGEST_CALL_S},
             train_loop_config={"setup": setup},
             backend_config=ProcessGroupConfig(self.resolved_backend, self.timeout_s),
             scaling_config=ray.train.ScalingConfig(
@@ -161,8 +163,6 @@ class Owner(Connection):
         super().__init__(0, resources)
         self._host = host = start_host(group.workers, name)
         storage = resources.enter_context(tempfile.TemporaryDirectory(prefix="raytorch-session-"))
-        # A call may take as long as its user wants; a worker that died is seen all the same.
-        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(7 * 24 * 3600))
         self._fit = BackgroundFit(group.trainer(Setup(host, limits, max(1, int(group.each["CPU"]))), storage))
         self._is_closing = False
         try:

@@ -319,6 +319,15 @@ def test_a_name_is_taken_once_and_must_be_there(session: Session) -> None:
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
+def test_how_long_a_call_may_take_is_the_sessions_own_setting_and_not_that_of_later_runs(session: Session) -> None:
+    name = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+    transport: Any = session._transport
+    controller = transport._fit._trainer.controller
+    patience = ray.get(controller.__ray_call__.remote(lambda self: float(os.environ[name])))
+    assert patience == 7 * 24 * 3600
+    assert name not in os.environ
+
+
 @pytest.mark.usefixtures("opened")
 def test_a_session_keeps_to_its_quota_and_ends_when_nobody_uses_it() -> None:
     with raytorch.connect(workers=2, name="brief", max_bytes=1 << 20, idle_timeout=2) as session:
