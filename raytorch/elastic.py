@@ -3,7 +3,6 @@
 Builds on an internal class of Ray Train, checked with Ray 2.60 and tested in ``tests/chaos/test_elastic.py``.
 """
 
-import os
 import time
 from typing import Any
 
@@ -19,15 +18,11 @@ from ray.train.v2._internal.execution.scaling_policy import (
 LOOK_ROUND_S = 1.0
 """Seconds between two looks at what room there is."""
 ANSWER_WAIT_S = 5.0
-_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+EXPECTING_LOST_NODES = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+"""Has the controller of an elastic run wait 10 s for workers that it has room for, not 60.
 
-
-def expect_lost_nodes() -> None:
-    """Have Ray Train wait 10 s for workers that it has room for, not 60, unless the environment says how long.
-
-    It plans with a node that died until Ray notices that, some 15 s later, and does not plan anew while it waits.
-    """
-    os.environ.setdefault(_START_TIMEOUT, "10")
+It plans with a node that died until Ray notices that, some 15 s later, and does not plan anew while it waits.
+"""
 
 
 class SavingElasticPolicy(ElasticScalingPolicy):

@@ -156,9 +156,10 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _event_writer(folder: Path, resume_step: int) -> Any:
+    """A writer that begins with a mark of where it goes on: what was written of later steps counts no more."""
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+    return SummaryWriter(str(folder), purge_step=resume_step + 1)
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> A
         train_loop_config={"config": config, "monitor": monitor, "started": started, "resume_from": plan.resume_from},
         backend_config=ProcessGroupConfig(scaling.resolved_backend, scaling.timeout_s),
         scaling_config=scaling_config,
-        scaling_policy=_elastic_policy(scaling_config, monitor) if elastic else None,
+        **(_elastic_options(scaling_config, monitor) if elastic else {}),
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=config.storage,
@@ -151,11 +151,10 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> A
     )
 
 
-def _elastic_policy(scaling_config: Any, monitor: Any) -> Any:
-    from raytorch.elastic import SavingElasticPolicy, expect_lost_nodes
+def _elastic_options(scaling_config: Any, monitor: Any) -> dict[str, Any]:
+    from raytorch.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
 
-    expect_lost_nodes()
-    return SavingElasticPolicy(scaling_config, monitor)
+    return {"scaling_policy": SavingElasticPolicy(scaling_config, monitor), "environment": EXPECTING_LOST_NODES}
 
 
 def _train_on_worker(job: dict[str, Any]) -> None:

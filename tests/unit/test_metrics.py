@@ -2,11 +2,14 @@
 
 import json
 import logging
+import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from raytorch import metrics
 from raytorch.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, read_metrics, versions
@@ -164,6 +167,38 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     content = events.read_bytes()
     assert b"test/accuracy" in content
     assert b"nothing" not in content
+
+
+def events(folder: Path) -> Iterator[Any]:
+    """The TensorBoard events of a run, in the order in which they were written."""
+    for path in sorted((folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            yield Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+
+
+def shown(folder: Path) -> list[tuple[int, float]]:
+    """Step and value of what TensorBoard shows: a writer's start takes back what others wrote of later steps."""
+    points: list[tuple[int, float]] = []
+    for event in events(folder):
+        if event.session_log.status == SessionLog.START:
+            points = [point for point in points if point[0] < event.step]
+        points += [(event.step, value.simple_value) for value in event.summary.value]
+    return points
+
+
+@pytest.mark.parametrize("resumed_at", [0, 1])
+def test_tensorboard_forgets_the_steps_that_are_taken_again_also_from_the_first(
+    tmp_path: Path, resumed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for attempt, resume_step in enumerate([0, resumed_at]):
+        monkeypatch.setattr(socket, "gethostname", lambda host=f"host-{attempt}": host)  # a part of the file's name
+        with MetricsLog(tmp_path, resume_step=resume_step) as log:
+            for step in range(resume_step + 1, 4):
+                log.write("train", step, 0.0, {"loss": float(attempt)})
+    assert shown(tmp_path) == [(step, float(step > resumed_at)) for step in range(1, 4)]
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------

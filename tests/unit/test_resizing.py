@@ -1,5 +1,7 @@
 """When an elastic run changes its number of workers: Ray Train's decision, and the checkpoint that comes before."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +9,10 @@ import pytest
 import ray.train
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
-from raytorch.elastic import SavingElasticPolicy
+from raytorch.config import RunConfig, Scaling, WorkerRange
+from raytorch.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
+from raytorch.runs import plan_run
+from raytorch.trainer import _build_trainer
 
 MORE = ResizeDecision(num_workers=3, resources_per_worker={"CPU": 1})
 
@@ -72,6 +77,22 @@ def test_a_group_is_changed_once_all_of_it_has_reported_a_checkpoint(
     assert poll(policy, None, 20) is MORE
     assert monitor.asked == ["request_save", "resizing"]
     assert isinstance(poll(policy, None, None, None, group=2.0), NoopDecision)
+
+
+def test_how_long_the_start_may_take_is_set_for_the_run_and_not_for_later_ones(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    elastic, fixed = (
+        _build_trainer(
+            plan_run(RunConfig(epochs=1, scaling=Scaling(workers=workers), storage=str(tmp_path)), "mine"),
+            monitor=None,
+            started=0.0,
+            work=lambda job: None,
+        )
+        for workers in (WorkerRange(min=1, max=2), 1)
+    )
+    assert dict(os.environ) == before
+    assert elastic._environment.items() >= EXPECTING_LOST_NODES.items()
+    assert not EXPECTING_LOST_NODES.keys() & fixed._environment.keys()
 
 
 def test_a_group_that_fails_meanwhile_takes_the_plan_with_it(
