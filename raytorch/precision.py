@@ -2,10 +2,14 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.library import Library
+
+from raytorch.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,15 @@ class Precision:
 
     @classmethod
     def choose(cls, name: Literal["auto", "fp32", "bf16"], device: torch.device) -> "Precision":
-        """The precision of that name; ``auto`` is bf16 where ``device`` has instructions for it."""
+        """The precision of that name; ``auto`` is bf16 where ``device`` has instructions for it.
+
+        Raises:
+            ConfigError: ``device`` cannot compute in bf16 at all.
+        """
+        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ConfigError(
+                f"precision: bf16: {torch.cuda.get_device_name(device)} cannot compute in bfloat16; take fp32, or auto"
+            )
         return cls(name == "bf16" or (name == "auto" and has_bf16(device)), device.type)
 
     @property
@@ -31,8 +43,8 @@ class Precision:
         return self.bf16 or self.device_type == "cpu"
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context for forward passes; see ``torch.autocast``."""
-        return torch.autocast(self.device_type, torch.bfloat16) if self.bf16 else nullcontext()
+        """The context for forward passes; see :func:`autocast`."""
+        return autocast(self.device_type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def arrange(self, module: nn.Module) -> nn.Module:
         """``module`` with its convolutions' weights in the layout of :meth:`layout`, in place."""
@@ -61,3 +73,50 @@ def has_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+# -- autocast ----------------------------------------------------------------------------------------------------------
+
+
+def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
+    """``torch.autocast``, in which float32 stands in where the device cannot compute an operation in ``dtype``.
+
+    That is so of LSTMs alone: oneDNN has none in bfloat16 on a CPU without AVX-512, and none that trains in float16.
+    """
+    if device_type == "cpu" and not _has_lstm(dtype):
+        _choose_lstm()
+    return torch.autocast(device_type, dtype)
+
+
+@cache
+def _has_lstm(dtype: torch.dtype) -> bool:
+    """Whether this CPU can train an LSTM in ``dtype``."""
+    row, weight, bias = torch.ones(1, 1, 1, dtype=dtype), torch.ones(4, 1, dtype=dtype), torch.ones(4, dtype=dtype)
+    weight.requires_grad_()
+    try:
+        with torch.enable_grad():
+            states, *_ = _lstm(row, weight, weight, bias, bias, row[0], row[0], *_LSTM_OF_ONE)
+            torch.autograd.backward(states.sum())
+    except RuntimeError:
+        return False
+    return True
+
+
+_lstm = torch.ops.aten.mkldnn_rnn_layer.default
+_LSTM_OF_ONE: tuple[Any, ...] = (False, [], 2, 1, 1, True, False, False, True)
+"""Not reversed, no batch sizes, an LSTM, one unit, one layer, biases, one direction, batch second, training."""
+
+
+@cache
+def _choose_lstm() -> Library:
+    """Let autocast compute LSTMs in the type that it casts to only where there is one; holds as long as the result."""
+    library = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    library.impl("mkldnn_rnn_layer", _autocast_lstm, "AutocastCPU")  # type: ignore[no-untyped-call]
+    return library
+
+
+def _autocast_lstm(*args: Any) -> Any:
+    wanted = torch.get_autocast_dtype("cpu")
+    dtype = wanted if _has_lstm(wanted) else torch.float32
+    with torch.autocast("cpu", enabled=False):
+        return _lstm(*(arg.to(dtype) if isinstance(arg, Tensor) else arg for arg in args))

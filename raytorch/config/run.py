@@ -141,8 +141,8 @@ class RunConfig(Section):
     schedule: Annotated[Schedule, BeforeValidator(name_alone)] = ConstantSchedule()
     """Learning-rate schedule."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of forward and backward: bf16 is autocast, weights stay fp32; auto takes bf16 where
-    the device has instructions for it."""
+    """Arithmetic of forward and backward: bf16 is autocast, weights stay fp32, and so do LSTMs on CPUs that
+    have them in fp32 alone; auto takes bf16 where the device has instructions for it."""
     compile: bool = False
     """Compile the model with torch.compile."""
     epochs: PositiveInt | None = None

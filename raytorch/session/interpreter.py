@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raytorch.distributed import failure_cause
 from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError
+from raytorch.precision import autocast
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
 from raytorch.session.primitives import ON_WORKER
@@ -169,7 +170,7 @@ class _Call:
         self._flat = not pattern.kwargs and all(template in (HANDLE, VALUE) for template in pattern.args)
         self._handles = [place for place, template in enumerate(pattern.args) if template == HANDLE]
         self._kwargs = [(name, bind(template, on_leaf)) for name, template in pattern.kwargs]
-        self._autocast = pattern.modes.autocast and torch.autocast(interpreter.device.type, pattern.modes.autocast)
+        self._autocast = pattern.modes.autocast and autocast(interpreter.device.type, pattern.modes.autocast)
         self._function: Callable[..., Any] | None = None
         self._keep = getattr(self, f"_keep_{pattern.result}")
 

@@ -21,6 +21,7 @@ from raytorch.config import (
 from raytorch.datasets import END, PAD
 from raytorch.errors import ConfigError
 from raytorch.models import MODELS, Seq2Seq, build_model
+from raytorch.precision import autocast
 
 CLASSES = 10
 TARGETS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])
@@ -102,7 +103,7 @@ def test_a_model_agrees_with_itself_under_bf16_autocast(config: Model, shape: tu
     model, inputs = _build(config, shape).eval(), _inputs(shape)
     with torch.no_grad():
         expected = _loss(model, inputs)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             loss = _loss(model, inputs)
     torch.testing.assert_close(loss.float(), expected, rtol=0.05, atol=0.05)
 

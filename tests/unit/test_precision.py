@@ -1,9 +1,14 @@
 """The arithmetic of forward and backward."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from raytorch.errors import ConfigError
 from raytorch.precision import Precision, has_bf16
 
 CPU = torch.device("cpu")
@@ -38,6 +43,53 @@ def test_a_forward_pass_computes_in_it_and_weights_stay_float32(bf16: bool, dtyp
     assert model.weight.dtype == torch.float32
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == torch.float32
+
+
+LSTMS = """
+import torch
+from torch import nn
+from raytorch.precision import autocast
+
+
+def train(model, rows, context):
+    model.zero_grad()
+    with context:
+        states, _ = model(rows)
+    torch.autograd.backward(states.float().sum())
+    return states, [parameter.grad for parameter in model.parameters()]
+
+
+def computes_in(dtype):
+    try:
+        return train(nn.LSTM(4, 3), torch.randn(5, 2, 4), torch.autocast("cpu", dtype))[0].dtype
+    except RuntimeError:
+        return torch.float32
+
+
+wanted = {dtype: computes_in(dtype) for dtype in (torch.float16, torch.bfloat16)}
+for dtype in wanted:
+    for options in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False, "batch_first": True}):
+        model, rows = nn.LSTM(4, 3, **options), torch.randn(5, 2, 4)
+        states, grads = train(model, rows, autocast("cpu", dtype))
+        expected, expected_grads = train(model, rows, torch.autocast("cpu", enabled=False))
+        assert states.dtype == wanted[dtype]
+        torch.testing.assert_close([states.float(), *grads], [expected, *expected_grads], rtol=0.05, atol=0.05)
+        train(nn.Sequential(nn.Linear(4, 4), model), rows, autocast("cpu", dtype))
+"""
+
+
+@pytest.mark.parametrize("limits", [{}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}])
+def test_autocast_computes_an_lstm_in_float32_only_where_the_processor_must(limits: dict[str, str]) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", LSTMS], env=os.environ | limits, check=True)
+
+
+def test_a_gpu_that_has_no_bf16_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    with pytest.raises(ConfigError, match=r"precision: bf16: Old GPU cannot compute in bfloat16; take fp32, or auto"):
+        Precision.choose("bf16", gpu)
+    assert Precision.choose("auto", gpu).name == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,15 @@ def test_training_and_evaluation_mode_are_set(session: Session) -> None:
     assert_same_state(remote.state_dict(), dict(local.state_dict()))
 
 
+def test_an_lstm_runs_in_autocast_whatever_types_the_processor_has_it_in(session: Session) -> None:
+    module, rows = session.module(nn.LSTM, 4, 3), session.ones(5, 2, 4)
+    expected = module(rows)[0].fetch()
+    with torch.autocast("cpu", torch.float16):
+        states, _ = module(rows)
+    states.float().sum().backward()
+    torch.testing.assert_close(states.float().fetch(), expected, rtol=0.05, atol=0.05)
+
+
 def test_a_module_may_give_something_else_in_evaluation_mode(session: Session) -> None:
     module, x = session.module(WithAuxiliary), session.ones(2)
     for _ in range(3):
