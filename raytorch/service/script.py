@@ -12,13 +12,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from select import select
+from typing import Any
 
 from raytorch.causes import Cause
 from raytorch.errors import RunExistsError, UserError
+from raytorch.processes import POLL_S, adopt_orphans, children, end_children, living_children
 from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.service import secrets
 from raytorch.service.job import Failure, failure_told
@@ -30,8 +33,8 @@ TAIL = 64 * 1024
 """Bytes at the end of the output in which a traceback is looked for."""
 LAST_LINES = 5
 """Shown of the output where no traceback says why the script ended."""
-OUTPUT_WAIT_S = 10
-"""Longest wait for the rest of the output, which a process that the script left behind may hold open."""
+LEFT_WAIT_S = 10.0
+"""Seconds that processes which the script left behind have for ending by themselves, and then once more when asked."""
 
 
 class ScriptRun:
@@ -66,19 +69,22 @@ class ScriptRun:
             self._write(seen=_now())
             log = files.extend(LOG)
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as written:
-                status = self._follow(written, files)
+            with log.open("ab", buffering=0) as written:
+                status = self._follow(Output(LOG, written), files)
             self._conclude(status)
         return 128 - status if status < 0 else status
 
-    def _follow(self, log: BinaryIO, files: LiveFiles) -> int:
+    def _follow(self, log: "Output", files: LiveFiles) -> int:
         """Start the script, pass its output on, and wait for its end."""
+        adopt_orphans()
+        others = children()
         process = subprocess.Popen(  # noqa: S603 - what the user submitted
             [sys.executable, *self._command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         if self._stopping:
             process.terminate()  # the request came before there was a script that it could reach
-        copying = threading.Thread(target=self._copy, args=[process.stdout, log], daemon=True)
+        terminal = Output("standard output", sys.stdout and getattr(sys.stdout.buffer, "raw", sys.stdout.buffer))
+        copying = threading.Thread(target=self._copy, args=[process.stdout, terminal, log], daemon=True)
         copying.start()
         while True:
             try:
@@ -88,16 +94,28 @@ class ScriptRun:
                 with suppress(UserError, OSError):  # the storage may be out of reach for a while
                     self._write(seen=_now())
                     files.sync()
-        copying.join(OUTPUT_WAIT_S)
+        self._end_what_is_left(others, copying)
+        self._summary |= _losses(terminal, log)
         return status
 
-    def _copy(self, output: Any, log: BinaryIO) -> None:
+    def _end_what_is_left(self, others: Collection[int], copying: threading.Thread) -> None:
+        """Wait for the rest of the output, and end what the script left behind, which may hold it open."""
+        deadline = time.monotonic() + LEFT_WAIT_S
+        while (living_children(others) or copying.is_alive()) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if ended := end_children(LEFT_WAIT_S, others):
+            self._summary["ended_processes"] = ended
+            _tell(f"ended {ended} {'process' if ended == 1 else 'processes'} that the script left behind")
+        copying.join(LEFT_WAIT_S)
+        if copying.is_alive():
+            _tell("a process that the script left behind holds its output open; what it writes is not kept")
+
+    def _copy(self, output: Any, *receivers: "Output") -> None:
+        """Pass the script's output on to its end: a script that nobody reads would stand still."""
         while block := output.read1(TAIL):
-            sys.stdout.buffer.write(block)
-            sys.stdout.buffer.flush()
-            log.write(block)
-            log.flush()
             self._tail = (self._tail + block)[-TAIL:]
+            for receiver in receivers:
+                receiver.write(block)
 
     def _conclude(self, status: int) -> None:
         if self._stopping:
@@ -132,6 +150,32 @@ class ScriptRun:
         self._stopping = True
 
 
+class Output:
+    """A file that a script's output is passed on to, as far as it takes it.
+
+    Attributes:
+        lost: How many bytes it did not take.
+        error: Why.
+    """
+
+    def __init__(self, name: str, file: Any) -> None:
+        self.name, self._file = name, file
+        self.lost, self.error = 0, ""
+
+    def write(self, block: bytes) -> None:
+        """Write a piece, or count it as lost: the disk is full, or the reader has gone. The next is tried again."""
+        rest = memoryview(block)
+        try:
+            while rest and self._file:
+                written = self._file.write(rest)
+                if written is None:  # it does not block, and has no room at the moment
+                    select([], [self._file], [])
+                rest = rest[written or 0 :]
+        except OSError as error:
+            self.error = str(error)
+        self.lost += len(rest)
+
+
 def main() -> None:
     """Run what the command line says."""
     if len(sys.argv) < 4 or sys.argv[2] != "--":
@@ -147,6 +191,18 @@ def main() -> None:
 def _explains(told: Failure, output: str, status: int) -> bool:
     """Whether what a script's output says of a failure is why it ended, and not of one that it coped with."""
     return told.traceback is None or told.rank is not None or ended(output, status)
+
+
+def _losses(*receivers: Output) -> dict[str, Any]:
+    """The record's word on output that is missing; nothing where all arrived."""
+    lost = {each.name: {"bytes": each.lost, "error": each.error} for each in receivers if each.lost}
+    return {"lost_output": lost} if lost else {}
+
+
+def _tell(text: str) -> None:
+    """Say something in the job's own output."""
+    with suppress(OSError):  # nobody is there to read it
+        print(f"raytorch: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _last_words(output: str, status: int) -> str:

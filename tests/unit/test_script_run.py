@@ -2,10 +2,11 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ from raytorch.service import script, secrets
 from raytorch.storage import RunFolder
 
 
-def start(tmp_path: Path, source: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path,
+    source: str,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    module: Sequence[str] = ("-m", "raytorch.service.script"),
+    **options: Any,
+) -> subprocess.Popen[str]:
     (tmp_path / "job.py").write_text(source)
     command = [
         sys.executable,
         "-u",
-        "-m",
-        "raytorch.service.script",
+        *module,
         f"{tmp_path}/runs/mine",
         "--",
         "job.py",
@@ -31,10 +38,9 @@ def start(tmp_path: Path, source: str, *arguments: str, **environment: str) -> s
     return subprocess.Popen(
         command,
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
     )
 
 
@@ -192,7 +198,7 @@ while True:
 def test_a_script_has_its_secrets_and_the_record_has_not(tmp_path: Path) -> None:
     secrets.write({"API_KEY": "s3cret"}, tmp_path)
     environment = {secrets.MARK: "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    with start(tmp_path, "import os; print(len(os.environ['API_KEY']))", **environment) as process:
+    with start(tmp_path, "import os; print(len(os.environ['API_KEY']))", environment=environment) as process:
         assert process.communicate() == ("6\n", "")
     assert all("s3cret" not in file.read_text() for file in (tmp_path / "runs").rglob("*") if file.is_file())
 
@@ -204,3 +210,73 @@ def test_a_record_is_not_overwritten(tmp_path: Path) -> None:
     with start(tmp_path, "print('ran')") as process:
         output, errors = process.communicate()
     assert (process.returncode, output, errors) == (1, "", f"{folder} exists already; take another --name\n")
+
+
+def limit_files() -> None:
+    """Let no file grow beyond what a record takes, as a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))
+
+
+FULL = 100_000
+WRITES_MUCH = f"for _ in range(50): print('x' * {FULL // 10 - 1}, flush=True)\nprint('the end')"
+
+
+def test_a_script_ends_though_its_log_takes_no_more(tmp_path: Path) -> None:
+    with start(tmp_path, WRITES_MUCH, preexec_fn=limit_files) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(output) == 5 * FULL + len("the end\n")
+    record = summary(tmp_path)
+    log = tmp_path / "runs" / "mine" / "logs" / "driver.log"
+    assert log.stat().st_size == FULL
+    assert record["state"] == "finished"
+    assert record["lost_output"]["logs/driver.log"]["bytes"] == len(output) - FULL
+    assert "File too large" in record["lost_output"]["logs/driver.log"]["error"]
+
+
+@pytest.mark.parametrize("kind", ["a reader that has gone", "a full disk"])
+def test_a_script_ends_though_nobody_takes_its_output(tmp_path: Path, kind: str) -> None:
+    if kind == "a full disk" and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full" if kind == "a full disk" else os.devnull).open("wb") as full:
+        options = {"stdout": full} if kind == "a full disk" else {}
+        with start(tmp_path, f"import time\ntime.sleep(0.1)\n{WRITES_MUCH}\n1 / 0", **options) as process:
+            if process.stdout:
+                process.stdout.close()
+            assert process.wait(60) == 1
+    record = summary(tmp_path)
+    assert record["error"]["kind"] == "ZeroDivisionError"
+    log = (tmp_path / "runs" / "mine" / "logs" / "driver.log").read_text()
+    assert "\nthe end\nTraceback" in log
+    assert record["lost_output"].keys() == {"standard output"}
+    assert record["lost_output"]["standard output"]["bytes"] > 4 * FULL
+
+
+LEAVES = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session={alone}, stderr=subprocess.DEVNULL)
+print(child.pid)
+"""
+IGNORES = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell which processes a script left behind")
+@pytest.mark.parametrize("child", ["import time; time.sleep(600)", IGNORES])
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_finished_script_leaves_behind_is_ended(tmp_path: Path, child: str, alone: bool) -> None:
+    short = "from raytorch.service import script; script.LEFT_WAIT_S = 1.0; script.main()"
+    with start(tmp_path, LEAVES.format(child=child, alone=alone), module=["-c", short]) as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert errors == "raytorch: ended 1 process that the script left behind\n"
+    assert not Path("/proc", output.split()[0]).exists()
+    record = summary(tmp_path)
+    assert (record["state"], record["ended_processes"]) == ("finished", 1)
+
+
+def test_a_helper_that_ends_soon_after_its_script_may_say_its_last_word(tmp_path: Path) -> None:
+    child = "import time; time.sleep(0.5); print('uploaded')"
+    with start(tmp_path, LEAVES.format(child=child, alone=False)) as process:
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output.split()[1:], errors) == (0, ["uploaded"], "")
+    assert "ended_processes" not in summary(tmp_path)
