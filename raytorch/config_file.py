@@ -69,7 +69,8 @@ def check(root: yaml.MappingNode, kind: type[Config]) -> Config:
         return kind.model_validate(tree.construct(root))
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-        raise tree.report([_explain(detail, root, _schema(kind)) for detail in details]) from None
+        told, untold = details[: tree.MOST_PROBLEMS], details[tree.MOST_PROBLEMS :]
+        raise tree.report([_explain(each, root, _schema(kind)) for each in told], len(untold)) from None
 
 
 def schema(kind: type[Section] = RunConfig) -> Fragment:
@@ -92,11 +93,13 @@ def schema(kind: type[Section] = RunConfig) -> Fragment:
 
 def _read(path: str | Path) -> str:
     try:
-        raw = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            raw = file.read(tree.LARGEST + 1)  # of a device without end, say
     except FileNotFoundError:
         raise tree.invalid(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: the path holds a null character
         raise tree.invalid(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    tree.check_size(len(raw), str(path))
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

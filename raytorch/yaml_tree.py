@@ -1,11 +1,13 @@
 """YAML as a tree of PyYAML's nodes, in which each key and value knows the file and line, or the override, it is of."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import yaml
+from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
@@ -21,6 +23,15 @@ TAG = "tag:yaml.org,2002:"
 PLAIN = [TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")]
 NULL, BOOL, INT, FLOAT, STR, SEQ, MAP = PLAIN
 MERGE = TAG + "merge"
+
+LARGEST = 1 << 20
+"""Bytes of a document at most."""
+MOST_NODES = 10_000
+"""Keys, values, lists and mappings of a document at most, those that aliases repeat counted each time."""
+DEEPEST = 50
+"""Lists and mappings inside each other at most."""
+MOST_PROBLEMS = 20
+"""Problems that one error tells at most."""
 
 
 class Problem(NamedTuple):
@@ -46,11 +57,14 @@ def compose(text: str, name: str, path: Key = ()) -> yaml.Node | None:
     Every mark in it carries ``name``, the file or the override; ``path`` is where it belongs in the run.
 
     Raises:
-        ConfigError: the text is not valid YAML, or a key is given twice or is not text.
+        ConfigError: the text is not valid YAML or too much of it, or a key is given twice or is not text.
     """
+    check_size(len(text.encode(errors="surrogatepass")), name)
     with _syntax_errors(text, name):
         loader = _Loader(text, name)
         root = loader.get_single_node()
+        if root and _expanded(root, {}) > MOST_NODES:
+            raise _too_much(root.start_mark, f"aliases repeat more than {MOST_NODES:,} keys and values")
         problems = list(loader.settle(root, path)) if root else []
     if problems:
         raise report(problems)
@@ -73,10 +87,25 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def report(problems: Sequence[Problem]) -> ConfigError:
-    """The error for ``problems``, one line each: those of the file in its order, then those of overrides."""
+def check_size(size: int, name: str) -> None:
+    """Refuse a document of more than :data:`LARGEST` bytes.
+
+    Raises:
+        ConfigError: It is larger.
+    """
+    if size > LARGEST:
+        raise invalid(f"{name}: larger than {LARGEST:,} bytes, and so no configuration")
+
+
+def report(problems: Sequence[Problem], untold: int = 0) -> ConfigError:
+    """The error for ``problems``, one line each: those of the file in its order, then those of overrides.
+
+    More than :data:`MOST_PROBLEMS` are counted, with the ``untold`` that the caller has left out.
+    """
     ordered = sorted(problems, key=lambda problem: (is_override(problem.mark), problem.mark.line))
-    return invalid(*(": ".join(filter(None, (at(mark), dotted(path), text))) for mark, path, text in ordered))
+    told, untold = ordered[:MOST_PROBLEMS], untold + len(ordered[MOST_PROBLEMS:])
+    lines = [": ".join(filter(None, (at(mark), dotted(path), text))) for mark, path, text in told]
+    return invalid(*lines, *([f"and {untold:,} more"] if untold else []))
 
 
 def invalid(*lines: str) -> ConfigError:
@@ -162,12 +191,25 @@ def show(node: yaml.Node) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader for plain data: ``1e-3`` is a number, a date is text, any other tag is refused."""
+    """PyYAML's safe loader for plain data of YAML 1.2's core schema; a date is text, any other tag is refused."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
         self.name = name  # of every mark
         self._settled: set[yaml.Node] = set()
+        self._depth = self._nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._nodes += 1
+        self._depth += 1
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self._nodes > MOST_NODES:
+            raise _too_much(mark, f"more than {MOST_NODES:,} keys and values")
+        if self._depth > DEEPEST:
+            raise _too_much(mark, "nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -216,23 +258,70 @@ def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
     raise ConstructorError(None, None, f"the tag {tag} is not supported; write plain values", node.start_mark)
 
 
+def _too_much(mark: yaml.Mark, what: str) -> ComposerError:
+    return ComposerError(None, None, what, mark)
+
+
+def _expanded(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
+    """Nodes below and with ``node`` when each alias stands for a copy; one inside what it repeats counts once."""
+    if node not in sizes:
+        sizes[node] = 1
+        sizes[node] += sum(_expanded(child, sizes) for child in _children(node))
+    return sizes[node]
+
+
+def _children(node: yaml.Node) -> Iterable[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return chain.from_iterable(node.value)
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
+
+
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that :class:`_Loader` would take for something else, and keeps a list on one line."""
+    """Quotes text that a loader of YAML 1.1 or 1.2 would take for something else, and keeps a list on one line."""
+
+
+_CORE: dict[str, tuple[str, str]] = {
+    NULL: (r"~|null|Null|NULL|", "~nN"),
+    BOOL: (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    INT: (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    FLOAT: (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    MERGE: (r"<<", "<"),
+}
+"""How YAML 1.2's core schema writes each kind of plain scalar, and with what it begins; merge keys are YAML 1.1's."""
+
+
+def _constructor(tag: str, make: Callable[[str], Any]) -> Callable[[_Loader, Any], Any]:
+    """What reads the scalars of a tag, which may also be written out: ``!!int 3``."""
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        text = loader.construct_scalar(node)
+        if not re.fullmatch(_CORE[tag][0], text):
+            raise ValueError(text)
+        return make(text)
+
+    return construct
+
+
+def _integer(text: str) -> int:
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _float(text: str) -> float:
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
 _Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in PLAIN}
 _Loader.add_constructor(None, _refuse_tag)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in resolvers if tag in [*PLAIN, MERGE]]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# To YAML 1.1 a float has a point, and its exponent a sign; to YAML 1.2, and to people, 1e-3 is one too.
-_Loader.add_implicit_resolver(
-    FLOAT,
-    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?)\Z"),
-    list("-+.0123456789"),
-)
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Loader.add_constructor(BOOL, _constructor(BOOL, lambda text: text.lower() == "true"))
+_Loader.add_constructor(INT, _constructor(INT, _integer))
+_Loader.add_constructor(FLOAT, _constructor(FLOAT, lambda text: _float(text.lower())))
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_form, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_form})\Z"), [*_first, *([""] if _tag == NULL else [])])
+    _Dumper.add_implicit_resolver(_tag, re.compile(rf"(?:{_form})\Z"), list(_first))
 _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence(SEQ, items, flow_style=True))
 
 
@@ -248,8 +337,6 @@ def _syntax_errors(text: str, name: str) -> Iterator[None]:
         before = text[: error.position]
         where = at(mark_at(name, before.count("\n"), len(before) - before.rfind("\n") - 1), column=True)
         what = f"the character {text[error.position]!r} is not allowed"
-    except RecursionError:
-        where, what = name, "nested too deeply"
     else:
         return
     raise invalid(f"{where}: not valid YAML: {what}") from None

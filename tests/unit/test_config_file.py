@@ -40,9 +40,23 @@ def test_a_name_alone_stands_for_its_section() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.0e-3", "1.e-3", "0.001", ".001", "1_0.0e-4"])
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.0e-3", "1.e-3", "0.001", ".001", "00.001"])
 def test_numbers_as_people_write_them(text: str) -> None:
     assert read(f"epochs: 1\noptimizer: {{name: sgd, lr: {text}}}").optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize(("text", "number"), [("010", 10), ("0o10", 8), ("0x1F", 31), ("+7", 7), ("08", 8)])
+def test_whole_numbers_are_those_of_yaml_1_2(text: str, number: int) -> None:
+    assert read(f"epochs: {text}").epochs == number
+    assert read("epochs: 1", f"epochs={text}").epochs == number
+
+
+@pytest.mark.parametrize("text", ["on", "Yes", "no", "1_000", "1:30", "0b1", "0o9", "2026-11-22", "=", "-0x1", "y"])
+def test_what_only_yaml_1_1_takes_for_something_else_is_text_and_is_written_in_quotes(text: str) -> None:
+    run = read(f"epochs: 1\nstorage: {text}")
+    assert run.storage == text
+    assert read(dump(run)) == run
+    assert yaml.safe_load(dump(run))["storage"] == text
 
 
 def test_dates_are_text() -> None:

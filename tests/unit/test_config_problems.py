@@ -1,6 +1,7 @@
 """Reading a run's file: the message for each thing that it may not say."""
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # numbers and booleans
         ("batch_size: abc", "batch_size: must be a whole number of at least 1, not 'abc'"),
         ("batch_size: 1.0", "batch_size: must be a whole number of at least 1, not 1.0"),
-        ("batch_size: yes", "batch_size: must be a whole number of at least 1, not the boolean yes"),
+        ("batch_size: true", "batch_size: must be a whole number of at least 1, not the boolean true"),
         ("batch_size:", "batch_size: must be a whole number of at least 1, not null"),
         ("batch_size: [1]", "batch_size: must be a whole number of at least 1, not a list of 1"),
         ("batch_size: {a: 1}", "batch_size: must be a whole number of at least 1, not a mapping"),
@@ -70,9 +71,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("failure: {max_restarts: -2}", "failure.max_restarts: must be a whole number of at least -1, not -2"),
         # text
-        ("storage: on", "storage: must be text, not the boolean on; quote it: 'on'"),
+        ("storage: true", "storage: must be text, not the boolean true; quote it: 'true'"),
         ("name: 007", f"name: must be {NAME}, not 007; quote it: '007'"),
-        ("name: on", f"name: must be {NAME}, not the boolean on; quote it: 'on'"),
+        ("name: true", f"name: must be {NAME}, not the boolean true; quote it: 'true'"),
         ("name: 1e-3", f"name: must be {NAME}, not 1e-3; quote it: '1e-3'"),
         ("name: a/b", f"name: must be {NAME}, not 'a/b'"),
         (f"name: {'a' * 200}", f"name: must be {NAME}, not '{'a' * 60}...'"),
@@ -107,7 +108,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("data: {name: moving_mnist}", "data.name: data moving_mnist needs model conv3d, not mlp"),
         # keys that are not text
         ("3: 4", "a key must be plain text, not 3"),
-        ("on: 4", "a key must be plain text, not the boolean on"),
+        ("true: 4", "a key must be plain text, not the boolean true"),
+        # what YAML 1.1 had
+        ("compile: yes", "compile: must be true or false, not 'yes'"),
+        ("seed: 1_000", "seed: must be a whole number of at least 0 and below 4294967296, not '1_000'"),
+        ("seed: 1:30", "seed: must be a whole number of at least 0 and below 4294967296, not '1:30'"),
         (r'"a\nb": 4', r"a key must be plain text, not 'a\nb'"),
         ("? [a]\n: 4", "a key must be plain text, not a list of 1"),
     ],
@@ -190,6 +195,9 @@ def test_every_problem_is_reported_at_once() -> None:
         ),
         ("a: !!set {b, c}", "1:4", "the tag !!set is not supported; write plain values"),
         ("a: !!int b", "1:4", "b is not a valid int"),
+        ("a: !!int 1_000", "1:4", "1_000 is not a valid int"),
+        ("a: !!bool yes", "1:4", "the boolean yes is not a valid bool"),
+        (f"a: !!float {':'.join('1' * 200)}", "1:4", f"{'1:' * 30}... is not a valid float"),
         (f"a: {'9' * 5000}", "1:4", f"{'9' * 60}... is not a valid int"),
         (f"a: 0x{'f' * 5000}", "1:4", f"0x{'f' * 58}... is not a valid int"),
     ],
@@ -198,8 +206,47 @@ def test_invalid_yaml(text: str, where: str, what: str) -> None:
     assert problems(text) == [f"run.yaml:{where}: not valid YAML: {what}"]
 
 
-def test_nesting_without_end() -> None:
-    assert problems("[" * 2000) == ["run.yaml: not valid YAML: nested too deeply"]
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 200_000, "run.yaml:1:51: not valid YAML: nested too deeply"),
+        ("- " * 100_000, "run.yaml:1:101: not valid YAML: nested too deeply"),
+        (
+            "".join(f"k{n}: 1\n" for n in range(40_000)),
+            "run.yaml:5000:8: not valid YAML: more than 10,000 keys and values",
+        ),
+        (
+            "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmno")),
+            "run.yaml:1:1: not valid YAML: aliases repeat more than 10,000 keys and values",
+        ),
+        (
+            "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b in pairwise("abcdefghijklmno")),
+            "run.yaml:1:1: not valid YAML: aliases repeat more than 10,000 keys and values",
+        ),
+        ("# a comment\n" * 100_000, "run.yaml: larger than 1,048,576 bytes, and so no configuration"),
+    ],
+    ids=["brackets", "dashes", "keys", "aliases", "merge keys", "bytes"],
+)
+def test_there_is_an_end_to_what_a_file_may_hold(text: str, problem: str) -> None:
+    assert problems(text) == [problem]
+
+
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"/dev/zero: larger than 1,048,576 bytes"):
+        load("/dev/zero")
+
+
+def test_an_override_is_bounded_like_a_file() -> None:
+    assert problems("epochs: 1", "seed=" + "[" * 60) == [f"--set seed={'[' * 60}: not valid YAML: nested too deeply"]
+    dotted = ".".join("a" * 30_000)
+    assert "a: unknown key" in problems("epochs: 1", f"{dotted}=1")[0]
+
+
+def test_of_many_problems_the_first_are_told_and_the_others_counted() -> None:
+    told = problems("".join(f"k{n}: 1\n" for n in range(1_000)))
+    assert len(told) == 21
+    assert told[0].startswith("run.yaml:1: k0: unknown key")
+    assert told[-1] == "and 980 more"
 
 
 @pytest.mark.parametrize(
