@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import quote, urlencode
 
 from raytorch.cluster import AUTOSCALER_LABEL
 from raytorch.errors import ClusterError, JobNotFoundError
 from raytorch.service.capacity import Node
+from raytorch.service.http import Answer, Server, readable
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Ray's default, and where ``ray dashboard`` and ``kubectl port-forward`` lead by default."""
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-ANSWER_S = 5
+ANSWER_S = 5.0
+"""Within which a dashboard has told its version."""
+GREETING_BYTES = 64 * 1024
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token"  # noqa: S105
 MOST_NODES = 10_000
 _LOSSES = ("Unexpected termination", "Terminated due to preemption")
@@ -73,12 +75,13 @@ class Connection:
         token = find_token()
         # Given with each request: whether Ray's clients look for a token themselves depends on RAY_AUTH_MODE.
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.server = Server(self.url, self._headers)
         self._greet()
         from ray.job_submission import JobSubmissionClient
 
         _quieten()
         with self.explaining(), _without_addresses():
-            self.jobs: Any = JobSubmissionClient(self.url, headers=dict(self._headers))
+            self.jobs: Any = self._bounded(JobSubmissionClient)(self.url, headers=dict(self._headers))
 
     def nodes(self) -> list[Node]:
         """The cluster's nodes that are up."""
@@ -98,11 +101,15 @@ class Connection:
         """Ray's ``NodeState`` of the nodes that are up and of those that were."""
         from ray.util.state import StateApiClient
         from ray.util.state.common import ListApiOptions, StateResource
+        from ray.util.state.exception import RayStateApiException
 
         with self.explaining(), _without_addresses():
-            client = StateApiClient(self.url, headers={"Content-Type": "application/json", **self._headers})
+            client = self._bounded(StateApiClient)(self.url, headers=dict(self._headers))
             options = ListApiOptions(limit=MOST_NODES, detail=True)
-            return list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
+            try:
+                return list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
+            except RayStateApiException as error:
+                raise RuntimeError(error) from None
 
     @contextmanager
     def explaining(self, job: str | None = None) -> Iterator[None]:
@@ -112,33 +119,60 @@ class Connection:
             ClusterError: The cluster does not answer, or refuses.
             JobNotFoundError: There is no ``job``.
         """
-        from ray.exceptions import AuthenticationError
-
         try:
             yield
-        except AuthenticationError as error:
-            raise self._refused(403 if "Forbidden" in str(error) else 401) from None
-        except OSError as error:  # requests' errors among them
-            raise ClusterError(f"the cluster at {self.url} no longer answers: {error}") from None
+        except (OSError, HTTPException) as error:
+            raise ClusterError(f"the cluster at {self.url} no longer answers: {_reason(error)}") from None
         except RuntimeError as error:
             if "status code 404" in str(error) and job is not None:
                 raise JobNotFoundError(f"no job {job} on {self.url}; 'raytorch jobs' lists them") from None
-            raise ClusterError(f"the cluster at {self.url} refuses: {error}") from None
+            raise ClusterError(f"the cluster at {self.url} refuses: {_reason(error)}") from None
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ClusterError(
+                f"the cluster at {self.url} gives an answer that is not Ray's: {_reason(error)}"
+            ) from None
+
+    def _bounded(self, client: Any) -> Any:
+        """Ray's ``client`` class, sending its requests through :attr:`server`; its own go without bounds.
+
+        They all go through its ``_do_request`` (Ray 2.55 and 2.60).
+        """
+
+        def do_request(
+            _: Any,
+            method: str,
+            endpoint: str,
+            *,
+            data: bytes | None = None,
+            json_data: Any = None,
+            params: Any = None,
+            timeout: float | None = None,
+        ) -> Answer:
+            query = f"?{urlencode(params, doseq=True)}" if params else ""
+            kind = "application/octet-stream" if data else "application/json"
+            content = json.dumps(json_data).encode() if json_data else data
+            answer = self.server.ask(
+                quote(endpoint, safe="/%") + query, method=method, content=content, kind=kind, within=timeout
+            )
+            if answer.status_code in (401, 403):
+                raise self._refused(answer.status_code)
+            return answer
+
+        return type(client.__name__, (client,), {"_do_request": do_request})
 
     def _greet(self) -> None:
-        """Ask for the version: Ray's client would wait for minutes where nothing answers."""
+        """Ask for the version: Ray's client would import ray before it finds that nothing answers."""
         try:
-            with urlopen(Request(f"{self.url}/api/version", headers=self._headers), timeout=ANSWER_S) as answer:  # noqa: S310
-                json.load(answer)["ray_version"]
-        except HTTPError as error:
-            error.close()
-            raise self._refused(error.code) from None
+            answer = self.server.ask("/api/version", within=ANSWER_S, most=GREETING_BYTES)
         except (OSError, HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
             raise ClusterError(
-                f"no Ray cluster answers at {self.url} ({reason}); is the address right, and the port forwarded "
-                "('ray dashboard cluster.yaml', 'kubectl port-forward')?"
+                f"no Ray cluster answers at {self.url} ({_reason(error)}); is the address right, and the port "
+                "forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?"
             ) from None
+        if answer.status_code != 200:
+            raise self._refused(answer.status_code)
+        try:
+            answer.json()["ray_version"]
         except (ValueError, KeyError, TypeError):
             raise ClusterError(f"what answers at {self.url} is no Ray dashboard; give its URL with --address") from None
 
@@ -150,6 +184,11 @@ class Connection:
                 "which are looked into in this order"
             )
         return ClusterError(f"what answers at {self.url} is no Ray dashboard (HTTP {status}); give its URL")
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, which may be in the server's words; at least its kind."""
+    return readable(str(getattr(error, "reason", None) or error) or type(error).__name__)
 
 
 def _is_url(address: str) -> bool:

@@ -1,0 +1,215 @@
+"""Requests to one HTTP server: never led elsewhere, with answers that end. Imports neither torch nor ray.
+
+What carries a token goes to the server that was named and to no other: a redirect is refused. The bytes of an answer
+and the time that it may take, name look-up and headers included, are bounded. Nothing is unpacked, so no answer grows.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from raytorch.errors import ClusterError
+
+MOST_BYTES = 64 * 1024**2
+"""Of an answer: thousands of jobs, or ten thousand nodes."""
+WITHIN_S = 60.0
+"""For a whole answer, what is sent to get it aside."""
+SLOWEST = 64 * 1024
+"""Bytes per second at which what is sent has to go."""
+QUIET_S = 300.0
+"""Silence after which a stream is taken for broken."""
+BLOCK = 64 * 1024
+QUEUED = 16
+"""Blocks of a stream that wait for their reader."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, with the names that Ray's clients know it by."""
+
+    url: str
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        """The content, whatever bytes it has."""
+        return self.content.decode(errors="replace")
+
+    def json(self) -> Any:
+        """The JSON in the content.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            return json.loads(self.content)
+        except RecursionError:
+            raise ValueError("the JSON of the answer is nested too deeply") from None
+
+    def raise_for_status(self) -> None:
+        """Raise RuntimeError for a status that tells of a failure."""
+        if self.status_code >= 400:
+            raise RuntimeError(f"Request failed with status code {self.status_code}: {self.text}")
+
+
+class Server:
+    """One HTTP server.
+
+    Args:
+        url: Its URL, which what is asked for is below.
+        headers: Sent with each request.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self.url, self._headers = url, dict(headers)
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        content: bytes | None = None,
+        kind: str = "application/octet-stream",
+        within: float | None = None,
+        most: int | None = None,
+    ) -> Answer:
+        """Send a request, with ``content`` of the media type ``kind`` if there is any, and wait for all of the answer.
+
+        Raises:
+            ClusterError: The server redirects elsewhere, or its answer has more than ``most`` bytes.
+            HTTPException, OSError: It gives no answer, or none within ``within`` seconds (TimeoutError).
+        """
+        request = Request(f"{self.url}{path}", content, self._headers | {"Content-Type": kind}, method=method)  # noqa: S310
+        seconds = within or WITHIN_S + len(content or b"") / SLOWEST
+        given_up = threading.Event()
+
+        def work() -> Answer:
+            with closing(self._open(request, seconds)) as response:
+                told = _read(response, most or MOST_BYTES, given_up, self.url)
+                return Answer(request.full_url, response.status, response.headers, told)
+
+        try:
+            return _in_time(work, seconds)
+        finally:
+            given_up.set()
+
+    def stream(self, path: str, query: Mapping[str, Any]) -> "Stream":
+        """Ask for an answer that comes in pieces, without end perhaps."""
+        request = Request(f"{self.url}{path}?{urlencode(query)}", headers=self._headers)  # noqa: S310
+        return Stream(lambda: self._open(request, QUIET_S))
+
+    def _open(self, request: Request, timeout: float) -> Any:
+        """The answer to a request, whatever its status, as soon as its headers are there."""
+        try:
+            return build_opener(_Redirects()).open(request, timeout=timeout)
+        except HTTPError as error:
+            return error
+
+
+class Stream:
+    """An answer that a thread of its own reads, so that waiting for it ends in time, and at Ctrl-C. Close it."""
+
+    def __init__(self, opening: Callable[[], Any]) -> None:
+        self._open = opening
+        self._blocks: queue.Queue[bytes | Exception] = queue.Queue(QUEUED)
+        self._closed = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self, within: float) -> bytes | None:
+        """The next bytes: none at the end, and None if none came within ``within`` seconds.
+
+        Raises:
+            ClusterError: The server redirects elsewhere.
+            HTTPException, OSError: The stream broke, or the server answers with a failure (HTTPError).
+        """
+        try:
+            block = self._blocks.get(timeout=within)
+        except queue.Empty:
+            return None
+        if isinstance(block, Exception):
+            raise block
+        return block
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closed.set()
+        with suppress(queue.Empty):  # a thread that waits for room goes on, and sees it
+            while True:
+                self._blocks.get_nowait()
+
+    def _read(self) -> None:
+        try:
+            with closing(self._open()) as response:
+                block = self._first(response)
+                while block and not self._closed.is_set():
+                    self._blocks.put(block)
+                    block = response.read1(BLOCK)
+            self._blocks.put(b"")
+        except Exception as error:
+            self._blocks.put(error)
+
+    def _first(self, response: Any) -> Any:
+        if response.status != 200:
+            raise HTTPError(response.url, response.status, response.reason, response.headers, None)
+        return response.read1(BLOCK)
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Refuses redirects, which would take the token along."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        fp.close()
+        raise ClusterError(
+            f"{req.full_url} redirects to {readable(newurl)}, where the token is not sent; if that is the cluster, "
+            "give its URL with --address"
+        )
+
+
+def readable(text: str, longest: int = 2000) -> str:
+    """What a server said, as it may be shown: without control characters, and not without end."""
+    kept = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:longest])
+    return kept if len(text) <= longest else f"{kept} ..."
+
+
+def _read(response: Any, most: int, given_up: threading.Event, url: str) -> bytes:
+    left = response.length  # None if only the end of the connection, or of the chunks, tells
+    blocks: list[bytes] = []
+    size = 0
+    while left is None or size < left:
+        block = response.read1(BLOCK if left is None else min(BLOCK, left - size))
+        if not block or given_up.is_set():
+            break
+        blocks.append(block)
+        size += len(block)
+        if size > most:
+            raise ClusterError(f"{url} answers with more than {most / 1024**2:,.1f} MiB, as no Ray dashboard does")
+    return b"".join(blocks)
+
+
+def _in_time(work: Callable[[], Result], seconds: float) -> Result:
+    """What ``work`` returns. A thread does it, as some of its waits have no bound of their own, nor take Ctrl-C."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise TimeoutError("timed out") from None
