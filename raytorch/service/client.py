@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+from urllib.parse import quote
 
 import raytorch
 from raytorch.config import RunConfig, StoredData
@@ -22,7 +23,8 @@ from raytorch.service import secrets
 from raytorch.service.capacity import require_capacity, require_node, run_here
 from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
-from raytorch.service.packages import mark, pack, project_files
+from raytorch.service.packages import mark, pack
+from raytorch.service.projects import collect, shown
 from raytorch.storage import BASE, RunFolder, join, locate, split
 
 CONFIG_NAME = "run.yaml"
@@ -135,17 +137,24 @@ class Client:
         path = Path(script)
         if not path.is_file():
             raise UserError(f"{script}: no such file")
-        root = Path.cwd() if path.absolute().is_relative_to(Path.cwd()) else path.absolute().parent
-        inside = path.absolute().relative_to(root)
+        path = path.parent.resolve() / path.name
+        root = Path.cwd() if path.is_relative_to(Path.cwd()) else path.parent
+        inside = path.relative_to(root)
+        _require_text(arguments)
         name = checked_name(name) if name else timed_name(_name_of(path), f"-{token_hex(3)}")
         run = join(self._placed(storage, "--storage"), name)
         resources = resources or EntrypointResources()
         if resources.named() and not self._connection.has_lost_nodes():
             require_node(self._connection.nodes(), resources.named())
-        command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", str(inside), *arguments])
+        # Python takes what begins with a hyphen for an option.
+        called = f"./{inside}" if str(inside).startswith("-") else str(inside)
+        command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", called, *arguments])
 
         def fill(archive: Path) -> str:
-            pack(root, sorted({*project_files(root), inside}), archive)
+            project = collect(root, inside)
+            project.left_out.extend(f"{shown(file)} (gone meanwhile)" for file in pack(root, project.files, archive))
+            if told := project.told():
+                logger.warning(told)
             return sha256(archive.read_bytes()).hexdigest()
 
         return self._send(name, name, "script", run, command, fill, env, resources)
@@ -163,7 +172,7 @@ class Client:
             folder = archive.parent / "run"
             folder.mkdir()
             (folder / CONFIG_NAME).write_text(dump(config))
-            pack(folder, [Path(CONFIG_NAME)], archive)
+            pack(folder, {Path(CONFIG_NAME): folder / CONFIG_NAME}, archive)
             return digest
 
         command = f"python -m raytorch train {CONFIG_NAME} {how}"
@@ -237,7 +246,7 @@ class Client:
         if rank is not None:
             return _read_rank(self._job(job_id), rank)
         with self._connection.explaining(job_id):
-            return str(self._connection.jobs.get_job_logs(job_id))
+            return str(self._connection.jobs.get_job_logs(quote(job_id, safe="")))
 
     def follow(self, job_id: str, *, rank: int | None = None) -> Iterator[str]:
         """Yield what a job's driver, or the worker of one rank, writes, until the job ends; see :meth:`logs`.
@@ -261,7 +270,7 @@ class Client:
         if self._job(job_id).has_ended:
             return False
         with self._connection.explaining(job_id):
-            return bool(self._connection.jobs.stop_job(job_id))
+            return bool(self._connection.jobs.stop_job(quote(job_id, safe="")))
 
     def result(self, job_id: str) -> dict[str, Any]:
         """What a job came to: the ``summary.json`` in its run's folder.
@@ -286,7 +295,7 @@ class Client:
 
     def _details(self, job_id: str) -> Any:
         with self._connection.explaining(job_id):
-            return self._connection.jobs.get_job_info(job_id)
+            return self._connection.jobs.get_job_info(quote(job_id, safe=""))
 
     def _job(self, job_id: str) -> Job:
         return describe(self._details(job_id), self.address)
@@ -371,6 +380,15 @@ def _read_rank(job: Job, rank: int) -> str:
             f"{folder} cannot be read from here, or the run has not begun; without --rank the driver's log is shown"
         )
     return folder.read_text(f"logs/rank-{rank}.log")
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are no UTF-8: a job's command is text."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{shown(argument)}: an argument that is no UTF-8 cannot be sent") from None
 
 
 def _name_of(script: Path) -> str:

@@ -1,48 +1,53 @@
-"""Which files of a project travel with a job, and the archive that they travel in. Imports neither torch nor ray."""
+"""The archive that files travel in with a job. Imports neither torch nor ray."""
 
 import os
-import subprocess
+import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from raytorch.errors import PackageError
+from raytorch.service.projects import IGNORE_FILE, shown
 
 LIMIT = 100 * 1024**2
 """Bytes of the largest archive that a Ray 2.60 dashboard accepts: its DASHBOARD_CLIENT_MAX_SIZE."""
-LEFT_OUT = {"__pycache__", "node_modules", "runs", "data"}
-"""Folders that are no part of a project that is not under git."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of every file in an archive, so that unchanged files have the same digest."""
 
 
-def project_files(root: Path) -> list[Path]:
-    """The files of a project, as paths relative to its folder, sorted.
+def pack(root: Path, files: Mapping[Path, Path], archive: Path, limit: int = LIMIT) -> list[Path]:
+    """Write files into a zip archive with their permissions; answers which of them were gone by then.
 
-    Under git these are the tracked files and the new ones that it does not ignore; elsewhere all but those in hidden
-    folders, virtual environments, caches, ``runs`` and ``data``. What a ``.rayignore`` lists stays out either way.
-    """
-    listed = _listed_by_git(root)
-    found = _walk(root) if listed is None else (Path(name) for name in listed if (root / name).is_file())
-    return _without_ignored(root, sorted(found))
-
-
-def pack(root: Path, files: Iterable[Path], archive: Path, limit: int = LIMIT) -> None:
-    """Write files of ``root`` into a zip archive with their permissions.
+    Args:
+        root: The project's folder, for what is said of it.
+        files: Where each file is, by its path in the archive.
+        archive: Where to write.
+        limit: Bytes that the archive may have.
 
     Raises:
-        PackageError: The archive would be larger than ``limit`` bytes.
+        PackageError: The archive would be larger, or a file cannot be read.
     """
-    files = list(files)
+    gone = []
     with zipfile.ZipFile(archive, "w") as package:
-        for file in files:
-            with (root / file).open("rb") as source, package.open(_entry(root, file), "w", force_zip64=True) as target:
+        for name, path in files.items():
+            try:
+                source = _open(path)
+            except FileNotFoundError:
+                gone.append(name)
+                continue
+            except OSError as error:
+                raise PackageError(
+                    f"{shown(path)} cannot be read: {error.strerror}; make it readable, or list it in {IGNORE_FILE}"
+                ) from None
+            with source, package.open(_entry(name, source), "w", force_zip64=True) as target:
                 while block := source.read(1 << 20):
                     target.write(block)
                     if archive.stat().st_size > limit:  # said before gigabytes are read to their end
                         raise PackageError(_too_large(root, files, limit))
     if archive.stat().st_size > limit:
         raise PackageError(_too_large(root, files, limit))
+    return gone
 
 
 def mark(archive: Path, job_id: str) -> None:
@@ -55,18 +60,28 @@ def mark(archive: Path, job_id: str) -> None:
         package.comment = job_id.encode()
 
 
-def _entry(root: Path, file: Path) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(str(file), EPOCH)
+def _open(path: Path) -> BinaryIO:
+    """Open a regular file: no link that has taken its place meanwhile, and no pipe that would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(0, "it is no regular file any more")
+    return file
+
+
+def _entry(name: Path, source: BinaryIO) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(str(name), EPOCH)
     entry.compress_type = zipfile.ZIP_DEFLATED
-    entry.external_attr = (root / file).stat().st_mode << 16
+    entry.external_attr = os.fstat(source.fileno()).st_mode << 16
     return entry
 
 
-def _too_large(root: Path, files: list[Path], limit: int) -> str:
-    sizes = {file: (root / file).stat().st_size for file in files}
+def _too_large(root: Path, files: Mapping[Path, Path], limit: int) -> str:
+    sizes = {name: path.stat().st_size for name, path in files.items() if path.exists()}
     folders: dict[str, int] = {}
-    for file, size in sizes.items():
-        label = str(file) if len(file.parts) == 1 else f"{file.parts[0]}/"
+    for name, size in sizes.items():
+        label = shown(name) if len(name.parts) == 1 else f"{shown(name.parts[0])}/"
         folders[label] = folders.get(label, 0) + size
     largest = sorted(folders.items(), key=lambda item: -item[1])[:3]
     listed = ", ".join(f"{name} ({_mebibytes(size)})" for name, size in largest)
@@ -79,44 +94,3 @@ def _too_large(root: Path, files: list[Path], limit: int) -> str:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 1024**2:,.1f} MiB"
-
-
-def _listed_by_git(root: Path) -> list[str] | None:
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        listed = subprocess.run(command, capture_output=True, check=True).stdout  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
-        return None
-    return [os.fsdecode(name) for name in set(listed.split(b"\0")) if name]
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        folders[:] = [name for name in folders if _belongs(here / name)]
-        yield from ((here / name).relative_to(root) for name in files if (here / name).is_file())
-
-
-def _belongs(folder: Path) -> bool:
-    return not (
-        folder.name.startswith(".")
-        or folder.name in LEFT_OUT
-        or (folder / "pyvenv.cfg").exists()
-        or folder.is_symlink()
-    )
-
-
-def _without_ignored(root: Path, files: list[Path]) -> list[Path]:
-    """Leave out what the ``.rayignore`` in a folder says of the files below it, as Ray does itself with folders."""
-    for rules in [file for file in files if file.name == ".rayignore"]:
-        # The matcher that Ray itself reads these files with (2.60).
-        from ray._private.thirdparty.pathspec import PathSpec
-
-        ignored = PathSpec.from_lines("gitwildmatch", (root / rules).read_text().splitlines())
-        below = rules.parent
-        files = [
-            file
-            for file in files
-            if not (file.is_relative_to(below) and ignored.match_file(str(file.relative_to(below))))
-        ]
-    return files

@@ -60,7 +60,8 @@ ROWS = [
     "trainer",
     # what a person uses
     "service",
-    "service.packages service.secrets service.capacity service.tracebacks service.scaling",
+    "service.projects",
+    "service.packages service.secrets service.capacity service.tracebacks service.scaling service.http",
     "service.job",
     "service.connection service.script service.scaling_report service.board service.sweep_results service.trial",
     "service.client service.sweep service.sweep_display",

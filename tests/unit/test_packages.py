@@ -1,15 +1,21 @@
-"""Which files of a project travel with a job."""
+"""Which files of a project travel with a job, and what is said of those that do not."""
 
 import os
+import shutil
+import socket
 import subprocess
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
 
 from raytorch.errors import PackageError
-from raytorch.service import packages
-from raytorch.service.packages import mark, pack, project_files
+from raytorch.service import packages, projects
+from raytorch.service.packages import mark, pack
+from raytorch.service.projects import collect
 
 
 def make(root: Path, *names: str) -> None:
@@ -20,7 +26,7 @@ def make(root: Path, *names: str) -> None:
 
 
 def names(root: Path) -> list[str]:
-    return [str(file) for file in project_files(root)]
+    return sorted(str(file) for file in collect(root).files)
 
 
 def git(root: Path, *arguments: str) -> None:
@@ -31,6 +37,15 @@ def git(root: Path, *arguments: str) -> None:
         "GIT_COMMITTER_EMAIL": "a@b",
     }
     subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, env=os.environ | identity)
+
+
+def packed(root: Path) -> dict[str, str]:
+    """The contents of a project's archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "project.zip"
+        pack(root, collect(root).files, archive)
+        with zipfile.ZipFile(archive) as package:
+            return {name: package.read(name).decode() for name in package.namelist()}
 
 
 @pytest.fixture
@@ -48,12 +63,32 @@ def repository(tmp_path: Path) -> Path:
 def test_under_git_it_is_what_git_tracks_and_what_it_would_take(repository: Path) -> None:
     assert names(repository) == [".gitignore", "data/small.csv", "kept.log", "lib/net.py", "new.py", "train.py"]
     assert names(repository / "lib") == ["net.py"]
+    assert collect(repository).told() == ""
 
 
 def test_elsewhere_it_is_what_a_person_wrote(tmp_path: Path) -> None:
     make(tmp_path, "train.py", "lib/net.py", "lib/__pycache__/net.pyc", ".cache/a", "runs/r/x", "data/d", ".env")
     make(tmp_path, "env/pyvenv.cfg", "env/lib/python.py", "lib/data.py")
     assert names(tmp_path) == [".env", "lib/data.py", "lib/net.py", "train.py"]
+
+
+def test_a_package_may_be_named_like_a_folder_of_results(tmp_path: Path) -> None:
+    make(tmp_path, "train.py", "lib/data/a.py", "lib/runs/b.py", "data/d.csv", "runs/r/x", "lib/node_modules/m.js")
+    assert names(tmp_path) == ["lib/data/a.py", "lib/runs/b.py", "train.py"]
+    assert collect(tmp_path).told() == (
+        f"not sent from {tmp_path}: data (left out by its name), runs (left out by its name), "
+        "lib/node_modules (left out by its name)"
+    )
+
+
+def test_what_is_left_out_is_counted_and_the_first_named(tmp_path: Path) -> None:
+    make(tmp_path, "train.py", ".git/config", "__pycache__/x.pyc", *(f".hidden{n}/a" for n in range(7)))
+    (tmp_path / ".git" / "config").unlink()
+    (tmp_path / ".git").rmdir()
+    assert collect(tmp_path).told() == (
+        f"not sent from {tmp_path}: .hidden0 (hidden), .hidden1 (hidden), .hidden2 (hidden), .hidden3 (hidden), "
+        ".hidden4 (hidden), and 2 more"
+    )
 
 
 def test_rayignore_counts_in_both(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -63,6 +98,259 @@ def test_rayignore_counts_in_both(repository: Path, tmp_path_factory: pytest.Tem
     assert names(elsewhere) == ["a/.rayignore", "big.bin", "train.py"]
     (repository / ".rayignore").write_text("data/\nkept.log\n")
     assert names(repository) == [".gitignore", ".rayignore", "lib/net.py", "new.py", "train.py"]
+    (repository / ".gitignore").write_text("*.log\nout/\n.rayignore\n")
+    assert names(repository) == [".gitignore", "lib/net.py", "new.py", "train.py"]
+
+
+def test_a_rayignore_is_read_in_the_encoding_of_the_names(tmp_path: Path) -> None:
+    make(tmp_path, "train.py", "kept.bin")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.bin")).write_text("big")
+    (tmp_path / ".rayignore").write_bytes(b"# Stra\xdfe\r\ncaf\xe9.bin\r\n")
+    assert names(tmp_path) == [".rayignore", "kept.bin", "train.py"]
+    (tmp_path / "café.bin").write_text("big")
+    (tmp_path / ".rayignore").write_bytes("\ufeffcaf*.bin\n".encode())
+    assert names(tmp_path) == [".rayignore", "kept.bin", "train.py"]
+
+
+def test_a_rayignore_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train.py")
+    (tmp_path / ".rayignore").write_text("!\n")
+    with pytest.raises(PackageError, match=r"/\.rayignore cannot be read: "):
+        collect(tmp_path)
+
+
+def test_names_that_no_archive_can_hold_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train.py")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("x")
+    with pytest.raises(PackageError) as refusal:
+        collect(tmp_path)
+    assert str(refusal.value) == (
+        "file names that are no UTF-8 cannot be sent: caf\\xe9.txt; rename them, or list them in .rayignore"
+    )
+
+
+# -- repositories in the project ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nested(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with a submodule and a clone in it, each with a file that is new and one that is ignored."""
+    other = tmp_path_factory.mktemp("other")
+    git(other, "init")
+    make(other, "part.py")
+    (other / ".gitignore").write_text("*.log\n")
+    git(other, "add", ".")
+    git(other, "commit", "-m", "all")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "add", str(other), "vendor/part")
+    git(repository, "clone", str(other), "clone")
+    for place in ("vendor/part", "clone"):
+        make(repository, f"{place}/new.py", f"{place}/noise.log")
+    return repository
+
+
+def test_submodules_and_clones_are_sent_with_what_is_new_in_them(nested: Path) -> None:
+    own = [".gitignore", ".gitmodules", "data/small.csv", "kept.log", "lib/net.py", "new.py", "train.py"]
+    theirs = [f"{place}/{name}" for place in ("clone", "vendor/part") for name in (".gitignore", "new.py", "part.py")]
+    assert names(nested) == sorted(own + theirs)
+    assert names(nested / "vendor") == ["part/.gitignore", "part/new.py", "part/part.py"]
+    assert collect(nested).left_out == []
+
+
+def test_a_submodule_that_is_not_checked_out_is_said(nested: Path) -> None:
+    git(nested, "submodule", "deinit", "--force", "vendor/part")
+    assert collect(nested).left_out == ["vendor/part (a submodule that is not checked out)"]
+
+
+def test_a_project_that_an_outer_repository_ignores_is_sent(repository: Path) -> None:
+    make(repository, "out/mine/train.py", "out/mine/lib/net.py")
+    assert names(repository / "out" / "mine") == ["lib/net.py", "train.py"]
+
+
+def test_a_repository_that_git_does_not_read_is_refused(repository: Path) -> None:
+    (repository / ".git" / "config").write_text("[core\n")
+    with pytest.raises(PackageError, match=r"^git cannot list the files of .*, so that none are sent: .*bad config"):
+        collect(repository)
+
+
+def test_the_repository_of_a_hook_is_not_that_of_the_project(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    make(elsewhere, "train.py")
+    monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
+    assert names(elsewhere) == ["train.py"]
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("under_git", [False, True])
+def test_a_link_is_sent_as_what_it_leads_to(tmp_path: Path, under_git: bool) -> None:
+    make(tmp_path, "train.py", "lib/net.py", "lib/deep/block.py")
+    for link, target in {
+        "same.py": "train.py",
+        "absolute.py": str(tmp_path / "train.py"),
+        "again.py": "same.py",
+        "net": "lib",
+        "lib/deep/up.py": "../../train.py",
+        "both": "net/deep",
+    }.items():
+        (tmp_path / link).symlink_to(target)
+    if under_git:
+        git(tmp_path, "init")
+        git(tmp_path, "add", ".")
+    deep = {"block.py": "lib/deep/block.py", "up.py": "train.py"}
+    lib = {"net.py": "lib/net.py"} | {f"deep/{name}": content for name, content in deep.items()}
+    assert packed(tmp_path) == (
+        {"train.py": "train.py", "same.py": "train.py", "absolute.py": "train.py", "again.py": "train.py"}
+        | {f"{folder}/{name}": content for folder in ("lib", "net") for name, content in lib.items()}
+        | {f"both/{name}": content for name, content in deep.items()}
+    )
+    assert collect(tmp_path).left_out == []
+
+
+@pytest.mark.parametrize("under_git", [False, True])
+def test_what_a_link_leads_to_outside_never_travels(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, under_git: bool
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    make(outside, "secret.txt", "folder/other.txt", "sibling/train.py")
+    make(tmp_path, "train.py", "lib/net.py")
+    links = {
+        "notes.txt": outside / "secret.txt",
+        "all": outside,
+        "lib/up": Path("../.."),
+        "through": Path("all/folder"),
+    }
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target)
+    if under_git:
+        git(tmp_path, "init")
+        git(tmp_path, "add", ".")
+    assert packed(tmp_path) == {"train.py": "train.py", "lib/net.py": "lib/net.py"}
+    assert collect(tmp_path).left_out == [
+        f"all (leads out of the project, to {outside})",
+        "lib/up (leads out of the project, to ../..)",
+        f"notes.txt (leads out of the project, to {outside}/secret.txt)",
+        "through (leads out of the project, to all/folder)",
+    ]
+
+
+def test_a_link_to_what_is_left_out_is_left_out(tmp_path: Path) -> None:
+    make(tmp_path, "train.py", "data/big.bin", "data/more/big.bin")
+    (tmp_path / "one.bin").symlink_to("data/big.bin")
+    (tmp_path / "more").symlink_to("data/more")
+    assert packed(tmp_path) == {"train.py": "train.py"}
+    assert collect(tmp_path).left_out == [
+        "data (left out by its name)",
+        "more (leads to data/more, which is not sent)",
+        "one.bin (leads to data/big.bin, which is not sent)",
+    ]
+
+
+def test_links_that_lead_in_circles_or_nowhere_are_said(tmp_path: Path) -> None:
+    make(tmp_path, "train.py", "a/x.py", "b/y.py")
+    for link, target in {"self": "self", "here": ".", "a/up": "..", "a/b": "../b", "b/a": "../a", "gone": "no"}.items():
+        (tmp_path / link).symlink_to(target)
+    project = collect(tmp_path)
+    assert {"a/x.py", "b/y.py", "a/b/y.py", "b/a/x.py", "train.py"} <= {str(name) for name in project.files}
+    assert len(project.files) < 20
+    assert {
+        "self (leads in a circle)",
+        "here (leads in a circle)",
+        "a/up (leads in a circle)",
+        "gone (leads nowhere)",
+    } <= (set(project.left_out))
+
+
+def test_links_that_multiply_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projects, "MOST_FILES", 1000)
+    for level in range(10):
+        make(tmp_path, f"{level}/x.py")
+        for number in range(4):
+            (tmp_path / str(level) / f"link{number}").symlink_to(f"../{level + 1}")
+    make(tmp_path, "10/x.py")
+    with pytest.raises(PackageError, match=r"too large to send: more than 1,000 files, those behind links included"):
+        collect(tmp_path)
+
+
+def test_the_script_is_sent_wherever_it_leads(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    make(outside, "shared.py")
+    (tmp_path / "train.py").symlink_to(outside / "shared.py")
+    assert collect(tmp_path, Path("train.py")).files == {Path("train.py"): outside / "shared.py"}
+
+
+# -- what is no file, and what changes ---------------------------------------------------------------------------------
+
+
+def test_pipes_and_sockets_are_said_and_not_waited_for(tmp_path: Path) -> None:
+    make(tmp_path, "train.py")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_pipe").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        with chdir(tmp_path):  # the paths of sockets have to be short
+            listener.bind("socket")
+        assert packed(tmp_path) == {"train.py": "train.py"}
+    assert collect(tmp_path).left_out == [
+        "pipe (no regular file)",
+        "socket (no regular file)",
+        "to_pipe (leads to pipe, which is not sent)",
+    ]
+
+
+def test_what_vanishes_or_changes_meanwhile_is_not_sent(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    make(project, "train.py", "gone.py", "turned.py")
+    files = collect(project).files
+    (project / "gone.py").unlink()
+    assert pack(project, files, tmp_path / "one.zip") == [Path("gone.py")]
+    (project / "turned.py").unlink()
+    (project / "turned.py").symlink_to("/etc/passwd")
+    with pytest.raises(PackageError, match=r"turned\.py cannot be read: "):
+        pack(project, files, tmp_path / "two.zip")
+    (project / "turned.py").unlink()
+    os.mkfifo(project / "turned.py")
+    with pytest.raises(PackageError, match=r"turned\.py cannot be read: it is no regular file any more"):
+        pack(project, files, tmp_path / "three.zip")
+
+
+@contextmanager
+def unprivileged(folder: Path) -> Iterator[None]:
+    """Be a user that no file is readable for by privilege alone."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.chown(folder, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_cannot_be_read_is_refused_by_its_name() -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # one that every user can reach
+    try:
+        make(folder, "project/train.py", "project/secret.key", "project/closed/a.py")
+        for name in ("project", "project/train.py"):
+            (folder / name).chmod(0o755)
+        (folder / "project" / "secret.key").chmod(0)
+        (folder / "project" / "closed").chmod(0)
+        with unprivileged(folder):
+            with pytest.raises(
+                PackageError, match=r"project/closed cannot be read: Permission denied; make it readable"
+            ):
+                collect(folder / "project")
+            files = {Path("secret.key"): folder / "project" / "secret.key"}
+            with pytest.raises(PackageError, match=r"/secret\.key cannot be read: Permission denied; make it readable"):
+                pack(folder, files, folder / "project.zip")
+        (folder / "project" / "closed").chmod(0o755)
+    finally:
+        shutil.rmtree(folder)
+
+
+# -- the archive -------------------------------------------------------------------------------------------------------
 
 
 def test_an_archive_holds_contents_and_permissions_and_is_the_same_again(tmp_path: Path) -> None:
@@ -70,7 +358,7 @@ def test_an_archive_holds_contents_and_permissions_and_is_the_same_again(tmp_pat
     make(project, "train.py", "tools/run.sh")
     (project / "tools" / "run.sh").chmod(0o755)
     for name in ("one.zip", "two.zip"):
-        pack(project, project_files(project), tmp_path / name)
+        pack(project, collect(project).files, tmp_path / name)
         (project / "train.py").touch()
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:
@@ -86,7 +374,7 @@ def test_an_archive_is_its_jobs_own(tmp_path: Path) -> None:
     contents = []
     for job in ("one", "two"):
         archive = tmp_path / f"{job}.zip"
-        pack(tmp_path, [Path("train.py")], archive)
+        pack(tmp_path, {Path("train.py"): tmp_path / "train.py"}, archive)
         mark(archive, job)
         contents.append(archive.read_bytes())
         with zipfile.ZipFile(archive) as package:
@@ -101,7 +389,7 @@ def test_what_is_too_large_is_refused_with_what_makes_it_so(tmp_path: Path) -> N
     for number in range(2):
         (tmp_path / "images" / f"{number}.png").write_bytes(os.urandom(2 << 20))
     with pytest.raises(PackageError) as refusal:
-        pack(tmp_path, project_files(tmp_path), Path(f"{tmp_path}.zip"), limit=1 << 20)
+        pack(tmp_path, collect(tmp_path).files, Path(f"{tmp_path}.zip"), limit=1 << 20)
     assert str(refusal.value) == (
         f"{tmp_path} is too large to send: 7.0 MiB in 5 files, and packed more than the 1.0 MiB that the cluster "
         "accepts; the largest: images/ (4.0 MiB), weights.bin (3.0 MiB), lib/ (0.0 MiB). List what the job does not "
@@ -112,7 +400,7 @@ def test_what_is_too_large_is_refused_with_what_makes_it_so(tmp_path: Path) -> N
 
 def test_what_packs_well_may_be_large(tmp_path: Path) -> None:
     (tmp_path / "zeros.csv").write_bytes(bytes(4 << 20))
-    pack(tmp_path, project_files(tmp_path), Path(f"{tmp_path}.zip"), limit=1 << 20)
+    pack(tmp_path, collect(tmp_path).files, Path(f"{tmp_path}.zip"), limit=1 << 20)
 
 
 def test_the_limit_is_the_dashboards() -> None:
