@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from raytorch import yaml_tree as tree
-from raytorch.config import RunConfig, SweepConfig
+from raytorch.config import Parameter, RunConfig, SweepConfig
 from raytorch.config_file import apply_override, check, graft, read
 from raytorch.errors import ConfigError
 
@@ -87,15 +87,31 @@ def _insert_run(root: yaml.MappingNode, folder: Path) -> None:
 
 
 def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any]) -> RunConfig:
-    """The run with these values of its keys."""
+    """The run with these values of its keys; of a key and one inside it, the inner is set last and so has its say.
+
+    Raises:
+        ConfigError: A value for a key has another parameter's key in it, or the run is not valid with these values.
+    """
     base = tree.find(root, ("run",)).node
     run = yaml.MappingNode(tree.MAP, list(base.value), base.start_mark, base.end_mark)
-    for key, value in parameters.items():
-        parameter = config.parameters[key]
-        place = tree.find(root, ("parameters", key))
-        if parameter.is_listed:
-            node = tree.find(root, ("parameters", key, parameter.kind, parameter.values.index(value))).node
-        else:
-            node = tree.scalar(repr(value), place.mark, tree.INT if isinstance(value, int) else tree.FLOAT)
-        graft(run, key.split("."), node, place.mark, RunConfig)
+    grafted: dict[tuple[str, ...], yaml.Node] = {}
+    for key in sorted(parameters, key=lambda key: key.count(".")):
+        keys, place = tuple(key.split(".")), tree.find(root, ("parameters", key))
+        for outer, node in grafted.items():
+            inner = keys[len(outer) :]
+            if keys[: len(outer)] == outer and not tree.find(node, inner).rest:
+                text = f"parameters.{tree.dotted(outer)} sets it too; leave it out of one of them"
+                raise tree.report([tree.Problem(place.mark, keys, text)])
+        grafted[keys] = _node(root, config.parameters[key], key, parameters[key])
+        graft(run, list(keys), grafted[keys], place.mark, RunConfig)
     return check(run, RunConfig)
+
+
+def _node(root: yaml.MappingNode, parameter: Parameter, key: str, value: Any) -> yaml.Node:
+    """The node in which a listed value stands, or a new one for a number that was drawn."""
+    if not parameter.is_listed:
+        mark = tree.find(root, ("parameters", key)).mark
+        return tree.scalar(repr(value), mark, tree.INT if isinstance(value, int) else tree.FLOAT)
+    # By identity, for to Python 1, 1.0 and True are equal.
+    number = next(number for number, listed in enumerate(parameter.values) if listed is value)
+    return tree.find(root, ("parameters", key, parameter.kind, number)).node

@@ -102,9 +102,11 @@ class SweepConfig(Section):
     run: RunConfig
     """The run that is varied: a run's file, relative to the sweep's, or the run itself."""
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
-    """Dotted keys of the run, such as ``optimizer.lr``, and the values of each."""
+    """Dotted keys of the run, such as ``optimizer.lr``, and the values of each, in any order; a key inside another
+    parameter's, as ``optimizer.lr`` beside ``optimizer``, varies only where the other's value leaves it open."""
     trials: PositiveInt = 1
-    """Times that values are drawn; each time there is a trial for every point of the grids, one if there are none."""
+    """Times that values are drawn; each time there is a trial for every point of the grids, all with the values that
+    were drawn, so that the points can be compared; one if there are no grids."""
     metric: Literal["accuracy", "loss"] = "accuracy"
     """Test metric by which trials are compared: the highest accuracy or the lowest loss."""
     asha: Asha | None = None
@@ -120,16 +122,15 @@ class SweepConfig(Section):
     """Folder or URI below which the sweep's folder is made, with its trials' in it; all workers must reach it."""
 
     def draw(self) -> list[dict[str, Any]]:
-        """The parameters of every trial."""
+        """The parameters of every trial: with each draw, one for every point of the grids."""
         random = Random(self.seed)  # noqa: S311
-        return [
-            {
-                key: point[key] if key in point else parameter.sample(random)
-                for key, parameter in self.parameters.items()
-            }
-            for _ in range(self.trials)
-            for point in self._grid()
-        ]
+        drawn = {key: parameter for key, parameter in self.parameters.items() if not parameter.grid}
+        points = list(self._grid())
+        trials = []
+        for _ in range(self.trials):
+            draw = {key: parameter.sample(random) for key, parameter in drawn.items()}
+            trials += [{key: (draw | point)[key] for key in self.parameters} for point in points]
+        return trials
 
     def probes(self) -> Iterator[dict[str, Any]]:
         """Parameters by which every listed value and both ends of every range come up."""

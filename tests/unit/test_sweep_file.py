@@ -63,9 +63,58 @@ def test_grids_are_crossed_and_repeated() -> None:
     assert trials[0].parameters == {"seed": 1, "optimizer.lr": 0.1}
 
 
-def test_values_are_drawn_for_each_point_of_a_grid() -> None:
-    trials = sweep({"seed": {"grid": [1, 2]}, "optimizer.lr": {"uniform": [0.1, 0.9]}}, trials=2).trials
-    assert len({trial.config.optimizer.lr for trial in trials}) == 4
+def test_the_points_of_a_grid_share_what_is_drawn_so_that_they_can_be_compared() -> None:
+    trials = sweep({"seed": {"grid": [1, 2]}, "optimizer.lr": {"uniform": [0.1, 0.9]}}, trials=3).trials
+    rates = [trial.config.optimizer.lr for trial in trials]
+    assert rates[::2] == rates[1::2]
+    assert len(set(rates)) == 3
+    assert [list(trial.parameters) for trial in trials] == 6 * [["seed", "optimizer.lr"]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"optimizer.lr": [0.5], "optimizer": ["sgd", "adam"]}, [("sgd", 0.5), ("adam", 0.5)]),
+        ({"optimizer.lr": [0.5], "optimizer": [{"name": "sgd", "momentum": 0.9}]}, [("sgd", 0.5)]),
+        ({"optimizer.lr": [0.5], "optimizer.name": ["sgd"]}, [("sgd", 0.5)]),
+    ],
+)
+def test_parameters_may_stand_in_any_order(parameters: dict[str, Any], expected: list[tuple[str, float]]) -> None:
+    for order in (list, reversed):
+        varied = {key: {"grid": parameters[key]} for key in order(list(parameters))}
+        trials = sweep(varied).trials
+        assert [(trial.config.optimizer.name, trial.config.optimizer.lr) for trial in trials] == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem_there"),
+    [
+        ("optimizer: {grid: [sgd, adam]}, optimizer.name: {grid: [adamw]}", "optimizer.name: parameters.optimizer"),
+        (
+            "optimizer: {grid: [sgd, {name: sgd, lr: 1}]}, optimizer.lr: {grid: [2]}",
+            "optimizer.lr: parameters.optimizer",
+        ),
+        (
+            "scaling.workers.max: {grid: [1]}, scaling.workers: {choice: [{min: 1, max: 2}]}",
+            "scaling.workers.max: parameters.scaling.workers",
+        ),
+    ],
+)
+def test_no_parameter_overrules_another(parameters: str, problem_there: str) -> None:
+    told = problem(f"run: {{epochs: 1}}\nparameters: {{{parameters}}}")
+    assert told == f"sweep.yaml:2: {problem_there} sets it too; leave it out of one of them"
+
+
+def test_values_that_python_takes_for_equal_are_each_its_own() -> None:
+    told = problem("run: {epochs: 1}\nparameters:\n  clip_norm: {grid: [1, true]}")
+    assert told == "sweep.yaml:3: clip_norm: must be a number above 0 or null, not the boolean true"
+    trials = sweep({"compile": {"grid": [False, True]}, "seed": {"grid": [0, 1]}}).trials
+    assert [(trial.config.compile, trial.config.seed) for trial in trials] == [
+        (False, 0),
+        (False, 1),
+        (True, 0),
+        (True, 1),
+    ]
 
 
 def test_drawn_values_are_in_their_ranges() -> None:
