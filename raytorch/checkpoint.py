@@ -12,6 +12,7 @@ saves leaves no checkpoint rather than half of one.
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,14 +25,16 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
-from raytorch.errors import CheckpointError, ModelFileError
+from raytorch.errors import CheckpointError, ModelFileError, RecordError
 from raytorch.models import Architecture
-from raytorch.runs import CHECKPOINT_MANIFEST, CHECKPOINT_PREFIX, MODEL_FILE, is_complete_checkpoint
+from raytorch.records import CheckpointManifest, parse_record
+from raytorch.runs import CHECKPOINT_MANIFEST, CHECKPOINT_NAME, CHECKPOINT_PREFIX, MODEL_FILE, is_complete_checkpoint
 from raytorch.serialization import load_state, load_weights, save_model
 from raytorch.storage import RunFolder
 
 STATE_FILE = "state.pt"
 STAGING = ".saving-"
+_STAGED = re.compile(rf"{re.escape(STAGING)}[0-9a-f]{{32}}")
 FORMAT = 1
 
 logger = logging.getLogger("raytorch")
@@ -89,9 +92,7 @@ def checkpoint_name(step: int) -> str:
 def delete_leftovers(folder: RunFolder) -> None:
     """Delete what killed processes left of checkpoints that they had not finished."""
     for name in folder.folders():
-        if name.startswith(STAGING) or (
-            name.startswith(CHECKPOINT_PREFIX) and not is_complete_checkpoint(folder, name)
-        ):
+        if _STAGED.fullmatch(name) or (CHECKPOINT_NAME.fullmatch(name) and not is_complete_checkpoint(folder, name)):
             folder.delete(name)
 
 
@@ -113,12 +114,12 @@ class SavedState:
         self._folder = folder
         path = self._existing(CHECKPOINT_MANIFEST)
         try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text())
-            version, self._sizes = self.manifest["format"], dict(self.manifest["files"])
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{path} is damaged; resume from another checkpoint of the run") from None
-        if version != FORMAT:
-            raise CheckpointError(f"{folder} has format {version}; this raytorch reads format {FORMAT}")
+            content = parse_record(path.read_bytes(), str(path), CheckpointManifest)
+        except RecordError as error:
+            raise CheckpointError(f"{error}; resume from another checkpoint of the run") from None
+        if content.format != FORMAT:
+            raise CheckpointError(f"{folder} has format {content.format}; this raytorch reads format {FORMAT}")
+        self.manifest, self._sizes = content.model_dump(), content.files
 
     def model(self, device: torch.device) -> dict[str, Tensor]:
         """The model's state dict on ``device``."""

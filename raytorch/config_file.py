@@ -51,12 +51,26 @@ def read(path: str | Path, kind: type[Section], least: str) -> yaml.MappingNode:
     Raises:
         ConfigError: The file cannot be read, is not YAML, or holds something else than a mapping.
     """
-    root = tree.compose(_read(path), str(path))
+    return compose(_read(path), str(path), kind, least)
+
+
+def compose(raw: bytes, name: str, kind: type[Section], least: str) -> yaml.MappingNode:
+    """As :func:`read`, of the content of the file ``name``."""
+    root = tree.compose(_decoded(raw, name), name)
     if root is None:
-        raise tree.invalid(f"{path}: the file is empty; {least}")
+        raise tree.invalid(f"{name}: the file is empty; {least}")
     if not isinstance(root, yaml.MappingNode):
         raise tree.report([Problem(root.start_mark, (), _must_be([_schema(kind)], root))])
     return root
+
+
+def parse(raw: bytes, name: str, kind: type[Config], least: str = "it is damaged") -> Config:
+    """The configuration in the content of the file ``name``.
+
+    Raises:
+        ConfigError: As :func:`load` does.
+    """
+    return check(compose(raw, name, kind, least), kind)
 
 
 def check(root: yaml.MappingNode, kind: type[Config]) -> Config:
@@ -91,20 +105,23 @@ def schema(kind: type[Section] = RunConfig) -> Fragment:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **run, "title": "raytorch run"}
 
 
-def _read(path: str | Path) -> str:
+def _read(path: str | Path) -> bytes:
     try:
         with Path(path).open("rb") as file:
-            raw = file.read(tree.LARGEST + 1)  # of a device without end, say
+            return file.read(tree.LARGEST + 1)  # of a device without end, say
     except FileNotFoundError:
         raise tree.invalid(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: the path holds a null character
         raise tree.invalid(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    tree.check_size(len(raw), str(path))
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    tree.check_size(len(raw), name)
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise tree.invalid(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
+        raise tree.invalid(f"{name}:{line}: not UTF-8; save the file as UTF-8") from None
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------------

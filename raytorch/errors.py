@@ -46,6 +46,10 @@ class RunNotFoundError(UserError):
     """No run of that name is in the storage, or it left nothing to resume from."""
 
 
+class RecordError(UserError):
+    """A file that raytorch keeps of a run, a sweep or a session is damaged, or is none of raytorch's."""
+
+
 class ModelFileError(UserError):
     """A model's file is missing, damaged, or of another format than the one expected."""
 

@@ -7,14 +7,24 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from secrets import token_hex
+from typing import Any, BinaryIO, Self, TypeVar
 
 from raytorch import __version__
+from raytorch.local_folder import LocalFolder
+from raytorch.text import shown
 
 T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
+LONGEST_LINE = 2**16
+"""Bytes of a line in it at most."""
+_NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "accuracy", "loss")}
+"""What a line of each split has to say."""
+
+logger = logging.getLogger("raytorch")
 
 
 class PhaseClock:
@@ -95,12 +105,12 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS_FILE
-        if path.exists():
-            _drop_after(path, resume_step)
-        self._file = path.open("a", buffering=1)
-        self._events = _event_writer(folder / "tensorboard", resume_step) if tensorboard else None
+        files = LocalFolder(str(folder))
+        if files.exists(METRICS_FILE):
+            _drop_after(files, resume_step)
+        events = files.make("tensorboard") if tensorboard else None
+        self._file = TextIOWrapper(files.append(METRICS_FILE), "utf-8", line_buffering=True)
+        self._events = _event_writer(events, resume_step) if events else None
 
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Record ``values`` (plain numbers) of an optimizer step."""
@@ -124,15 +134,51 @@ class MetricsLog:
         self.close()
 
 
-def read_metrics(text: str) -> list[dict[str, Any]]:
-    """Parse the content of a ``metrics.jsonl``; a last line that is still being written is left out."""
-    lines = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    """Read a ``metrics.jsonl``; a last line that is still being written is left out, and so is what is no such line.
+
+    Args:
+        stream: The file.
+        name: Its path, for the warning that tells how many lines are damaged.
+    """
+    odd = 0
+    for line in _whole_lines(stream):
+        values = _parsed(line)
+        if values is not None:
+            yield values
+        elif line.strip():
+            odd += 1
+    if odd:
+        logger.warning("%s: %d lines are damaged, or none of raytorch's, and left out", shown(name), odd)
+
+
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines that end; one that is too long is empty."""
+    while line := stream.readline(LONGEST_LINE):
+        if line.endswith(b"\n"):
+            yield line
+        elif len(line) == LONGEST_LINE:
+            yield b"?"
+            while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it is not as :class:`MetricsLog` writes it."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.get("split") not in _NEEDED:
+        return None
+    split = values.pop("split")
+    needed = all(_is_number(values.get(key)) for key in _NEEDED[split])
+    numbers = all(value is None or _is_number(value) for value in values.values())
+    return {**values, "split": split} if needed and numbers and type(values["step"]) is int else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
 
 
 def versions() -> dict[str, str]:
@@ -147,26 +193,26 @@ def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
     return round(samples / seconds, 1) if seconds > 0 else None
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(files: LocalFolder, step: int) -> None:
     """Forget the steps that a resumed run will take again."""
-    kept = [line for line in read_metrics(path.read_text()) if line["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(path)
+    with files.open(METRICS_FILE) as stream:
+        lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
+        files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in lines if line["step"] <= step))
 
 
 def _event_writer(folder: Path, resume_step: int) -> Any:
     """A writer that begins with a mark of where it goes on: what was written of later steps counts no more."""
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=resume_step + 1)
+    # By its suffix nobody can guess the file's name, and put a link there.
+    return SummaryWriter(str(folder), purge_step=resume_step + 1, filename_suffix=f".{token_hex(8)}")
 
 
 @contextmanager
-def log_to_file(path: Path) -> Iterator[logging.Logger]:
-    """Send the ``raytorch`` logger and Python warnings to a file while the block runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+def log_to_file(file: BinaryIO) -> Iterator[logging.Logger]:
+    """Send the ``raytorch`` logger and Python warnings to a file while the block runs, and close it."""
+    text = TextIOWrapper(file, "utf-8", errors="backslashreplace", write_through=True)
+    handler = logging.StreamHandler(text)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger("raytorch"), logging.getLogger("py.warnings")]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
@@ -184,3 +230,4 @@ def log_to_file(path: Path) -> Iterator[logging.Logger]:
             logger.propagate = propagate
             logger.removeHandler(handler)
         handler.close()
+        text.close()

@@ -1,19 +1,24 @@
 """The runs of a storage: planning a new one, finding and listing old ones. Imports neither torch nor ray."""
 
+import logging
 import os
+import re
 import socket
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import yaml
-from pyarrow import fs
 from pydantic import TypeAdapter, ValidationError
 
 from raytorch.config import RunConfig, RunName, StoredData
-from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError, UserError
+from raytorch.config_file import parse
+from raytorch.errors import ConfigError, RecordError, RunExistsError, RunNotFoundError, UserError
 from raytorch.metrics import METRICS_FILE, read_metrics
-from raytorch.storage import RunFolder, absolute, in_job, is_relative, locate, open_storage, reaching, split
+from raytorch.records import CheckpointManifest, Summary, moment, read_record
+from raytorch.storage import RunFolder, absolute, in_job, is_relative, locate, run_folders, split
+from raytorch.text import shown
 
 LONGEST_NAME = 128
 """Characters of a run's name at most; see RunName."""
@@ -22,12 +27,18 @@ SUMMARY_FILE = "summary.json"
 MODEL_FILE = "model.safetensors"
 """The file of a checkpoint that has the model's weights and architecture."""
 CHECKPOINT_PREFIX = "checkpoint_"
+CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}[0-9]{{8,12}}")
+"""Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""
 HEARTBEAT_S = 30.0
 """Seconds between two signs of life of a run's driver in its summary."""
 LOST_AFTER_S = 150.0
 """Seconds without one after which a run whose driver is on another host is lost; more than clocks differ."""
+LONGEST_HISTORY = 500_000
+"""Lines of a run's metrics that are kept in memory, the newest."""
+
+logger = logging.getLogger("raytorch")
 
 
 @dataclass(frozen=True)
@@ -107,18 +118,17 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
 
 def latest_checkpoint(folder: RunFolder) -> str | None:
     """Name of the newest complete checkpoint in a run's folder."""
-    names = [name for name in folder.folders() if name.startswith(CHECKPOINT_PREFIX)]
+    names = [name for name in folder.folders() if CHECKPOINT_NAME.fullmatch(name)]
     return next((name for name in reversed(names) if is_complete_checkpoint(folder, name)), None)
 
 
 def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
     """Whether all files that a checkpoint's manifest lists are there in full size."""
     try:
-        sizes = folder.read_json(f"{name}/{CHECKPOINT_MANIFEST}")["files"]
-    except (RunNotFoundError, ValueError, KeyError, TypeError):  # not there, no longer there, or damaged
+        sizes = read_record(folder, f"{name}/{CHECKPOINT_MANIFEST}", CheckpointManifest).files
+    except (RunNotFoundError, RecordError):  # not there, no longer there, or damaged
         return False
-    infos = folder.filesystem.get_file_info([folder.file(f"{name}/{file}") for file in sizes])
-    return all(info.size == size for info, size in zip(infos, sizes.values(), strict=True))
+    return all(folder.size(f"{name}/{file}") == size for file, size in sizes.items())
 
 
 def find_run(run: str, storage: str) -> RunFolder:
@@ -129,36 +139,53 @@ def find_run(run: str, storage: str) -> RunFolder:
     """
     if "/" in run:
         storage, run = split(run)
-    folder = RunFolder(storage, run)
-    if not _is_run(folder):
-        raise RunNotFoundError(f"no run {run} in {storage}; 'raytorch runs --storage {storage}' lists them")
-    return folder
+    if run not in ("", ".", "..") and _is_run(folder := RunFolder(storage, run)):
+        return folder
+    for _ in run_folders(storage):  # tells a bucket that is not there
+        break
+    raise RunNotFoundError(f"no run {run} in {storage}; 'raytorch runs --storage {storage}' lists them")
 
 
 def list_runs(storage: str) -> list[dict[str, Any]]:
-    """The summaries of all runs in a storage, oldest first; the state of a run whose driver is gone is ``lost``."""
-    filesystem, root = open_storage(storage)
-    with reaching(storage):
-        entries = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
-    folders = [RunFolder(storage, entry.base_name) for entry in entries if entry.type == fs.FileType.Directory]
-    summaries = [read_summary(folder) for folder in folders if _is_run(folder)]
-    return sorted(summaries, key=lambda summary: str(summary["started"]))
+    """The summaries of all runs in a storage, oldest first; the state of a run whose driver is gone is ``lost``.
+
+    A run that cannot be read is warned of, and the others are listed.
+    """
+    return sorted(_summaries(storage), key=lambda summary: str(summary["started"]))
+
+
+def _summaries(storage: str) -> Iterator[dict[str, Any]]:
+    for folder in run_folders(storage):
+        try:
+            if _is_run(folder):
+                yield read_summary(folder)
+        except UserError as error:
+            logger.warning("%s", shown(error))
 
 
 def read_summary(folder: RunFolder) -> dict[str, Any]:
-    """A run's summary as it stands; of one that is missing or damaged no more than that the run is ``lost``."""
+    """A run's summary as it stands; of one that is missing or damaged no more than that the run is ``lost``.
+
+    Its name and path are those of the folder, which may have been moved or copied. A damaged one is warned of.
+    """
+    place = {"name": folder.name, "path": str(folder)}
     try:
-        summary = folder.read_json(SUMMARY_FILE)
-    except (RunNotFoundError, ValueError):
-        return {"name": folder.name, "path": str(folder), "state": "lost", "started": ""}
-    if summary["state"] == "running" and _driver_is_gone(summary):
-        summary["state"] = "lost"
-    return summary
+        summary = read_record(folder, SUMMARY_FILE, Summary)
+    except (RunNotFoundError, RecordError) as error:
+        if isinstance(error, RecordError):
+            logger.warning("%s", shown(error))
+        return {**place, "state": "lost", "started": ""}
+    if summary.state == "running" and _driver_is_gone(summary):
+        summary.state = "lost"
+    return place | summary.model_dump(exclude_unset=True) | place
 
 
 def read_history(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``."""
-    return read_metrics(folder.read_text(METRICS_FILE)) if folder.exists(METRICS_FILE) else []
+    """The lines of a run's ``metrics.jsonl``, the newest of very many; what is none is left out and warned of."""
+    if not folder.exists(METRICS_FILE):
+        return []
+    with folder.open(METRICS_FILE) as stream:
+        return list(deque(read_metrics(stream, folder.file(METRICS_FILE)), LONGEST_HISTORY))
 
 
 def _is_run(folder: RunFolder) -> bool:
@@ -169,16 +196,9 @@ def _is_run(folder: RunFolder) -> bool:
 def _read_config(folder: RunFolder) -> RunConfig:
     """The configuration that a run was started with, under the folder's name and storage."""
     try:
-        config = RunConfig.model_validate(yaml.safe_load(folder.read_text(CONFIG_FILE)))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{folder.file(CONFIG_FILE)} is not YAML; correct it to resume the run: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{folder.file(CONFIG_FILE)} does not fit this raytorch; correct it to resume the run: "
-            f"{key}: {first['msg']}"
-        ) from None
+        config = parse(folder.read_bytes(CONFIG_FILE), folder.file(CONFIG_FILE), RunConfig)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\ncorrect the file to resume the run") from None
     return placed(config, folder.name, folder.storage)
 
 
@@ -208,15 +228,15 @@ def full_root(root: str) -> str:
     return absolute(root)
 
 
-def _driver_is_gone(summary: dict[str, Any]) -> bool:
+def _driver_is_gone(summary: Summary) -> bool:
     """Whether the process that started a run has ended: known on its host, concluded from its silence on others."""
-    if summary["driver"]["host"] != socket.gethostname():
-        if "seen" not in summary:
+    if summary.driver is None or summary.driver.host != socket.gethostname():
+        if summary.seen is None:
             return False
-        silence = datetime.now().astimezone() - datetime.fromisoformat(summary["seen"])
+        silence = datetime.now().astimezone() - moment(summary.seen)
         return silence.total_seconds() > LOST_AFTER_S
     try:
-        os.kill(summary["driver"]["pid"], 0)
+        os.kill(summary.driver.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # it runs, as another user

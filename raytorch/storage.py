@@ -1,22 +1,30 @@
 """A run's folder in its storage: a local folder or any URI that pyarrow can open (s3://, gs://, hdfs://)."""
 
-import fcntl
 import json
+import logging
 import os
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from io import BufferedWriter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from pyarrow import fs
 
-from raytorch.errors import RunExistsError, RunNotFoundError, UserError
+from raytorch.errors import RecordError, RunNotFoundError, UserError
+from raytorch.local_folder import LocalFolder
+from raytorch.remote_folder import ANSWER_S, RemoteFolder, ask
+from raytorch.text import shown
 
-LOCK_FILE = ".lock"
+LARGEST_RECORD = 8 * 2**20
+"""Bytes of a record at most, which is read as a whole."""
 BASE = "RAYTORCH_STORAGE_BASE"
 """Environment variable that is set in a submitted job: the folder or URI that its relative storages are in."""
+
+logger = logging.getLogger("raytorch")
 
 
 def in_job() -> bool:
@@ -28,14 +36,24 @@ def absolute(path: str) -> str:
     """``path`` made absolute, with ``~`` expanded; a URI is returned as it is.
 
     Raises:
-        UserError: ``~`` names a user that is not there.
+        UserError: ``~`` names a user that is not there, or the path holds a null character or half a character.
     """
     if "://" in path:
         return path
+    _require_encodable(path)
     try:
         return str(Path(path).expanduser().absolute())
     except RuntimeError:
         raise UserError(f"{path}: there is no such user; give the folder in full") from None
+
+
+def _require_encodable(path: str) -> None:
+    try:
+        if b"\0" not in os.fsencode(path):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise UserError(f"{path!a} cannot be a path: it holds what no file's name can")
 
 
 def is_relative(path: str) -> bool:
@@ -84,15 +102,57 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds ``storage`` and the path on it.
 
     Raises:
-        UserError: The URI's scheme is unknown or its address cannot be used.
+        UserError: The URI's scheme is unknown, its address cannot be used, or nothing answers there.
     """
+    address = locate(storage)
+    if "://" not in address:
+        return fs.LocalFileSystem(), address.rstrip("/") or "/"
     try:
-        return fs.FileSystem.from_uri(locate(storage))  # type: ignore[no-any-return]
+        filesystem, path = ask(storage, fs.FileSystem.from_uri, _with_bounds(address))
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"storage {storage!r} cannot be opened: {reason}; give a folder or a URI such as s3://bucket/runs"
         ) from None
+    return filesystem, path
+
+
+def _with_bounds(uri: str) -> str:
+    """``uri`` with a bound on the retries of Google's client, which goes on for a quarter of an hour by itself."""
+    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={ANSWER_S:g}"
+
+
+def run_folders(storage: str) -> Iterator["RunFolder"]:
+    """The folders in a storage, which may be runs, sorted by their names.
+
+    Links are left out; one that leads elsewhere is warned of.
+
+    Raises:
+        UserError: The storage cannot be reached, or is in a bucket that is not there.
+    """
+    filesystem, root = open_storage(storage)
+    with reaching(storage):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            names = _folders_in(root)
+        else:
+            names = (store := RemoteFolder(filesystem, root, storage)).folders()
+            if not names:
+                store.require_bucket()
+    return (RunFolder(storage, name) for name in names)
+
+
+def _folders_in(root: str) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    for entry in found:
+        if entry.is_symlink() and entry.is_dir() and Path(entry).resolve().parent != Path(root).resolve():
+            logger.warning("%s is a link, which is not followed: its runs are listed where it leads", shown(entry.path))
+    return [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
 
 
 @contextmanager
@@ -111,81 +171,117 @@ def reaching(address: str) -> Iterator[None]:
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run.
+
+    Raises:
+        UserError: The storage cannot be opened; from its methods too, where it cannot be reached, does not answer, may
+            not be read or written, or where a link is in the way.
+    """
 
     def __init__(self, storage: str, name: str) -> None:
+        _require_encodable(name)
         self.storage = locate(storage)
         self.name = name
         self.filesystem, root = open_storage(storage)
         self.path = f"{root.rstrip('/')}/{name}"
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+        self._files = LocalFolder(self.path) if self.is_local else RemoteFolder(self.filesystem, self.path, str(self))
 
     def __str__(self) -> str:
         """The folder as the command line takes it: a path, or a URI."""
         return self.path if self.is_local else join(self.storage, self.name)
 
     def file(self, name: str) -> str:
-        """Path of ``name`` in this folder, on :attr:`filesystem`."""
+        """Path of ``name`` in this folder, on :attr:`filesystem`.
+
+        Raises:
+            UserError: ``name`` would lead out of the folder.
+        """
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise UserError(
+                f"{name!r} names nothing in {self}: a name in a run's folder has no '..' and no '/' before it"
+            )
         return f"{self.path}/{name}"
 
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file ``name`` in it, exists."""
-        with reaching(str(self)):
-            return self.filesystem.get_file_info(self.file(name).rstrip("/")).type != fs.FileType.NotFound  # type: ignore[no-any-return]
+        with self._reaching(name):
+            return self._files.exists(name)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None of what is not there, or is no file."""
+        with self._reaching(name):
+            return self._files.size(name)
 
     def folders(self) -> list[str]:
         """Names of the folders in this one, sorted."""
-        entries = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(entry.base_name for entry in entries if entry.type == fs.FileType.Directory)
+        with self._reaching():
+            return self._files.folders()
 
-    def read_text(self, name: str) -> str:
-        """The content of a file.
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read.
 
         Raises:
             RunNotFoundError: The file is not there.
+            RecordError: It is no file.
+        """
+        with self._reaching(name):
+            try:
+                file = self._files.open(name)
+                with file as stream:
+                    yield stream
+            except FileNotFoundError:
+                raise RunNotFoundError(
+                    f"{self.file(name)} does not exist; 'raytorch runs' lists the runs of a storage"
+                ) from None
+
+    def read_bytes(self, name: str, most: int = LARGEST_RECORD) -> bytes:
+        """The content of a file; see :meth:`open`.
+
+        Raises:
+            RecordError: It has more than ``most`` bytes.
+        """
+        with self.open(name) as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise RecordError(f"{self.file(name)} has more than {most:,} bytes; none that raytorch writes has")
+        return content
+
+    def read_text(self, name: str) -> str:
+        """The text of a file; see :meth:`read_bytes`.
+
+        Raises:
+            RecordError: It is not UTF-8.
         """
         try:
-            with self.filesystem.open_input_stream(self.file(name)) as stream:
-                return bytes(stream.read()).decode()
-        except FileNotFoundError:
-            raise RunNotFoundError(
-                f"{self.file(name)} does not exist; 'raytorch runs' lists the runs of a storage"
-            ) from None
+            return self.read_bytes(name).decode()
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{self.file(name)} is damaged: not UTF-8 at byte {error.start:,}") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part."""
-        self.write_bytes(name, text.encode())
+        self.write_bytes(name, text.encode(errors="backslashreplace"))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole; see :meth:`write_text`."""
-        target = self.file(name)
-        partial = f"{target}.partial" if self.is_local else target
-        with reaching(str(self)):
-            self.filesystem.create_dir(self.path)
-            with self.filesystem.open_output_stream(partial) as stream:
-                stream.write(content)
-            if self.is_local:
-                self.filesystem.move(partial, target)
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file; see :meth:`read_text`."""
-        content: dict[str, Any] = json.loads(self.read_text(name))
-        return content
+        with self._reaching(name):
+            self._files.write(name, content)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write an object as JSON; see :meth:`write_text`."""
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def upload(self, local: Path, name: str = "") -> None:
-        """Copy what a local folder holds into this folder, or into the folder ``name`` in it."""
-        target = self.file(name).rstrip("/")
-        self.filesystem.create_dir(target)
-        fs.copy_files(str(local), target, destination_filesystem=self.filesystem)
+        """Copy what a local folder holds into this folder, which is not local, or into the folder ``name`` in it."""
+        assert isinstance(self._files, RemoteFolder)
+        with self._reaching(name):
+            self._files.upload(local, name)
 
     def fetch(self, name: str, local: Path) -> None:
-        """Copy a file of this folder to a local path."""
-        with reaching(str(self)):
-            fs.copy_files(self.file(name), str(local), source_filesystem=self.filesystem)
+        """Copy a file of this folder to a new local one."""
+        with self.open(name) as source, local.open("xb") as target:
+            shutil.copyfileobj(source, target)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -196,24 +292,24 @@ class RunFolder:
         Raises:
             RunExistsError: Another process holds the folder.
         """
-        self.filesystem.create_dir(self.path)
-        if not self.is_local:
-            yield
-            return
-        with Path(self.file(LOCK_FILE)).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunExistsError(f"{self} is being run by another process; wait for its end or stop it") from None
+        with ExitStack() as held:
+            with self._reaching():
+                if isinstance(self._files, LocalFolder):
+                    held.enter_context(self._files.locked())
+                else:
+                    self._files.require_bucket()
+                    self._files.make()
             yield
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it is there."""
-        kind = self.filesystem.get_file_info(self.file(name)).type
-        if kind == fs.FileType.Directory:
-            self.filesystem.delete_dir(self.file(name))
-        elif kind == fs.FileType.File:
-            self.filesystem.delete_file(self.file(name))
+        with self._reaching(name):
+            self._files.delete(name)
+
+    def _reaching(self, name: str = "") -> AbstractContextManager[None]:
+        if name:
+            self.file(name)
+        return reaching(str(self))
 
 
 class LiveFiles:
@@ -226,14 +322,20 @@ class LiveFiles:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self.path = Path(folder.path if folder.is_local else tempfile.mkdtemp(prefix="raytorch-"))
+        self._files = LocalFolder(str(self.path))
 
-    def extend(self, name: str) -> Path:
-        """The local path of a file that this worker appends to, with what an earlier attempt sent of it."""
-        path = self.path / name
-        if not self._folder.is_local and self._folder.exists(name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self._folder.read_text(name))
-        return path
+    def extend(self, name: str) -> BufferedWriter:
+        """A file that this worker appends to, with what an earlier attempt sent of it."""
+        if not self._folder.is_local and not self._files.exists(name) and self._folder.exists(name):
+            self._files.make(posixpath.dirname(name))
+            self._folder.fetch(name, self.path / name)
+        with reaching(str(self._folder)):
+            return self._files.append(name)
+
+    def make(self, name: str) -> Path:
+        """The local path of a folder in this one, made unless it is there."""
+        with reaching(str(self._folder)):
+            return self._files.make(name)
 
     def sync(self) -> None:
         """Send what was written to the storage, where the storage is not local."""

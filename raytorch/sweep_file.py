@@ -12,7 +12,7 @@ import yaml
 
 from raytorch import yaml_tree as tree
 from raytorch.config import Parameter, RunConfig, SweepConfig
-from raytorch.config_file import apply_override, check, graft, read
+from raytorch.config_file import apply_override, check, compose, graft, read
 from raytorch.errors import ConfigError
 
 LEAST = "give a run and its parameters"
@@ -57,6 +57,19 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     _insert_run(root, Path(path).parent)
     for override in overrides:
         apply_override(root, override, SweepConfig)
+    return _drawn(root)
+
+
+def recorded_sweep(raw: bytes, name: str) -> Sweep:
+    """The sweep in the content of a sweep's own record, the file ``name``, which has the run in it and names no file.
+
+    Raises:
+        ConfigError: As :func:`load_sweep` does.
+    """
+    return _drawn(compose(raw, name, SweepConfig, LEAST))
+
+
+def _drawn(root: yaml.MappingNode) -> Sweep:
     config = check(root, SweepConfig)
     for parameters in config.probes():
         _vary(root, config, parameters)

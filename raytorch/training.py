@@ -295,7 +295,7 @@ class Training:
             logger.info("resumed from %s at step %d", saved.path, self.step)
         if self.driver:
             checkpoints.delete_leftovers(self.folder)
-            self.files.extend(METRICS_FILE)
+            self.files.extend(METRICS_FILE).close()
             self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)
             self.driver.tell(self._position())
 
@@ -339,17 +339,20 @@ class Training:
         model = self.architecture.build()  # on the CPU, in PyTorch's own layout
         model.load_state_dict(self.model.state_dict())
         exports: list[dict[str, Any]] = []
+        place = self.files.make(EXPORT_FOLDER)
         with self.clock.phase("exporting"):
             for kind in self.config.export:
-                file = f"{EXPORT_FOLDER}/model{SUFFIXES[kind]}"
+                name = f"model{SUFFIXES[kind]}"
                 try:
-                    (difference,) = export_model(model, self.architecture, kind, self.files.path / file)
+                    (difference,) = export_model(model, self.architecture, kind, place / name)
                 except ExportError as error:
                     raise ExportError(
                         f"the training finished and its model is saved, but not exported as {kind}: {error}"
                     ) from error
-                exports.append({"format": kind, "file": file, "relative_error": difference.relative})
-                logger.info("exported %s, %s", file, difference)
+                exports.append(
+                    {"format": kind, "file": f"{EXPORT_FOLDER}/{name}", "relative_error": difference.relative}
+                )
+                logger.info("exported %s, %s", name, difference)
         self.files.sync()
         return exports
 

@@ -6,6 +6,7 @@ that imports torch in the workers only. What it needs of Ray's internals is all 
 and tested in ``tests/integration/test_worker_group.py``.
 """
 
+import json
 import os
 import socket
 import threading
@@ -29,6 +30,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raytorch.errors import UserError
 from raytorch.storage import RunFolder
 
 START_POLL_S = 0.05
@@ -189,10 +191,10 @@ def forget_broken_snapshot(folder: RunFolder) -> None:
     if not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME):
         return
     try:
-        listed = folder.read_json(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)["checkpoint_results"]
+        listed = json.loads(folder.read_text(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))["checkpoint_results"]
         if all(folder.exists(result["checkpoint_dir_name"]) for result in listed):
             return
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, UserError):
         pass
     folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
 

@@ -1,8 +1,7 @@
 """A scaling study as a table and as a picture. Imports no torch."""
 
-import tempfile
+import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -54,9 +53,9 @@ def write_picture(results: Mapping[str, Any], folder: RunFolder) -> str:
     rates, shares = figure.subplots(1, 2)
     _draw_rates(rates, results["sizes"])
     _draw_shares(shares, results["sizes"])
-    with tempfile.TemporaryDirectory() as local:
-        figure.savefig(Path(local) / PICTURE_FILE, dpi=120)
-        folder.upload(Path(local))
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    folder.write_bytes(PICTURE_FILE, content.getvalue())
     return str(folder.file(PICTURE_FILE))
 
 

@@ -67,10 +67,8 @@ class ScriptRun:
             signal.signal(number, self._note_stop)
         with self._folder.claimed(), LiveFiles(self._folder) as files:
             self._write(seen=_now())
-            log = files.extend(LOG)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab", buffering=0) as written:
-                status = self._follow(Output(LOG, written), files)
+            with files.extend(LOG) as written:
+                status = self._follow(Output(LOG, written.raw), files)
             self._conclude(status)
         return 128 - status if status < 0 else status
 

@@ -15,24 +15,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from raytorch.cluster import joined_ray, prepare_ray, require_resources, scales_itself
 from raytorch.config import RunConfig
 from raytorch.config_file import dump
 from raytorch.datasets.files import check
-from raytorch.errors import RunExistsError, RunNotFoundError, TrainingError
+from raytorch.errors import RecordError, RunExistsError, RunNotFoundError, TrainingError
+from raytorch.records import SweepRecord, read_record
 from raytorch.runs import checked_name, placed, timed_name
 from raytorch.service.sweep_results import BEST_FILE, Result, find_best, read_result, write_results
 from raytorch.storage import RunFolder, split
-from raytorch.sweep_file import Sweep, load_sweep
+from raytorch.sweep_file import Sweep, recorded_sweep
+from raytorch.text import shown
 
 SWEEP_FILE = "sweep.yaml"
 """What was asked for, with the run in it."""
 RECORD_FILE = "sweep.json"
 """How far the sweep has come, and in the end what it came to."""
 POLL_INTERVAL_S = 0.25
+logger = logging.getLogger("raytorch")
 _QUIET_TUNE = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 
@@ -93,10 +95,7 @@ def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
     folder = RunFolder(storage, sweep)
     if not folder.exists(SWEEP_FILE):
         raise RunNotFoundError(f"no sweep {sweep} in {storage}: it has no {SWEEP_FILE}")
-    with tempfile.TemporaryDirectory() as copy:
-        path = Path(copy) / SWEEP_FILE
-        folder.fetch(SWEEP_FILE, path)
-        return SweepPlan(load_sweep(path), folder)
+    return SweepPlan(recorded_sweep(folder.read_bytes(SWEEP_FILE), folder.file(SWEEP_FILE)), folder)
 
 
 def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lambda status: None) -> dict[str, Any]:
@@ -275,23 +274,34 @@ def _concurrency(configs: Sequence[RunConfig]) -> int:
     )
 
 
+def _read_before(folder: RunFolder) -> SweepRecord:
+    """What a sweep that is resumed has written down; of a damaged record nothing: its trials know the rest."""
+    try:
+        return read_record(folder, RECORD_FILE, SweepRecord)
+    except RunNotFoundError:
+        return SweepRecord()
+    except RecordError as error:
+        logger.warning("%s; which trials were stopped early is not known", shown(error))
+        return SweepRecord()
+
+
 class _Record:
     """Keeps a sweep's ``sweep.yaml`` and ``sweep.json``."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self._plan, self._folder, self._began = plan, plan.folder, time.time()
-        before = plan.folder.read_json(RECORD_FILE) if plan.folder.exists(RECORD_FILE) else {}
-        self.stopped: dict[int, float] = {int(number): epoch for number, epoch in before.get("stopped", {}).items()}
+        before = _read_before(plan.folder)
+        self.stopped: dict[int, float] = {int(number): epoch for number, epoch in before.stopped.items()}
         """The trials that were to be stopped early, and after which epoch."""
         self._kept = dict(self.stopped)
         self._content: dict[str, Any] = {
             "name": plan.folder.name,
             "path": str(plan.folder),
             "state": "running",
-            "started": before.get("started", datetime.now().astimezone().isoformat(timespec="seconds")),
+            "started": before.started or datetime.now().astimezone().isoformat(timespec="seconds"),
             "metric": plan.sweep.config.metric,
         }
-        self._seconds = before.get("seconds", 0.0)
+        self._seconds = before.seconds
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -332,7 +342,7 @@ class _Record:
             }
         )
         if state == "failed":
-            errors = [result.summary["error"]["message"] for result in results if "error" in result.summary]
+            errors = [message for result in results if (message := result.row()["error"])]
             raise TrainingError(f"no trial has finished; the first error: {errors[0] if errors else 'none was told'}")
         return self._content
 

@@ -44,8 +44,8 @@ class Result:
             "state": self.state,
             "parameters": self.trial.parameters,
             **{key: last.get(key) for key in ("epoch", "accuracy", "loss")},
-            "seconds": self.summary.get("seconds", {}).get("total"),
-            "error": self.summary.get("error", {}).get("message") if self.state == "failed" else None,
+            "seconds": (self.summary.get("seconds") or {}).get("total"),
+            "error": (self.summary.get("error") or {}).get("message") if self.state == "failed" else None,
         }
 
 

@@ -13,8 +13,9 @@ PACKAGE = Path(raytorch.__file__).parent
 # From the bottom up: a module imports only from rows above its own, whether at its top or inside a function.
 # A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
 ROWS = [
-    "causes processes",
+    "causes processes text",
     "errors",
+    "local_folder remote_folder",
     "model_files",
     "config.section",
     "config.data config.models config.optimization",
@@ -22,8 +23,8 @@ ROWS = [
     "config.sweep",
     "config",
     "allocator yaml_tree storage metrics stopping",
-    "config_file runs",
-    "sweep_file",
+    "config_file records",
+    "runs sweep_file",
     # torch, no ray
     "datasets.download datasets.formats datasets.pixels",
     "datasets.archives datasets.files",
@@ -75,7 +76,7 @@ ROW = {module: number for number, row in enumerate(ROWS) for module in row.split
 
 TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = [
-    *ROWS[: ROWS.index("sweep_file") + 1],
+    *ROWS[: ROWS.index("runs sweep_file") + 1],
     "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
     "cluster monitor worker_group elastic failures record trainer session.host session.connect",
     *ROWS[ROWS.index("service") :],

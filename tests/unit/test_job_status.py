@@ -204,7 +204,7 @@ def test_a_record_of_an_earlier_run_is_not_the_jobs(tmp_path: Path) -> None:
     for started, counts in ((MILLISECONDS / 1000 - 60, False), (MILLISECONDS // 1000, True)):
         record = {"state": "finished", "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")}
         (folder / "summary.json").write_text(json.dumps(record))
-        assert summary_of(mine) == (record if counts else None)
+        assert summary_of(mine) == (record | {"name": "mine", "path": str(folder)} if counts else None)
 
 
 def test_a_record_of_a_later_job_is_not_the_jobs(tmp_path: Path) -> None:

@@ -203,19 +203,26 @@ def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(config: RunCon
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: [", "/config.yaml is not YAML; correct it to resume the run: while parsing"),
-        (
-            "epochs: 1\nseed: x",
-            "/config.yaml does not fit this raytorch; correct it to resume the run: seed: Input should be a valid int",
-        ),
+        (b"epochs: [", "/config.yaml:1:10: not valid YAML: while parsing"),
+        (b"epochs: 1\nseed: x", "/config.yaml:2: seed: must be a whole number of at least 0 and below 4294967296, not"),
+        (b"epochs: 1\nname: caf\xe9", "/config.yaml:2: not UTF-8; save the file as UTF-8"),
+        (b"", "/config.yaml: the file is empty; it is damaged"),
+        (b"[]", "/config.yaml:1: must be a mapping"),
     ],
 )
-def test_a_configuration_that_was_damaged_is_named(config: RunConfig, text: str, message: str) -> None:
+def test_a_configuration_that_was_damaged_is_named(config: RunConfig, text: bytes, message: str) -> None:
     folder = started(config)
-    folder.write_text("config.yaml", text)
+    folder.write_bytes("config.yaml", text)
     with pytest.raises(ConfigError) as failure:
         plan_resume(folder.path)
     assert str(failure.value).startswith(folder.path + message)
+    assert str(failure.value).endswith("\ncorrect the file to resume the run")
+
+
+def test_a_configuration_that_was_corrected_is_read_as_a_users_file_is(config: RunConfig) -> None:
+    folder = started(config)
+    folder.write_text("config.yaml", dump(config).replace("lr: 0.001", "lr: 1e-2").replace("digits", "2021-99-99", 1))
+    assert plan_resume(folder.path).config.optimizer.lr == 0.01
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------
@@ -305,5 +312,6 @@ def test_a_storage_that_is_a_file_has_no_runs_to_list(tmp_path: Path) -> None:
 def test_a_run_that_recorded_nothing_has_no_history(config: RunConfig) -> None:
     folder = started(config)
     assert read_history(folder) == []
-    folder.write_text("metrics.jsonl", '{"step": 1}\n')
-    assert read_history(folder) == [{"step": 1}]
+    line = {"step": 1, "epoch": 0.5, "split": "train", "loss": None}
+    folder.write_text("metrics.jsonl", json.dumps(line) + "\n")
+    assert read_history(folder) == [line]

@@ -1,5 +1,6 @@
 """A run's folder on a local disk and on storage that is not local, where files cannot grow."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_files_are_written_read_and_deleted(tmp_path: Path) -> None:
     folder.write_text("logs.txt", "one")
     assert folder.exists()
     assert folder.exists("summary.json")
-    assert folder.read_json("summary.json") == {"state": "running", "name": "größer"}
+    assert json.loads(folder.read_text("summary.json")) == {"state": "running", "name": "größer"}
     (tmp_path / "mine" / "b" / "deep").mkdir(parents=True)
     (tmp_path / "mine" / "a").mkdir()
     assert folder.folders() == ["a", "b"]
@@ -185,9 +186,10 @@ def test_live_files_of_a_local_run_are_its_own(tmp_path: Path) -> None:
     with LiveFiles(folder) as files:
         assert str(files.path) == folder.path
         folder.write_text("metrics.jsonl", "{}\n")
-        assert files.extend("metrics.jsonl").read_text() == "{}\n"
+        with files.extend("metrics.jsonl") as metrics:
+            metrics.write(b"more\n")
         files.sync()
-    assert folder.read_text("metrics.jsonl") == "{}\n"
+    assert folder.read_text("metrics.jsonl") == "{}\nmore\n"
 
 
 # -- storage that is not local -----------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_pyarrows_own_mock_is_not_local() -> None:
     assert not folder.is_local
     folder.write_json("summary.json", {"state": "running"})
     folder.write_json("summary.json", {"state": "finished"})
-    assert folder.read_json("summary.json") == {"state": "finished"}
+    assert json.loads(folder.read_text("summary.json")) == {"state": "finished"}
     assert folder.exists("summary.json")
     assert not folder.exists("summary.json.partial")
     folder.delete("summary.json")
@@ -214,31 +216,32 @@ def test_a_folder_elsewhere_prints_as_a_uri_that_finds_it_again(remote: RunFolde
 def test_live_files_are_sent_and_their_copy_removed(remote: RunFolder, tmp_path: Path) -> None:
     with LiveFiles(remote) as files:
         copy = files.path
-        log = files.extend("logs/rank-0.log")
-        log.parent.mkdir()
-        log.write_text("one\n")
-        files.sync()
-        assert remote.read_text("logs/rank-0.log") == "one\n"
-        log.write_text("one\ntwo\n")
+        with files.extend("logs/rank-0.log") as log:
+            log.write(b"one\n")
+            log.flush()
+            files.sync()
+            assert remote.read_text("logs/rank-0.log") == "one\n"
+            log.write(b"two\n")
     assert (tmp_path / "bucket/runs/far/logs/rank-0.log").read_text() == "one\ntwo\n"
     assert not copy.exists()
 
 
 def test_the_next_attempt_extends_what_was_sent(remote: RunFolder) -> None:
     remote.write_text("metrics.jsonl", '{"step": 1}\n')
-    with LiveFiles(remote) as files, files.extend("metrics.jsonl").open("a") as metrics:
-        metrics.write('{"step": 2}\n')
+    with LiveFiles(remote) as files, files.extend("metrics.jsonl") as metrics:
+        metrics.write(b'{"step": 2}\n')
     assert remote.read_text("metrics.jsonl") == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_worker_never_sends_a_file_that_another_writes(remote: RunFolder) -> None:
     remote.write_text("metrics.jsonl", "of the attempt before\n")
     with LiveFiles(remote) as of_rank_1, LiveFiles(remote) as of_rank_0:
-        of_rank_0.extend("metrics.jsonl").write_text("newest\n")
+        with of_rank_0.extend("metrics.jsonl") as metrics:
+            metrics.write(b"newest\n")
         of_rank_0.sync()
         (of_rank_1.path / "rank-1.log").write_text("")
         of_rank_1.sync()
-        assert remote.read_text("metrics.jsonl") == "newest\n"
+        assert remote.read_text("metrics.jsonl") == "of the attempt before\nnewest\n"
 
 
 def test_live_files_are_sent_when_the_run_fails(remote: RunFolder) -> None:

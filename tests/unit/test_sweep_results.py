@@ -182,7 +182,8 @@ def test_a_terminal_shows_a_table() -> None:
 def test_the_summary(folder: RunFolder, state: str) -> None:
     write_trial(folder, 2, "failed", [])
     place = RunFolder(str(folder), "trial-002")
-    place.write_json("summary.json", place.read_json("summary.json") | {"error": {"message": "the loss became nan"}})
+    summary = json.loads(place.read_text("summary.json"))
+    place.write_json("summary.json", summary | {"error": {"message": "the loss became nan"}})
     there = results(folder, 1)
     summary = {
         "state": state,

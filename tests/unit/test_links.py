@@ -1,0 +1,248 @@
+"""Links that others have put into a run's folder: nothing is written, read or deleted through them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from raytorch.cli.main import app
+from raytorch.config import RunConfig
+from raytorch.config_file import dump
+from raytorch.errors import RaytorchError, UserError
+from raytorch.metrics import MetricsLog, log_to_file
+from raytorch.record import RunRecord
+from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, plan_run
+from raytorch.service.script import ScriptRun
+from raytorch.storage import LiveFiles, RunFolder
+
+PRECIOUS = "precious\n"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder beside the storage, with a file and a folder in it that have nothing to do with runs."""
+    folder = tmp_path / "outside"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "file").write_text(PRECIOUS)
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> RunPlan:
+    plan = plan_run(RunConfig(epochs=1, storage=str(tmp_path / "runs")), "mine")
+    plan.folder.write_text("config.yaml", dump(plan.config))
+    return plan
+
+
+def unharmed(outside: Path) -> bool:
+    return (outside / "file").read_text() == PRECIOUS and sorted(
+        str(path.relative_to(outside)) for path in outside.rglob("*")
+    ) == ["file", "inner"]
+
+
+def claim(plan: RunPlan) -> None:
+    with plan.folder.claimed():
+        pass
+
+
+def record(plan: RunPlan) -> None:
+    with RunRecord(plan).kept():
+        pass
+
+
+def log_metrics(plan: RunPlan) -> None:
+    if not plan.folder.exists("metrics.jsonl"):
+        plan.folder.write_text("metrics.jsonl", '{"step": 1, "epoch": 0.1, "split": "train"}\n')
+    with LiveFiles(plan.folder) as files:
+        files.extend("metrics.jsonl").close()
+        with MetricsLog(files.path, resume_step=1) as log:
+            log.write("train", 2, 0.1, {"loss": 1.0})
+
+
+def log_rank(plan: RunPlan) -> None:
+    with LiveFiles(plan.folder) as files, log_to_file(files.extend("logs/rank-0.log")) as log:
+        log.info("a line")
+
+
+def export(plan: RunPlan) -> None:
+    with LiveFiles(plan.folder) as files:
+        (files.make("export") / "model.onnx").write_text("")
+
+
+def run_script(plan: RunPlan) -> None:
+    plan.folder.delete("config.yaml")
+    script = Path(plan.config.storage, "script.py")
+    script.write_text("print('output')")
+    ScriptRun(plan.folder, ["python", str(script)]).run()
+
+
+WRITERS: list[tuple[Callable[[RunPlan], Any], str]] = [
+    (claim, ".lock"),
+    (record, "config.yaml"),
+    (record, "config.yaml.partial"),
+    (record, "summary.json"),
+    (record, "summary.json.partial"),
+    (log_metrics, "metrics.jsonl"),
+    (log_metrics, "metrics.partial"),
+    (log_rank, "logs/rank-0.log"),
+    (run_script, "summary.json.partial"),
+    (run_script, "logs/driver.log"),
+    (run_script, ".lock"),
+]
+
+
+@pytest.mark.parametrize(("write", "name"), WRITERS)
+@pytest.mark.parametrize("make_link", [os.symlink, os.link])
+def test_a_link_to_a_file_is_not_written_through(
+    plan: RunPlan, outside: Path, write: Callable[[RunPlan], Any], name: str, make_link: Callable[[Path, str], None]
+) -> None:
+    place = plan.folder.file(name)
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).unlink(missing_ok=True)
+    make_link(outside / "file", place)
+    try:
+        write(plan)
+    except UserError as error:
+        assert str(error) == f"{place} is a link, which is not followed; put in its place what it leads to"
+    assert unharmed(outside)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [(log_rank, "logs"), (run_script, "logs"), (log_metrics, "tensorboard"), (export, "export")],
+)
+def test_a_link_to_a_folder_is_not_written_through(
+    plan: RunPlan, outside: Path, write: Callable[[RunPlan], Any], name: str
+) -> None:
+    place = plan.folder.file(name)
+    Path(place).symlink_to(outside / "inner")
+    with pytest.raises(UserError) as failure:
+        write(plan)
+    assert str(failure.value) == f"{place} is a link, which is not followed; put in its place what it leads to"
+    assert unharmed(outside)
+
+
+@pytest.mark.parametrize("write", [claim, record, log_metrics, log_rank, export])
+def test_a_runs_folder_that_is_a_link_is_not_written_to(
+    tmp_path: Path, outside: Path, write: Callable[[RunPlan], Any]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    place = tmp_path / "runs" / "mine"
+    place.symlink_to(outside / "inner")
+    plan = RunPlan(RunConfig(name="mine", epochs=1, storage=str(tmp_path / "runs")))
+    with pytest.raises(UserError) as failure:
+        write(plan)
+    assert str(failure.value) == f"{place} is a link, which is not followed; put in its place what it leads to"
+    assert unharmed(outside)
+
+
+def test_a_storage_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    plan = plan_run(RunConfig(epochs=1, storage=str(tmp_path / "runs")), "mine")
+    record(plan)
+    assert (tmp_path / "disk/mine/summary.json").exists()
+    assert [run["name"] for run in list_runs(str(tmp_path / "runs"))] == ["mine"]
+
+
+def test_files_appear_with_the_permissions_that_the_umask_leaves(plan: RunPlan) -> None:
+    before = os.umask(0o027)
+    try:
+        record(plan)
+        log_rank(plan)
+    finally:
+        os.umask(before)
+    for name in ("summary.json", "logs/rank-0.log"):
+        assert Path(plan.folder.file(name)).stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_writer_left_goes_when_the_run_is_claimed(plan: RunPlan) -> None:
+    left = Path(plan.folder.file(f".summary.json.{'0123456789abcdef'}.partial"))
+    other = Path(plan.folder.file(".notes.partial"))
+    for path in (left, other):
+        path.write_text("{")
+    claim(plan)
+    assert (left.exists(), other.exists()) == (False, True)
+
+
+# -- deleting and reading ----------------------------------------------------------------------------------------------
+
+
+def test_a_link_is_deleted_not_what_it_leads_to(plan: RunPlan, outside: Path) -> None:
+    for name, target in (("a", "file"), ("b", "inner")):
+        Path(plan.folder.file(name)).symlink_to(outside / target)
+        plan.folder.delete(name)
+        assert not Path(plan.folder.file(name)).is_symlink()
+    Path(plan.folder.file("c")).symlink_to(outside)
+    with pytest.raises(UserError, match=r"/c is a link"):
+        plan.folder.delete("c/file")
+    assert unharmed(outside)
+
+
+@pytest.mark.parametrize("name", ["../outside/file", "/etc/passwd", "a/../../x", "./x", "a//b", "a/."])
+def test_a_name_that_leads_out_of_the_folder_is_refused(plan: RunPlan, outside: Path, name: str) -> None:
+    folder = plan.folder
+    calls: list[Callable[[], Any]] = [
+        lambda: folder.delete(name),
+        lambda: folder.write_text(name, ""),
+        lambda: folder.read_text(name),
+        lambda: folder.exists(name),
+        lambda: folder.size(name),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"names nothing in .*/runs/mine"):
+            call()
+    assert unharmed(outside)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ['{"files": {"../../outside/file": 9}}', '{"files": {"/etc/hostname": 1}}', '{"files": {"": 0}}', '{"files": null}'],
+)
+def test_a_checkpoint_names_files_of_its_own_alone(plan: RunPlan, outside: Path, manifest: str) -> None:
+    plan.folder.write_text("checkpoint_00000001/checkpoint.json", manifest)
+    assert latest_checkpoint(plan.folder) is None
+
+
+@pytest.mark.parametrize("name", ["checkpoint_notes", "checkpoint_1", "checkpoint_00000002\n", "checkpoint_0000000x"])
+def test_a_folder_of_another_name_is_no_checkpoint(plan: RunPlan, name: str) -> None:
+    plan.folder.write_text(f"{name}/checkpoint.json", '{"files": {}}')
+    assert latest_checkpoint(plan.folder) is None
+
+
+def test_a_checkpoint_that_is_a_link_does_not_count(plan: RunPlan, outside: Path) -> None:
+    (outside / "inner" / "checkpoint.json").write_text('{"files": {}}')
+    Path(plan.folder.file("checkpoint_00000001")).symlink_to(outside / "inner")
+    assert latest_checkpoint(plan.folder) is None
+
+
+def test_a_configuration_is_not_read_through_a_link(plan: RunPlan, outside: Path) -> None:
+    place = Path(plan.folder.file("config.yaml"))
+    place.unlink()
+    place.symlink_to(outside / "file")
+    with pytest.raises(RaytorchError) as failure:
+        plan_resume(str(plan.folder))
+    assert str(failure.value) == f"{place} is a link, which is not followed; put in its place what it leads to"
+
+
+def test_a_link_in_a_storage_is_told_unless_it_leads_to_another_run_of_it(
+    plan: RunPlan, outside: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record(plan)
+    storage = Path(plan.config.storage)
+    (storage / "latest").symlink_to(storage / "mine")
+    (storage / "away").symlink_to(outside)
+    listed = CliRunner().invoke(app, ["runs", "--storage", str(storage)])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.output.splitlines() if not line.startswith("/")] == ["run", "mine"]
+
+
+def test_a_folder_that_names_a_run_outside_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("epochs: 1")
+    for run in ("..", ".", ""):
+        with pytest.raises(UserError):
+            plan_resume(run, storage=str(tmp_path / "runs"))
+    assert RunFolder(str(tmp_path), "x").folders() == []
