@@ -71,7 +71,8 @@ class LocalFolder:
         """
         above, last = split(name)
         with self._opened(above) as at, self._explaining(name):
-            return self._regular(os.open(last, _READ, dir_fd=at), name, "rb")
+            file: BufferedReader = self._regular(os.open(last, _READ, dir_fd=at), name, "rb")
+        return file
 
     def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part; it may be made of pieces."""
@@ -88,7 +89,7 @@ class LocalFolder:
         above, last = split(name)
         with self._opened(above, create=True) as at, self._explaining(name):
             descriptor = os.open(last, _GROWING | os.O_APPEND, 0o666, dir_fd=at)
-            file = self._regular(descriptor, name, "ab")
+            file: BufferedWriter = self._regular(descriptor, name, "ab")
             if os.fstat(descriptor).st_nlink > 1:  # a link as well: the file has another name elsewhere
                 with file, self.open(name) as before:
                     self._replace(at, last, iter(lambda: before.read(CHUNK), b""))
