@@ -89,6 +89,7 @@ ERRORS = {
     "PackageError": "UserError",
     "RunExistsError": "UserError",
     "RunNotFoundError": "UserError",
+    "RecordError": "UserError",
     "ModelFileError": "UserError",
     "UntrustedFileError": "ModelFileError",
     "CheckpointError": "RaytorchError",
