@@ -1,5 +1,6 @@
-"""A session whose workers are interpreters in this process: the real thing but for Ray, for tests without it."""
+"""A session whose workers are threads of this process: the real thing but for Ray, for tests without it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from raytorch.registry import Registry
@@ -23,26 +24,34 @@ class Done:
 
 
 class InProcess:
-    """A transport to interpreters of one process, without a process group."""
+    """A transport to interpreters of one process, without a process group.
+
+    Each runs in a thread of its own, so that what PyTorch keeps per thread (``torch.no_grad``, say) has to be sent.
+    """
 
     def __init__(self, workers: int, max_bytes: int | None) -> None:
         self.world_size = workers
         self.interpreters = [Interpreter(Registry(max_bytes), rank=rank) for rank in range(workers)]
+        self._threads = [ThreadPoolExecutor(1) for _ in range(workers)]
         self.programs = 0
         self.skipped = 0
 
     def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
         self.programs += 1
         return [
-            Done(interpreter.execute(packed, [parts[rank % len(parts)] for parts in attachments]).pack())
-            for rank, interpreter in enumerate(self.interpreters)
+            Done(self._threads[rank].submit(self._execute, rank, packed, attachments).result())
+            for rank in range(self.world_size)
         ]
+
+    def _execute(self, rank: int, packed: bytes, attachments: list[Parts]) -> bytes:
+        return self.interpreters[rank].execute(packed, [parts[rank % len(parts)] for parts in attachments]).pack()
 
     def skip_clients(self, last: int) -> None:
         self.skipped = last
 
     def close(self) -> None:
-        pass
+        for thread in self._threads:
+            thread.shutdown()
 
 
 def local_session(workers: int = 1, max_bytes: int | None = None) -> Session:

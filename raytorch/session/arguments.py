@@ -1,12 +1,13 @@
 """The arguments of a call, taken apart: a template, which is the same each time, and the leaves, which are not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from raytorch.errors import HandleError, SessionError
 from raytorch.session.program import CODE, HANDLE, MOST_PATTERNS, VALUE, Template
@@ -67,6 +68,18 @@ class ObjectReference(Reference):
         self._expected: Memory[Shape, Any] = Memory()
 
 
+def first_reference(values: Iterable[Any]) -> Reference | None:
+    """The first reference among values, and in the lists, tuples and dictionaries among them."""
+    for value in values:
+        if isinstance(value, Reference):
+            return value
+        if isinstance(value, tuple | list | dict):
+            found = first_reference(value.values() if isinstance(value, dict) else value)
+            if found is not None:
+                return found
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class Function:
     """What the client knows of a function."""
@@ -96,7 +109,7 @@ class Arguments:
             Otherwise whatever is plain is a leaf, so that calls with ever other words are of one shape.
     """
 
-    __slots__ = ("_is_learned", "_recorder", "_uploaded", "has_code", "leaves", "rank")
+    __slots__ = ("_is_differentiable", "_is_learned", "_recorder", "_uploaded", "has_code", "leaves", "rank")
 
     def __init__(self, recorder: Any, rank: int | None, *, is_learned: bool = False) -> None:
         self._recorder, self._is_learned = recorder, is_learned
@@ -113,6 +126,7 @@ class Arguments:
             HandleError: An argument is of another session.
             SessionError: The arguments are on different ranks.
         """
+        self._is_differentiable = self._is_learned and not function.gives_value
         templates = tuple([self._template(value) for value in args])
         if not kwargs:
             return Shape(function, templates, ())
@@ -133,10 +147,29 @@ class Arguments:
             return self._sequence(kind, value)
         if kind is dict:
             return self._mapping(value)
-        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
-            self._uploaded.append(self._recorder.upload([Payload.of(value)], self.rank))
-            return self._reference(self._uploaded[-1])
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
         return self._rare(value)
+
+    def _tensor(self, tensor: torch.Tensor) -> Template:
+        self._require_no_history(tensor)
+        if isinstance(tensor, torch.nn.Parameter):
+            return self._rare(tensor)
+        self._uploaded.append(self._recorder.upload([Payload.of(tensor)], self.rank))
+        return self._reference(self._uploaded[-1])
+
+    def _require_no_history(self, tensor: torch.Tensor) -> None:
+        """Refuse a local tensor that a gradient, or a transform of ``torch.func``, would be lost of."""
+        if _is_transformed(tensor):
+            raise SessionError(
+                "a local tensor that torch.func, torch.vmap or forward-mode autograd works on cannot meet a handle: "
+                "run the transform on the workers, in a function for session.run()"
+            )
+        if self._is_differentiable and tensor.requires_grad and torch.is_grad_enabled():
+            raise SessionError(
+                "a local tensor that requires grad would get no gradient from the workers: have it there, by "
+                "session.module(...) or session.tensor(w, requires_grad=True), or give its detach()"
+            )
 
     def _rare(self, value: Any) -> Template:
         if isinstance(value, np.generic):
@@ -183,6 +216,12 @@ class Arguments:
             self.rank = reference._rank
         self.leaves.append(reference._handle)
         return HANDLE
+
+
+def _is_transformed(tensor: torch.Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _require_plain(mapping: Mapping[Any, Any]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from raytorch.distributed import failure_cause
 from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError
-from raytorch.precision import autocast
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
 from raytorch.session.primitives import ON_WORKER
@@ -170,7 +169,7 @@ class _Call:
         self._flat = not pattern.kwargs and all(template in (HANDLE, VALUE) for template in pattern.args)
         self._handles = [place for place, template in enumerate(pattern.args) if template == HANDLE]
         self._kwargs = [(name, bind(template, on_leaf)) for name, template in pattern.kwargs]
-        self._autocast = pattern.modes.autocast and autocast(interpreter.device.type, pattern.modes.autocast)
+        self._contexts = pattern.modes.contexts(interpreter.device.type)
         self._function: Callable[..., Any] | None = None
         self._keep = getattr(self, f"_keep_{pattern.result}")
 
@@ -184,8 +183,10 @@ class _Call:
         args, kwargs = self._arguments(instruction)
         if torch.is_grad_enabled() is not self._grad:
             torch.set_grad_enabled(self._grad)
-        if self._autocast:
-            with self._autocast:
+        if self._contexts:
+            with contextlib.ExitStack() as stack:
+                for context in self._contexts:
+                    stack.enter_context(context)
                 value = function(*args, **kwargs)
         else:
             value = function(*args, **kwargs)

@@ -46,6 +46,11 @@ def method(held: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return attribute(held, name)(*args, **kwargs)
 
 
+def apply(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Apply a function with a backward pass of its own, in a graph that this differentiates."""
+    return function.apply(*args, **kwargs)
+
+
 def attribute(held: Any, name: str) -> Any:
     """Read an attribute; ``name`` may be dotted."""
     return functools.reduce(getattr, name.split("."), held)
@@ -186,6 +191,7 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
     for function in (
         call,
         method,
+        apply,
         attribute,
         set_attribute,
         unpack,

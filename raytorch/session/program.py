@@ -9,6 +9,7 @@ pattern's template leaves open. Between them stand handles that are to be freed.
 import copyreg
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 import cloudpickle
 import torch
 
-from raytorch.errors import RemoteOpError
+from raytorch.errors import RemoteOpError, SessionError
+from raytorch.precision import autocast
 
 MOST_PATTERNS = 10_000
 """Patterns that a client remembers, and that its programs let the workers remember, before both forget them all."""
@@ -57,18 +59,62 @@ class Modes(NamedTuple):
     """The state of a client's thread in which it recorded a call, and in which the call is executed."""
 
     grad: bool
-    autocast: torch.dtype | None
+    autocast: torch.dtype | None = None
+    inference: bool = False
+    anomaly: bool | None = None
+    """Whether ``torch.autograd.detect_anomaly`` looks for NaN; None where it is off."""
 
     @classmethod
     def current(cls) -> "Modes":
-        """That of this thread: ``torch.no_grad`` and ``torch.autocast``, of whichever device type."""
-        for device_type in ("cuda", "cpu"):
-            if torch.is_autocast_enabled(device_type):
-                return cls(torch.is_grad_enabled(), torch.get_autocast_dtype(device_type))
-        return _WITH_GRAD if torch.is_grad_enabled() else _WITHOUT_GRAD
+        """That of this thread: ``torch.no_grad``, ``torch.autocast``, of whichever device type, and their like.
+
+        Raises:
+            SessionError: The thread is in a block that acts on local tensors, which would do nothing on the workers.
+        """
+        if torch._C._len_torch_dispatch_stack():
+            raise SessionError(_ACTS_HERE.format("a TorchDispatchMode (FlopCounterMode, FakeTensorMode)"))
+        grad = torch.is_grad_enabled()
+        if grad and torch._C._autograd._top_saved_tensors_default_hooks(True):
+            raise SessionError(_ACTS_HERE.format("saved_tensors_hooks (save_on_cpu, torch.utils.checkpoint)"))
+        if torch._C._is_any_autocast_enabled() or torch.is_anomaly_enabled() or torch.is_inference_mode_enabled():
+            return cls._unusual()
+        return _WITH_GRAD if grad else _WITHOUT_GRAD
+
+    @classmethod
+    def _unusual(cls) -> "Modes":
+        anomaly = torch.is_anomaly_check_nan_enabled() if torch.is_anomaly_enabled() else None
+        types = ("cuda", "cpu", torch._C._get_accelerator().type)
+        dtype = next((torch.get_autocast_dtype(each) for each in types if torch.is_autocast_enabled(each)), None)
+        return cls(torch.is_grad_enabled(), dtype, torch.is_inference_mode_enabled(), anomaly)
+
+    def contexts(self, device_type: str) -> list[AbstractContextManager[Any]]:
+        """What a call of these modes is executed in, beside its grad mode, on a device of that type."""
+        return [
+            *([autocast(device_type, self.autocast)] if self.autocast else []),
+            *([torch.inference_mode()] if self.inference else []),
+            *([_DetectingAnomaly(self.anomaly)] if self.anomaly is not None else []),
+        ]
 
 
-_WITH_GRAD, _WITHOUT_GRAD = Modes(True, None), Modes(False, None)
+class _DetectingAnomaly:
+    """``torch.autograd.detect_anomaly``, which cannot be entered more than once, without its warning."""
+
+    def __init__(self, check_nan: bool) -> None:
+        self._check_nan = check_nan
+
+    def __enter__(self) -> None:
+        self._before = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+        torch.set_anomaly_enabled(True, self._check_nan)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_anomaly_enabled(*self._before)
+
+
+_WITH_GRAD, _WITHOUT_GRAD = Modes(True), Modes(False)
+_ACTS_HERE = (
+    "{} acts on tensors of this process, not on the workers': leave the block first, or enter it there, in a function "
+    "for session.run(); session.checkpoint() saves memory there"
+)
 
 
 @dataclass(eq=False, slots=True)

@@ -14,6 +14,7 @@ from raytorch.errors import RemoteOpError, SessionError
 from raytorch.registry import Kind
 from raytorch.session import functions, primitives
 from raytorch.session.arguments import VALUES, Arguments, Function, Memory, ObjectReference, Reference, Shape
+from raytorch.session.interception import intercept
 from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, Result
 from raytorch.session.results import Description, count_held, fixed_tensors, is_tensor, rebuild
 from raytorch.session.stream import Parts, Stream, Transport
@@ -49,6 +50,7 @@ class Recorder:
     def __init__(self, transport: Transport, stand_in: Callable[[Kind], type[Reference]], *, client: int = 0) -> None:
         self.stream = Stream(transport, client)
         self._stand_in, self._tensor = stand_in, stand_in(Kind.TENSOR)
+        intercept()
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
         self._functions: dict[Callable[..., Any], Function] = {}
         self._expected: Memory[Shape, Any] = Memory()

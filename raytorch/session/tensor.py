@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from raytorch.session import primitives
-from raytorch.session.arguments import Reference
+from raytorch.session.arguments import Reference, first_reference
 from raytorch.session.functions import SETTABLE
 
 
@@ -33,7 +33,11 @@ class RemoteTensor(Reference):
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """How PyTorch calls its functions on handles."""
-        return _first(args, kwargs)._recorder.call(function, args, kwargs)
+        handle = first_reference(args)
+        if handle is None:
+            handle = first_reference(kwargs.values() if kwargs else ())
+        assert handle is not None
+        return handle._recorder.call(function, args, kwargs)
 
     def fetch(self, *, all: bool = False) -> Any:  # noqa: A002
         """The tensor's content as a local CPU tensor; with ``all``, a list of every rank's.
@@ -96,19 +100,6 @@ class _Method:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._tensor._recorder.call(self._function, (self._tensor, *args), kwargs)
-
-
-def _first(args: Any, kwargs: dict[str, Any] | None) -> RemoteTensor:
-    """The first handle among the arguments."""
-    for value in (*args, *(kwargs or {}).values()):
-        if isinstance(value, RemoteTensor):
-            return value
-        if isinstance(value, tuple | list):
-            try:
-                return _first(value, None)
-            except LookupError:
-                continue
-    raise LookupError("no handle among the arguments")
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -84,6 +84,24 @@ def test_scattered_gradients_that_are_averaged_are_those_of_the_joined_batch(ses
     torch.testing.assert_close(averaged[0], theirs.grad)
 
 
+def test_a_function_of_the_clients_script_travels_with_what_it_refers_to_at_each_call(session: Session) -> None:
+    factor = 5.0
+
+    class Scaling(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return grad * factor
+
+    for factor in (5.0, 6.0):
+        leaf = session.ones(2, requires_grad=True)
+        Scaling.apply(leaf).sum().backward()
+        assert [grad.tolist() for grad in leaf.grad.fetch(all=True)] == [[factor] * 2] * 2
+
+
 def test_ddp_for_fifty_steps_is_one_process_with_the_joined_batch(session: Session) -> None:
     data, target = batch()
     session.rank(0).manual_seed(1)
