@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from raytorch.config import Model
+from raytorch.config import ConflictError, Model
 from raytorch.datasets.sources import END, PAD
 from raytorch.errors import ConfigError
 from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
@@ -30,6 +30,10 @@ def build_model(config: Model, *, input_shape: tuple[int, ...], num_classes: int
     Raises:
         ConfigError: The model does not fit the input.
     """
+    try:
+        config.check_input(input_shape)
+    except ConflictError as error:
+        raise ConfigError(f"model.{error}") from None
     return MODELS[config.name](input_shape, num_classes, **config.model_dump(exclude={"name"}))
 
 
@@ -67,7 +71,7 @@ class ConvNet(nn.Sequential):
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, channels: list[int], dropout: float) -> None:
         _, height, width = input_shape
-        height, width = _halved(height, width, len(channels))
+        height, width = height >> len(channels), width >> len(channels)
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise([input_shape[0], *channels]):
             # ReLU of the maximum is the maximum of the ReLUs, on a quarter of the values.
@@ -154,8 +158,6 @@ class Vit(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = input_shape
-        if height % patch or width % patch:
-            raise ConfigError(f"model.patch ({patch}) must divide the image's height and width ({height} x {width})")
         self.embed = Conv2d(channels, dim, patch, stride=patch)
         self.position = PositionalEncoding(dim, dropout, max_len=(height // patch) * (width // patch))
         self.encoder = _encoder(dim, heads, feedforward, layers, dropout)
@@ -179,8 +181,6 @@ class Conv3dNet(nn.Sequential):
     """
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, channels: list[int]) -> None:
-        _, _, height, width = input_shape
-        _halved(height, width, len(channels))
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise([input_shape[0], *channels]):
             layers += [
@@ -219,8 +219,6 @@ class Seq2Seq(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = input_shape
-        if width % columns:
-            raise ConfigError(f"model.columns ({columns}) must divide the image's width ({width})")
         self.embed = Conv2d(channels, dim, (height, columns), stride=(height, columns))
         self.embed_token = nn.Embedding(_BEGIN + 1, dim)
         # A digit takes at least one column of pixels, and END follows the last.
@@ -273,17 +271,6 @@ def _encoder(dim: int, heads: int, feedforward: int, layers: int, dropout: float
         for _ in range(layers)
     )
     return nn.Sequential(*blocks, nn.LayerNorm(dim))
-
-
-def _halved(height: int, width: int, times: int) -> tuple[int, int]:
-    """Return the size that is left after halving ``times`` times."""
-    left = height >> times, width >> times
-    if not all(left):
-        raise ConfigError(
-            f"model.channels has {times} entries, each of which halves the image; {height} x {width} pixels allow for "
-            f"{min(height, width).bit_length() - 1}"
-        )
-    return left
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -1,6 +1,6 @@
 """Data sets."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -21,6 +21,8 @@ class ImageData(Section):
 
     train_size: ClassVar[int]
     """Samples of the whole training split, as it is published."""
+    image_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+    """Channels, height and width of the images, as they are published."""
 
     name: str
     """The data set."""
@@ -30,6 +32,21 @@ class ImageData(Section):
     """Samples of the test split to use, from its start; all of them by default."""
     augment: Augment = Augment()
     """Random changes to training images."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a model's input: (channels, height, width), of clips (channels, frames, height, width)."""
+        return self.image_shape
+
+    @model_validator(mode="after")
+    def _crop_shows_the_image(self) -> Self:
+        height, width = self.input_shape[-2:]
+        if self.augment.crop >= min(height, width):
+            raise ConflictError(
+                f"augment.crop ({self.augment.crop}) must be below the image's height and width ({height} x {width})",
+                "augment.crop",
+            )
+        return self
 
 
 class StoredData(ImageData):
@@ -45,6 +62,7 @@ class DigitsData(ImageData):
     """scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels, 10 classes; needs no download."""
 
     train_size = 1_500
+    image_shape = (1, 8, 8)
     name: Literal["digits"] = "digits"
     """The data set."""
 
@@ -61,6 +79,7 @@ class Cifar10Data(StoredData):
     """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels, 10 classes; python or binary layout."""
 
     train_size = 50_000
+    image_shape = (3, 32, 32)
     name: Literal["cifar10"] = "cifar10"
     """The data set."""
 
@@ -76,6 +95,11 @@ class MovingMnistData(StoredData):
     canvas: Annotated[int, Field(ge=28)] = 36
     """Height and width of a frame, in pixels."""
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a clip: (channels, frames, height, width)."""
+        return (1, self.frames, self.canvas, self.canvas)
+
 
 class MnistStripsData(StoredData):
     """Strips of several MNIST digits side by side, to be written out as a sequence of digits."""
@@ -87,6 +111,12 @@ class MnistStripsData(StoredData):
     """Fewest digits on a strip."""
     max_digits: PositiveInt = 4
     """Most digits on a strip; shorter strips are blank at the right."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a strip: (channels, height, width)."""
+        channels, height, width = self.image_shape
+        return (channels, height, width * self.max_digits)
 
     @model_validator(mode="after")
     def _ordered(self) -> "MnistStripsData":

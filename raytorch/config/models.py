@@ -7,7 +7,19 @@ from pydantic import Field, PositiveInt, model_validator
 from raytorch.config.section import ConflictError, Fraction, Section
 
 
-class MlpModel(Section):
+class ImageModel(Section):
+    """What all models share."""
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Refuse inputs of ``shape`` that the model cannot read: (channels, height, width), of clips (channels, frames,
+        height, width).
+
+        Raises:
+            ConflictError: It cannot.
+        """
+
+
+class MlpModel(ImageModel):
     """Fully connected layers with ReLU on the flattened image."""
 
     name: Literal["mlp"] = "mlp"
@@ -18,7 +30,7 @@ class MlpModel(Section):
     """Probability that a hidden unit is dropped in training."""
 
 
-class ConvNetModel(Section):
+class ConvNetModel(ImageModel):
     """3 x 3 convolutions, each followed by ReLU and 2 x 2 max-pooling, then one linear layer."""
 
     name: Literal["convnet"] = "convnet"
@@ -28,15 +40,19 @@ class ConvNetModel(Section):
     dropout: Fraction = 0.0
     """Probability that a feature is dropped before the linear layer, in training."""
 
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Refuse an image that cannot be halved as often as there are entries."""
+        _check_halving(self.channels, *shape[-2:])
 
-class ResNet18Model(Section):
+
+class ResNet18Model(ImageModel):
     """torchvision's ResNet-18, with a 3 x 3 stem and no first pooling for images of up to 64 pixels."""
 
     name: Literal["resnet18"] = "resnet18"
     """The model."""
 
 
-class RnnModel(Section):
+class RnnModel(ImageModel):
     """A recurrent network that reads an image row by row and classifies its last state."""
 
     name: Literal["rnn"] = "rnn"
@@ -59,7 +75,7 @@ class RnnModel(Section):
         return self
 
 
-class AttentionModel(Section):
+class AttentionModel(ImageModel):
     """What the transformers share."""
 
     name: str
@@ -90,14 +106,26 @@ class VitModel(AttentionModel):
     layers: PositiveInt = 4
     """Encoder layers."""
 
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Refuse an image that is not made of whole patches."""
+        _, height, width = shape
+        if height % self.patch or width % self.patch:
+            raise ConflictError(
+                f"patch ({self.patch}) must divide the image's height and width ({height} x {width})", "patch"
+            )
 
-class Conv3dModel(Section):
+
+class Conv3dModel(ImageModel):
     """3 x 3 x 3 convolutions over time and space, each with batch normalization, ReLU, pooling; then a linear layer."""
 
     name: Literal["conv3d"] = "conv3d"
     """The model."""
     channels: Annotated[list[PositiveInt], Field(min_length=1)] = [16, 32, 64]
     """Output channels of each convolution; every entry halves the frames' height and width."""
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Refuse frames that cannot be halved as often as there are entries."""
+        _check_halving(self.channels, *shape[-2:])
 
 
 class Seq2SeqModel(AttentionModel):
@@ -111,6 +139,22 @@ class Seq2SeqModel(AttentionModel):
     """Encoder layers."""
     decoder_layers: PositiveInt = 2
     """Decoder layers."""
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Refuse an image that is not made of whole slices."""
+        width = shape[-1]
+        if width % self.columns:
+            raise ConflictError(f"columns ({self.columns}) must divide the image's width ({width})", "columns")
+
+
+def _check_halving(channels: list[int], height: int, width: int) -> None:
+    most = min(height, width).bit_length() - 1
+    if len(channels) > most:
+        raise ConflictError(
+            f"channels has {len(channels)} entries, each of which halves the image; {height} x {width} pixels allow "
+            f"for {most}",
+            "channels",
+        )
 
 
 Model = Annotated[

@@ -221,6 +221,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _model_fits_input(self) -> "RunConfig":
+        try:
+            self.model.check_input(self.data.input_shape)
+        except ConflictError as error:
+            keys = (f"model.{key}" for key in error.keys)
+            raise ConflictError(str(error), *keys, "data.canvas", "data.max_digits", "data.name") from None
+        return self
+
+    @model_validator(mode="after")
     def _loss_fits_model(self) -> "RunConfig":
         if self.model.name == "seq2seq" and self.loss.name != "cross_entropy":
             raise ConflictError(

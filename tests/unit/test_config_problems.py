@@ -109,6 +109,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # keys that are not text
         ("3: 4", "a key must be plain text, not 3"),
         ("true: 4", "a key must be plain text, not the boolean true"),
+        # models that cannot read the data
+        ("model: {name: vit, patch: 3}", "model.patch: patch (3) must divide the image's height and width (8 x 8)"),
+        (
+            "model: {name: convnet, channels: [8, 8, 8, 8]}",
+            "model.channels: channels has 4 entries, each of which halves the image; 8 x 8 pixels allow for 3",
+        ),
+        (
+            "<<: {model: {name: conv3d, channels: [8, 8, 8, 8, 8, 8]}, data: {name: moving_mnist, canvas: 40}}",
+            "model.channels: channels has 6 entries, each of which halves the image; 40 x 40 pixels allow for 5",
+        ),
+        (
+            "<<: {data: {name: mnist_strips, max_digits: 3}, model: {name: seq2seq, columns: 5}}",
+            "model.columns: columns (5) must divide the image's width (84)",
+        ),
+        (
+            "data: {name: digits, augment: {crop: 8}}",
+            "data.augment.crop: augment.crop (8) must be below the image's height and width (8 x 8)",
+        ),
         # what YAML 1.1 had
         ("compile: yes", "compile: must be true or false, not 'yes'"),
         ("seed: 1_000", "seed: must be a whole number of at least 0 and below 4294967296, not '1_000'"),
@@ -356,6 +374,7 @@ def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
             "a sample for each",
         ),
         ("data=mnist_strips", "data: data mnist_strips needs model seq2seq, not vit"),
+        ("model.patch=5", "model.patch: patch (5) must divide the image's height and width (8 x 8)"),
     ],
 )
 def test_a_problem_that_an_override_causes_names_it(override: str, problem: str) -> None:

@@ -41,7 +41,7 @@ def mnist(tmp_path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def test_digits_are_split_without_overlap():
     train, test = (load(DigitsData(), split) for split in ("train", "test"))
     assert (len(train), len(test)) == (DigitsData.train_size, 297)
-    assert train.input_shape == (1, 8, 8)
+    assert train.input_shape == DigitsData().input_shape == (1, 8, 8)
     assert train.num_classes == 10
     pixels = torch.cat([split.pixels(torch.arange(len(split))) for split in (train, test)])
     assert pixels.max() == 16
@@ -55,7 +55,7 @@ def test_mnist_batch(tmp_path, mnist, split):
     images, labels = mnist[split]
     dataset = load(MnistData(root=str(tmp_path)), split)
     assert len(dataset) == len(images)
-    assert dataset.input_shape == (1, 28, 28)
+    assert dataset.input_shape == MnistData().input_shape == (1, 28, 28)
     index = torch.tensor([3, 0, 3, 11])
     inputs, targets = dataset.batch(index)
     assert inputs.dtype == torch.float32
@@ -90,7 +90,7 @@ def test_cifar10_normalizes_each_channel(tmp_path):
         (folder / f"data_batch_{number}.bin").symlink_to(folder / "test_batch.bin")
     dataset = load(Cifar10Data(root=str(tmp_path), test_samples=7), "test")
     assert len(dataset) == 7
-    assert dataset.input_shape == (3, 32, 32)
+    assert dataset.input_shape == Cifar10Data().input_shape == (3, 32, 32)
     inputs, targets = dataset.batch(torch.tensor([6, 2]))
     assert targets.tolist() == rows[[6, 2], 0].tolist()
     image = rows[[6, 2], 1:].reshape(-1, 3, 32, 32) / 255
@@ -135,8 +135,9 @@ def walk(start: int, velocity: int, steps: int, room: int) -> list[int]:
 @pytest.mark.parametrize(("frames", "canvas"), [(6, 36), (30, 29), (2, 60)])
 def test_clips_show_a_digit_that_moves_and_bounces(tmp_path, mnist, frames, canvas):
     images, labels = mnist["train"]
-    dataset = load(MovingMnistData(root=str(tmp_path), frames=frames, canvas=canvas), "train")
-    assert dataset.input_shape == (1, frames, canvas, canvas)
+    config = MovingMnistData(root=str(tmp_path), frames=frames, canvas=canvas)
+    dataset = load(config, "train")
+    assert dataset.input_shape == config.input_shape == (1, frames, canvas, canvas)
     index = torch.arange(TRAIN).flip(0)
     clips, positions = dataset.pixels(index), dataset.positions(index)
     assert clips.dtype == torch.uint8
@@ -174,9 +175,10 @@ def test_clips_are_the_same_in_every_run_but_differ_between_samples_and_splits(t
 def test_strips_show_the_digits_that_their_targets_name(tmp_path, mnist, split, fewest, most):
     images, labels = mnist[split]
     label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
-    dataset = load(MnistStripsData(root=str(tmp_path), min_digits=fewest, max_digits=most), split)
+    config = MnistStripsData(root=str(tmp_path), min_digits=fewest, max_digits=most)
+    dataset = load(config, split)
     assert len(dataset) == len(images)
-    assert dataset.input_shape == (1, 28, 28 * most)
+    assert dataset.input_shape == config.input_shape == (1, 28, 28 * most)
     assert dataset.num_classes == 10
     strips, targets = dataset.pixels(torch.arange(len(dataset))), dataset.targets(torch.arange(len(dataset)))
     assert strips.shape == (len(images), *dataset.input_shape)

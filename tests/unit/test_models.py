@@ -5,16 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch.config import (
     Conv3dModel,
     ConvNetModel,
+    Data,
     MlpModel,
     Model,
     ResNet18Model,
     RnnModel,
+    RunConfig,
     Seq2SeqModel,
     VitModel,
 )
@@ -106,6 +109,37 @@ def test_a_model_agrees_with_itself_under_bf16_autocast(config: Model, shape: tu
         with autocast("cpu", torch.bfloat16):
             loss = _loss(model, inputs)
     torch.testing.assert_close(loss.float(), expected, rtol=0.05, atol=0.05)
+
+
+FITTING: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
+    ({"name": "mnist"}, [{"name": "vit", "patch": n, "dim": 4} for n in range(1, 30)]),
+    ({"name": "digits"}, [{"name": "convnet", "channels": [2] * n} for n in range(1, 5)]),
+    ({"name": "cifar10"}, [{"name": "resnet18"}, {"name": "rnn", "hidden": 1}, {"name": "mlp", "hidden": [1]}]),
+    *(
+        ({"name": "moving_mnist", "canvas": size}, [{"name": "conv3d", "channels": [1] * n} for n in range(1, 7)])
+        for size in (28, 33)
+    ),
+    *(
+        ({"name": "mnist_strips", "max_digits": most}, [{"name": "seq2seq", "columns": n, "dim": 4} for n in (1, 5, 8)])
+        for most in (2, 5)
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "models"), FITTING)
+def test_a_model_that_validates_reads_its_data_and_another_does_not(
+    data: dict[str, Any], models: list[dict[str, Any]]
+) -> None:
+    shape = TypeAdapter(Data).validate_python(data).input_shape
+    for fields in models:
+        model = TypeAdapter(Model).validate_python(fields)
+        try:
+            RunConfig.model_validate({"epochs": 1, "data": data, "model": fields})
+        except ValidationError:
+            with pytest.raises(ConfigError, match=r"^model\.\w+ .*"):
+                _build(model, shape)
+        else:
+            assert _loss(_build(model, shape), _inputs(shape)).isfinite()
 
 
 # -- convolutions ------------------------------------------------------------------------------------------------------
