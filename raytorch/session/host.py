@@ -1,4 +1,10 @@
-"""The actor that brings a session's clients and workers together. Imports no torch."""
+"""The actor that brings a session's clients and workers together, and their programs into one order.
+
+It imports no torch. A client that is alone sends its programs to the workers itself. Where there are several, all of
+them send through this actor: otherwise each worker would take the programs in an order of its own, and two collectives
+could meet that do not belong together. A program that has come here reaches every worker, whatever becomes of its
+client.
+"""
 
 import time
 from typing import Any
@@ -12,6 +18,8 @@ BEAT_S = 5.0
 """Seconds between two signs of life of a client that joined."""
 SILENCE_S = 20.0
 """Seconds of silence after which such a client counts as gone."""
+LARGE_PROGRAM = 64 * 1024
+"""Bytes from which a program goes to the workers through the object store, once for all."""
 
 
 class SessionHost:
@@ -25,6 +33,7 @@ class SessionHost:
         self._last = 0
         self._heard: dict[int, float] = {}
         self._gone: list[int] = []
+        self._is_shared = False
         self._idle: set[int] = set()
         self._is_over = False
         self._end: str | None = None
@@ -73,6 +82,42 @@ class SessionHost:
         """A client is gone."""
         if self._heard.pop(client, None) is not None:
             self._gone.append(client)
+
+    def has_guests(self) -> bool:
+        """Whether clients have joined that are not gone."""
+        return bool(self._heard)
+
+    def share(self, is_shared: bool) -> bool:
+        """The client that opened the session sends its programs through :meth:`relay`, or no longer; answers which.
+
+        It must not while there are others.
+        """
+        self._is_shared = is_shared or bool(self._heard)
+        return self._is_shared
+
+    def is_shared(self) -> bool:
+        """Whether clients may send programs through :meth:`relay`."""
+        return self._is_shared
+
+    def relay(self, client: int, packed: bytes, parts: list[tuple[bytes, list[Any]]]) -> list[Any] | None:
+        """Send a client's program on to every worker: all of them take the programs of all clients in this one order.
+
+        Args:
+            client: Its number.
+            packed: The program.
+            parts: For each rank, what :meth:`raytorch.session.worker.SessionWorker.run_relayed` takes beside it.
+
+        Returns:
+            References to the reports, by rank; None if the client counts as gone.
+        """
+        if client and client not in self._heard:
+            return None
+        program = ray.put(packed) if len(packed) > LARGE_PROGRAM else packed
+        return [self._actors[rank].run_relayed.remote(program, *part) for rank, part in enumerate(parts)]
+
+    def settle(self) -> list[Any]:
+        """References that are there once the workers have done what was relayed."""
+        return [actor.look.remote() for actor in self._actors.values()]
 
     def look(self, rank: int, is_idle: bool) -> tuple[list[int], bool]:
         """A worker looks round: answers with all clients that have gone, and whether it is to end."""

@@ -134,7 +134,9 @@ class Interpreter:
 
     def attachment(self, place: int) -> Any:
         """What an attachment leaf stands for."""
-        return self._attachments[place]
+        if isinstance(attached := self._attachments[place], Exception):
+            raise attached
+        return attached
 
     def answer(self, output: int, value: Any) -> None:
         """Describe a result to the client, and keep what cannot leave the worker."""

@@ -1,6 +1,7 @@
 """The way from a client to a session's workers: Ray actors of a worker group of Ray Train."""
 
 import contextlib
+import itertools
 import tempfile
 import threading
 import time
@@ -17,7 +18,7 @@ from raytorch.session.host import BEAT_S, find_host, start_host
 from raytorch.session.program import Report
 from raytorch.session.stream import Future, Parts
 from raytorch.session.transfer import INLINE, Payload
-from raytorch.session.worker import Limits, SessionWorker, Setup, serve
+from raytorch.session.worker import Limits, SessionWorker, Setup, Shipped, describe_data, serve
 from raytorch.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 
 START_POLL_S = 0.05
@@ -28,6 +29,9 @@ CLOSE_S = 10.0
 LAST_WORD_S = 8.0
 """Seconds for which a lost worker's cause is waited for."""
 LAST_WORD_POLL_S = 0.1
+LOOK_ROUND_S = 0.2
+"""Seconds between two looks at whether others have joined, or all have left."""
+SHARE_POLL_S = 0.02
 
 
 class Connection:
@@ -36,7 +40,10 @@ class Connection:
     def __init__(self, client: int, resources: contextlib.ExitStack) -> None:
         self.client = client
         self._resources = resources
+        self._host: Any = None
         self._actors: list[Any] = []
+        self._sending = threading.Lock()
+        self._is_shared = False
         self._lost: SessionLostError | None = None
 
     @property
@@ -49,12 +56,21 @@ class Connection:
         if self._lost:
             raise copy(self._lost)
         shipped = [[_shipped(part, len(parts) == self.world_size) for part in parts] for parts in attachments]
+        data = [[parts[rank % len(parts)] for parts in shipped] for rank in range(self.world_size)]
+        with self._sending:
+            return self._send_in_order(packed, data) if self._is_shared else self._send_directly(packed, data)
+
+    def _send_directly(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
         program = ray.put(packed) if len(packed) > INLINE and self.world_size > 1 else packed
         futures: list[Future] = []
         for rank, actor in enumerate(self._actors):
-            data = [item for parts in shipped for item in parts[rank % len(parts)]]
-            futures.append(_Reply(self, rank, actor.run_program.remote(program, *data)))
+            futures.append(_Reply(self, rank, actor.run_program.remote(program, *itertools.chain(*data[rank]))))
         return futures
+
+    def _send_in_order(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
+        """Send through the host, as several clients do."""
+        relayed = self._host.relay.remote(self.client, packed, [describe_data(part) for part in data])
+        return [_RelayedReply(self, rank, relayed) for rank in range(self.world_size)]
 
     def lost(self, rank: int, error: Exception) -> SessionLostError:
         """The session is lost, as a call to a worker showed."""
@@ -99,18 +115,43 @@ class _Reply:
 
     def done(self) -> bool:
         """Whether the report is there."""
-        return bool(ray.wait([self._reference], timeout=0)[0])
+        return _is_there(self._reference)
+
+    def _get(self) -> bytes | Report:
+        told: bytes | Report = ray.get(self._reference)
+        return told
 
     def result(self) -> Report:
         """The report. Raises SessionLostError."""
         try:
-            told: bytes | Report = ray.get(self._reference)
+            told = self._get()
         except ray.exceptions.RayError as error:
             raise self._connection.lost(self._rank, error) from None
         report = told if isinstance(told, Report) else Report.unpack(told)
         if any(failure.cause is Cause.LOST_WORKER for failure in report.failures):
             self._connection.require_peers()
         return report
+
+
+class _RelayedReply(_Reply):
+    """The future of the report on a program that went through the host; the reference is to what the host answers."""
+
+    def done(self) -> bool:
+        return _is_there(self._reference) and (not (own := self._own()) or _is_there(own))
+
+    def _get(self) -> bytes | Report:
+        if own := self._own():
+            told: bytes | Report = ray.get(own)
+            return told
+        raise self._connection.lost(self._rank, SessionError("this client is not known any more"))
+
+    def _own(self) -> Any:
+        references = ray.get(self._reference)
+        return references and references[self._rank]
+
+
+def _is_there(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])
 
 
 @dataclass(frozen=True)
@@ -161,17 +202,18 @@ class Owner(Connection):
 
     def __init__(self, name: str | None, group: Group, limits: Limits, resources: contextlib.ExitStack) -> None:
         super().__init__(0, resources)
-        self._host = host = start_host(group.workers, name)
+        self._is_named = name is not None
+        host = start_host(group.workers, name)
         storage = resources.enter_context(tempfile.TemporaryDirectory(prefix="raytorch-session-"))
         self._fit = BackgroundFit(group.trainer(Setup(host, limits, max(1, int(group.each["CPU"]))), storage))
-        self._is_closing = False
+        self._host, self._is_closing = host, False
         try:
             self._actors = self._wait_for_workers(host)
         except BaseException:
             self._fit.end()
             ray.kill(host)
             raise
-        self._telling = threading.Thread(target=self._tell_guests, name="raytorch-end", daemon=True)
+        self._telling = threading.Thread(target=self._look_after_guests, name="raytorch-guests", daemon=True)
         self._telling.start()
 
     def _wait_for_workers(self, host: Any) -> list[Any]:
@@ -192,11 +234,25 @@ class Owner(Connection):
             return _brief(self._fit.error)
         return "; ".join(f"rank {rank}: {_brief(failure)}" for rank, failure in sorted(failures.items()))
 
-    def _tell_guests(self) -> None:
+    def _look_after_guests(self) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the session is about to end
+            while self._is_named and self.world_size > 1 and not self._fit.done.wait(LOOK_ROUND_S):
+                if ray.get(self._host.has_guests.remote()) is not self._is_shared:
+                    self._share(not self._is_shared)
         self._fit.done.wait()
         if not self._is_closing and (cause := self._last_word()):
             with contextlib.suppress(ray.exceptions.RayError):  # after Ray was shut down, say
                 ray.get(self._host.end.remote(cause))
+
+    def _share(self, is_shared: bool) -> None:
+        """Send through the host from now on, or no longer, once the workers have done what went the other way."""
+        with self._sending:
+            if is_shared:
+                ray.get([actor.look.remote() for actor in self._actors])
+                self._is_shared = ray.get(self._host.share.remote(True))
+            elif not ray.get(self._host.share.remote(False)):
+                ray.get(ray.get(self._host.settle.remote()))
+                self._is_shared = False
 
     def open(self) -> None:
         """Let others join."""
@@ -230,14 +286,26 @@ class Guest(Connection):
     """The connection of a client that joined a session by its name."""
 
     def __init__(self, name: str, resources: contextlib.ExitStack) -> None:
-        self._host = find_host(name)
-        client, actors = ray.get([self._host.attach.remote(), self._host.workers.remote()])
+        host = find_host(name)
+        client, actors = ray.get([host.attach.remote(), host.workers.remote()])
         if not client:
             raise SessionError(f"the session named {name!r} is still starting; try again in some seconds")
         super().__init__(client, resources)
-        self._actors = actors
+        self._host, self._actors = host, actors
         self._left = threading.Event()
         threading.Thread(target=self._beat, name="raytorch-beat", daemon=True).start()
+
+    def _send_directly(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
+        """Send to the one worker there is; to several in order, once the client that opened the session does too."""
+        if self.world_size == 1:
+            return super()._send_directly(packed, data)
+        try:
+            while not ray.get(self._host.is_shared.remote()):
+                time.sleep(SHARE_POLL_S)
+        except ray.exceptions.RayError as error:
+            raise self.lost(0, error) from None
+        self._is_shared = True
+        return self._send_in_order(packed, data)
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_S):
@@ -277,7 +345,7 @@ def _serve(config: dict[str, Any]) -> None:
     serve(config["setup"])
 
 
-def _shipped(payload: Payload | None, has_one_receiver: bool) -> tuple[Payload | None, Any]:
+def _shipped(payload: Payload | None, has_one_receiver: bool) -> Shipped:
     """The payload as it travels: its array apart, and large ones through the object store, once for all ranks."""
     if payload is None:
         return None, None

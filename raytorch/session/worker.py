@@ -1,6 +1,8 @@
 """A session's part on a worker: the registry and the interpreter in the actor's process, until the session ends."""
 
+import itertools
 import os
+import pickle
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -12,13 +14,14 @@ import torch
 
 from raytorch.allocator import keep_freed_memory
 from raytorch.distributed import Worker, leaving_process_group
+from raytorch.errors import SessionError
 from raytorch.precision import choose_attention
 from raytorch.registry import Registry
 from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
 from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.results import is_large
-from raytorch.session.transfer import AdoptedMemory
+from raytorch.session.transfer import AdoptedMemory, Payload
 from raytorch.worker_group import WorkerActor
 
 LOOK_ROUND_S = 2.0
@@ -33,6 +36,35 @@ class Limits:
     """Bytes of tensors that handles may hold on each worker."""
     idle_timeout: float | None = None
     """Seconds without a call after which the session ends."""
+
+
+Shipped = tuple[Payload | None, Any]
+"""An attachment as it travels: the payload, and its array apart from it or a reference to that."""
+
+
+def describe_data(data: Sequence[Shipped]) -> tuple[bytes, list[Any]]:
+    """The data of a rank for :meth:`SessionWorker.run_relayed`; what relays it has no need to look into it."""
+    is_apart = [isinstance(array, ray.ObjectRef) for _, array in data]
+    inline = [(payload, None if apart else array) for (payload, array), apart in zip(data, is_apart, strict=True)]
+    references = [array for (_, array), apart in zip(data, is_apart, strict=True) if apart]
+    return pickle.dumps((inline, is_apart), protocol=5), references
+
+
+def _received(described: bytes, references: Sequence[Any]) -> list[Any]:
+    """What :func:`describe_data` described, flat; an error in place of what is lost with the client that sent it."""
+    inline, is_apart = pickle.loads(described)  # noqa: S301 - from a client that Ray has let in
+    arrays = iter([_array(reference) for reference in references])
+    data = [
+        (payload, next(arrays) if apart else array) for (payload, array), apart in zip(inline, is_apart, strict=True)
+    ]
+    return list(itertools.chain(*data))
+
+
+def _array(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return SessionError(f"the data is lost with the client that sent it: {type(error).__name__}")
 
 
 @dataclass(frozen=True)
@@ -64,14 +96,16 @@ class _Hosted:
             self._get_ready()
         self.busy = True
         try:
-            attachments = [
-                payload and self.adopted.admit(payload.with_array(array))
-                for payload, array in zip(data[::2], data[1::2], strict=True)
-            ]
+            attachments = [self._attached(*pair) for pair in zip(data[::2], data[1::2], strict=True)]
             report = self.interpreter.execute(packed, attachments)
             return report if report.answer and is_large(report.answer) else report.pack()
         finally:
             self.busy, self.used_at = False, time.monotonic()
+
+    def _attached(self, payload: Payload | None, array: Any) -> Payload | Exception | None:
+        if isinstance(array, Exception):
+            return array
+        return payload and self.adopted.admit(payload.with_array(array))
 
     def _get_ready(self) -> None:
         """Prepare the thread that executes programs; some of PyTorch's settings are the thread's own."""
@@ -135,6 +169,11 @@ class SessionWorker(WorkerActor):
         """
         assert _hosted, "the session has not begun"
         return _hosted.run(packed, data)
+
+    def run_relayed(self, packed: bytes, described: bytes, references: list[Any]) -> bytes | Report:
+        """Execute a program that came through the host; see :meth:`run_program` and :func:`describe_data`."""
+        assert _hosted, "the session has not begun"
+        return _hosted.run(packed, _received(described, references))
 
     def look(self) -> None:
         """Show that the worker is there, once it has done what it was asked for before."""
