@@ -1,5 +1,6 @@
 """What a person sees in the terminal: of a run one live line and a short summary at the end, of a download its bars."""
 
+import shlex
 import time
 from typing import Any
 
@@ -16,6 +17,8 @@ from rich.progress import (
 )
 
 from raytorch.storage import in_job
+from raytorch.terminal import say, say_labelled
+from raytorch.text import shown_line
 
 WAITING_S = 60.0
 """Seconds without workers after which that is told."""
@@ -30,16 +33,16 @@ class ProgressDisplay:
     def __init__(self, console: Console, name: str) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", "bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task: TaskID = self._bar.add_task(name, total=None, numbers="starting workers")
+        self._task: TaskID = self._bar.add_task(shown_line(name), total=None, numbers="starting workers")
         self._numbers = ""
         self._evaluations = 0
         self._attempts = 0
@@ -58,23 +61,22 @@ class ProgressDisplay:
         """Show the newest news."""
         if self._tell_at is not None and not status.attempts and time.monotonic() >= self._tell_at:
             self._tell_at = None
-            self._console.print(
+            say(
+                self._console,
                 f"no workers after {WAITING_S:.0f} s: they are slow to start, or the cluster has no room for them yet, "
                 "which 'ray status' tells there; waiting on",
-                soft_wrap=True,
             )
         if status.attempts > max(1, self._attempts):
-            self._console.print(
-                f"workers were lost or changed; restarted from the latest checkpoint (attempt {status.attempts})"
+            say(
+                self._console,
+                f"workers were lost or changed; restarted from the latest checkpoint (attempt {status.attempts})",
             )
         self._attempts = status.attempts
         if status.stopping and not self._stopping:
             self._stopping = True
-            self._console.print("stopping after a last checkpoint; press Ctrl-C again to end at once")
+            say(self._console, "stopping after a last checkpoint; press Ctrl-C again to end at once")
         for outcome in status.evaluations[self._evaluations :]:
-            self._console.print(
-                f"epoch {outcome['epoch']:.4g}  step {outcome['step']}  {_metrics(outcome)}", highlight=False
-            )
+            say(self._console, f"epoch {outcome['epoch']:.4g}  step {outcome['step']}  {_metrics(outcome)}")
         self._evaluations = len(status.evaluations)
         if status.progress:
             self._show(status.progress)
@@ -84,14 +86,19 @@ class ProgressDisplay:
             rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
             self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
         text = self._numbers if news["phase"] == "training" else news["phase"]
-        self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=text)
+        self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=shown_line(text))
 
 
 class DownloadDisplay:
     """On a terminal, a bar for each file that is downloaded. A :data:`~raytorch.datasets.download.Watch`."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+        )
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
 
@@ -104,7 +111,7 @@ class DownloadDisplay:
 
     def __call__(self, name: str, there: int, size: int) -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=size)
+            self._tasks[name] = self._bar.add_task(shown_line(name), total=size)
         self._bar.update(self._tasks[name], completed=there)
 
 
@@ -124,13 +131,14 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
         f"{rate:,.0f} samples/s" if rate else "",
         f"{summary['seconds']['total']:.1f} s",
     ]
-    console.print("[bold]" + "  ·  ".join(fact for fact in facts if fact) + "[/bold]", highlight=False, soft_wrap=True)
-    lines = [("run", summary["path"]), ("curves", f"raytorch report {summary['path']}")]
+    say(console, "  ·  ".join(fact for fact in facts if fact), "bold")
+    quoted = shlex.quote(summary["path"])  # what is copied into a shell is a name there, and nothing else
+    lines = [("run", summary["path"]), ("curves", f"raytorch report {quoted}")]
     lines += [("export", f"{summary['path']}/{export['file']}") for export in summary.get("exports", ())]
     if summary["state"] == "stopped":
-        lines.append(("continue", f"{resume} {summary['path']}"))
-    for label, text in lines:  # whole, to be copied, however narrow the terminal
-        console.print(f"{label:<10}{text}", highlight=False, markup=False, soft_wrap=True)
+        lines.append(("continue", f"{resume} {quoted}"))
+    for label, text in lines:
+        say_labelled(console, label, text)
 
 
 def _metrics(values: dict[str, Any]) -> str:

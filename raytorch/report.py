@@ -6,6 +6,7 @@ from typing import Any
 from raytorch.errors import RunNotFoundError, UserError
 from raytorch.runs import read_history
 from raytorch.storage import RunFolder
+from raytorch.text import shown_line
 
 
 def write_report(folder: RunFolder, out: Path) -> Path:
@@ -25,7 +26,7 @@ def write_report(folder: RunFolder, out: Path) -> Path:
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
-    figure.suptitle(folder.name)
+    figure.suptitle(shown_line(folder.name), parse_math=False)
     loss, accuracy, rate, throughput = figure.subplots(2, 2, sharex=True).flat
     _draw(loss, history, {"train": "loss", "test": "loss"}, "loss")
     _draw(accuracy, history, {"test": "accuracy"}, "test accuracy")

@@ -12,6 +12,7 @@ from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
 from raytorch.errors import ConfigError
+from raytorch.text import shown_line
 
 Key = tuple[str | int, ...]
 """A dotted key taken apart; a number is a place in a list."""
@@ -110,8 +111,7 @@ def report(problems: Sequence[Problem], untold: int = 0) -> ConfigError:
 
 def invalid(*lines: str) -> ConfigError:
     """The error with ``lines``, each kept to one line whatever it quotes."""
-    escaped = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
-    return ConfigError("\n".join(dict.fromkeys(escaped)))
+    return ConfigError("\n".join(dict.fromkeys(map(shown_line, lines))))
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------

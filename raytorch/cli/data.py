@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from raytorch.cli.common import errors, new_app, output
+from raytorch.terminal import say
 
 app = new_app()
 
@@ -29,7 +30,7 @@ def check_data(name: DataName, root: DataRoot = "data") -> None:
     from raytorch.datasets.files import count
 
     images = " + ".join(f"{number:,}" for number in count(_stored(name, root)).values())
-    output.print(f"{name} in {root}: {images} images", soft_wrap=True, markup=False)
+    say(output, f"{name} in {root}: {images} images")
 
 
 def _stored(name: str, root: str) -> Any:

@@ -26,6 +26,7 @@ from raytorch.cli.common import (
     output,
 )
 from raytorch.errors import UserError
+from raytorch.terminal import cell, pass_on, say, say_labelled
 
 app = new_app()
 
@@ -111,8 +112,11 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
         return
     table = Table(Column("job", overflow="fold"), "kind", "state", "submitted", "seconds", box=None)
     for job in found:
-        table.add_row(job.id, job.kind, job.state, _local(job.submitted), _seconds(job))
-    output.print(table if found else f"no jobs on {client.address}")
+        table.add_row(*map(cell, (job.id, job.kind, job.state, _local(job.submitted), _seconds(job))))
+    if found:
+        output.print(table)
+    else:
+        say(output, f"no jobs on {client.address}")
 
 
 @app.command()
@@ -155,9 +159,9 @@ def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> Non
     if as_json:
         _print_json({"id": job_id, "stopping": stopping})
     elif stopping:
-        _say(f"stopping {job_id}; {_command('status', job_id, address)} tells when it has ended")
+        say(output, f"stopping {job_id}; {_command('status', job_id, address)} tells when it has ended")
     else:
-        _say(f"{job_id} had ended already: {client.status(job_id).state}")
+        say(output, f"{job_id} had ended already: {client.status(job_id).state}")
 
 
 @app.command()
@@ -195,7 +199,7 @@ def _show_submitted(job: Any, address: str | None, as_json: bool, wait: bool) ->
     lines = [("job", job.id), ("dashboard", job.link), ("run", job.run)]
     lines += [(what, _command(call, job.id, address)) for what, call in _NEXT]
     for label, text in lines:
-        console.print(f"{label:<11}{text}", highlight=False, markup=False, soft_wrap=True)
+        say_labelled(console, label, text, 11)
 
 
 _NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("stop", "stop"))
@@ -204,7 +208,7 @@ _NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("sto
 def _follow_to_the_end(client: Any, job_id: str, as_json: bool) -> int:
     with _leaving_it_running(job_id):
         for piece in client.follow(job_id):
-            print(piece, end="", flush=True, file=sys.stderr if as_json else sys.stdout)
+            pass_on(piece, sys.stderr if as_json else sys.stdout)
         job = client.wait(job_id)
     if as_json:
         _print_json(_record(job))
@@ -219,7 +223,7 @@ def _leaving_it_running(job_id: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print(f"{job_id} goes on; 'raytorch stop {job_id}' ends it", markup=False, soft_wrap=True)
+        say(errors, f"{job_id} goes on; 'raytorch stop {job_id}' ends it")
         raise typer.Exit(EXIT_STOPPED) from None
 
 
@@ -239,17 +243,13 @@ def _show(job: Any) -> None:
         facts += [("cause", job.failure.cause), ("message", f"{rank}{job.failure.message}")]
     for label, text in facts:
         if text:
-            _say(f"{label:<11}{text}")
+            say(output, f"{label:<11}{text}")
     if job.failure and job.failure.traceback:
-        _say(f"\n{job.failure.traceback}")
-
-
-def _say(text: str) -> None:
-    output.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(output, f"\n{job.failure.traceback}")
 
 
 def _command(call: str, job_id: str, address: str | None) -> str:
-    return f"raytorch {call} {job_id}" + (f" --address {shlex.quote(address)}" if address else "")
+    return f"raytorch {call} {shlex.quote(job_id)}" + (f" --address {shlex.quote(address)}" if address else "")
 
 
 def _resuming(address: str | None) -> str:
@@ -261,7 +261,7 @@ def _print_log(piece: str, as_json: bool) -> None:
         for line in piece.splitlines():
             _print_json({"line": line})
     else:
-        print(piece, end="", flush=True)  # noqa: T201
+        pass_on(piece, sys.stdout)
 
 
 def _print_json(content: Any) -> None:

@@ -12,6 +12,7 @@ from raytorch.cli import data, jobs, records, studies, training
 from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app
 from raytorch.errors import RaytorchError, UserError
 from raytorch.service import secrets
+from raytorch.terminal import say
 
 app = new_app()
 for group in (training.app, studies.app, records.app, jobs.app):
@@ -40,5 +41,5 @@ def main() -> None:
 
 
 def _complain(message: str, status: int) -> None:
-    errors.print(message, style="red" if errors.is_terminal else "", markup=False, soft_wrap=True)
+    say(errors, message, "red" if errors.is_terminal else "")
     sys.exit(status)

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from raytorch.cli.common import AsJson, Storage, new_app, output
 from raytorch.model_files import ExportFormat
+from raytorch.terminal import cell, say
 
 app = new_app()
 
@@ -26,8 +27,11 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
         Column("run", overflow="fold"), "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None
     )
     for summary in found:
-        table.add_row(*_row(summary))
-    output.print(table if found else f"no runs in {storage}")
+        table.add_row(*map(cell, _row(summary)))
+    if found:
+        output.print(table)
+    else:
+        say(output, f"no runs in {storage}")
 
 
 @app.command()
@@ -41,7 +45,7 @@ def report(
     from raytorch.runs import find_run
 
     folder = find_run(run, storage)
-    output.print(str(write_report(folder, out or Path(f"{folder.name}.png"))), soft_wrap=True, markup=False)
+    say(output, write_report(folder, out or Path(f"{folder.name}.png")))
 
 
 @app.command()
@@ -60,14 +64,14 @@ def export(
 
     path = out or Path(f"{folder.name}{SUFFIXES[kind]}")
     differences = export_run(folder, kind, path, verify=verify)
-    output.print(str(path), soft_wrap=True, markup=False)
+    say(output, path)
     for difference in differences:
-        output.print(f"verified  {difference}", soft_wrap=True, markup=False)
+        say(output, f"verified  {difference}")
 
 
 def _state(summary: dict[str, Any]) -> str:
     """How a run stands, and of a failed one why, where that was no error in it."""
-    cause = summary.get("error", {}).get("cause", "error")
+    cause = (summary.get("error") or {}).get("cause", "error")
     return summary["state"] if cause == "error" else f"{summary['state']}: {cause}"
 
 
@@ -82,5 +86,5 @@ def _row(summary: dict[str, Any]) -> list[str]:
         number("loss", ".4f"),
         number("epochs", ".4g"),
         number("samples_per_s", ",.0f"),
-        format(summary.get("seconds", {}).get("total", 0), ".1f"),
+        format(summary.get("seconds", {}).get("total") or 0, ".1f"),
     ]

@@ -9,6 +9,7 @@ import typer
 
 from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, errors, new_app, output
 from raytorch.errors import UserError
+from raytorch.terminal import say_labelled
 
 app = new_app()
 
@@ -75,8 +76,8 @@ def scale(
         print(json.dumps(results))  # noqa: T201
         return
     output.print(table(results))
-    output.print(f"results   {study.folder.file(RESULTS_FILE)}", soft_wrap=True, markup=False)
-    output.print(f"picture   {picture}", soft_wrap=True, markup=False)
+    say_labelled(output, "results", study.folder.file(RESULTS_FILE))
+    say_labelled(output, "picture", picture)
 
 
 def _numbers(text: str) -> list[int]:

@@ -18,6 +18,7 @@ from raytorch.cli.common import (
     output,
 )
 from raytorch.errors import UserError
+from raytorch.terminal import say
 
 app = new_app()
 
@@ -66,7 +67,7 @@ def validate(
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    output.print(f"{len(files)} valid")
+    say(output, f"{len(files)} valid")
     return 0
 
 

@@ -8,6 +8,8 @@ from rich import box
 from rich.table import Column, Table
 
 from raytorch.storage import RunFolder
+from raytorch.terminal import cell
+from raytorch.text import shown_line
 
 PICTURE_FILE = "scaling.png"
 SHARES = {"compute": "C0", "communication": "C3", "data": "C2"}
@@ -24,7 +26,7 @@ def table(results: Mapping[str, Any]) -> Table:
     names = ("workers", "batch", "samples/s", "speed-up", "efficiency", "ms/step", "compute", "comm.", "data")
     drawn = Table(
         *(Column(name, justify="right", no_wrap=True) for name in names),
-        title=title(results),
+        title=cell(title(results)),
         caption="comm.: share of time in which a worker waits for the others' gradients",
         box=box.HORIZONTALS,
         padding=(0, 1, 0, 0),
@@ -49,7 +51,7 @@ def write_picture(results: Mapping[str, Any], folder: RunFolder) -> str:
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(title(results))
+    figure.suptitle(shown_line(title(results)), parse_math=False)
     rates, shares = figure.subplots(1, 2)
     _draw_rates(rates, results["sizes"])
     _draw_shares(shares, results["sizes"])

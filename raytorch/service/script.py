@@ -27,6 +27,7 @@ from raytorch.service import secrets
 from raytorch.service.job import Failure, failure_told
 from raytorch.service.tracebacks import ended, plain
 from raytorch.storage import LiveFiles, RunFolder, split
+from raytorch.text import shown
 
 LOG = "logs/driver.log"
 TAIL = 64 * 1024
@@ -182,7 +183,7 @@ def main() -> None:
     try:
         status = ScriptRun(RunFolder(*split(sys.argv[1])), ["python", *sys.argv[3:]]).run()
     except UserError as error:
-        sys.exit(str(error))
+        sys.exit(shown(error))
     sys.exit(status)
 
 

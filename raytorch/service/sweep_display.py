@@ -1,13 +1,16 @@
 """What a person sees of a sweep: on a terminal a live table of its trials, else a line for each that begins or ends."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from raytorch.sweep_file import Trial
+from raytorch.terminal import cell, say, say_labelled
+from raytorch.text import shown_line
 
 ENDED = ("finished", "stopped early", "stopped", "failed", "lost")
 COLORS = {"training": "cyan", "finished": "green", "stopped early": "yellow", "failed": "red", "lost": "red"}
@@ -34,7 +37,7 @@ class SweepDisplay:
         """Show the newest news."""
         if status.stopping and not self._stopping:
             self._stopping = True
-            self._console.print("stopping the trials after a last checkpoint; press Ctrl-C again to end at once")
+            say(self._console, "stopping the trials after a last checkpoint; press Ctrl-C again to end at once")
         if self._console.is_terminal:
             self._live.update(trial_table(self._trials, status.trials))
         else:
@@ -45,18 +48,18 @@ class SweepDisplay:
             state = row["state"]
             if state != self._states.get(trial.number) and (state == "starting" or state in ENDED):
                 words = [trial.name, f"{state:<13}", *_numbers(row, labelled=True), *_parameters(trial, labelled=True)]
-                self._console.print("  ".join(filter(None, words)), highlight=False, markup=False, soft_wrap=True)
+                say(self._console, shown_line("  ".join(filter(None, words))))
             self._states[trial.number] = state
 
 
 def trial_table(trials: Sequence[Trial], rows: Sequence[dict[str, Any]], best: str | None = None) -> Table:
     """The trials with their parameters and newest numbers; ``best`` names the one to point out."""
-    table = Table("trial", "state", *_headings(list(trials[0].parameters)), "epoch", "accuracy", "loss", box=None)
+    varied = [Column(cell(key)) for key in _headings(list(trials[0].parameters))]
+    table = Table("trial", "state", *varied, "epoch", "accuracy", "loss", box=None)
     for trial, row in zip(trials, rows, strict=True):
-        color = COLORS.get(row["state"], "")
-        state = f"[{color}]{row['state']}[/{color}]" if color else row["state"]
+        state = cell(row["state"], COLORS.get(row["state"], ""))
         style = "bold" if trial.name == best else None
-        table.add_row(trial.name, state, *_parameters(trial), *_numbers(row), style=style)
+        table.add_row(trial.name, state, *map(cell, _parameters(trial)), *_numbers(row), style=style)
     return table
 
 
@@ -75,21 +78,20 @@ def print_sweep(
     console.print(trial_table(trials, summary["trials"], best and best["trial"]))
     for row in summary["trials"]:
         if row["error"]:
-            text = f"{row['trial']} failed: {row['error']}"
-            console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{row['trial']} failed: {row['error']}", "red")
     states = [row["state"] for row in summary["trials"]]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     facts = [f"{len(trials)} trials: {', '.join(counts)}", f"{summary['seconds']:.1f} s"]
-    console.print("[bold]" + "  ·  ".join(facts) + "[/bold]", highlight=False, soft_wrap=True)
+    say(console, "  ·  ".join(facts), "bold")
     lines = [("sweep", path), ("results", f"{path}/results.csv"), ("picture", f"{path}/sweep.png")]
     if best:
         metric = summary["metric"]
         lines.insert(0, ("best", f"{best['trial']}  test {metric} {best[metric]:.4f}"))
-        lines.append(("train it", f"raytorch train {best['config']}"))
+        lines.append(("train it", f"raytorch train {shlex.quote(best['config'])}"))
     if summary["state"] == "stopped":
-        lines.append(("continue", f"{resume} {path}"))
-    for label, text in lines:  # whole, to be copied, however narrow the terminal
-        console.print(f"{label:<10}{text}", highlight=False, markup=False, soft_wrap=True)
+        lines.append(("continue", f"{resume} {shlex.quote(path)}"))
+    for label, text in lines:
+        say_labelled(console, label, text)
 
 
 def _headings(keys: list[str]) -> list[str]:

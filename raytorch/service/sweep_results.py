@@ -11,6 +11,7 @@ from raytorch.config_file import dump
 from raytorch.runs import CONFIG_FILE, placed, read_history, read_summary
 from raytorch.storage import RunFolder
 from raytorch.sweep_file import Trial
+from raytorch.text import shown_line
 
 RESULTS_FILE = "results.csv"
 BEST_FILE = "best.yaml"
@@ -118,7 +119,7 @@ def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes
     columns = min(3, 1 + len(varied))
     lines = -(-(1 + len(varied)) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(shown_line(title), parse_math=False)
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     best = find_best(results, config.metric)
     _draw_curves(axes[0], config.metric, results, best)
@@ -165,7 +166,7 @@ def _draw_parameter(axes: Any, config: SweepConfig, key: str, results: Sequence[
     if config.parameters[key].log_uniform:
         axes.set_xscale("log")
     if not numeric:
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), map(shown_line, names), parse_math=False)
         axes.margins(x=0.2)
     axes.set_xlabel(key)
     axes.set_title(f"last test {config.metric}", fontsize=10)

@@ -15,7 +15,7 @@ PACKAGE = Path(raytorch.__file__).parent
 ROWS = [
     "causes processes text",
     "errors",
-    "local_folder remote_folder",
+    "local_folder remote_folder terminal",
     "model_files",
     "config.section",
     "config.data config.models config.optimization",

@@ -145,12 +145,15 @@ def test_a_stopped_job_says_how_to_submit_what_goes_on(monkeypatch: pytest.Monke
     assert summary_lines(state="stopped")[-1] == "continue  raytorch submit --resume /data/runs/mine"
 
 
-@pytest.mark.parametrize("path", ["/data/" + "long/" * 40 + "mine", "/data/[old]/mine"])
-def test_paths_are_whole_on_a_narrow_terminal(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "quoted"),
+    [(long := "/data/" + "long/" * 40 + "mine", long), ("/data/[old]/mine", "'/data/[old]/mine'")],
+)
+def test_paths_are_whole_on_a_narrow_terminal(path: str, quoted: str) -> None:
     assert summary_lines(width=40, path=path, state="stopped")[1:] == [
         f"run       {path}",
-        f"curves    raytorch report {path}",
-        f"continue  raytorch train --resume {path}",
+        f"curves    raytorch report {quoted}",
+        f"continue  raytorch train --resume {quoted}",
     ]
 
 
