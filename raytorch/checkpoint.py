@@ -1,106 +1,178 @@
-"""Checkpoints of a run, saved and restored through Ray Train.
+"""Checkpoints of a run, which rank 0 saves into the run's folder and all ranks restore from there.
 
 A checkpoint is a folder ``checkpoint_<step>`` of the run with
 
 - ``model.safetensors``: the model's weights and buffers, and what it was built from,
-- ``state.pt``: optimizer, schedule, loader and random-number generators, loadable with ``weights_only=True``,
+- ``state.json`` and ``state.safetensors``: optimizer, loader and random-number generators (see
+  :mod:`raytorch.state_files`),
 - ``checkpoint.json``: step, epoch, metrics, configuration, versions, and the size of each file; written last.
 
-Nothing in it can run code. It is made beside the run and moved into place whole, so a process that is killed while it
-saves leaves no checkpoint rather than half of one.
+Nothing in it can run code. It is made beside its place and moved there whole, so a process that is killed while it
+saves leaves no checkpoint rather than half of one. The run's folder is the truth: what is complete there counts, and
+nothing else is written down of it.
 """
 
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import ray.train
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from raytorch.errors import CheckpointError, ModelFileError, RecordError
+from raytorch.config import Checkpointing
+from raytorch.errors import CheckpointError, ModelFileError, RunNotFoundError, UserError
 from raytorch.models import Architecture
-from raytorch.records import CheckpointManifest, parse_record
-from raytorch.runs import CHECKPOINT_MANIFEST, CHECKPOINT_NAME, CHECKPOINT_PREFIX, MODEL_FILE, is_complete_checkpoint
-from raytorch.serialization import load_state, load_weights, save_model
+from raytorch.runs import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_MANIFEST,
+    MODEL_FILE,
+    RESUME_FROM_ANOTHER,
+    checkpoint_name,
+    checkpoint_names,
+    checkpoint_step,
+    is_complete_checkpoint,
+    parse_manifest,
+    read_manifest,
+    require_format,
+)
+from raytorch.serialization import load_tensors, save_model
+from raytorch.state_files import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
 from raytorch.storage import RunFolder
 
-STATE_FILE = "state.pt"
 STAGING = ".saving-"
-_STAGED = re.compile(rf"{re.escape(STAGING)}[0-9a-f]{{32}}")
-FORMAT = 1
 
+_STAGED = re.compile(rf"{re.escape(STAGING)}[0-9a-f]{{32}}")
 logger = logging.getLogger("raytorch")
 
 
-def report_checkpoint(
-    folder: RunFolder,
-    model: nn.Module,
-    architecture: Architecture,
-    state: dict[str, Any],
-    manifest: dict[str, Any],
-    metrics: dict[str, float],
-) -> None:
-    """Save a checkpoint and report it to Ray Train, which uploads it while training goes on.
+class Checkpoints:
+    """The checkpoints in a run's folder, in the hands of rank 0.
 
-    To be called by rank 0, while all other ranks call :func:`report_metrics` with the same metrics.
+    At any time there are at most ``keep`` + 2: the best, the latest, and the one that is being saved.
 
     Args:
         folder: The run's folder.
-        model: The bare model, not its DDP wrapper.
-        architecture: What it was built from.
-        state: Nested dicts and lists of tensors and plain values.
-        manifest: ``step`` and whatever else a reader should know; JSON types only.
-        metrics: By which Ray Train ranks the checkpoint.
+        config: How many to keep, and by what they are ranked.
+        on_saved: Called once a checkpoint is complete in the folder.
     """
-    staged = _stage(folder, model, architecture, state, manifest)
 
-    def move_into_place(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        return _publish(folder, Path(checkpoint.path), name)
+    def __init__(self, folder: RunFolder, config: Checkpointing, on_saved: Callable[[], object]) -> None:
+        self._folder, self._config, self._on_saved = folder, config, on_saved
+        self._kept: dict[str, tuple[float, int]] = {}
+        """The complete checkpoints, by name, each with what it is ranked by."""
+        self._uploads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._upload: Future[None] | None = None
 
-    ray.train.report(
-        metrics,
-        checkpoint=ray.train.Checkpoint.from_directory(staged),
-        checkpoint_dir_name=checkpoint_name(manifest["step"]),
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=move_into_place,
-        delete_local_checkpoint_after_upload=False,
-    )
+    def recover(self) -> str | None:
+        """Put the folder in order after whatever happened to earlier attempts; the name of its newest checkpoint.
 
+        What was complete but not yet in place is put there, and what was not is deleted.
+        """
+        folder = self._folder
+        for staged in filter(_STAGED.fullmatch, folder.folders() if folder.is_local else []):
+            if is_complete_checkpoint(folder, staged):
+                name = checkpoint_name(read_manifest(folder, staged).step)
+                if not is_complete_checkpoint(folder, name):
+                    folder.delete(name)
+                    Path(folder.file(staged)).replace(folder.file(name))
+                    logger.info("put %s in place, which an earlier attempt had written", name)
+            folder.delete(staged)
+        for name in checkpoint_names(folder):
+            if is_complete_checkpoint(folder, name):
+                manifest = read_manifest(folder, name)
+                self._kept[name] = self._rank(name, manifest.metrics if manifest.evaluated else {})
+            else:
+                folder.delete(name)
+        self._prune()
+        return max(self._kept, key=checkpoint_step, default=None)
 
-def report_metrics(metrics: dict[str, float], step: int) -> None:
-    """The other ranks' part in :func:`report_checkpoint`."""
-    ray.train.report(
-        metrics,
-        checkpoint_dir_name=checkpoint_name(step),
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-    )
+    def save(
+        self, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
+    ) -> None:
+        """Save a checkpoint: into a local folder at once, to an object store while training goes on.
 
+        One that is still on its way there is waited for first.
 
-def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint's folder after so many optimizer steps."""
-    return f"{CHECKPOINT_PREFIX}{step:08d}"
+        Args:
+            model: The bare model, not its DDP wrapper.
+            architecture: What it was built from.
+            state: Nested dictionaries and lists of tensors and of what JSON has.
+            manifest: ``step``, ``metrics``, whether they are those of this very model (``evaluated``), and whatever
+                else a reader should know; JSON types only.
 
+        Raises:
+            UserError: The storage is full, or cannot be written.
+        """
+        self.wait()
+        staged = _stage(self._folder, model, architecture, state, manifest)
+        if self._folder.is_local:
+            self._publish(staged, manifest)
+        else:
+            self._upload = self._uploads.submit(self._publish, staged, manifest)
 
-def delete_leftovers(folder: RunFolder) -> None:
-    """Delete what killed processes left of checkpoints that they had not finished."""
-    for name in folder.folders():
-        if _STAGED.fullmatch(name) or (CHECKPOINT_NAME.fullmatch(name) and not is_complete_checkpoint(folder, name)):
-            folder.delete(name)
+    def wait(self) -> None:
+        """Return once what was saved is complete in the folder. Raises UserError if it cannot be written there."""
+        upload, self._upload = self._upload, None
+        if upload:
+            upload.result()
+
+    def _publish(self, staged: Path, manifest: dict[str, Any]) -> None:
+        """Make a staged checkpoint appear under its name, complete from the first moment on."""
+        folder, name = self._folder, checkpoint_name(manifest["step"])
+        with _telling_faults(folder, staged):
+            if folder.is_local:
+                folder.delete(name)
+                staged.replace(folder.file(name))
+            else:
+                _send(folder, staged, name)
+            logger.info("saved %s", name)
+            self._kept[name] = self._rank(name, manifest["metrics"] if manifest["evaluated"] else {})
+            self._prune()
+        self._on_saved()
+
+    def _prune(self) -> None:
+        """Keep the best, and the latest."""
+        ranked = sorted(self._kept, key=self._kept.__getitem__)
+        latest = max(self._kept, key=checkpoint_step, default=None)
+        for name in ranked[: -self._config.keep]:
+            if name != latest:
+                self._folder.delete(name)
+                del self._kept[name]
+
+    def _rank(self, name: str, metrics: dict[str, float]) -> tuple[float, int]:
+        """Higher is better: by the metric, and without one of its own below all that have; among equals the newer."""
+        value = metrics.get(self._config.best_by, math.nan)
+        if math.isnan(value):
+            return -math.inf, checkpoint_step(name)
+        return value if self._config.best_by == "accuracy" else -value, checkpoint_step(name)
 
 
 @contextmanager
-def open_checkpoint(checkpoint: ray.train.Checkpoint) -> Iterator["SavedState"]:
-    """The content of a checkpoint, fetched from its storage if need be."""
-    with checkpoint.as_directory() as path:
-        yield SavedState(Path(path))
+def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
+    """The content of a checkpoint, fetched from its storage if need be, for whoever puts it to use in the block.
+
+    Raises:
+        CheckpointError: It is damaged, or what it holds is of no use there.
+    """
+    with _explaining_misfit(folder.file(name)):
+        if folder.is_local:
+            yield SavedState(Path(folder.file(name)))
+            return
+        with tempfile.TemporaryDirectory(prefix="raytorch-") as path:
+            for file in (CHECKPOINT_MANIFEST, MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE):
+                with suppress(RunNotFoundError):  # which is told below
+                    folder.fetch(f"{name}/{file}", Path(path, file))
+            yield SavedState(Path(path))
 
 
 class SavedState:
@@ -113,39 +185,45 @@ class SavedState:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         path = self._existing(CHECKPOINT_MANIFEST)
-        try:
-            content = parse_record(path.read_bytes(), str(path), CheckpointManifest)
-        except RecordError as error:
-            raise CheckpointError(f"{error}; resume from another checkpoint of the run") from None
-        if content.format != FORMAT:
-            raise CheckpointError(f"{folder} has format {content.format}; this raytorch reads format {FORMAT}")
-        self.manifest, self._sizes = content.model_dump(), content.files
+        self.manifest = parse_manifest(path.read_bytes(), str(path))
+        require_format(self.manifest, str(folder))
 
     def model(self, device: torch.device) -> dict[str, Tensor]:
         """The model's state dict on ``device``."""
         path = self._checked(MODEL_FILE)
         with _refusing_damage():
-            return load_weights(path, device)
+            return load_tensors(path, device)
 
     def state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """What was given as ``state`` when it was saved."""
-        path = self._checked(STATE_FILE)
+        for name in (STRUCTURE_FILE, TENSORS_FILE):
+            self._checked(name)
         with _refusing_damage():
-            state: dict[str, Any] = load_state(path, device)
-        return state
+            return load_saved_state(self._folder, device)
 
     def _existing(self, name: str) -> Path:
         path = self._folder / name
         if not path.exists():
-            raise CheckpointError(f"{path} is missing; resume from another checkpoint of the run")
+            raise CheckpointError(f"{path} is missing; {RESUME_FROM_ANOTHER}")
         return path
 
     def _checked(self, name: str) -> Path:
         path = self._existing(name)
-        size, expected = path.stat().st_size, self._sizes.get(name)
+        size, expected = path.stat().st_size, self.manifest.files.get(name)
         if size != expected:
-            raise CheckpointError(f"{path} has {size} bytes instead of {expected}; resume from another checkpoint")
+            raise CheckpointError(f"{path} has {size} bytes instead of {expected}; {RESUME_FROM_ANOTHER}")
         return path
+
+
+@contextmanager
+def _explaining_misfit(path: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"{path} does not fit the run ({reason}); {RESUME_FROM_ANOTHER}") from error
 
 
 @contextmanager
@@ -153,7 +231,7 @@ def _refusing_damage() -> Iterator[None]:
     try:
         yield
     except ModelFileError as error:
-        raise CheckpointError(f"{error}; or resume from another checkpoint of the run") from None
+        raise CheckpointError(f"{error}; or {RESUME_FROM_ANOTHER}") from None
 
 
 def _stage(
@@ -164,25 +242,35 @@ def _stage(
         staged = Path(folder.path, f"{STAGING}{uuid4().hex}")  # mkdtemp's folder only its owner could read
         staged.mkdir(parents=True)
     else:
-        staged = Path(tempfile.mkdtemp(prefix=STAGING))
-    save_model(model, staged / MODEL_FILE, architecture)
-    torch.save(state, staged / STATE_FILE)
-    sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
-    (staged / CHECKPOINT_MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sizes, **manifest}, indent=2))
+        staged = Path(tempfile.mkdtemp(prefix="raytorch-"))
+    with _telling_faults(folder, staged):
+        save_model(model, staged / MODEL_FILE, architecture)
+        save_state(state, staged)
+        sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
+        text = json.dumps({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2)
+        (staged / CHECKPOINT_MANIFEST).write_text(text)
     return staged
 
 
-def _publish(folder: RunFolder, staged: Path, name: str) -> ray.train.Checkpoint:
-    """Make a staged checkpoint appear under its name, complete from the first moment on."""
-    folder.delete(name)  # a killed attempt may have got this far without being registered
-    if folder.is_local:
-        staged.replace(folder.file(name))
-    else:
-        manifest = staged / CHECKPOINT_MANIFEST
-        text = manifest.read_text()
-        manifest.unlink()
-        folder.upload(staged, name)
-        folder.write_text(f"{name}/{CHECKPOINT_MANIFEST}", text)
-        shutil.rmtree(staged)
-    logger.info("saved %s", name)
-    return ray.train.Checkpoint(folder.file(name), folder.filesystem)
+def _send(folder: RunFolder, staged: Path, name: str) -> None:
+    """Move a local folder to an object store: the manifest, without which it is no checkpoint, goes last."""
+    folder.delete(name)
+    manifest = staged / CHECKPOINT_MANIFEST
+    text = manifest.read_text()
+    manifest.unlink()
+    folder.upload(staged, name)
+    folder.write_text(f"{name}/{CHECKPOINT_MANIFEST}", text)
+    shutil.rmtree(staged)
+
+
+@contextmanager
+def _telling_faults(folder: RunFolder, staged: Path) -> Iterator[None]:
+    """Leave no half of a checkpoint behind where the storage fails in the block, as a full disk would stay full."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise UserError(
+            f"{folder}: a checkpoint cannot be written: {error}; free space there, lower checkpoint.keep or save less "
+            "often, and go on with --resume"
+        ) from error

@@ -39,8 +39,6 @@ class SavingElasticPolicy(ElasticScalingPolicy):
         """When the group started that the following is about."""
         self._resize: ResizeDecision | None = None
         """What is to follow the checkpoint that the workers have been asked for."""
-        self._saved: dict[int, int] = {}
-        """The step of each rank's newest report since then."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Called without a pause for as long as it decides to wait."""
@@ -58,17 +56,18 @@ class SavingElasticPolicy(ElasticScalingPolicy):
         if self._resize is None:
             decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if isinstance(decision, ResizeDecision):
-                self._resize, self._saved = decision, {}
+                self._resize = decision
                 self._monitor.request_save.remote()
             return NoopDecision()
-        for rank, status in worker_group_status.worker_statuses.items():
-            if status.training_report:
-                self._saved[rank] = status.training_report.metrics["step"]
-        if len(self._saved) < worker_group_state.num_workers or len(set(self._saved.values())) > 1:
-            return NoopDecision()  # Ray Train knows of a checkpoint when all ranks have reported it
+        if not self._is_saved():
+            return NoopDecision()
         self._monitor.resizing.remote()
         decision, self._resize = self._resize, None
         return decision
+
+    def _is_saved(self) -> bool:
+        answer = self._monitor.is_saved.remote()
+        return bool(ray.wait([answer], timeout=ANSWER_WAIT_S)[0] and ray.get(answer))
 
     def _get_reserved_resources(self) -> Any:
         """As Ray's own, but of the nodes that there are now: its coordinator looks only every 20 s by itself.

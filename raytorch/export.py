@@ -4,7 +4,8 @@ What is exported is the model's call: an image's or a clip's logits; of seq2seq 
 image and the targets before it. The batch may have any size, and so may the targets' length.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from raytorch import onnx
 from raytorch.agreement import Axes, Difference, evaluating, fresh_inputs, require_agreement
 from raytorch.datasets.sources import END, PAD
-from raytorch.errors import RunNotFoundError, UserError
+from raytorch.errors import ExportError, RunNotFoundError, UserError
 from raytorch.model_files import ExportFormat
 from raytorch.models import Architecture
 from raytorch.runs import MODEL_FILE, latest_checkpoint
@@ -39,6 +40,7 @@ SUFFIXES: dict[ExportFormat, str] = {
 }
 _OUTPUTS = ["logits"]
 _BATCH = 2
+logger = logging.getLogger("raytorch")
 
 
 def export_run(folder: RunFolder, kind: ExportFormat, path: Path, *, verify: bool = True) -> list[Difference]:
@@ -53,6 +55,28 @@ def export_run(folder: RunFolder, kind: ExportFormat, path: Path, *, verify: boo
         raise RunNotFoundError(f"{folder} has no complete checkpoint to export; train it further with --resume")
     with _local_copy(folder, f"{name}/{MODEL_FILE}") as weights:
         return export_model(load_model(weights), read_architecture(weights), kind, path, verify=verify)
+
+
+def export_finished(
+    model: nn.Module, architecture: Architecture, kinds: Sequence[ExportFormat], folder: Path
+) -> list[dict[str, Any]]:
+    """Write the model of a run that has finished into ``folder`` in each of several formats; see :func:`export_model`.
+
+    Returns:
+        Of each file what ``summary.json`` tells: its format, its place in the run's folder, how far it is off.
+    """
+    exports: list[dict[str, Any]] = []
+    for kind in kinds:
+        path = folder / f"model{SUFFIXES[kind]}"
+        try:
+            (difference,) = export_model(model, architecture, kind, path)
+        except ExportError as error:
+            raise ExportError(
+                f"the training finished and its model is saved, but not exported as {kind}: {error}"
+            ) from error
+        exports.append({"format": kind, "file": f"{folder.name}/{path.name}", "relative_error": difference.relative})
+        logger.info("exported %s, %s", path.name, difference)
+    return exports
 
 
 def export_model(

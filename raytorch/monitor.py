@@ -77,6 +77,7 @@ class RunMonitor:
     def __init__(self) -> None:
         self._status = Status()
         self._save_wanted = False
+        self._saved = False
 
     def status(self) -> Status:
         """All of it."""
@@ -118,10 +119,19 @@ class RunMonitor:
 
     def request_save(self) -> None:
         """Ask the workers to save a checkpoint and go on."""
-        self._save_wanted = True
+        self._save_wanted, self._saved = True, False
+
+    def saved(self) -> None:
+        """A checkpoint is complete in the run's folder."""
+        self._saved = True
+
+    def is_saved(self) -> bool:
+        """Whether one has become so since the workers were asked for it."""
+        return self._saved
 
     def resizing(self) -> None:
-        """Another number of workers takes over."""
+        """Another number of workers takes over, which have nothing new to save."""
+        self._save_wanted = False
         self._status.resizes += 1
 
 

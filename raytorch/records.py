@@ -90,12 +90,18 @@ class Summary(_Record):
 class CheckpointManifest(_Record):
     """A checkpoint's ``checkpoint.json``."""
 
-    format: int = 1
+    format: int
     files: dict[FileName, NonNegativeInt]
-    step: Count = 0
+    """The size of each."""
+    step: Annotated[int, Field(ge=0, lt=10**12)]
     epoch: float = 0.0
     metrics: dict[str, float] = {}
+    """The outcome of the newest evaluation."""
+    evaluated: bool = False
+    """Whether that was of this very model."""
     seconds: dict[str, float] = {}
+    """Spent until then, by phase."""
+    config: dict[str, Any] = {}
 
 
 class SweepRecord(_Record):

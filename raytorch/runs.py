@@ -8,15 +8,16 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.config_file import parse
-from raytorch.errors import ConfigError, RecordError, RunExistsError, RunNotFoundError, UserError
+from raytorch.errors import CheckpointError, ConfigError, RecordError, RunExistsError, RunNotFoundError, UserError
 from raytorch.metrics import METRICS_FILE, read_metrics
-from raytorch.records import CheckpointManifest, Summary, moment, read_record
+from raytorch.records import CheckpointManifest, Summary, moment, parse_record, read_record
 from raytorch.storage import RunFolder, absolute, in_job, is_relative, locate, run_folders, split
 from raytorch.text import shown
 
@@ -31,6 +32,9 @@ CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}[0-9]{{8,12}}")
 """Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""
+CHECKPOINT_FORMAT = 2
+"""1 had a pickle of tensors, ``state.pt``."""
+RESUME_FROM_ANOTHER = "delete that checkpoint to resume from the one before it"
 HEARTBEAT_S = 30.0
 """Seconds between two signs of life of a run's driver in its summary."""
 LOST_AFTER_S = 150.0
@@ -43,11 +47,9 @@ logger = logging.getLogger("raytorch")
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A configuration that is ready to run: with its final name, absolute paths, and what it continues from."""
+    """A configuration that is ready to run: with its final name and absolute paths."""
 
     config: RunConfig
-    resume_from: str | None = None
-    """Name of the checkpoint in the run's folder to begin with."""
 
     @property
     def folder(self) -> RunFolder:
@@ -64,7 +66,7 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
     """
     name = checked_name(name) if name is not None else timed_name(config.name)
     plan = RunPlan(placed(config, name, config.storage))
-    if plan.folder.exists(CONFIG_FILE):
+    if plan.folder.exists(CONFIG_FILE) or latest_checkpoint(plan.folder):
         raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
     return plan
 
@@ -101,34 +103,81 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
     Raises:
         RunNotFoundError: There is no such run.
         ConfigError: The changed configuration trains another model, or on other data; or the run's own is unreadable.
+        CheckpointError: The checkpoint has the format of another raytorch.
     """
     folder = find_run(run, config.storage if config else storage)
-    latest = latest_checkpoint(folder)
+    if latest := latest_checkpoint(folder):
+        require_format(read_manifest(folder, latest), folder.file(latest))
     before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
     if config is None:
-        return RunPlan(before, latest)
+        return RunPlan(before)
     config = placed(config, folder.name, folder.storage)
     for part in ("data", "model", "seed", "batch_size"):
         if getattr(config, part) != getattr(before, part):
             raise ConfigError(
                 f"{part} differs from the run that is resumed ({folder.file(CONFIG_FILE)}); it cannot change"
             )
-    return RunPlan(config, latest)
+    return RunPlan(config)
 
 
 def latest_checkpoint(folder: RunFolder) -> str | None:
     """Name of the newest complete checkpoint in a run's folder."""
-    names = [name for name in folder.folders() if CHECKPOINT_NAME.fullmatch(name)]
+    names = checkpoint_names(folder)
     return next((name for name in reversed(names) if is_complete_checkpoint(folder, name)), None)
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint's folder after so many optimizer steps."""
+    return f"{CHECKPOINT_PREFIX}{step:08d}"
+
+
+def checkpoint_step(name: str) -> int:
+    """The step that :func:`checkpoint_name` was given."""
+    return int(name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def checkpoint_names(folder: RunFolder) -> list[str]:
+    """The folders in a run's that are named as checkpoints are, complete or not, oldest first."""
+    named = [name for name in folder.folders() if CHECKPOINT_NAME.fullmatch(name)]
+    return sorted((name for name in named if name == checkpoint_name(checkpoint_step(name))), key=checkpoint_step)
 
 
 def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
     """Whether all files that a checkpoint's manifest lists are there in full size."""
     try:
-        sizes = read_record(folder, f"{name}/{CHECKPOINT_MANIFEST}", CheckpointManifest).files
-    except (RunNotFoundError, RecordError):  # not there, no longer there, or damaged
+        sizes = read_manifest(folder, name).files
+    except (RunNotFoundError, CheckpointError):  # not there, no longer there, or damaged
         return False
     return all(folder.size(f"{name}/{file}") == size for file, size in sizes.items())
+
+
+def read_manifest(folder: RunFolder, name: str) -> CheckpointManifest:
+    """What a checkpoint says of itself.
+
+    Raises:
+        RunNotFoundError: There is no such checkpoint.
+        CheckpointError: What it says is damaged.
+    """
+    path = f"{name}/{CHECKPOINT_MANIFEST}"
+    return parse_manifest(folder.read_bytes(path), folder.file(path))
+
+
+def parse_manifest(text: bytes, path: str) -> CheckpointManifest:
+    """The content of a ``checkpoint.json``, which is at ``path``. Raises CheckpointError."""
+    try:
+        return parse_record(text, path, CheckpointManifest)
+    except RecordError as error:
+        raise CheckpointError(f"{error}; {RESUME_FROM_ANOTHER}") from None
+
+
+def require_format(manifest: CheckpointManifest, path: str) -> None:
+    """Refuse a checkpoint, which is at ``path``, that this raytorch cannot go on from. Raises CheckpointError."""
+    if manifest.format != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path} has format {manifest.format}, which cannot be resumed; this raytorch reads format "
+            f"{CHECKPOINT_FORMAT}; resume it with the raytorch that wrote it, or take its weights alone, with "
+            f"raytorch.serialization.load_model({str(Path(path) / MODEL_FILE)!r})"
+        )
 
 
 def find_run(run: str, storage: str) -> RunFolder:

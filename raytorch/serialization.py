@@ -28,8 +28,9 @@ from torch.jit import ScriptModule
 
 from raytorch.agreement import Axes, batch_axes, evaluating
 from raytorch.errors import ConfigError, ExportError, ModelFileError, UntrustedFileError
-from raytorch.model_files import Kind, read_safetensors_header, refuse_packed_archive, require
+from raytorch.model_files import Kind, read_safetensors_header, require
 from raytorch.models import Architecture
+from raytorch.torch_files import refuse_bombs
 
 METADATA_KEY = "raytorch"
 """Where a safetensors file's metadata has the model's architecture, as JSON."""
@@ -54,9 +55,7 @@ def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str,
     """
     path = Path(path)
     if require(path, Kind.SAFETENSORS, Kind.STATE_DICT) == Kind.SAFETENSORS:
-        read_safetensors_header(path)
-        with _explaining_damage(path):
-            return load_file(path, device=str(device))
+        return load_tensors(path, device)
     content = load_state(path, device)
     if not isinstance(content, dict):
         raise ModelFileError(f"{path} holds a {type(content).__name__}; expected a state dict, tensors by name")
@@ -69,19 +68,35 @@ def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str,
     return dict(content)
 
 
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name. Raises ModelFileError as :func:`load_weights` does."""
+    require(path, Kind.SAFETENSORS)
+    read_safetensors_header(path)
+    with _explaining_damage(path):
+        return load_file(path, device=str(device))
+
+
 def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
     """What ``torch.save`` wrote, if it is made of tensors, plain values, lists and dicts.
 
-    Nothing in the file is run, whatever it holds.
+    Nothing in the file is run, whatever it holds, and nothing is built that is larger than what it holds.
 
     Raises:
         ModelFileError: The file is missing, damaged, of another format, or holds anything else.
     """
     path = Path(path)
     require(path, Kind.STATE_DICT)
-    refuse_packed_archive(path)
+    refuse_bombs(path)
     with _explaining_damage(path), path.open("rb") as file:  # from the path torch.load would judge by its suffix
         return torch.load(file, map_location=device, weights_only=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, with the permissions that a new file has here."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)  # safetensors writes what only its owner can read
 
 
 # -- whole models ------------------------------------------------------------------------------------------------------
@@ -89,12 +104,7 @@ def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
 
 def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> None:
     """Write a model's weights and buffers as safetensors, with the ``architecture`` that :func:`load_model` builds."""
-    path = Path(path)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(weights, path, {METADATA_KEY: _architectures.dump_json(architecture).decode()})
-    path.chmod(mode)  # safetensors writes what only its owner can read
+    save_tensors(model.state_dict(), Path(path), {METADATA_KEY: _architectures.dump_json(architecture).decode()})
 
 
 def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:

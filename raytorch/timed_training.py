@@ -48,7 +48,7 @@ class TimedTraining(Training):
         if self.epoch_is_over:
             self.loader.next_epoch()
 
-    def save(self, metrics: dict[str, float] | None = None) -> None:
+    def save(self, *, evaluated: bool = False) -> None:
         pass
 
     def export(self) -> list[dict[str, Any]]:

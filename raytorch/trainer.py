@@ -61,11 +61,11 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
     import ray
 
     from raytorch.monitor import start_monitor
-    from raytorch.worker_group import BackgroundFit, forget_broken_snapshot, free_abandoned_resources
+    from raytorch.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
 
     with record.kept():
         monitor = start_monitor()
-        forget_broken_snapshot(plan.folder)
+        forget_snapshot(plan.folder)
         free_abandoned_resources()
         fit = BackgroundFit(_build_trainer(plan, monitor, record.started, work))
         try:
@@ -133,18 +133,13 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> A
     )
     return WorkerGroupTrainer(
         work,
-        train_loop_config={"config": config, "monitor": monitor, "started": started, "resume_from": plan.resume_from},
+        train_loop_config={"config": config, "monitor": monitor, "started": started},
         backend_config=ProcessGroupConfig(scaling.resolved_backend, scaling.timeout_s),
         scaling_config=scaling_config,
         **(_elastic_options(scaling_config, monitor) if elastic else {}),
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=config.storage,
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.checkpoint.keep,
-                checkpoint_score_attribute=config.checkpoint.best_by,
-                checkpoint_score_order="max" if config.checkpoint.best_by == "accuracy" else "min",
-            ),
             failure_config=ray.train.FailureConfig(max_failures=config.failure.max_restarts),
             callbacks=[StopOnFinalFailure(monitor)],
         ),

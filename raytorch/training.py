@@ -7,7 +7,6 @@ give up), because these follow from numbers that are reduced over all workers.
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,10 +15,11 @@ import ray
 import ray.train
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from raytorch import checkpoint as checkpoints
 from raytorch.allocator import keep_freed_memory
-from raytorch.collectives import all_gather, all_reduce
+from raytorch.checkpoint import Checkpoints, SavedState, open_checkpoint
+from raytorch.collectives import all_gather, all_reduce, broadcast
 from raytorch.config import RunConfig
 from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load
 from raytorch.distributed import (
@@ -31,13 +31,14 @@ from raytorch.distributed import (
     gradient_sync,
     leaving_process_group,
 )
-from raytorch.errors import DivergedError, ExportError
+from raytorch.errors import DivergedError
 from raytorch.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
 from raytorch.models import Architecture
 from raytorch.monitor import DriverLink, telling_failures
-from raytorch.optimizers import build_optimizer, build_schedule
+from raytorch.optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
 from raytorch.precision import Precision, choose_attention
 from raytorch.reproducibility import generator_states, restore_generators, seed_everything
+from raytorch.runs import checkpoint_name, checkpoint_step
 from raytorch.stopping import StopAgreement, Wish
 from raytorch.storage import LiveFiles, RunFolder
 from raytorch.tasks import build_task
@@ -58,8 +59,6 @@ class Job:
     """Handle of the run's :class:`~raytorch.monitor.RunMonitor`."""
     started: float
     """When the command began, in seconds since 1970."""
-    resume_from: str | None = None
-    """Name of the checkpoint in the run's folder to begin with, if Ray Train knows of none."""
 
 
 def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | None" = None) -> None:
@@ -126,23 +125,19 @@ class Training:
         net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
         self.net = data_parallel(net)
         self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
-        self.schedule = build_schedule(
-            config.schedule,
-            self.optimizer,
-            total_steps=self.total_steps,
-            steps_per_epoch=self.loader.steps_per_epoch,
-        )
+        self.step = 0
+        self.schedule = self._schedule()
         torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
 
-        self.step = 0
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
-        self.agreement = StopAgreement(self._sum_over_workers)
+        self.agreement = StopAgreement(lambda numbers: all_reduce(torch.tensor(numbers, device=device)).tolist())
         self.wish = Wish.GO_ON
         self.clock = PhaseClock()
         self.throughput = Throughput()
         self.driver = DriverLink(job.monitor) if worker.rank == 0 else None
         self.log: MetricsLog | None = None
+        self.checkpoints: Checkpoints | None = None
 
     def run(self) -> dict[str, Any]:
         """Train to the end."""
@@ -158,8 +153,10 @@ class Training:
                     self.save()
             if self.wish is Wish.STOP and self.step < self.total_steps:
                 self.save()
+                self.finish_saving()
                 return self.outcome("stopped")
             self.finish_epoch()
+        self.finish_saving()
         return self.outcome("finished", self.export())
 
     def batches(self) -> Iterator[list[MicroBatch]]:
@@ -226,7 +223,7 @@ class Training:
         every = self.config.checkpoint.every_epochs
         epoch_is_due = bool(exhausted and every and self.loader.epoch % every == 0)
         if epoch_is_due or self.save_is_due() or self.step == self.total_steps:
-            self.save(self.metrics)
+            self.save(evaluated=True)
         self.files.sync()
 
     @torch.no_grad()
@@ -257,20 +254,16 @@ class Training:
         every = self.config.checkpoint.every_steps
         return bool(every and self.step % every == 0) or self.wish is Wish.SAVE
 
-    def save(self, metrics: dict[str, float] | None = None) -> None:
-        """Save all that the next step depends on; ``metrics`` are the model's, if it was just evaluated."""
+    def save(self, *, evaluated: bool = False) -> None:
+        """Save all that the next step depends on; ``evaluated`` tells whether :attr:`metrics` are this model's."""
         self.reduce_losses()  # a diverged model must not become the latest checkpoint
         with self.clock.phase("checkpointing"):
-            best_by, device = self.config.checkpoint.best_by, self.worker.device
-            worst = sys.float_info.max  # not infinity, which Ray Train's JSON does not keep
-            reported = (metrics or {best_by: -worst if best_by == "accuracy" else worst}) | {"step": self.step}
+            device = self.worker.device
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
-            if not self.log:
-                checkpoints.report_metrics(reported, self.step)
+            if not self.checkpoints:
                 return
             state = {
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
+                "optimizer": optimizer_state(self.optimizer),
                 "loader": self.loader.state_dict(),
                 "generators": generators,
             }
@@ -278,42 +271,53 @@ class Training:
                 "step": self.step,
                 "epoch": self.epochs_done,
                 "metrics": self.metrics,
+                "evaluated": evaluated,
                 "seconds": self.clock.read(),
                 "config": self.config.model_dump(mode="json"),
                 "versions": versions(),
             }
-            checkpoints.report_checkpoint(self.folder, self.model, self.architecture, state, manifest, reported)
+            self.checkpoints.save(self.model, self.architecture, state, manifest)
+
+    def finish_saving(self) -> None:
+        """Wait for a checkpoint that is still on its way to the storage."""
+        if self.checkpoints and self.driver:
+            self.driver.tell({**self._position(), "phase": "saving"})
+            with self.clock.phase("checkpointing"):
+                self.checkpoints.wait()
 
     def restore(self) -> None:
-        """Continue from the latest checkpoint, if there is one, and open the records."""
-        saved = ray.train.get_checkpoint() or self._named_checkpoint()
+        """Continue from the newest checkpoint in the run's folder, if there is one, and open the records."""
+        newest = None
         if self.driver:
             ray.get(self.job.monitor.begin_attempt.remote())
-        if saved:
-            with checkpoints.open_checkpoint(saved) as content:
+            self.checkpoints = Checkpoints(self.folder, self.config.checkpoint, self.job.monitor.saved.remote)
+            newest = self.checkpoints.recover()
+        agreed = torch.tensor(checkpoint_step(newest) if newest else -1, device=self.worker.device)
+        step = int(broadcast(agreed))  # all begin with what rank 0 has found
+        if step >= 0:
+            with open_checkpoint(self.folder, checkpoint_name(step)) as content:
                 self._load(content)
-            logger.info("resumed from %s at step %d", saved.path, self.step)
+            logger.info("resumed from %s at step %d", checkpoint_name(step), self.step)
         if self.driver:
-            checkpoints.delete_leftovers(self.folder)
             self.files.extend(METRICS_FILE).close()
             self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)
             self.driver.tell(self._position())
 
-    def _named_checkpoint(self) -> ray.train.Checkpoint | None:
-        name = self.job.resume_from
-        return ray.train.Checkpoint(self.folder.file(name), self.folder.filesystem) if name else None
-
-    def _load(self, content: checkpoints.SavedState) -> None:
-        device = self.worker.device
-        self.model.load_state_dict(content.model(device))
+    def _load(self, content: SavedState) -> None:
+        self.model.load_state_dict(content.model(self.worker.device))
         state = content.state()
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.loader.load_state_dict(state["loader"])
-        self.step = content.manifest["step"]
-        self.metrics = content.manifest["metrics"]
-        self.clock = PhaseClock(content.manifest["seconds"])
+        self.step = content.manifest.step
+        self.schedule = self._schedule()
+        self.metrics = content.manifest.metrics
+        self.clock = PhaseClock(content.manifest.seconds)
         restore_generators(state["generators"], self.worker, seed=self.config.seed + self.step)
+
+    def _schedule(self) -> LambdaLR:
+        """The schedule at :attr:`step`."""
+        span = {"total_steps": self.total_steps, "steps_per_epoch": self.loader.steps_per_epoch}
+        return build_schedule(self.config.schedule, self.optimizer, **span, step=self.step)
 
     @property
     def epoch_is_over(self) -> bool:
@@ -333,26 +337,13 @@ class Training:
         """
         if not (self.driver and self.config.export):
             return []
-        from raytorch.export import SUFFIXES, export_model  # onnxruntime takes a second to import
+        from raytorch.export import export_finished  # onnxruntime takes a second to import
 
         self.driver.tell({**self._position(), "phase": "exporting"})
         model = self.architecture.build()  # on the CPU, in PyTorch's own layout
         model.load_state_dict(self.model.state_dict())
-        exports: list[dict[str, Any]] = []
-        place = self.files.make(EXPORT_FOLDER)
         with self.clock.phase("exporting"):
-            for kind in self.config.export:
-                name = f"model{SUFFIXES[kind]}"
-                try:
-                    (difference,) = export_model(model, self.architecture, kind, place / name)
-                except ExportError as error:
-                    raise ExportError(
-                        f"the training finished and its model is saved, but not exported as {kind}: {error}"
-                    ) from error
-                exports.append(
-                    {"format": kind, "file": f"{EXPORT_FOLDER}/{name}", "relative_error": difference.relative}
-                )
-                logger.info("exported %s, %s", name, difference)
+            exports = export_finished(model, self.architecture, self.config.export, self.files.make(EXPORT_FOLDER))
         self.files.sync()
         return exports
 
@@ -379,9 +370,6 @@ class Training:
         """Close the records."""
         if self.log:
             self.log.close()
-
-    def _sum_over_workers(self, values: list[float]) -> list[float]:
-        return all_reduce(torch.tensor(values, device=self.worker.device)).tolist()
 
     def _position(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,6 @@ that imports torch in the workers only. What it needs of Ray's internals is all 
 and tested in ``tests/integration/test_worker_group.py``.
 """
 
-import json
 import os
 import socket
 import threading
@@ -30,7 +29,6 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytorch.errors import UserError
 from raytorch.storage import RunFolder
 
 START_POLL_S = 0.05
@@ -183,19 +181,12 @@ def lost_workers(error: Exception) -> dict[int, Exception]:
     }
 
 
-def forget_broken_snapshot(folder: RunFolder) -> None:
-    """Delete Ray Train's list of a run's checkpoints if a killed driver left it unusable; Ray would refuse to start.
+def forget_snapshot(folder: RunFolder) -> None:
+    """Delete Ray Train's list of a run's checkpoints, which runs once left: it would go by the names in it.
 
-    The checkpoints themselves stay, and the run is told which one to resume from.
+    Raises:
+        UserError: It cannot be deleted.
     """
-    if not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME):
-        return
-    try:
-        listed = json.loads(folder.read_text(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))["checkpoint_results"]
-        if all(folder.exists(result["checkpoint_dir_name"]) for result in listed):
-            return
-    except (ValueError, KeyError, TypeError, UserError):
-        pass
     folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
 
 

@@ -91,13 +91,17 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken. Raises CheckpointError if that was on another number of samples."""
-        permutation = state["permutation"]
-        if not torch.equal(permutation.sort().values, torch.arange(len(self._dataset))):
+        epoch, position, permutation = state["epoch"], state["position"], state["permutation"]
+        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(permutation):
+            raise CheckpointError(f"the checkpoint's place in the data, epoch {epoch!r:.99}, is damaged")
+        if permutation.shape != (len(self._dataset),) or not torch.equal(
+            permutation.sort().values, torch.arange(len(self._dataset))
+        ):
             raise CheckpointError(
                 f"the checkpoint orders {len(permutation):,} training samples, the data set has "
                 f"{len(self._dataset):,}; resume with the data of the run that saved it"
             )
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.epoch, self.position = epoch, position
         self._permute(permutation)
 
     def _permute(self, permutation: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -162,9 +161,10 @@ def test_a_run_leaves_records_that_tell_all(finished: tuple[RunPlan, dict[str, A
 def test_nothing_in_a_checkpoint_is_code(finished: tuple[RunPlan, dict[str, Any]]) -> None:
     run, _ = finished
     checkpoint = Path(run.folder.path) / str(latest_checkpoint(run.folder))
-    assert sorted(path.name for path in checkpoint.iterdir()) == ["checkpoint.json", "model.safetensors", "state.pt"]
-    state = torch.load(checkpoint / "state.pt", weights_only=True)
-    assert state.keys() == {"optimizer", "schedule", "loader", "generators"}
+    names = ["checkpoint.json", "model.safetensors", "state.json", "state.safetensors"]
+    assert sorted(path.name for path in checkpoint.iterdir()) == names
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state.keys() == {"optimizer", "loader", "generators"}
 
 
 def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) -> None:
@@ -196,13 +196,32 @@ def test_a_model_that_does_not_fit_the_data_is_the_users_to_change(small_run: di
         train(plan(small_run, "misfit", model={"name": "vit", "patch": 3}))
 
 
-def test_half_the_workers_continue_a_run_whose_snapshot_was_cut_short(
+def snapshot_of(ray_version: str, *folders: str) -> str:
+    """Ray Train's own list of a run's checkpoints, as runs once left it: all but the last of them are to be deleted."""
+    results = [{"checkpoint_dir_name": name, "metrics": {"accuracy": 0.0, "step": 1}} for name in folders]
+    lists = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
+    lists += ("timed_out_validation_checkpoint_dir_names", "failed_validation_checkpoint_dir_names")
+    return json.dumps(
+        {
+            "ray_version": ray_version,
+            "checkpoint_results": results,
+            "checkpoint_report_indices": [*range(len(results))],
+            "latest_checkpoint_result": results[-1],
+            "current_report_index": len(results),
+            **{name: [] for name in lists},
+        }
+    )
+
+
+def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it(
     finished: tuple[RunPlan, dict[str, Any]], tmp_path: Path
 ) -> None:
     run, before = finished
     shutil.copytree(run.folder.path, tmp_path / "records")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("all of it")
     snapshot = tmp_path / "records" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-    os.truncate(snapshot, snapshot.stat().st_size // 2)
+    snapshot.write_text(snapshot_of(ray.__version__, "../precious", str(latest_checkpoint(run.folder))))
 
     scaling = run.config.scaling.model_copy(update={"workers": 1})
     narrower = run.config.model_copy(update={"storage": str(tmp_path), "epochs": 4, "scaling": scaling})
@@ -211,7 +230,8 @@ def test_half_the_workers_continue_a_run_whose_snapshot_was_cut_short(
     assert 3 * after["step"] == 4 * before["step"]
     assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
     assert math.isfinite(after["loss"])
-    json.loads(snapshot.read_text())
+    assert (tmp_path / "precious" / "thesis.tex").read_text() == "all of it"
+    assert not snapshot.exists()
 
 
 def test_a_watcher_that_fails_ends_the_run(small_run: dict[str, Any]) -> None:
@@ -243,4 +263,3 @@ def test_a_run_that_waits_for_room_is_stopped_at_once(small_run: dict[str, Any])
     summary = train(run, watch=press_ctrl_c)
     assert summary["state"] == read_summary(run.folder)["state"] == "stopped"
     assert latest_checkpoint(run.folder) is None
-    assert plan_resume(run.folder.path).resume_from is None

@@ -28,11 +28,9 @@ from raytorch.worker_group import (
     ProcessGroupConfig,
     WorkerGroupController,
     WorkerGroupTrainer,
-    forget_broken_snapshot,
+    forget_snapshot,
     free_abandoned_resources,
 )
-
-CHECKPOINT = "checkpoint_00000005"
 
 
 class TorchInController(ray.train.UserCallback):
@@ -177,33 +175,22 @@ print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys
 # -- the snapshot ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    """A run with a checkpoint that Ray's snapshot lists."""
+@pytest.mark.parametrize("text", ["", '{"checkpoint_results": [{"checkpoint_dir_name": "../precious"}]}'])
+def test_a_snapshot_is_deleted_and_nothing_that_it_names(tmp_path: Path, text: str) -> None:
     folder = RunFolder(str(tmp_path), "mine")
-    Path(folder.path, CHECKPOINT).mkdir(parents=True)
-    folder.write_json(
-        CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, {"checkpoint_results": [{"checkpoint_dir_name": CHECKPOINT}]}
-    )
-    return folder
-
-
-def test_a_snapshot_in_order_is_kept(folder: RunFolder) -> None:
-    forget_broken_snapshot(folder)
-    assert folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
-    folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
-    forget_broken_snapshot(folder)
-
-
-@pytest.mark.parametrize("text", ["", '{"checkpoint_results": [', "{}"])
-def test_a_damaged_snapshot_is_forgotten(folder: RunFolder, text: str) -> None:
+    (tmp_path / "precious").mkdir()
     folder.write_text(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, text)
-    forget_broken_snapshot(folder)
+    forget_snapshot(folder)
     assert not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
-    assert folder.folders() == [CHECKPOINT]
+    forget_snapshot(folder)  # that of a run which has none
+    assert (tmp_path / "precious").exists()
 
 
-def test_a_snapshot_that_lists_a_checkpoint_no_longer_there_is_forgotten(folder: RunFolder) -> None:
-    folder.delete(CHECKPOINT)
-    forget_broken_snapshot(folder)
-    assert not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+def test_a_link_in_place_of_a_snapshot_is_deleted_alone(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "mine")
+    precious = tmp_path / "precious"
+    precious.write_text("{}")
+    Path(folder.path).mkdir()
+    Path(folder.file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)).symlink_to(precious)
+    forget_snapshot(folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "precious"]

@@ -1,9 +1,11 @@
-"""A checkpoint appears whole or not at all, and loading one runs nothing."""
+"""A checkpoint appears whole or not at all, and loading one runs nothing and builds nothing larger than its files."""
 
+import errno
 import json
 import os
-import pickle
+import tempfile
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -12,14 +14,15 @@ from pyarrow import fs
 from torch import nn
 
 from raytorch import checkpoint, storage
-from raytorch.checkpoint import SavedState, delete_leftovers
-from raytorch.config import MlpModel
-from raytorch.errors import CheckpointError
+from raytorch.checkpoint import Checkpoints, SavedState, open_checkpoint
+from raytorch.config import Checkpointing, MlpModel
+from raytorch.errors import CheckpointError, UserError
 from raytorch.models import Architecture
 from raytorch.runs import is_complete_checkpoint, latest_checkpoint
 from raytorch.storage import RunFolder
 
 NAME = "checkpoint_00000003"
+ANOTHER = "delete that checkpoint to resume from the one before it"
 CPU = torch.device("cpu")
 ANY = Architecture(MlpModel(), (1, 8, 8), 10)
 
@@ -42,110 +45,302 @@ def folder(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-def stage(folder: RunFolder, fill: float = 1.0) -> Path:
-    """A checkpoint of a small model whose weights are all ``fill``."""
+def small_model(fill: float = 1.0) -> nn.Module:
+    """A model whose weights are all ``fill``."""
     model = nn.Linear(2, 3)
     nn.init.constant_(model.weight, fill)
-    state = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "position": 7}
-    return checkpoint._stage(folder, model, ANY, state, {"step": 3, "epoch": 0.5})
+    return model
 
 
-def save(folder: RunFolder, tmp_path: Path) -> Path:
-    checkpoint._publish(folder, stage(folder), NAME)
+STATE = {"optimizer": [{"exp_avg": torch.ones(3)}], "position": 7}
+
+
+def stage(folder: RunFolder, fill: float = 1.0) -> Path:
+    """A checkpoint that is complete, and not in its place."""
+    return checkpoint._stage(folder, small_model(fill), ANY, STATE, manifest(3))
+
+
+def manifest(step: int, accuracy: float | None = None) -> dict[str, Any]:
+    """That of a model which was evaluated, if an accuracy is given."""
+    metrics = {"accuracy": accuracy or 0.0, "loss": 1.0 - (accuracy or 0.0)}
+    return {"step": step, "epoch": 0.5, "metrics": metrics, "evaluated": accuracy is not None}
+
+
+def keeper(folder: RunFolder, **config: Any) -> Checkpoints:
+    """Rank 0's checkpoints, after a start in that folder."""
+    checkpoints = Checkpoints(folder, Checkpointing(**config), lambda: None)
+    checkpoints.recover()
+    return checkpoints
+
+
+def save(folder: RunFolder, tmp_path: Path, fill: float = 1.0) -> Path:
+    checkpoints = keeper(folder)
+    checkpoints.save(small_model(fill), ANY, STATE, manifest(3))
+    checkpoints.wait()
     return tmp_path / "run" / NAME
 
 
+def there(folder: RunFolder) -> list[int]:
+    """The steps of the checkpoints that are there."""
+    return [int(name.removeprefix("checkpoint_")) for name in folder.folders() if name.startswith("checkpoint_")]
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
 def test_what_was_saved_comes_back(folder: RunFolder, tmp_path: Path) -> None:
-    saved = SavedState(save(folder, tmp_path))
-    assert saved.manifest["step"] == 3
-    assert torch.equal(saved.model(CPU)["weight"], torch.ones(3, 2))
-    state = saved.state()
+    save(folder, tmp_path)
+    with open_checkpoint(folder, NAME) as saved:
+        assert (saved.manifest.step, saved.manifest.epoch) == (3, 0.5)
+        assert torch.equal(saved.model(CPU)["weight"], torch.ones(3, 2))
+        state = saved.state()
     assert state["position"] == 7
-    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], torch.ones(3))
+    assert torch.equal(state["optimizer"][0]["exp_avg"], torch.ones(3))
 
 
 def test_weights_are_saved_contiguous_whatever_their_layout(local: RunFolder, tmp_path: Path) -> None:
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    checkpoint._publish(local, checkpoint._stage(local, model, ANY, {}, {"step": 3}), NAME)
+    keeper(local).save(model, ANY, {}, manifest(3))
     assert torch.equal(SavedState(tmp_path / "run" / NAME).model(CPU)["weight"], model.weight)
 
 
-def test_a_staged_checkpoint_is_not_there_yet(folder: RunFolder) -> None:
-    staged = stage(folder)
-    assert latest_checkpoint(folder) is None
-    published = checkpoint._publish(folder, staged, NAME)
-    assert latest_checkpoint(folder) == NAME
-    assert (published.path, published.filesystem) == (folder.file(NAME), folder.filesystem)
-    assert not staged.exists()
+def test_a_local_checkpoint_is_in_place_when_it_has_been_saved_and_can_be_read_by_others(local: RunFolder) -> None:
+    keeper(local).save(small_model(), ANY, STATE, manifest(3))  # and nobody waits for it
+    assert latest_checkpoint(local) == NAME
+    assert Path(local.file(NAME)).stat().st_mode == Path(local.path).stat().st_mode
+    assert there(local) == [3]
 
 
-def test_a_local_checkpoint_is_staged_beside_its_place_and_can_be_read_by_others(local: RunFolder) -> None:
-    Path(local.path).mkdir()
-    staged = stage(local)
-    assert staged.parent == Path(local.path)  # so that moving it is one rename
-    assert staged.name.startswith(".saving-")
-    assert staged.stat().st_mode == staged.parent.stat().st_mode
+def test_a_checkpoint_is_told_of_once_it_is_complete(folder: RunFolder) -> None:
+    told: list[Any] = []
+    checkpoints = Checkpoints(folder, Checkpointing(), lambda: told.append(latest_checkpoint(folder)))
+    checkpoints.recover()
+    for step in (3, 6):
+        checkpoints.save(small_model(), ANY, STATE, manifest(step))
+        checkpoints.wait()
+    assert told == [NAME, "checkpoint_00000006"]
+
+
+def test_training_goes_on_while_one_checkpoint_is_sent_and_waits_before_it_saves_another(
+    remote: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go, sent, upload = Event(), [], RunFolder.upload
+
+    def upload_slowly(self: RunFolder, local: Path, name: str = "") -> None:
+        assert may_go.wait(60)
+        upload(self, local, name)
+        sent.append(name)
+
+    monkeypatch.setattr(RunFolder, "upload", upload_slowly)
+    checkpoints = keeper(remote)
+    checkpoints.save(small_model(), ANY, STATE, manifest(3))  # returns, though nothing may be sent
+    assert (sent, latest_checkpoint(remote)) == ([], None)
+    Timer(0.1, may_go.set).start()
+    checkpoints.save(small_model(), ANY, STATE, manifest(6))
+    assert sent[0] == NAME
+    checkpoints.wait()
+    assert there(remote) == [3, 6]
 
 
 def test_the_manifest_is_sent_last(remote: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    staged = stage(remote)
-
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "write_text", killed)
+    checkpoints = keeper(remote)
+    checkpoints.save(small_model(), ANY, STATE, manifest(3))
     with pytest.raises(KeyboardInterrupt):
-        checkpoint._publish(remote, staged, NAME)
+        checkpoints.wait()
     assert sorted(file.name for file in Path(remote.filesystem.base_path, "run", NAME).iterdir()) == [
         "model.safetensors",
-        "state.pt",
+        "state.json",
+        "state.safetensors",
     ]
     assert not is_complete_checkpoint(remote, NAME)
-    delete_leftovers(remote)
+    keeper(remote)
     assert remote.folders() == []
 
 
-def test_a_checkpoint_of_a_killed_attempt_is_replaced(folder: RunFolder, tmp_path: Path) -> None:
-    save(folder, tmp_path)
-    checkpoint._publish(folder, stage(folder, fill=5.0), NAME)
+@pytest.mark.parametrize("kind", ["model", "state", "manifest"])
+def test_a_full_disk_is_told_and_no_half_of_a_checkpoint_stays_on_it(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    checkpoints = keeper(folder)
+    checkpoints.save(small_model(), ANY, STATE, manifest(3))
+    checkpoints.wait()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = {"model": (checkpoint, "save_model"), "state": (checkpoint, "save_state"), "manifest": (json, "dumps")}[
+        kind
+    ]
+    monkeypatch.setattr(*target, full)
+    with pytest.raises(UserError, match=r"run: a checkpoint cannot be written: .*No space left on device; free space"):
+        checkpoints.save(small_model(), ANY, STATE, manifest(6))
+    monkeypatch.undo()
+    assert folder.folders() == [NAME]
+    assert [*temporary.iterdir()] == []
+    assert is_complete_checkpoint(folder, NAME)
+
+
+# -- which are kept ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"keep": 1}, [3, 6]),  # the best, and always the latest
+        ({"keep": 2}, [3, 4, 6]),
+        ({"keep": 3}, [3, 4, 5, 6]),
+        ({"keep": 9}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+@pytest.mark.parametrize("best_by", ["accuracy", "loss"])
+def test_the_best_are_kept_and_always_the_latest(
+    folder: RunFolder, config: dict[str, Any], kept: list[int], best_by: str
+) -> None:
+    checkpoints = keeper(folder, best_by=best_by, **config)
+    for step, accuracy in enumerate([0.5, 0.6, 0.9, 0.8, 0.7, None], start=1):
+        checkpoints.save(small_model(), ANY, STATE, manifest(step, accuracy))
+        checkpoints.wait()
+    assert there(folder) == kept
+    keeper(folder, best_by=best_by, **config)
+    assert there(folder) == kept
+    keeper(folder, best_by=best_by, keep=1)  # what is on the disk goes by the configuration of the day
+    assert there(folder) == [3, 6]
+
+
+def test_among_those_that_were_not_evaluated_the_newest_are_kept_also_over_a_change_of_digits(
+    folder: RunFolder,
+) -> None:
+    checkpoints = keeper(folder, keep=2)
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        checkpoints.save(small_model(), ANY, STATE, manifest(step))
+        checkpoints.wait()
+    assert sorted(there(folder)) == [99_999_999, 100_000_000]
+    assert latest_checkpoint(folder) == keeper(folder).recover() == "checkpoint_100000000"
+
+
+def test_there_are_never_more_than_two_beyond_those_to_keep(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete, most = RunFolder.delete, 0
+
+    def count(self: RunFolder, name: str) -> None:
+        nonlocal most
+        most = max(most, len([name for name in self.folders() if name.startswith(("checkpoint_", ".saving-"))]))
+        delete(self, name)
+
+    monkeypatch.setattr(RunFolder, "delete", count)
+    checkpoints = keeper(folder, keep=2)
+    for step in range(1, 20):
+        checkpoints.save(small_model(), ANY, STATE, manifest(step, 1 / step if step % 3 == 0 else None))
+    checkpoints.wait()
+    assert most == 4
+    assert len(there(folder)) <= 3
+
+
+# -- after a kill ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_was_complete_when_the_kill_came_is_put_in_place(local: RunFolder) -> None:
+    stage(local)
+    assert latest_checkpoint(local) is None
+    assert Checkpoints(local, Checkpointing(), lambda: None).recover() == latest_checkpoint(local) == NAME
+    assert local.folders() == [NAME]
+
+
+def test_one_that_replaces_what_a_killed_attempt_left_is_put_in_place(local: RunFolder, tmp_path: Path) -> None:
+    save(local, tmp_path)
+    (tmp_path / "run" / NAME / "model.safetensors").unlink()  # a kill while it was deleted, to be replaced
+    stage(local, fill=5.0)
+    keeper(local)
     assert torch.equal(SavedState(tmp_path / "run" / NAME).model(CPU)["weight"], torch.full((3, 2), 5.0))
+    assert local.folders() == [NAME]
 
 
 def test_only_leftovers_are_deleted(local: RunFolder, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     save(local, tmp_path)
-    stage(local)
-    incomplete = tmp_path / "run" / "checkpoint_00000009"
+    (stage(local) / "checkpoint.json").unlink()
+    incomplete = run / "checkpoint_00000009"
     incomplete.mkdir()
     (incomplete / "model.safetensors").write_bytes(b"half")
-    (tmp_path / "run" / "logs").mkdir()
-    (tmp_path / "run" / "checkpoint_notes.txt").write_text("a file of the user's")
-    delete_leftovers(local)
-    assert sorted(path.name for path in Path(local.path).iterdir()) == [NAME, "checkpoint_notes.txt", "logs"]
+    for name in ("logs", "checkpoint_best", ".saving-mine", "checkpoint_000000003"):
+        (run / name).mkdir()
+    (run / "checkpoint_notes.txt").write_text("a file of the user's")
+    keeper(local)
+    kept = [".saving-mine", NAME, "checkpoint_000000003", "checkpoint_best", "checkpoint_notes.txt", "logs"]
+    assert sorted(path.name for path in run.iterdir()) == sorted(kept)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+def test_what_links_in_the_folder_point_to_is_left_alone(local: RunFolder, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "model.safetensors").write_bytes(b"mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / NAME).symlink_to(precious)
+    (run / f".saving-{'0' * 32}").symlink_to(precious)
+    keeper(local)
+    assert [path.name for path in precious.iterdir()] == ["model.safetensors"]
+    assert local.folders() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "../../precious"},
+        {"step": -1},
+        {"step": 10**30},
+        {"files": None},
+        {"files": {"../../precious/f": 1}},
+        {"files": {"model.safetensors": "3"}},
+        {"metrics": []},
+        {"metrics": {"accuracy": "good"}},
+        {"seconds": {"training": None}},
+        {"format": None},
+    ],
+)
+def test_a_manifest_of_another_form_makes_no_checkpoint(local: RunFolder, tmp_path: Path, changes: Any) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "f").write_text("1")
+    for path in (save(local, tmp_path), stage(local)):
+        content = json.loads((path / "checkpoint.json").read_text())
+        (path / "checkpoint.json").write_text(json.dumps(content | changes))
+    keeper(local)
+    assert local.folders() == []
+    assert (tmp_path / "precious" / "f").exists()
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "state.safetensors"])
 def test_a_file_that_is_missing_is_named(local: RunFolder, tmp_path: Path, name: str) -> None:
     path = save(local, tmp_path) / name
     path.unlink()
     with pytest.raises(CheckpointError) as failure:
         read_all(path.parent)
-    assert str(failure.value) == f"{path} is missing; resume from another checkpoint of the run"
+    assert str(failure.value) == f"{path} is missing; {ANOTHER}"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "state.safetensors"])
 def test_a_file_that_was_cut_short_is_named(local: RunFolder, tmp_path: Path, name: str) -> None:
     path = save(local, tmp_path) / name
     size = path.stat().st_size
     os.truncate(path, size - 1)
     with pytest.raises(CheckpointError) as failure:
         read_all(path.parent)
-    assert str(failure.value) == f"{path} has {size - 1} bytes instead of {size}; resume from another checkpoint"
+    assert str(failure.value) == f"{path} has {size - 1} bytes instead of {size}; {ANOTHER}"
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as failure:
         SavedState(tmp_path)
-    assert str(failure.value) == f"{tmp_path}/checkpoint.json is missing; resume from another checkpoint of the run"
+    assert str(failure.value) == f"{tmp_path}/checkpoint.json is missing; {ANOTHER}"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}'])
@@ -154,16 +349,30 @@ def test_a_manifest_that_is_damaged_is_refused(tmp_path: Path, text: str) -> Non
     with pytest.raises(CheckpointError) as failure:
         SavedState(tmp_path)
     assert str(failure.value).startswith(f"{tmp_path}/checkpoint.json is damaged, or none of raytorch's: ")
-    assert str(failure.value).endswith("; resume from another checkpoint of the run")
+    assert str(failure.value).endswith(f"; {ANOTHER}")
 
 
-def test_another_format_is_refused(local: RunFolder, tmp_path: Path) -> None:
+def test_an_older_format_is_refused_with_what_to_do(local: RunFolder, tmp_path: Path) -> None:
     path = save(local, tmp_path)
-    manifest = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps(manifest | {"format": 2}))
+    change_manifest(path, format=1)
     with pytest.raises(CheckpointError) as failure:
         SavedState(path)
-    assert str(failure.value) == f"{path} has format 2; this raytorch reads format 1"
+    assert str(failure.value) == (
+        f"{path} has format 1, which cannot be resumed; this raytorch reads format 2; resume it with the raytorch that "
+        f"wrote it, or take its weights alone, with raytorch.serialization.load_model('{path}/model.safetensors')"
+    )
+
+
+def change_manifest(path: Path, **changes: Any) -> None:
+    manifest = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(manifest | changes))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace one of a checkpoint's files, of which the manifest says that it is right."""
+    path.write_bytes(content)
+    manifest = json.loads((path.parent / "checkpoint.json").read_text())
+    change_manifest(path.parent, files=manifest["files"] | {path.name: len(content)})
 
 
 class Hostile:
@@ -176,24 +385,61 @@ class Hostile:
         return os.mkdir, (str(self.trace),)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pickle_in_place_of_a_file_runs_nothing(local: RunFolder, tmp_path: Path, name: str, packed: bool) -> None:
+    trace, path, plain = tmp_path / "was-here", save(local, tmp_path) / name, tmp_path / "plain"
+    torch.save(Hostile(trace), plain, _use_new_zipfile_serialization=packed)
+    replace(path, plain.read_bytes())
+    with pytest.raises(CheckpointError) as failure:
+        read_all(path.parent)
+    assert str(failure.value).startswith(f"{path} is ")
+    assert str(failure.value).endswith(f"; or {ANOTHER}")
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize(
-    ("write", "told"),
+    ("text", "told"),
     [
-        (torch.save, "names posix.mkdir, which is no tensor and could run code"),
-        (lambda content, path: path.write_bytes(pickle.dumps(content, 2)), "is a bare pickle, which could run"),
+        ("", "it is not JSON"),
+        ('{"a": ', "it is not JSON"),
+        ("[" * 10**5 + "]" * 10**5, "it is not JSON"),
+        ("\udcff", "it is not JSON"),
+        ("[]", "it holds a list, not an object"),
+        ('{"a": {"$tensor": "7"}}', "it names a tensor that state.safetensors does not have"),
+        ('{"a": {"$tensor": []}}', "it names a tensor that state.safetensors does not have"),
+        (" " * (16 * 2**20 + 1), "it has more than 16,777,216 bytes"),
     ],
 )
-def test_a_hostile_state_runs_nothing(local: RunFolder, tmp_path: Path, write: Any, told: str) -> None:
-    trace, path = tmp_path / "was-here", save(local, tmp_path)
-    write(Hostile(trace), path / "state.pt")
-    manifest = json.loads((path / "checkpoint.json").read_text())
-    manifest["files"]["state.pt"] = (path / "state.pt").stat().st_size
-    (path / "checkpoint.json").write_text(json.dumps(manifest))
+def test_a_state_that_is_damaged_is_told(local: RunFolder, tmp_path: Path, text: str, told: str) -> None:
+    path = save(local, tmp_path) / "state.json"
+    replace(path, text.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError) as failure:
-        SavedState(path).state()
-    assert str(failure.value).startswith(f"{path}/state.pt {told}")
-    assert str(failure.value).endswith("; or resume from another checkpoint of the run")
-    assert not trace.exists()
+        read_all(path.parent)
+    assert str(failure.value).startswith(f"{path} is damaged: {told}")
+
+
+def test_a_header_that_claims_more_than_the_file_has_is_told(local: RunFolder, tmp_path: Path) -> None:
+    path = save(local, tmp_path) / "state.safetensors"
+    header = b'{"0": {"dtype": "F32", "shape": [10000000000], "data_offsets": [0, 40000000000]}}'
+    replace(path, len(header).to_bytes(8, "little") + header + bytes(12))
+    with pytest.raises(CheckpointError, match="ends at byte 40,000,000,000 of its data; expected at most 12"):
+        read_all(path.parent)
+
+
+@pytest.mark.parametrize("use", [lambda state: state["nothing"], lambda state: state["position"].shape])
+def test_a_checkpoint_of_another_run_is_told(local: RunFolder, tmp_path: Path, use: Any) -> None:
+    path = save(local, tmp_path)
+    with pytest.raises(CheckpointError) as failure, open_checkpoint(local, NAME) as saved:
+        use(saved.state())
+    assert str(failure.value).startswith(f"{path} does not fit the run (")
+    assert str(failure.value).endswith(f"); {ANOTHER}")
+
+
+@pytest.mark.parametrize("state", [{1: "a"}, {"a": {"$tensor": "b"}}, {"a": {1, 2}}])
+def test_what_json_would_change_is_not_saved(local: RunFolder, state: Any) -> None:
+    with pytest.raises(TypeError):
+        keeper(local).save(small_model(), ANY, state, manifest(3))
 
 
 def test_weights_that_are_damaged_are_named(local: RunFolder, tmp_path: Path) -> None:

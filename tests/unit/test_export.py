@@ -243,7 +243,7 @@ def run(tmp_path: Path) -> RunFolder:
     folder.write_text("config.yaml", yaml.safe_dump(RunConfig(name="mine", epochs=1).model_dump(mode="json")))
     weights = checkpoint / "model.safetensors"
     save_model(MLP.build(), weights, MLP)
-    manifest = {"format": 1, "files": {weights.name: weights.stat().st_size}}
+    manifest = {"format": 1, "step": 7, "files": {weights.name: weights.stat().st_size}}
     (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
     return folder
 

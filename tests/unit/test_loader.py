@@ -1,7 +1,8 @@
 """Which samples the ranks get: each once, evenly, in an order that survives a restart and another world size."""
 
-import io
 import itertools
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from raytorch.config import Augment
 from raytorch.datasets import Dataset, MicroBatch, TrainLoader, evaluation_batches
 from raytorch.datasets.sources import MnistStrips, Moments
 from raytorch.errors import CheckpointError, ConfigError
+from raytorch.state_files import load_saved_state, save_state
 
 WORLDS = [1, 2, 3]
 
@@ -118,10 +120,9 @@ def test_order_depends_on_seed_and_epoch():
 
 def saved(loader: TrainLoader) -> dict:
     """The loader's state after a way through a checkpoint."""
-    buffer = io.BytesIO()
-    torch.save(loader.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
+    with TemporaryDirectory() as folder:
+        save_state(loader.state_dict(), Path(folder))
+        return load_saved_state(Path(folder))
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6])
@@ -166,6 +167,15 @@ def test_state_of_another_data_set_is_refused(count):
         TrainLoader(numbered(count), batch_size=10).load_state_dict(
             TrainLoader(numbered(53), batch_size=10).state_dict()
         )
+
+
+@pytest.mark.parametrize(
+    "change", [{"epoch": -1}, {"epoch": "2"}, {"position": 54}, {"position": -1}, {"position": 1.0}]
+)
+def test_a_damaged_place_is_refused(change):
+    loader = TrainLoader(numbered(53), batch_size=10)
+    with pytest.raises(CheckpointError, match="place in the data"):
+        loader.load_state_dict(loader.state_dict() | change)
 
 
 # -- augmentation ------------------------------------------------------------------------------------------------------

@@ -55,6 +55,25 @@ def test_workers_hear_once_that_they_should_save() -> None:
     assert [monitor.progress({"step": step}) for step in (3, 4)] == [Wish.SAVE, Wish.GO_ON]
 
 
+def test_a_checkpoint_that_is_saved_answers_the_request_before_it_and_none_after() -> None:
+    monitor = RunMonitor()
+    monitor.saved()
+    monitor.request_save()
+    assert not monitor.is_saved()
+    monitor.saved()
+    assert monitor.is_saved()
+    monitor.request_save()
+    assert not monitor.is_saved()
+
+
+def test_workers_that_take_over_are_not_asked_to_save_what_others_did() -> None:
+    monitor = RunMonitor()
+    monitor.request_save()
+    monitor.saved()
+    monitor.resizing()
+    assert monitor.progress({"step": 3}) is Wish.GO_ON
+
+
 def test_a_smaller_group_leaves_no_trace_of_nodes_that_it_is_not_on() -> None:
     monitor = RunMonitor()
     monitor.joined(1, 2, 12, "lost")

@@ -21,8 +21,15 @@ from raytorch.config import (
     Sgd,
     StepSchedule,
 )
-from raytorch.errors import ConfigError
-from raytorch.optimizers import OPTIMIZERS, build_optimizer, build_schedule, schedule_factor
+from raytorch.errors import CheckpointError, ConfigError
+from raytorch.optimizers import (
+    OPTIMIZERS,
+    build_optimizer,
+    build_schedule,
+    optimizer_state,
+    restore_optimizer,
+    schedule_factor,
+)
 
 OPTIMIZER_CASES = [
     (Sgd(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.1), torch.optim.SGD),
@@ -52,6 +59,97 @@ def test_optimizer_steps_as_pytorchs(config: Optimizer, reference: Callable[...,
 def test_every_field_is_an_argument_of_the_optimizer(config: Optimizer) -> None:
     arguments = inspect.signature(OPTIMIZERS[config.name]).parameters
     assert type(config).model_fields.keys() - {"name"} <= arguments.keys()
+
+
+# -- going on ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [case[0] for case in OPTIMIZER_CASES])
+def test_an_optimizer_that_goes_on_from_what_another_remembered_takes_the_same_steps(config: Optimizer) -> None:
+    whole, parted = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
+    one = build_optimizer(config, [whole])
+    _descend(one, whole)
+    _descend(one, whole)
+    first = build_optimizer(config, [parted])
+    _descend(first, parted)
+    second = build_optimizer(config, [parted])
+    restore_optimizer(second, optimizer_state(first))
+    assert torch.equal(_descend(second, parted), whole.detach())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Sgd(lr=0.1), Sgd(lr=0.01, momentum=0.5, nesterov=True, weight_decay=0.1)),
+        (Sgd(lr=0.1, momentum=0.0), Sgd(lr=0.01, momentum=0.5)),
+        (Sgd(lr=0.1), Sgd(lr=0.01, momentum=0.0)),
+        (RmsProp(), RmsProp(lr=0.1, alpha=0.5, eps=1e-4, weight_decay=0.1)),
+        (RmsProp(), RmsProp(momentum=0.5, centered=True)),
+        (RmsProp(momentum=0.5, centered=True), RmsProp()),
+        (Adam(), Adam(lr=0.1, betas=(0.5, 0.6), eps=1e-4, weight_decay=0.1)),
+        (Adam(), Adam(amsgrad=True)),
+        (AdamW(amsgrad=True), AdamW(lr=0.1)),
+    ],
+)
+def test_every_setting_that_has_changed_is_applied(before: Optimizer, after: Optimizer) -> None:
+    weights, reference = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
+    first = build_optimizer(before, [weights])
+    _descend(first, weights)
+    second = build_optimizer(after, [weights])
+    restore_optimizer(second, optimizer_state(first))
+
+    expected = build_optimizer(before, [reference])
+    _descend(expected, reference)
+    expected.param_groups[0].update(after.model_dump(exclude={"name"}))
+    state = expected.state[reference]
+    for name in ("momentum_buffer", "grad_avg", "max_exp_avg_sq"):
+        if second.state[weights].get(name) is not None and state.get(name) is None:
+            state[name] = torch.zeros(4)
+    assert torch.equal(_descend(second, weights), _descend(expected, reference))
+
+
+def test_what_an_optimizer_remembers_takes_the_layout_of_its_parameter() -> None:
+    weights = nn.Parameter(torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    first = build_optimizer(Adam(), [weights])
+    weights.grad = torch.ones_like(weights)
+    first.step()
+    there = [{name: value.contiguous() for name, value in state.items()} for state in optimizer_state(first)]
+    second = build_optimizer(Adam(), [weights])
+    restore_optimizer(second, there)
+    assert second.state[weights]["exp_avg"].stride() == weights.stride()
+
+
+@pytest.mark.parametrize(
+    ("remembered", "told"),
+    [
+        ([], "has 0 parameters, the model 1"),
+        ([{"momentum_buffer": torch.zeros(4)}], "of another kind of optimizer"),
+        ([{"step": 3, "exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}], "of another kind of optimizer"),
+        (
+            [{"step": torch.tensor(3.0), "exp_avg": torch.zeros(5), "exp_avg_sq": torch.zeros(4)}],
+            "exp_avg does not fit",
+        ),
+        ([{"step": torch.tensor(3.0), "exp_avg": "much", "exp_avg_sq": torch.zeros(4)}], "exp_avg does not fit"),
+    ],
+)
+def test_what_another_optimizer_remembered_is_refused(remembered: Any, told: str) -> None:
+    with pytest.raises(CheckpointError, match=told):
+        restore_optimizer(build_optimizer(Adam(), [nn.Parameter(torch.zeros(4))]), remembered)
+
+
+@pytest.mark.parametrize("config", [StepSchedule(every_epochs=0.5, factor=0.3), OneCycleSchedule(warmup_steps=3)])
+def test_a_schedule_goes_on_at_any_step_with_the_rate_of_the_day(config: Schedule) -> None:
+    span = {"total_steps": 12, "steps_per_epoch": 4}
+    weights = nn.Parameter(torch.zeros(1))
+    whole = build_optimizer(Sgd(lr=0.5), [weights])
+    schedule = build_schedule(config, whole, **span)
+    for step in range(1, 12):
+        whole.step()
+        schedule.step()
+        other = build_optimizer(Sgd(lr=0.5), [weights])
+        build_schedule(config, other, **span)
+        build_schedule(config, other, **span, step=step)
+        assert other.param_groups[0]["lr"] == whole.param_groups[0]["lr"]
 
 
 TOTAL, EPOCH, PEAK = 60, 20, 0.5

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import ray.train
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
@@ -22,13 +23,16 @@ class Monitor:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.saved = False
 
     def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda: self.asked.append(name))
+        return SimpleNamespace(remote=lambda: self.saved if name == "is_saved" else self.asked.append(name))
 
 
 @pytest.fixture
-def monitor() -> Monitor:
+def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
+    monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
     return Monitor()
 
 
@@ -49,34 +53,26 @@ def room(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return decisions
 
 
-def poll(policy: SavingElasticPolicy, *steps: int | None, group: float = 1.0) -> Any:
-    """Its decision after a poll in which each rank reported a checkpoint of some step, or nothing."""
-    reports = {
-        rank: SimpleNamespace(training_report=step and SimpleNamespace(metrics={"step": step}))
-        for rank, step in enumerate(steps)
-    }
-    state = SimpleNamespace(start_time=group, num_workers=len(steps))
-    return policy.make_decision_for_running_worker_group(state, SimpleNamespace(worker_statuses=reports))
+def poll(policy: SavingElasticPolicy, group: float = 1.0) -> Any:
+    """Its decision after a poll of the workers."""
+    return policy.make_decision_for_running_worker_group(SimpleNamespace(start_time=group), SimpleNamespace())
 
 
 def test_nothing_is_saved_while_nothing_changes(policy: SavingElasticPolicy, room: list[Any], monitor: Monitor) -> None:
-    assert [type(poll(policy, step, step)) for step in (None, 10, None)] == [NoopDecision] * 3
+    assert [type(poll(policy)) for _ in range(3)] == [NoopDecision] * 3
     assert (room, monitor.asked) == ([], [])
 
 
-def test_a_group_is_changed_once_all_of_it_has_reported_a_checkpoint(
+def test_a_group_is_changed_once_it_has_saved_a_checkpoint(
     policy: SavingElasticPolicy, room: list[Any], monitor: Monitor
 ) -> None:
     room.append(MORE)
-    assert isinstance(poll(policy, None, None), NoopDecision)
+    assert [type(poll(policy)) for _ in range(3)] == [NoopDecision] * 3
     assert monitor.asked == ["request_save"]
-    assert isinstance(poll(policy, None, None), NoopDecision)
-    assert isinstance(poll(policy, 20, None), NoopDecision)
-    assert isinstance(poll(policy, None, 10), NoopDecision)  # rank 1's part in one before
-    assert monitor.asked == ["request_save"]
-    assert poll(policy, None, 20) is MORE
+    monitor.saved = True
+    assert poll(policy) is MORE
     assert monitor.asked == ["request_save", "resizing"]
-    assert isinstance(poll(policy, None, None, None, group=2.0), NoopDecision)
+    assert isinstance(poll(policy, group=2.0), NoopDecision)
 
 
 def test_how_long_the_start_may_take_is_set_for_the_run_and_not_for_later_ones(tmp_path: Path) -> None:
@@ -99,7 +95,7 @@ def test_a_group_that_fails_meanwhile_takes_the_plan_with_it(
     policy: SavingElasticPolicy, room: list[Any], monitor: Monitor
 ) -> None:
     room.append(MORE)
-    poll(policy, None, None)
-    assert isinstance(poll(policy, 20, group=2.0), NoopDecision)
-    assert isinstance(poll(policy, 30, group=2.0), NoopDecision)
+    poll(policy)
+    monitor.saved = True
+    assert [type(poll(policy, group=2.0)) for _ in range(2)] == [NoopDecision] * 2
     assert monitor.asked == ["request_save"]

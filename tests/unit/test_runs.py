@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from raytorch.cli.main import app
 from raytorch.config import RunConfig
 from raytorch.config_file import dump
-from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError, UserError
+from raytorch.errors import CheckpointError, ConfigError, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs import (
     HEARTBEAT_S,
     LOST_AFTER_S,
@@ -44,7 +44,7 @@ def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
     path.mkdir(parents=True)
     for name in files:
         (path / name).write_bytes(b"abc")
-    (path / "checkpoint.json").write_text(json.dumps({"files": files}))
+    (path / "checkpoint.json").write_text(json.dumps({"format": 2, "step": step, "files": files}))
     return path
 
 
@@ -68,7 +68,6 @@ def test_a_plan_has_a_name_and_absolute_paths(tmp_path: Path, monkeypatch: pytes
         "storage": f"{tmp_path}/runs",
         "data": config.data.model_dump() | {"root": f"{tmp_path}/data"},
     }
-    assert plan.resume_from is None
     assert str(plan.folder) == f"{tmp_path}/runs/mine"
     assert not (tmp_path / "runs").exists()  # planning writes nothing
 
@@ -128,10 +127,10 @@ def test_a_name_that_is_taken_is_refused(config: RunConfig, tmp_path: Path) -> N
 def test_the_latest_complete_checkpoint_counts(config: RunConfig) -> None:
     folder = plan_run(config, "mine").folder
     assert latest_checkpoint(folder) is None
-    add_checkpoint(folder, 9, {"model.safetensors": 3, "state.pt": 3})
-    complete = add_checkpoint(folder, 10, {"model.safetensors": 3, "state.pt": 3})
-    add_checkpoint(folder, 20, {"model.safetensors": 3, "state.pt": 4})  # cut short
-    (add_checkpoint(folder, 30, {"model.safetensors": 3, "state.pt": 3}) / "state.pt").unlink()
+    add_checkpoint(folder, 9, {"model.safetensors": 3, "state.json": 3})
+    complete = add_checkpoint(folder, 10, {"model.safetensors": 3, "state.json": 3})
+    add_checkpoint(folder, 20, {"model.safetensors": 3, "state.json": 4})  # cut short
+    (add_checkpoint(folder, 30, {"model.safetensors": 3, "state.json": 3}) / "state.json").unlink()
     (add_checkpoint(folder, 40, {"model.safetensors": 3}) / "checkpoint.json").unlink()
     (add_checkpoint(folder, 50, {"model.safetensors": 3}) / "checkpoint.json").write_text('{"files": {')
     (add_checkpoint(folder, 60, {"model.safetensors": 3}) / "checkpoint.json").write_text("{}")
@@ -145,7 +144,7 @@ def test_the_latest_complete_checkpoint_counts(config: RunConfig) -> None:
 
 def test_a_run_is_resumed_by_name_or_path_with_its_own_configuration(config: RunConfig, tmp_path: Path) -> None:
     started(config)
-    expected = RunPlan(plan_run(config, "other").config.model_copy(update={"name": "mine"}), "checkpoint_00000005")
+    expected = RunPlan(plan_run(config, "other").config.model_copy(update={"name": "mine"}))
     assert plan_resume("mine", storage=config.storage) == expected
     assert plan_resume(f"{tmp_path}/runs/mine") == expected
     assert plan_resume(f"{tmp_path}/runs/mine/") == expected
@@ -186,6 +185,14 @@ def test_what_a_resumed_run_cannot_change(config: RunConfig, part: str, changes:
     )
 
 
+def test_a_run_of_an_older_format_is_refused_before_anything_is_written(config: RunConfig) -> None:
+    folder = started(config)
+    path = Path(folder.path, "checkpoint_00000005", "checkpoint.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(CheckpointError, match=f"^{path.parent} has format 1, which cannot be resumed; .*load_model"):
+        plan_resume(folder.path)
+
+
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError) as failure:
         plan_resume("nothing", storage=str(tmp_path))
@@ -197,7 +204,14 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(config: RunConfig) -> None:
     folder = started(config)
     folder.delete("checkpoint_00000005")
-    assert plan_resume(folder.path).resume_from is None
+    assert plan_resume(folder.path).folder.path == folder.path
+
+
+def test_a_new_run_does_not_take_over_what_an_old_one_left(config: RunConfig) -> None:
+    folder = started(config)
+    folder.delete("config.yaml")
+    with pytest.raises(RunExistsError):
+        plan_run(config, "mine")
 
 
 @pytest.mark.parametrize(
