@@ -1,5 +1,6 @@
 """Why a run failed, in the words of its ``summary.json``. Imports nothing else of raytorch, neither torch nor ray."""
 
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 
@@ -49,3 +50,28 @@ _ADVICE = {
         "behind, or raise it"
     ),
 }
+
+MOST_LEAVES = 5
+"""Exceptions of a group that its message tells."""
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says; of a group also what the exceptions in it say."""
+    if not isinstance(error, BaseExceptionGroup):
+        return str(error)
+    return message_of_group(str(error), [f"{type(leaf).__name__}: {leaf}".partition("\n")[0] for leaf in leaves(error)])
+
+
+def message_of_group(message: str, told: Sequence[str]) -> str:
+    """A group's message with those of its exceptions."""
+    more = [f"and {len(told) - MOST_LEAVES} more"] if len(told) > MOST_LEAVES else []
+    return f"{message}: {'; '.join([*told[:MOST_LEAVES], *more])}"
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group and in the groups inside it; any other exception alone."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from raytorch.causes import Cause
+from raytorch.causes import Cause, leaves
 from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
 from raytorch.overrides import OVERRIDABLE
 
@@ -148,8 +148,11 @@ def leaving_process_group() -> Iterator[None]:
 def failure_cause(error: BaseException) -> Cause:
     """What an exception on a worker tells of: memory that ran out, other workers or hardware gone, or a mistake.
 
-    PyTorch, gloo and NCCL raise plain ``RuntimeError`` in places, so the text is looked at as well.
+    PyTorch, gloo and NCCL raise plain ``RuntimeError`` in places, so the text is looked at as well. Of a group's
+    exceptions, one that a restart would only meet again decides.
     """
+    if isinstance(error, BaseExceptionGroup):
+        return min(map(failure_cause, leaves(error)), key=lambda cause: (not cause.is_final, cause is Cause.ERROR))
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _says(text, _NO_GPU_MEMORY)):
         return Cause.GPU_MEMORY

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytorch.causes import Cause
+from raytorch.causes import Cause, message_of
 from raytorch.errors import RaytorchError, UserError
 from raytorch.stopping import Wish
 
@@ -198,7 +198,7 @@ def telling_failures(monitor: Any, rank: int, cause_of: Callable[[BaseException]
         failure = Failure(
             rank=rank,
             kind=type(error).__name__,
-            message=str(error),
+            message=message_of(error),
             traceback=text,
             cause=cause_of(error),
             expected=isinstance(error, RaytorchError),

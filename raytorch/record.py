@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
-from raytorch.causes import Cause
+from raytorch.causes import Cause, message_of
 from raytorch.config_file import dump
 from raytorch.errors import TrainingError, UserError
 from raytorch.metrics import versions
@@ -50,7 +50,7 @@ class RunRecord:
             self.abandon()
             raise
         except BaseException as error:
-            failure = {"cause": Cause.ERROR, "kind": type(error).__name__, "message": str(error)}
+            failure = {"cause": Cause.ERROR, "kind": type(error).__name__, "message": message_of(error)}
             self._write({"state": "failed", "error": failure}, only_while="running")
             raise
         finally:

@@ -3,10 +3,19 @@
 import re
 import signal
 
+from raytorch.causes import message_of_group
+
 HEAD = "Traceback (most recent call last):"
 LONGEST = 60
 """Lines."""
 
+_GROUP_HEAD = re.compile(rf"^([^|\n]*)  \+ Exception Group {re.escape(HEAD)}", re.MULTILINE)
+"""Begins the traceback of an exception group, after what Ray puts in front of a worker's lines."""
+_IN_GROUP = re.compile(r"[|+] (?:Exception Group )?$")
+"""Ends what stands before the head of a traceback that is, or is in, that of an exception group."""
+_SAID = re.compile(r"\|(?:   \|)? (\S.*)")
+"""What an exception says, in the margin of its group, and in a second one where Ray has copied the group of a task."""
+_OF_GROUP = re.compile(r"\(\d+ sub-exceptions?\)$")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TASK = re.compile(r"(?:ray\.exceptions\.[\w.()]+: .*)?ray::.*\(pid=\d+, ip=")
 """What Ray writes for the head of a traceback of its tasks and actors."""
@@ -23,7 +32,7 @@ _AT_EXIT = re.compile(
     r"|\S+:\d+: \w*Warning: "  # the interpreter's
 )
 """Begins a line that may follow the traceback which ended a program."""
-_AT_TOP = re.compile(r'.*\n  File ".*", line \d+, in <module>$', re.MULTILINE)
+_AT_TOP = re.compile(r'.*\n(?:  \|)? +File ".*", line \d+, in <module>$', re.MULTILINE)
 
 
 def plain(output: str) -> str:
@@ -44,9 +53,18 @@ def last_and_rest(output: str) -> tuple[str, list[str]] | None:
         return None
     begin = output.rfind("\n", 0, start) + 1
     before = output[begin:start]  # Ray puts the process in front of a worker's lines
+    if _IN_GROUP.search(before) and (heads := list(_GROUP_HEAD.finditer(output))):
+        return _group_and_rest(output, heads[-1])
     lines = [line.removeprefix(before) for line in output[begin:].splitlines()]
     end = _end(lines)
     return "\n".join(lines[: end + 1]), lines[end + 1 :]
+
+
+def _group_and_rest(output: str, head: re.Match[str]) -> tuple[str, list[str]]:
+    """An exception group's traceback, whose lines all begin with a margin, and the lines after it."""
+    lines = [line.removeprefix(head[1]) for line in output[head.start() :].splitlines()]
+    end = next((n for n, line in enumerate(lines) if not re.match(r" +[|+]", line)), len(lines))
+    return "\n".join(lines[:end]), lines[end:]
 
 
 def _end(lines: list[str]) -> int:
@@ -57,11 +75,33 @@ def _end(lines: list[str]) -> int:
 
 
 def exception_of(traceback: str) -> tuple[str, str]:
-    """Class and message of the exception that a traceback ends with."""
-    last = traceback.splitlines()[-1].strip()
+    """Class and message of the exception that a traceback ends with, of a group with those of its exceptions."""
+    lines = traceback.splitlines()
+    first, *others = _said_by_group(lines) or [lines[-1].strip()]
+    kind, message = _kind_and_message(first)
+    leaves = [said for said in others if not _OF_GROUP.search(said)]
+    return kind, message_of_group(message, leaves) if leaves else message
+
+
+def _kind_and_message(last: str) -> tuple[str, str]:
     if match := re.match(r"([A-Za-z_][\w.()]*)(?:: (.*))?$", last):
         return match[1].rpartition(".")[2], match[2] or match[1]
     return "Error", last
+
+
+def _said_by_group(lines: list[str]) -> list[str]:
+    """The last line of each traceback in that of an exception group, its own first; empty without a group."""
+    if not _GROUP_HEAD.match(lines[0]):
+        return []
+    said: list[str] = []
+    current = ""
+    for line in (line.lstrip() for line in lines):
+        if line.startswith("+"):
+            said += filter(None, [current])
+            current = ""
+        elif match := _SAID.match(line):
+            current = "" if line.endswith(HEAD) else current or match[1]
+    return said
 
 
 def shortened(traceback: str) -> str:

@@ -177,6 +177,9 @@ def test_a_cpu_has_no_product_name() -> None:
         (ValueError("gloo timed out"), Cause.ERROR),
         (TimeoutError("of the user's"), Cause.ERROR),
         (FileNotFoundError("data"), Cause.ERROR),
+        (ExceptionGroup("one", [ConnectionResetError("by peer")]), Cause.LOST_WORKER),
+        (ExceptionGroup("two", [ConnectionResetError("by peer"), ValueError("mine")]), Cause.ERROR),
+        (ExceptionGroup("two", [ValueError("mine"), ExceptionGroup("inner", [MemoryError()])]), Cause.HOST_MEMORY),
     ],
 )
 def test_the_cause_is_told_by_kind_and_text(error: BaseException, cause: Cause) -> None:

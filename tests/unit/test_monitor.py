@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import ray
 
-from raytorch.causes import Cause
+from raytorch.causes import Cause, message_of
 from raytorch.errors import DataError, DivergedError
 from raytorch.monitor import DriverLink, Failure, RunMonitor, telling_failures
 from raytorch.stopping import Wish
@@ -172,6 +172,7 @@ def test_rank_0_takes_a_wish_to_save_once_and_one_to_stop_for_good(monkeypatch: 
         (ConnectionError("a peer is gone"), Cause.LOST_WORKER, False, False),
         (DivergedError("the loss became nan"), Cause.ERROR, True, False),
         (DataError("no such file"), Cause.ERROR, True, True),
+        (ExceptionGroup("both", [KeyError("x"), ValueError("y")]), Cause.ERROR, False, False),
     ],
 )
 def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
@@ -182,7 +183,7 @@ def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
         fail(error)
     assert raised.value is error
     [told] = direct.monitor.status().failures
-    assert (told.rank, told.kind, told.message) == (3, type(error).__name__, str(error))
+    assert (told.rank, told.kind, told.message) == (3, type(error).__name__, message_of(error))
     assert (told.cause, told.expected, told.user_error) == (cause, expected, user_error)
     lines = told.traceback.splitlines()
     assert lines[0] == "Traceback (most recent call last):"

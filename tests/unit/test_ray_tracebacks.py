@@ -14,6 +14,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
+from raytorch.causes import message_of
 from raytorch.service.job import failure_told
 from raytorch.service.tracebacks import last_traceback
 
@@ -102,6 +103,68 @@ def test_an_actor_that_its_constructor_ended() -> None:
     told = failure_told(printed(raising(error))[0])
     assert told is not None
     assert (told.kind, told.message) == ("ValueError", "no such file")
+
+
+def twisted() -> ExceptionGroup:
+    """A group of an exception with a cause, one of two lines, and a group of six."""
+    try:
+        chained()
+    except KeyError as error:
+        caught = error
+    inner = ExceptionGroup("inner", [OSError(number) for number in range(6)])
+    return ExceptionGroup("several", [caught, ValueError("one\nline"), inner])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (
+            ExceptionGroup("both", [KEY, TypeError()]),
+            "ExceptionGroup",
+            "both (2 sub-exceptions): KeyError: 'x'; TypeError",
+        ),
+        (
+            BaseExceptionGroup("left", [SystemExit(3)]),
+            "BaseExceptionGroup",
+            "left (1 sub-exception): SystemExit: 3",
+        ),
+        (
+            twisted(),
+            "ExceptionGroup",
+            "several (3 sub-exceptions): KeyError: 'x'; ValueError: one; OSError: 0; OSError: 1; OSError: 2; "
+            "and 3 more",
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "\x1b[36m(driver pid=7)\x1b[0m "])
+def test_a_group_is_told_with_what_its_exceptions_say(
+    error: BaseException, kind: str, message: str, before: str
+) -> None:
+    text = printed(raising(error))[0]
+    marked = "".join(f"{before}{line}\n" for line in text.splitlines())
+    told = failure_told(f"begun\n{marked}{before}and on\nend\n")
+    assert told is not None
+    assert (told.kind, told.message, told.rank) == (kind, message, None)
+    assert told.traceback == text.rstrip()
+    assert message_of(error).replace("; TypeError: ", "; TypeError") == message
+
+
+def test_a_tasks_group_is_told_likewise() -> None:
+    told = failure_told(printed(raising(from_task(raising(ExceptionGroup("both", [KEY, MemoryError("no")])))))[0])
+    assert told is not None
+    assert told.message == "both (2 sub-exceptions): KeyError: 'x'; MemoryError: no"
+
+
+def test_an_exception_that_follows_a_group_is_the_one_told() -> None:
+    def call() -> None:
+        try:
+            raising(ExceptionGroup("both", [KEY, TypeError()]))()
+        except ExceptionGroup:
+            raise ValueError("after it")  # noqa: B904
+
+    told = failure_told(printed(call)[0])
+    assert told is not None
+    assert (told.kind, told.message) == ("ValueError", "after it")
 
 
 def test_a_message_that_looks_like_a_tasks_head_is_none() -> None:
