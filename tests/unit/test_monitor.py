@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import ray
 
-from raytorch.causes import Cause, message_of
+from raytorch.causes import Cause
 from raytorch.errors import DataError, DivergedError
 from raytorch.monitor import DriverLink, Failure, RunMonitor, telling_failures
 from raytorch.stopping import Wish
@@ -172,7 +172,6 @@ def test_rank_0_takes_a_wish_to_save_once_and_one_to_stop_for_good(monkeypatch: 
         (ConnectionError("a peer is gone"), Cause.LOST_WORKER, False, False),
         (DivergedError("the loss became nan"), Cause.ERROR, True, False),
         (DataError("no such file"), Cause.ERROR, True, True),
-        (ExceptionGroup("both", [KeyError("x"), ValueError("y")]), Cause.ERROR, False, False),
     ],
 )
 def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
@@ -183,7 +182,7 @@ def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
         fail(error)
     assert raised.value is error
     [told] = direct.monitor.status().failures
-    assert (told.rank, told.kind, told.message) == (3, type(error).__name__, message_of(error))
+    assert (told.rank, told.kind, told.message) == (3, type(error).__name__, str(error))
     assert (told.cause, told.expected, told.user_error) == (cause, expected, user_error)
     lines = told.traceback.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
@@ -192,6 +191,15 @@ def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
     assert lines[-1].endswith(f"{type(error).__name__}: {error}")
     assert __file__ in told.traceback
     assert "monitor.py" not in told.traceback.replace(__file__, "")
+
+
+def test_a_failure_of_several_exceptions_is_told_with_the_words_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    direct: Any = DirectMonitor(monkeypatch)
+    error = ExceptionGroup("both", [KeyError("x"), ExceptionGroup("inner", [ValueError("y")])])
+    with pytest.raises(ExceptionGroup), telling_failures(direct, 0, cause_of):
+        raise error
+    [told] = direct.monitor.status().failures
+    assert (told.kind, told.message) == ("ExceptionGroup", "both (2 sub-exceptions): KeyError: 'x'; ValueError: y")
 
 
 def test_a_block_that_ends_well_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
