@@ -10,12 +10,22 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from raytorch.config import Asha, Parameter, RunConfig, SweepConfig
+from raytorch.config.resuming import RULES, OnResume
 
 TARGET = Path(__file__).with_suffix(".md")
 SWEEPS = """
 # Sweeps
 
 Every key of a sweep's file, `raytorch sweep FILE`. `run` is a run as above, or the name of its file.
+"""
+RESUMING = """
+# Resuming
+
+What `raytorch train FILE --resume RUN` does with keys that differ from those that the run was trained with. What is
+refused is named before anything is written, and the run can be resumed as before. The nearest key counts.
+
+| key | on resume | |
+|---|---|---|
 """
 HEADER = """# Configuration
 
@@ -26,7 +36,14 @@ A section with variants takes the variant's name, and its name alone stands for 
 
 def page() -> str:
     """The whole page."""
-    lines = [HEADER.rstrip(), *_table("Run", RunConfig, ""), *_sections(), SWEEPS.rstrip()]
+    lines = [
+        HEADER.rstrip(),
+        *_table("Run", RunConfig, ""),
+        *_sections(),
+        RESUMING.rstrip(),
+        *_rules(),
+        SWEEPS.rstrip(),
+    ]
     lines += [*_table("Sweep", SweepConfig, ""), *_table("`parameters`", Parameter, "parameters.KEY.")]
     lines += _table("`asha`", Asha, "asha.")
     return "\n".join(lines).replace("``", "`") + "\n"
@@ -40,6 +57,12 @@ def _sections() -> Iterator[str]:
             if title == "`loss: cross_entropy`":
                 title = "`loss`"
             yield from _table(title, model, f"{key}.")
+
+
+def _rules() -> Iterator[str]:
+    for key, rule in RULES.items():
+        what = f"**{rule.what}**" if rule.what is OnResume.REFUSED else rule.what
+        yield f"| `{key}` | {what} | {rule.remark} |"
 
 
 def _table(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:

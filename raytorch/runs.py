@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raytorch.config import RunConfig, RunName, StoredData
+from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.config_file import parse
 from raytorch.errors import CheckpointError, ConfigError, RecordError, RunExistsError, RunNotFoundError, UserError
 from raytorch.metrics import METRICS_FILE, read_metrics
@@ -102,22 +103,42 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
 
     Raises:
         RunNotFoundError: There is no such run.
-        ConfigError: The changed configuration trains another model, or on other data; or the run's own is unreadable.
+        ConfigError: A key has changed that must not (see :mod:`raytorch.config.resuming`); or the run's own
+            configuration is unreadable.
         CheckpointError: The checkpoint has the format of another raytorch.
     """
     folder = find_run(run, config.storage if config else storage)
-    if latest := latest_checkpoint(folder):
-        require_format(read_manifest(folder, latest), folder.file(latest))
     before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
-    if config is None:
-        return RunPlan(before)
-    config = placed(config, folder.name, folder.storage)
-    for part in ("data", "model", "seed", "batch_size"):
-        if getattr(config, part) != getattr(before, part):
-            raise ConfigError(
-                f"{part} differs from the run that is resumed ({folder.file(CONFIG_FILE)}); it cannot change"
-            )
+    config = placed(config, folder.name, folder.storage) if config else before
+    latest, source = latest_checkpoint(folder), CONFIG_FILE
+    if latest:
+        manifest, source = read_manifest(folder, latest), f"{latest}/{CHECKPOINT_MANIFEST}"
+        require_format(manifest, folder.file(latest))
+        _require_more_to_do(config, manifest, folder.file(source))
+        before = _saved_config(manifest, before)
+    for key, there, here in refused_changes(before, config):
+        raise ConfigError(
+            f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
+            f"{rule_of(key).remark}; give it as it was, or begin a new run"
+        )
     return RunPlan(config)
+
+
+def _saved_config(manifest: CheckpointManifest, otherwise: RunConfig) -> RunConfig:
+    """The configuration that a checkpoint was trained by; its ``config.yaml`` may have been edited since then."""
+    try:
+        return placed(RunConfig.model_validate(manifest.config), otherwise.name, otherwise.storage)
+    except ValidationError:  # of another version of raytorch
+        return otherwise
+
+
+def _require_more_to_do(config: RunConfig, manifest: CheckpointManifest, path: str) -> None:
+    for key, wanted, done in (("steps", config.steps, manifest.step), ("epochs", config.epochs, manifest.epoch)):
+        if wanted is not None and wanted < done:
+            raise ConfigError(
+                f"{key} is {wanted:,}, but the run that is resumed has done {done:,g} already ({path}); give at least "
+                f"as many"
+            )
 
 
 def latest_checkpoint(folder: RunFolder) -> str | None:

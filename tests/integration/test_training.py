@@ -18,12 +18,13 @@ from ray.util import placement_group
 from torch.nn.functional import cross_entropy
 from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
-from raytorch.config import DigitsData, MlpModel
+from raytorch.config import AdamW, ConstantSchedule, DigitsData, MlpModel
 from raytorch.datasets import TrainLoader, load
 from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.models import build_model
 from raytorch.monitor import Status
 from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, read_history, read_summary
+from raytorch.storage import RunFolder
 from raytorch.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -224,12 +225,18 @@ def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it
     snapshot.write_text(snapshot_of(ray.__version__, "../precious", str(latest_checkpoint(run.folder))))
 
     scaling = run.config.scaling.model_copy(update={"workers": 1})
-    narrower = run.config.model_copy(update={"storage": str(tmp_path), "epochs": 4, "scaling": scaling})
+    changes = {"optimizer": AdamW(lr=0.002, betas=(0.8, 0.99), amsgrad=True), "schedule": ConstantSchedule()}
+    narrower = run.config.model_copy(
+        update={"storage": str(tmp_path), "epochs": 4, "scaling": scaling, "clip_norm": 1.0, **changes}
+    )
     after = train(plan_resume("records", narrower))
     assert (after["state"], after["workers"], after["epochs"]) == ("finished", 1, 4)
     assert 3 * after["step"] == 4 * before["step"]
     assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
     assert math.isfinite(after["loss"])
+    rates = [line["lr"] for line in read_history(run.folder) if line["split"] == "train"]
+    later = RunFolder(str(tmp_path), "records")
+    assert [line["lr"] for line in read_history(later) if line["split"] == "train"][len(rates) :] == [0.002] * 4
     assert (tmp_path / "precious" / "thesis.tex").read_text() == "all of it"
     assert not snapshot.exists()
 

@@ -21,7 +21,7 @@ ROWS = [
     "config.section",
     "config.data config.models config.optimization",
     "config.run",
-    "config.sweep",
+    "config.sweep config.resuming",
     "config",
     "allocator yaml_tree storage metrics stopping",
     "config_file records",

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from raytorch.cli.main import app
 from raytorch.config import RunConfig
+from raytorch.config.resuming import RULES
 from raytorch.config_file import dump
 from raytorch.errors import CheckpointError, ConfigError, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs import (
@@ -48,11 +49,13 @@ def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
     return path
 
 
-def started(config: RunConfig, name: str = "mine") -> RunFolder:
+def started(config: RunConfig, name: str = "mine", **saved: Any) -> RunFolder:
     """A run of which the configuration and a checkpoint are there."""
     plan = plan_run(config, name)
     plan.folder.write_text("config.yaml", dump(plan.config))
-    add_checkpoint(plan.folder, 5, {"model.safetensors": 3})
+    path = add_checkpoint(plan.folder, 5, {"model.safetensors": 3}) / "checkpoint.json"
+    saved |= {"config": plan.config.model_dump(mode="json")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | saved))
     return plan.folder
 
 
@@ -166,23 +169,88 @@ def test_a_run_that_was_moved_goes_on_where_it_is(config: RunConfig, tmp_path: P
     assert plan.config.name == "renamed"
 
 
+REFUSED = {
+    "seed": {"seed": 1},
+    "data.name": {"data": "mnist"},
+    "data.train_samples": {"data": {"name": "digits", "train_samples": 100}},
+    "data.augment.flip": {"data": {"name": "digits", "augment": {"flip": True}}},
+    "model.name": {"model": "rnn"},
+    "model.hidden": {"model": {"name": "mlp", "hidden": [8]}},
+    "optimizer.name": {"optimizer": "adam"},
+    "batch_size": {"batch_size": 8},
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.parametrize("edited", [True, False])
+def test_a_change_that_is_refused_is_named_and_leaves_the_run_as_it_was(
+    config: RunConfig, key: str, edited: bool
+) -> None:
+    folder = started(config)
+    before = folder.read_text("config.yaml")
+    other = RunConfig.model_validate(config.model_dump() | REFUSED[key])
+    if edited:  # in the run's folder
+        folder.write_text("config.yaml", dump(other))
+    with pytest.raises(ConfigError) as failure:
+        plan_resume(folder.path, None if edited else other)
+    told = str(failure.value)
+    assert told.startswith(f"{key} is ")
+    assert f" in the run that is resumed ({folder.path}/checkpoint_00000005/checkpoint.json) and cannot become " in told
+    assert folder.read_text("config.yaml") == (dump(other) if edited else before)
+    folder.write_text("config.yaml", before)
+    assert plan_resume(folder.path).config.seed == config.seed
+
+
+def test_a_change_that_is_refused_before_the_first_checkpoint_is_so_by_the_runs_configuration(
+    config: RunConfig,
+) -> None:
+    folder = started(config)
+    folder.delete("checkpoint_00000005")
+    with pytest.raises(ConfigError, match=f"^seed is 0 in the run that is resumed \\({folder.path}/config.yaml\\)"):
+        plan_resume(folder.path, config.model_copy(update={"seed": 1}))
+
+
 @pytest.mark.parametrize(
-    ("part", "changes"),
+    "changes",
     [
-        ("data", {"data": {"name": "digits", "augment": {"flip": True}}}),
-        ("model", {"model": {"name": "mlp", "hidden": [8]}}),
-        ("seed", {"seed": 1}),
-        ("batch_size", {"batch_size": 8}),
+        {"optimizer": {"name": "adamw", "lr": 0.5, "betas": [0.5, 0.6], "amsgrad": True, "weight_decay": 0.5}},
+        {"schedule": {"name": "cosine", "warmup_steps": 2}},
+        {"loss": {"label_smoothing": 0.1}},
+        {"precision": "bf16", "compile": True, "accumulate": 2, "clip_norm": 1.0, "epochs": 9},
+        {"epochs": None, "steps": 5},
+        {"scaling": {"workers": {"min": 1, "max": 2}}, "checkpoint": {"keep": 5}, "failure": {"max_restarts": 0}},
+        {"logging": {"every_steps": 3}, "export": ["onnx"]},
     ],
 )
-def test_what_a_resumed_run_cannot_change(config: RunConfig, part: str, changes: dict[str, Any]) -> None:
+def test_every_other_change_is_taken(config: RunConfig, changes: dict[str, Any]) -> None:
     folder = started(config)
     other = RunConfig.model_validate(config.model_dump() | changes)
-    with pytest.raises(ConfigError) as failure:
-        plan_resume("mine", other)
-    assert str(failure.value) == (
-        f"{part} differs from the run that is resumed ({folder.path}/config.yaml); it cannot change"
-    )
+    plan = plan_resume(folder.path, other)
+    assert plan.config == other.model_copy(update={"name": "mine"})
+
+
+def test_data_may_have_moved(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({"epochs": 1, "data": "mnist", "storage": str(tmp_path / "runs")})
+    folder = started(config)
+    moved = config.model_dump() | {"data": {"name": "mnist", "root": str(tmp_path), "download": True}}
+    assert plan_resume(folder.path, RunConfig.model_validate(moved)).config.data.root == str(tmp_path)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("changes", "told"), [({"steps": 4}, "steps is 4"), ({"epochs": 1}, "epochs is 1")])
+def test_a_run_that_has_gone_further_is_not_cut_back(config: RunConfig, changes: dict[str, int], told: str) -> None:
+    folder = started(config, epoch=1.25)
+    other = RunConfig.model_validate(config.model_dump() | {"epochs": None} | changes)
+    with pytest.raises(ConfigError, match=f"^{told}, but the run that is resumed has done "):
+        plan_resume(folder.path, other)
+
+
+def test_every_key_has_a_rule_and_every_rule_a_key() -> None:
+    schema = RunConfig.model_json_schema()
+    top = set(schema["properties"])
+    assert top <= RULES.keys()
+    assert {key.partition(".")[0] for key in RULES} == top
+    below = {name for section in schema["$defs"].values() for name in section.get("properties", {})}
+    assert {key.partition(".")[2] for key in RULES} - {""} <= below
 
 
 def test_a_run_of_an_older_format_is_refused_before_anything_is_written(config: RunConfig) -> None:

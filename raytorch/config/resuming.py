@@ -1,0 +1,84 @@
+"""Which keys of a configuration may differ when a run is resumed, in one table for the check and for the docs."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from raytorch.config.run import RunConfig
+
+
+class OnResume(StrEnum):
+    """What becomes of a key that differs."""
+
+    APPLIED = "applied"
+    REFUSED = "refused"
+    KEPT = "the run keeps its own"
+
+
+class Rule(NamedTuple):
+    """What becomes of a key, and of all below it that have no rule of their own."""
+
+    what: OnResume
+    remark: str = ""
+
+
+RULES: dict[str, Rule] = {
+    "name": Rule(OnResume.KEPT, "its folder has its name"),
+    "seed": Rule(OnResume.REFUSED, "it decides the order of the data"),
+    "data": Rule(OnResume.REFUSED, "each epoch has every sample once"),
+    "data.root": Rule(OnResume.APPLIED, "the same files in another place"),
+    "data.download": Rule(OnResume.APPLIED),
+    "model": Rule(OnResume.REFUSED, "the weights are of the model that was trained"),
+    "loss": Rule(OnResume.APPLIED, "losses and accuracies before and after are of different measures"),
+    "optimizer": Rule(OnResume.APPLIED, "from the next step on; a momentum that was off begins at zero"),
+    "optimizer.name": Rule(OnResume.REFUSED, "what one optimizer remembers is of no use to another"),
+    "schedule": Rule(OnResume.APPLIED, "as if it had been so from the start: the next step's rate is the new one's"),
+    "precision": Rule(OnResume.APPLIED),
+    "compile": Rule(OnResume.APPLIED),
+    "epochs": Rule(OnResume.APPLIED, "refused if the run has gone further already"),
+    "steps": Rule(OnResume.APPLIED, "refused if the run has gone further already"),
+    "batch_size": Rule(OnResume.REFUSED, "the steps of the run are counted in it"),
+    "accumulate": Rule(OnResume.APPLIED),
+    "clip_norm": Rule(OnResume.APPLIED),
+    "scaling": Rule(OnResume.APPLIED, "with another number of workers, dropout draws anew"),
+    "checkpoint": Rule(OnResume.APPLIED, "`keep` to what is on the disk as well"),
+    "failure": Rule(OnResume.APPLIED),
+    "logging": Rule(OnResume.APPLIED),
+    "export": Rule(OnResume.APPLIED),
+    "storage": Rule(OnResume.KEPT, "its folder is where it is; a run that is given by its name is looked for there"),
+}
+
+
+def rule_of(key: str) -> Rule:
+    """The rule for a key such as ``optimizer.lr``, its own or that of the nearest key above it."""
+    while key not in RULES:
+        key = key.rpartition(".")[0]
+    return RULES[key]
+
+
+class Change(NamedTuple):
+    """A key that differs."""
+
+    key: str
+    before: Any
+    after: Any
+
+
+def refused_changes(before: RunConfig, after: RunConfig) -> list[Change]:
+    """The keys that differ and must not, in the schema's order."""
+    return [change for change in _changes(before, after) if rule_of(change.key).what is OnResume.REFUSED]
+
+
+def _changes(before: RunConfig, after: RunConfig) -> Iterator[Change]:
+    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, after))
+    for key in [*old, *(key for key in new if key not in old)]:
+        if old.get(key) != new.get(key):
+            yield Change(key, old.get(key), new.get(key))
+
+
+def _leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
