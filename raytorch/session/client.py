@@ -251,9 +251,10 @@ class Session(Scope):
                 "the session has handles, which the saved ones would replace: open another with connect(restore=path)"
             )
         folder = str(Path(path).absolute())
-        saved = [
-            handle for part in self._recorder.ask_all(primitives.saved_handles, folder, self.workers) for handle in part
-        ]
+        looks = self._recorder.ask_all(primitives.look_at_saved, folder, self.workers, trust)
+        if len({shared for _, shared in looks}) > 1:
+            raise SessionError(f"{path}: the ranks' parts do not belong together; save the session again")
+        saved = [handle for handles, _ in looks for handle in handles]
         if makers := max(saved, default=0) // HANDLES_PER_CLIENT:
             self._transport.skip_clients(makers)
         handles = self._recorder.ask_all(primitives.restore, folder, trust)

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from raytorch.errors import SessionError
 from raytorch.registry import Kind, Recipe, Registry, kind_of
-from raytorch.session import snapshot
+from raytorch.session import restoring, snapshot
+from raytorch.session.allowed import STATEFUL
 from raytorch.session.results import parts_of
 from raytorch.session.transfer import Payload
 
@@ -31,7 +32,7 @@ def create(place: Place, factory: Callable[..., Any], *args: Any, **kwargs: Any)
     """What ``factory`` makes: a module, an optimizer, any object."""
     recipe = Recipe(factory, args, kwargs)
     made = recipe.make(place.device)
-    if isinstance(made, snapshot.STATEFUL):
+    if isinstance(made, STATEFUL):
         place.registry.recipes[made] = recipe
     return made
 
@@ -147,21 +148,22 @@ def finish_save(folder: str, final: str) -> None:
     Path(folder).rename(final)
 
 
-def saved_handles(place: Place, folder: str, workers: int) -> list[int]:
-    """The handles of what :func:`save` wrote.
+def look_at_saved(place: Place, folder: str, workers: int, trust: bool) -> tuple[list[int], int]:
+    """What :func:`save` wrote; see :func:`raytorch.session.restoring.look`.
 
     Raises:
-        SessionError: It was written by another number of workers, or the folder holds no saved session.
+        SessionError: It was written by another number of workers, or the folder holds no saved session, or one that
+            needs trust.
     """
     parts = len(list(Path(folder).glob("rank-*")))
     if parts and parts != workers:
         raise SessionError(f"{folder} was saved by {parts} workers: connect with workers={parts}, not {workers}")
-    return snapshot.saved_handles(_part(place, folder))
+    return restoring.look(_part(place, folder), trust=trust)
 
 
 def restore(place: Place, folder: str, trust: bool) -> list[int]:
-    """Read what :func:`save` wrote; see :func:`raytorch.session.snapshot.restore`."""
-    return snapshot.restore(place.registry, _part(place, folder), place.device, trust=trust)
+    """Read what :func:`save` wrote; see :func:`raytorch.session.restoring.restore`."""
+    return restoring.restore(place.registry, _part(place, folder), place.device, trust=trust)
 
 
 def _part(place: Place, folder: str) -> Path:
@@ -209,6 +211,6 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
 
 ON_WORKER: dict[str, Callable[..., Any]] = {
     f"raytorch.session.{function.__name__}": function
-    for function in (create, upload, stats, listing, kind_of_handle, lookup, save, saved_handles, restore)
+    for function in (create, upload, stats, listing, kind_of_handle, lookup, save, look_at_saved, restore)
 }
 """Those that take the worker's registry and device as their first argument."""

@@ -1,13 +1,13 @@
-"""What the handles of a rank name, in files: tensors, modules, optimizers and schedulers.
+"""Saving what the handles of a rank name: tensors, modules, optimizers and schedulers.
 
-Tensors are safetensors; states are what ``torch.load(weights_only=True)`` reads. How an object was made, by its class
-and arguments, is a pickle, which is read back with nothing allowed in it but classes of PyTorch's and raytorch's own,
-unless the caller trusts the file.
+``session.json`` says how each object is made, of classes in a fixed list and plain values, and ``tensors.safetensors``
+holds all tensors; docs/saved-sessions.md describes both. Neither can run code. Classes and functions of the user's own
+are in a third file, a pickle, which is not even opened unless the caller trusts it.
 """
 
 import io
-import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,257 +16,253 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from raytorch.distributed import data_parallel
 from raytorch.errors import SessionError
 from raytorch.registry import Recipe, Registry
-from raytorch.reproducibility import generator_states, set_generator_states
-
-_MANIFEST, _TENSORS, _STATES, _RECIPES = "manifest.json", "tensors.safetensors", "states.pt", "recipes.pkl"
-STATEFUL = (nn.Module, Optimizer, LRScheduler)
-"""Types whose objects have a state dict, and are saved."""
-_PACKAGES = ("torch", "torchvision", "raytorch")
-_PLAIN_CLASSES = (torch.device, torch.Size, complex, set, frozenset, slice, range)
+from raytorch.reproducibility import generator_states
+from raytorch.session.allowed import DTYPES, MAKERS, STATEFUL, name_of
+from raytorch.session.outline import outline, tensors_in
+from raytorch.session.saved_files import FORMAT, OWN_CODE, SESSION, TENSORS, SavedObject, SavedSession, written
+from raytorch.session.saved_values import Unsaved, encode
 
 
 def save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
-    """Write what the handles name to a new folder.
+    """Write what the handles name to a new folder, which is removed again if that fails.
 
     What autograd computed is saved without its history; a leaf with ``requires_grad`` and its gradient.
 
     Returns:
-        The handles of what is left out: what is no tensor, and was not made by ``module``, ``ddp``, ``optimizer`` or
-        ``scheduler`` from tensors, plain values and other things that are saved.
+        The handles of what is left out: what is no dense tensor, and was not made by ``module``, ``ddp``, ``optimizer``
+        or ``scheduler`` from tensors, plain values and other things that are saved, or was given other parts since.
     """
     folder.mkdir(parents=True)
-    handles = {id(value): str(handle) for handle, value in registry}
-    names = _Names()
-    recipes: dict[str, bytes] = {}
-    for number, (made, recipe) in enumerate(registry.recipes.items()):
-        pickled = names.pickle(recipe)
-        if pickled:
-            name = handles.get(id(made), f"unnamed-{number}")  # another object may need it
-            names.add_object(made, name)
-            recipes[name] = pickled
-    tensors = {str(handle): names.of_tensor(value) for handle, value in registry if isinstance(value, Tensor)}
-    torch.save({"objects": names.states(), "generators": generator_states(device)}, folder / _STATES)
-    (folder / _RECIPES).write_bytes(pickle.dumps(recipes))
-    safetensors.torch.save_file(names.contents(), folder / _TENSORS)
-    manifest = {
-        "format": 1,
-        "tensors": tensors,
-        "objects": [name for name in recipes if name.isdigit()],
-        "leaves": names.leaves(),
-        "frozen": names.frozen(),
-        "modes": names.modes(),
-    }
-    (folder / _MANIFEST).write_text(json.dumps(manifest))
-    return [handle for handle, _ in registry if not {str(handle)} & (recipes.keys() | tensors.keys())]
-
-
-def saved_handles(folder: Path) -> list[int]:
-    """The handles of what :func:`save` wrote. Raises SessionError: the folder holds no such files."""
-    manifest = _read_manifest(folder)
-    return [
-        int(name) for name in (*manifest["tensors"], *manifest.get("objects", ()))
-    ]  # older snapshots name no objects
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
-    except FileNotFoundError:
-        raise SessionError(f"{folder} holds no saved session") from None
-    return manifest
+        return _save(registry, folder, device)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bool = False) -> list[int]:
-    """Put what :func:`save` wrote under its handles again; returns these.
-
-    Raises:
-        SessionError: The folder holds no such files; or ones that can run code, without ``trust``.
-    """
-    manifest = _read_manifest(folder)
-    found = _Found(safetensors.torch.load_file(folder / _TENSORS, device=str(device)), manifest)
-    recipes = _Unpickler((folder / _RECIPES).read_bytes(), found, trust=False).load()
-    for name, pickled in recipes.items():
-        recipe = Recipe(*_Unpickler(pickled, found, trust=trust).load())
-        found.objects[name] = made = recipe.make(device)
-        found.put_requires_grad(name)  # at once, as data parallelism is over the parameters that require it
-        registry.recipes[made] = recipe
-    states = torch.load(folder / _STATES, map_location="cpu", weights_only=True)
-    for name, state in states["objects"].items():
-        found.objects[name].load_state_dict(state)
-    found.put_gradients()
-    found.put_modes()
-    values = {int(name): made for name, made in found.objects.items() if name.isdigit()}
-    values |= {int(handle): found.tensor(name) for handle, name in manifest["tensors"].items()}
-    for handle, value in values.items():
-        registry.put(handle, value)
-    set_generator_states(states["generators"], device)
-    return list(values)
+def _save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
+    recipes = list(registry.recipes.items())
+    names = _Names([made for made, _ in recipes] + [value for _, value in registry])
+    for made, recipe in recipes:
+        names.add_object(made, recipe)
+    handles = {str(handle): name for handle, value in registry if (name := names.of(value))}
+    text = written(names.session(handles, generator_states(device)))
+    (folder / SESSION).write_text(text)
+    safetensors.torch.save_file(names.contents, folder / TENSORS)
+    if names.own:
+        (folder / OWN_CODE).write_bytes(pickle.dumps(names.own))
+    return [handle for handle, _ in registry if str(handle) not in handles]
 
 
 class _Names:
-    """Names for what is saved: for objects, for their parameters and buffers, and for other tensors."""
+    """Names for what is saved: for objects, for their parameters and buffers, and for other tensors.
 
-    def __init__(self) -> None:
-        self._objects: dict[str, Any] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self._names: dict[int, str] = {}
+    Args:
+        values: All that there is on the rank.
+    """
 
-    def add_object(self, made: Any, name: str) -> None:
-        """Name an object, and the tensors in it that have no name yet."""
-        self._objects[name] = made
-        self._names[id(made)] = f"object/{name}"
-        if isinstance(made, nn.Module):
-            for place, tensor in [*made.named_parameters(), *made.named_buffers()]:
-                self._add_tensor(tensor, f"in/{name}/{place}")
+    def __init__(self, values: list[Any]) -> None:
+        self.contents: dict[str, Tensor] = {}
+        """What the tensors hold, and their gradients."""
+        self.own: list[bytes] = []
+        """The user's own values, each a pickle."""
+        self._own_names: list[str] = []
+        self._values = {id(value) for value in values if isinstance(value, STATEFUL)}
+        self._in_work: Any = None
+        self._made: list[Any] = []
+        self._recipes: list[tuple[str | int, list[Any], dict[str, Any]]] = []
+        self._objects: dict[int, int] = {}
+        self._tensors: dict[int, tuple[str, Tensor]] = {}
+        self._complex: list[str] = []
+
+    def add_object(self, made: Any, recipe: Recipe) -> None:
+        """Number an object, and name the tensors in it that have no name yet, if it can be saved."""
+        kept, self._in_work = len(self.own), made
+        try:
+            name = name_of(recipe.factory)
+            make = name if name in MAKERS else self.of_own(recipe.factory)
+            args: list[Any] = encode(list(recipe.args), self)
+            kwargs = {key: encode(value, self) for key, value in recipe.kwargs.items()}
+            places = self._unnamed(made)
+            if name in MAKERS:
+                self._require_unchanged(made, recipe, places)
+        except Unsaved:
+            del self.own[kept:], self._own_names[kept:]
+            return
+        self._objects[id(made)] = number = len(self._made)
+        self._made.append(made)
+        self._recipes.append((make, args, kwargs))
+        for place, tensor in places.items():
+            self._name(tensor, f"in/{number}/{place}")
+
+    def of(self, value: Any) -> dict[str, Any] | None:
+        """The name of what a handle names; None if it cannot be saved."""
+        try:
+            if isinstance(value, Tensor):
+                return {"tensor": self.of_tensor(value)}
+            return {"object": self.of_object(value)}
+        except Unsaved:
+            return None
 
     def of_tensor(self, tensor: Tensor) -> str:
-        """The name of a tensor, which it has from now on."""
-        return self._add_tensor(tensor, f"tensor/{len(self._tensors)}")
+        """The name of a tensor, which it has from now on. Raises Unsaved."""
+        if id(tensor) not in self._tensors:
+            self._name(tensor, f"tensor/{len(self._tensors)}")
+        return self._tensors[id(tensor)][0]
 
-    def pickle(self, recipe: Recipe) -> bytes | None:
-        """A recipe with names for tensors and objects; None if it needs something that is not saved."""
+    def of_object(self, value: Any) -> int:
+        """The number of an object. Raises Unsaved."""
+        if id(value) not in self._objects:
+            raise Unsaved("it is made from an object that is not saved")
+        return self._objects[id(value)]
+
+    def of_own(self, value: Any) -> int:
+        """The number of a value of the user's own. Raises Unsaved."""
         buffer = io.BytesIO()
         try:
-            _Pickler(buffer, self._persistent).dump((recipe.factory, recipe.args, recipe.kwargs))
-        except (SessionError, pickle.PicklingError, TypeError):
-            return None
-        return buffer.getvalue()
+            _Pickler(buffer, self).dump(value)
+        except Exception as error:  # of the user's own code, whatever it raises
+            raise Unsaved(str(error)) from None
+        self.own.append(buffer.getvalue())
+        named = value if hasattr(value, "__qualname__") else type(value)
+        self._own_names.append(f"{named.__module__}.{named.__qualname__}"[:1000])
+        return len(self.own) - 1
 
-    def states(self) -> dict[str, Any]:
-        """The objects' state dicts; a data-parallel module's is that of the module in it."""
-        return {
-            name: made.state_dict()
-            for name, made in self._objects.items()
-            if not isinstance(made, DistributedDataParallel)
-        }
-
-    def contents(self) -> dict[str, Tensor]:
-        """Contents of the tensors that are in no object, and all gradients."""
-        kept = {name: tensor for name, tensor in self._tensors.items() if name.startswith("tensor/")}
-        for name, tensor in self._tensors.items():
-            if tensor.is_leaf and tensor.grad is not None:
-                kept[f"grad/{name}"] = tensor.grad
-        return {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in kept.items()
-        }
-
-    def leaves(self) -> list[str]:
-        """The names of those that are leaves and require grad."""
-        return [name for name, tensor in self._tensors.items() if tensor.requires_grad and tensor.is_leaf]
-
-    def frozen(self) -> list[str]:
-        """The names of the objects' parameters that do not require grad."""
-        parameters = ((name, tensor) for name, tensor in self._tensors.items() if isinstance(tensor, nn.Parameter))
-        return [name for name, parameter in parameters if name.startswith("in/") and not parameter.requires_grad]
-
-    def modes(self) -> dict[str, dict[str, bool]]:
-        """For each object that is a module, which modules in it are in training mode."""
-        return {
-            name: {place: module.training for place, module in made.named_modules()}
-            for name, made in self._objects.items()
-            if isinstance(made, nn.Module)
-        }
-
-    def _add_tensor(self, tensor: Tensor, name: str) -> str:
-        if id(tensor) not in self._names:
-            self._names[id(tensor)], self._tensors[name] = name, tensor
-        return self._names[id(tensor)]
-
-    def _persistent(self, value: Any) -> str | None:
+    def reference(self, value: Any) -> tuple[str, str | int] | None:
+        """What stands in a pickle for a value that is saved outside of it; None for what is in the pickle itself."""
         if isinstance(value, Tensor):
-            return self.of_tensor(value)
-        if isinstance(value, STATEFUL):
-            if id(value) not in self._names:
-                raise SessionError("it is made from an object that is not saved")
-            return self._names[id(value)]
+            return "tensor", self.of_tensor(value)
+        if id(value) in self._values and value is not self._in_work:
+            return "object", self.of_object(value)
         return None
 
+    def session(self, handles: dict[str, Any], generators: dict[str, Tensor]) -> SavedSession:
+        """All that is no tensor's content. Raises SessionError: an object's state cannot be saved."""
+        objects = [
+            SavedObject(
+                make=make,
+                args=args,
+                kwargs=kwargs,
+                groups=self._groups(made),
+                state=self._state(made),
+                modes=_modes(made),
+            )
+            for made, (make, args, kwargs) in zip(self._made, self._recipes, strict=True)
+        ]
+        named = list(self._tensors.values())
+        for name, tensor in named:
+            if tensor.is_leaf and not is_lazy(tensor) and tensor.grad is not None:
+                self._keep(f"grad/{name}", tensor.grad)
+        for name, state in generators.items():
+            self._keep(f"generator/{name}", state)
+        return SavedSession.model_validate(
+            {
+                "format": FORMAT,
+                "objects": objects,
+                "handles": handles,
+                "leaves": {name: tensor.requires_grad for name, tensor in named if _is_leaf(tensor)},
+                "parameters": [
+                    name for name, tensor in named if isinstance(tensor, nn.Parameter) and name.startswith("tensor/")
+                ],
+                "complex": self._complex,
+                "generators": list(generators),
+                "own_code": self._own_names,
+            }
+        )
 
-class _Found:
-    """What names stand for when a snapshot is read."""
+    def _unnamed(self, made: Any) -> dict[str, Tensor]:
+        """The tensors of a module that have no name yet, by their places in it. Raises Unsaved."""
+        places = {place: tensor for place, tensor in tensors_in(made).items() if id(tensor) not in self._tensors}
+        for tensor in places.values():
+            _require_storable(tensor)
+        return places
 
-    def __init__(self, contents: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-        self.objects: dict[str, Any] = {}
-        self._contents = contents
-        self._modes: dict[str, dict[str, bool]] = manifest.get("modes", {})  # older snapshots have none
-        self._requires_grad = dict.fromkeys(manifest["leaves"], True) | dict.fromkeys(manifest.get("frozen", ()), False)
-        for name in manifest["leaves"]:
-            if name in contents:
-                contents[name].requires_grad_()
+    def _require_unchanged(self, made: Any, recipe: Recipe, places: dict[str, Tensor]) -> None:
+        """Refuse a module that has other tensors than it was made with. Raises Unsaved."""
+        if not isinstance(made, nn.Module) or isinstance(made, DistributedDataParallel):
+            return
+        outlined = self._unnamed(outline(recipe.factory, recipe.args, recipe.kwargs))
+        if outlined.keys() != places.keys() or not all(map(fits, outlined.values(), places.values())):
+            raise Unsaved("it was given other parts since it was made")
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor of that name."""
-        if name in self._contents:
-            return self._contents[name]
-        _, owner, place = name.split("/", 2)
-        inner, _, last = place.rpartition(".")
-        tensor: Tensor = getattr(self.objects[owner].get_submodule(inner), last)
-        return tensor
+    def _groups(self, made: Any) -> list[list[Any]]:
+        if not isinstance(made, Optimizer):
+            return []
+        return [[self._encoded(made, tensor) for tensor in group["params"]] for group in made.param_groups]
 
-    def resolve(self, name: str) -> Any:
-        """What a persistent id stands for."""
-        kind, _, rest = name.partition("/")
-        return self.objects[rest] if kind == "object" else self.tensor(name)
+    def _state(self, made: Any) -> Any:
+        """What an object's state dict has beside the tensors that are in a module's places."""
+        if isinstance(made, DistributedDataParallel):
+            return None  # that of the module in it
+        if not isinstance(made, nn.Module):
+            return self._encoded(made, made.state_dict())
+        there = {id(tensor) for tensor in tensors_in(made).values()}
+        others = {name: value for name, value in made.state_dict(keep_vars=True).items() if id(value) not in there}
+        return self._encoded(made, others) if others else None
 
-    def put_requires_grad(self, owner: str) -> None:
-        """Let an object's tensors require grad, or not, as they did."""
-        for name, requires_grad in self._requires_grad.items():
-            if name.startswith(f"in/{owner}/"):
-                self.tensor(name).requires_grad = requires_grad
+    def _encoded(self, made: Any, value: Any) -> Any:
+        try:
+            return encode(value, self)
+        except Unsaved as unsaved:
+            raise SessionError(f"the state of a {type(made).__name__} cannot be saved: {unsaved}") from None
 
-    def put_modes(self) -> None:
-        """Give modules the training or evaluation mode that they had."""
-        for name, modes in self._modes.items():
-            for place, module in self.objects[name].named_modules():
-                module.training = modes.get(place, module.training)
+    def _name(self, tensor: Tensor, name: str) -> None:
+        _require_storable(tensor)
+        self._tensors[id(tensor)] = name, tensor
+        if not is_lazy(tensor):
+            self._keep(name, tensor)
 
-    def put_gradients(self) -> None:
-        """Give leaves the gradients that they had."""
-        for name, gradient in self._contents.items():
-            if name.startswith("grad/"):
-                self.tensor(name.removeprefix("grad/")).grad = gradient
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        if plain.is_complex():  # of which safetensors does not know all
+            plain = torch.view_as_real(plain)
+            self._complex.append(name)
+        self.contents[name] = plain.cpu().clone(memory_format=torch.contiguous_format)
+
+
+def fits(outlined: Tensor, tensor: Tensor) -> bool:
+    """Whether a tensor can have the place of an outlined one; a lazy one takes any shape."""
+    return is_lazy(outlined) or is_lazy(tensor) or outlined.shape == tensor.shape
+
+
+def _is_leaf(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) or (tensor.is_leaf and tensor.requires_grad)
+
+
+def _modes(made: Any) -> dict[str, bool]:
+    return {place: module.training for place, module in made.named_modules()} if isinstance(made, nn.Module) else {}
+
+
+def _require_storable(tensor: Tensor) -> None:
+    """Refuse what safetensors cannot hold. Raises Unsaved."""
+    if is_lazy(tensor):
+        return
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _STORED:
+        raise Unsaved(f"a {tensor.layout} tensor of {tensor.dtype} cannot be saved")
+
+
+_STORED = {
+    DTYPES[name]
+    for name in (
+        *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+        *("float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
+}
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Pickles arguments, with names for tensors and objects."""
+    """Pickles what is the user's own, with names for tensors and objects that are saved elsewhere."""
 
-    def __init__(self, file: io.BytesIO, persistent: Any) -> None:
+    def __init__(self, file: io.BytesIO, names: _Names) -> None:
         super().__init__(file)
-        self._persistent = persistent
+        self._names = names
 
     def persistent_id(self, value: Any) -> Any:
         """The name of what is saved elsewhere."""
-        return self._persistent(value)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads arguments back; without trust it makes nothing but PyTorch's and raytorch's own objects."""
-
-    def __init__(self, pickled: bytes, found: _Found, *, trust: bool) -> None:
-        super().__init__(io.BytesIO(pickled))
-        self._found, self._trust = found, trust
-
-    def persistent_load(self, name: Any) -> Any:
-        """What a name stands for."""
-        return self._found.resolve(name)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A class or function that the pickle names. Raises SessionError for one that needs trust."""
-        if self._trust:
-            return super().find_class(module, name)
-        if module == "builtins" or module.partition(".")[0] in _PACKAGES:
-            value = super().find_class(module, name)
-            if isinstance(value, torch.dtype | torch.layout | torch.memory_format) or value is data_parallel:
-                return value
-            if isinstance(value, type) and issubclass(value, (*STATEFUL, *_PLAIN_CLASSES)):
-                return value
-        raise SessionError(
-            f"the saved session makes an object by {module}.{name}, which can run any code; if you know who wrote the "
-            "file, restore it with trust=True"
-        )
+        return self._names.reference(value)

@@ -57,6 +57,34 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.05)
 
 
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_parallel_module_is_restored_with_each_ranks_own(session: Session, tmp_path: Path) -> None:
+    net = session.module(nn.BatchNorm1d, 2)
+    ddp = session.ddp(net)
+    optimizer = session.optimizer("sgd", ddp.parameters(), lr=1.0)
+    data = session.scatter(torch.arange(8.0).reshape(4, 2))
+    ddp(data).sum().backward()
+    optimizer.step()
+    means = net.get("running_mean").fetch(all=True)
+    state = net.state_dict()
+    handles = net.handle, ddp.handle
+    session.save(tmp_path / "saved")
+    del net, ddp, optimizer, data
+    wait_until(lambda: session.handles() == [], 10)
+    session.restore(tmp_path / "saved")
+    kinds = [(found["handle"], found["kind"]) for found in session.handles()]
+    held = {handle: session.get(handle, kind) for handle, kind in kinds}
+    net, ddp = (held[handle] for handle in handles)
+    assert not torch.equal(*means)
+    assert all(map(torch.equal, net.get("running_mean").fetch(all=True), means))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    ddp(session.scatter(torch.arange(4.0).reshape(4, 1) @ torch.ones(1, 2))).square().sum().backward()
+    first, second = net.get("weight.grad").fetch(all=True)
+    assert torch.equal(first, second)
+
+
 # -- training over the ranks -------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """Saving a session and going on in another one, under the same handles."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +94,6 @@ def test_modules_keep_their_modes_and_what_is_frozen(tmp_path: Path) -> None:
     }
 
 
-def test_a_snapshot_without_modes_is_read(tmp_path: Path) -> None:
-    session = local_session()
-    net = session.module(nn.Linear, 2, 2).eval()
-    session.save(tmp_path / "saved")
-    manifest = tmp_path / "saved" / "rank-0" / "manifest.json"
-    known = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({key: known[key] for key in ("format", "tensors", "leaves")}))
-    other = local_session()
-    other.restore(tmp_path / "saved")
-    assert other.get(net.handle, "module").get("training") is True
-
-
 def test_tensors_keep_handles_dtypes_gradients_and_identity(tmp_path: Path) -> None:
     session = local_session()
     leaf = session.tensor([1.0, 2.0], requires_grad=True)
@@ -193,14 +180,13 @@ def session_on_meta() -> Session:
     return Session(transport)
 
 
-def test_modules_are_made_and_restored_on_the_workers_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_made_and_restored_on_the_workers_device(tmp_path: Path) -> None:
     other = session_on_meta()
     assert other.module(nn.Linear, 2, 3)(other.ones(1, 2)).device.type == "meta"
     session = local_session()
     net = session.module(Shifting)
     session.save(tmp_path / "saved")
     other = session_on_meta()
-    monkeypatch.setattr("safetensors.torch.load_file", lambda file, device: {})  # it does not know this device
     other.restore(tmp_path / "saved", trust=True)
     assert other.get(net.handle, "module")(other.ones(2)).device.type == "meta"
 

@@ -1,0 +1,78 @@
+"""What a module would be made of, found out without the memory that it would take."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from raytorch.errors import SessionError
+
+_CLONING = (nn.TransformerEncoder, nn.TransformerDecoder)
+"""Classes that copy the module that is their first argument as often as their second one says."""
+
+
+class Bounds:
+    """What making a module may take: tensors and bytes on the way to it, and modules in it."""
+
+    def __init__(self, *, tensors: int, nbytes: int, modules: int) -> None:
+        # Initialization takes some calls for each tensor; positional codes are computed in several steps.
+        self.calls = 2_000 + 100 * tensors
+        self.nbytes = 64 * 2**20 + 16 * nbytes
+        self.modules = modules
+
+
+def outline(
+    maker: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], bounds: Bounds | None = None
+) -> nn.Module:
+    """What ``maker`` makes of the arguments, with tensors that have shapes alone; the arguments stay as they are.
+
+    Raises:
+        SessionError: It would take more than the bounds.
+    """
+    if bounds and maker in _CLONING:
+        _require_room(maker, args, kwargs, bounds.modules)
+    with _WithoutMemory(bounds):
+        made: nn.Module = maker(*args, **kwargs)
+    return made
+
+
+def _require_room(maker: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], modules: int) -> None:
+    layer, count, *_ = inspect.signature(maker).bind(*args, **kwargs).args
+    if not isinstance(layer, nn.Module) or count * len(list(layer.modules())) > modules:
+        raise SessionError(f"{count} layers are more than the {modules} modules that it lists")
+
+
+class _WithoutMemory(TorchDispatchMode):
+    """Computes everything on the meta device, whatever device is asked for, and counts what it would take."""
+
+    def __init__(self, bounds: Bounds | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._bounds = bounds
+        self._calls = self._nbytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(Tensor, _on_meta, (args, kwargs or {}))
+        if any(argument.name == "device" for argument in function._schema.arguments):
+            kwargs["device"] = torch.device("meta")
+        result = function(*args, **kwargs)
+        self._calls += 1
+        if not any(argument.alias_info for argument in function._schema.arguments):  # it gives memory of its own
+            self._nbytes += sum(part.nbytes for part in tree_leaves(result) if isinstance(part, Tensor))
+        if self._bounds and (self._calls > self._bounds.calls or self._nbytes > self._bounds.nbytes):
+            raise SessionError("it would take far more memory than its file has tensors for")
+        return result
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "meta":
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def tensors_in(made: Any) -> dict[str, Tensor]:
+    """A module's parameters and buffers by their dotted names; nothing of what is no module."""
+    return dict([*made.named_parameters(), *made.named_buffers()]) if isinstance(made, nn.Module) else {}

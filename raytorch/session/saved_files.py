@@ -1,0 +1,201 @@
+"""The files of a saved session: their names, the schema of the JSON one, and reading them with nothing believed."""
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from raytorch.errors import SessionError
+from raytorch.model_files import read_safetensors_header
+
+FORMAT = 2
+SESSION, TENSORS, OWN_CODE = "session.json", "tensors.safetensors", "own_code.pickle"
+LARGEST_SESSION = 16 * 2**20
+"""Bytes of the JSON file at most: room for some 50,000 parameters."""
+_OF_FORMAT_1 = "manifest.json"
+
+Name = Annotated[str, Field(max_length=1000)]
+Handle = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class SavedObject(_Part):
+    """A module, an optimizer or a scheduler."""
+
+    make: Name | int
+    """What makes it: a name of the fixed list, or the number of a value of the user's own."""
+    args: list[Any]
+    kwargs: dict[Name, Any]
+    groups: list[list[Any]] = []
+    """An optimizer's parameters, group by group."""
+    state: Any
+    """What its state dict has beside tensors of a module's own."""
+    modes: dict[Name, bool]
+    """For each module in it whether it is in training mode."""
+
+
+class TensorOf(_Part):
+    """A handle of a tensor."""
+
+    tensor: Name
+
+
+class ObjectOf(_Part):
+    """A handle of an object."""
+
+    object: int
+
+
+class SavedSession(_Part):
+    """All that a rank's handles name, but for the tensors' contents."""
+
+    format: Literal[2]
+    objects: list[SavedObject]
+    handles: dict[Handle, TensorOf | ObjectOf]
+    leaves: dict[Name, bool]
+    """Parameters, and other leaves of autograd's, and whether they require grad."""
+    parameters: list[Name]
+    """Those tensors in no object that are of the class Parameter."""
+    complex: list[Name]
+    """Those tensors whose elements are kept as pairs of real numbers."""
+    generators: list[Name]
+    own_code: list[Name]
+    """What the user's own values are, each by its class or function."""
+
+
+def written(session: SavedSession) -> str:
+    """The JSON of a session. Raises SessionError: it is larger than what can be read again."""
+    text = json.dumps(session.model_dump(), allow_nan=False, separators=(",", ":"))
+    if len(text) > LARGEST_SESSION:
+        raise SessionError(
+            f"the handles take {len(text):,} bytes of {SESSION}, and at most {LARGEST_SESSION:,} can be read again: "
+            "free some of them, or save state dicts"
+        )
+    return text
+
+
+def read_session(folder: Path) -> SavedSession:
+    """What the folder's session.json says.
+
+    Raises:
+        SessionError: It is missing, of another format, or damaged.
+    """
+    if (folder / _OF_FORMAT_1).exists() and not (folder / SESSION).exists():
+        raise SessionError(
+            f"{folder} was saved in the format of an older raytorch, which could run code, and is not read any more: "
+            "restore it with the raytorch that saved it, and save the state dicts of what it holds"
+        )
+    text = _read(folder / SESSION)
+    try:
+        content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, str(error)) from None
+    if isinstance(content, dict) and content.get("format") != FORMAT:
+        raise SessionError(
+            f"{folder} says that it is of format {str(content.get('format'))[:20]!r}, and this raytorch reads "
+            f"{FORMAT}: restore it with the raytorch that saved it"
+        )
+    try:
+        return SavedSession.model_validate(content)
+    except (ValidationError, RecursionError) as error:
+        raise _damaged(folder, _first(error)) from None
+
+
+def read_own_code(folder: Path) -> bytes:
+    """The pickle of the user's own values, for a caller that trusts it. Raises SessionError."""
+    _require_file(folder / OWN_CODE)
+    return (folder / OWN_CODE).read_bytes()
+
+
+class Tensors:
+    """The tensors of a saved session, each read when it is asked for.
+
+    Attributes:
+        shapes: The shape of each by its name.
+    """
+
+    def __init__(self, file: Any, header: dict[str, Any]) -> None:
+        self._file = file
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        self.shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        self._offsets = {name: entry["data_offsets"] for name, entry in entries.items()}
+
+    def view(self, name: str) -> Tensor:
+        """A tensor's content, on the CPU, where it lies in the file: only for as long as that is open."""
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def nbytes(self, names: Iterable[str]) -> int:
+        """The bytes of some of the tensors."""
+        return sum(end - begin for begin, end in (self._offsets[name] for name in names))
+
+
+@contextmanager
+def open_tensors(folder: Path) -> Iterator[Tensors]:
+    """The tensors of a folder, for the block.
+
+    Raises:
+        RaytorchError: The file is missing, or does not have what its header claims.
+    """
+    path = folder / TENSORS
+    _require_file(path)
+    header = read_safetensors_header(path)
+    try:
+        with safe_open(path, "pt") as file:
+            yield Tensors(file, header)
+    except SafetensorError as error:
+        raise _damaged(folder, str(error)) from None
+
+
+def _read(path: Path) -> str:
+    size = _require_file(path)
+    if size > LARGEST_SESSION:
+        raise SessionError(f"{path} has {size:,} bytes, and {LARGEST_SESSION:,} is the most: it is no saved session")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise _damaged(path.parent, str(error)) from None
+
+
+def _require_file(path: Path) -> int:
+    """The size of a plain file. Raises SessionError: it is none; a link could lead anywhere, a pipe would block."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        raise SessionError(f"{path.parent.parent} holds no saved session: {path} is not there") from None
+    if not stat.S_ISREG(found.st_mode) or path.parent.is_symlink():
+        raise SessionError(f"{path} is a link or no file, which a saved session does not have: copy the file itself")
+    return found.st_size
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:80]!r} is there twice")
+    return content
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON's")
+
+
+def _damaged(folder: Path, found: str) -> SessionError:
+    return SessionError(f"{folder} is damaged, or no saved session: {found[:300]}; save it again")
+
+
+def _first(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "its values are nested too deep"
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{SESSION}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
