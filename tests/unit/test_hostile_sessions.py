@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -42,6 +43,19 @@ class WatchedMemory(TorchDispatchMode):
             self.made.append(shape)
             raise MemoryError(f"{function} would make a tensor of {shape}")
         return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def watched_memory() -> Iterator[WatchedMemory]:
+    """Watches what the workers make while they restore."""
+    memory, restore = WatchedMemory(), restoring.restore
+
+    def watched(*args: Any, **options: Any) -> Any:
+        with memory:
+            return restore(*args, **options)
+
+    with mock.patch.object(restoring, "restore", watched):
+        yield memory
 
 
 def good(folder: Path) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def refused(folder: Path, forged: Any, *, trust: bool = False) -> str:
     text = forged if isinstance(forged, str) else json.dumps(forged)
     (folder / "rank-0" / "session.json").write_text(text)
     session = local_session()
-    with WatchedMemory() as memory, pytest.raises(RaytorchError) as caught:
+    with watched_memory() as memory, pytest.raises(RaytorchError) as caught:
         session.restore(folder, trust=trust)
     assert not memory.made
     assert "SessionError" in str(caught.value)
@@ -410,7 +424,7 @@ def test_a_damaged_session_is_restored_or_refused(folder: Path, content: dict[st
     decoy = folder.parent / "decoy"
     decoy.write_text("precious")
     session = local_session()
-    with WatchedMemory() as memory, contextlib.suppress(RaytorchError):
+    with watched_memory() as memory, contextlib.suppress(RaytorchError):
         session.restore(folder)
     assert not memory.made
     assert decoy.read_text() == "precious"
