@@ -1,5 +1,7 @@
 """Why a run failed, in the words of its ``summary.json``. Imports nothing else of raytorch, neither torch nor ray."""
 
+import errno
+import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
@@ -19,11 +21,13 @@ class Cause(StrEnum):
     """A GPU had no memory left."""
     TIMEOUT = "timeout"
     """A worker waited for the others in vain."""
+    STORAGE = "storage"
+    """The run's storage, or a worker's disk, is full, may not be written, or does not answer."""
 
     @property
     def is_final(self) -> bool:
         """Whether a worker that raised this is not restarted: it would only come to the same end."""
-        return self in (Cause.ERROR, Cause.HOST_MEMORY, Cause.GPU_MEMORY)
+        return self in (Cause.ERROR, Cause.HOST_MEMORY, Cause.GPU_MEMORY, Cause.STORAGE)
 
     @property
     def advice(self) -> str:
@@ -48,6 +52,10 @@ _ADVICE = {
     Cause.TIMEOUT: (
         "workers waited for one another longer than scaling.timeout_s; look into the logs for one that hangs or is far "
         "behind, or raise it"
+    ),
+    Cause.STORAGE: (
+        "the storage failed; make room or mend the access to it, after which raytorch train --resume goes on from the "
+        "latest checkpoint, for a job raytorch submit --resume does"
     ),
 }
 
@@ -75,3 +83,21 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
             yield from leaves(each)
     else:
         yield error
+
+
+STORAGE_FAULT = re.compile(
+    r"No space left on device|Disk quota exceeded|Read-only file system|File too large|Input/output error"
+    r"|Stale file handle|Transport endpoint is not connected|PytorchStreamWriter failed"
+    r"|inline_container\.cc:\d+\] \. unexpected pos"
+)
+"""What errors say that come from a storage, not all of which are an ``OSError``."""
+_STORAGE_ERRNOS = frozenset(
+    number
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ESTALE", "ENOTCONN", "ENODEV", "ENXIO")
+    if (number := getattr(errno, name, None))
+)
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether an exception comes from a storage that is full, may not be written, or has failed."""
+    return (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS) or bool(STORAGE_FAULT.search(str(error)))

@@ -16,8 +16,9 @@ from torch import nn
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from raytorch.causes import Cause, leaves
+from raytorch.causes import Cause, is_storage_fault, leaves
 from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
+from raytorch.errors import StorageError
 from raytorch.overrides import OVERRIDABLE
 
 __all__ = [
@@ -160,6 +161,8 @@ def failure_cause(error: BaseException) -> Cause:
         return Cause.HOST_MEMORY
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _says(text, _COLLECTIVES)):
         return Cause.TIMEOUT if _says(text, _WAITED_IN_VAIN) else Cause.LOST_WORKER
+    if isinstance(error, StorageError) or is_storage_fault(error):
+        return Cause.STORAGE
     return Cause.LOST_WORKER if isinstance(error, (torch.AcceleratorError, ConnectionError)) else Cause.ERROR
 
 

@@ -38,6 +38,10 @@ class PackageError(UserError):
     """A project's files cannot be sent to the cluster."""
 
 
+class StorageError(UserError):
+    """A storage is full, cannot be reached, or may not be read or written."""
+
+
 class RunExistsError(UserError):
     """A run of that name exists already in the storage."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 import ray.train
 
-from raytorch.causes import Cause
+from raytorch.causes import Cause, is_storage_fault
 from raytorch.monitor import Failure, Status
 from raytorch.worker_group import lost_workers
 
@@ -46,7 +46,8 @@ def diagnose(error: Exception, status: Status) -> dict[str, Any]:
     if lost:
         return _as_seen(lost, status)
     if told is None:
-        return {"cause": Cause.ERROR, "kind": type(error).__name__, "message": str(error)}
+        cause = Cause.STORAGE if is_storage_fault(error) else Cause.ERROR
+        return {"cause": cause, "kind": type(error).__name__, "message": str(error)}
     if told.cause is Cause.LOST_WORKER and _lose_node(set(status.nodes.values())):
         return _as_told(told, Cause.LOST_NODE)
     return _as_told(told, told.cause)

@@ -5,7 +5,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
@@ -23,6 +23,9 @@ LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
 _NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "accuracy", "loss")}
 """What a line of each split has to say."""
+
+EVENTS_FLUSH_S = 30.0
+"""Seconds between two times that TensorBoard's events reach the disk."""
 
 logger = logging.getLogger("raytorch")
 
@@ -110,7 +113,7 @@ class MetricsLog:
             _drop_after(files, resume_step)
         events = files.make("tensorboard") if tensorboard else None
         self._file = TextIOWrapper(files.append(METRICS_FILE), "utf-8", line_buffering=True)
-        self._events = _event_writer(events, resume_step) if events else None
+        self._events = EventFile(events, resume_step) if events else None
 
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Record ``values`` (plain numbers) of an optimizer step."""
@@ -119,13 +122,15 @@ class MetricsLog:
         if self._events:
             for name, value in values.items():
                 if value is not None:
-                    self._events.add_scalar(f"{split}/{name}", value, step)
+                    self._events.write(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Flush and close the files."""
-        self._file.close()
-        if self._events:
-            self._events.close()
+        """Flush and close the files. That the disk takes no more was raised when it was written to."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            if self._events:
+                self._events.close()
 
     def __enter__(self) -> Self:
         return self
@@ -200,19 +205,53 @@ def _drop_after(files: LocalFolder, step: int) -> None:
         files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in lines if line["step"] <= step))
 
 
-def _event_writer(folder: Path, resume_step: int) -> Any:
-    """A writer that begins with a mark of where it goes on: what was written of later steps counts no more."""
-    from tensorboardX import SummaryWriter
+class EventFile:
+    """TensorBoard events, written by the thread that calls, which a full disk is told: tensorboardX's own would hang.
 
-    # By its suffix nobody can guess the file's name, and put a link there.
-    return SummaryWriter(str(folder), purge_step=resume_step + 1, filename_suffix=f".{token_hex(8)}")
+    It begins with a mark of where it goes on: what was written of later steps counts no more.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        # By its suffix nobody can guess the file's name, and put a link there.
+        self._file = EventsWriter(str(folder / "events"), f".{token_hex(8)}")
+        self._event, self._scalar = Event, scalar
+        start = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        self._flush_at = 0.0
+
+    def write(self, name: str, value: float, step: int) -> None:
+        """Record a number of an optimizer step."""
+        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+        if time.monotonic() >= self._flush_at:
+            self._file.flush()
+            self._flush_at = time.monotonic() + EVENTS_FLUSH_S
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._file.close()
+
+
+class _LogHandler(logging.StreamHandler[TextIOWrapper]):
+    """A log that never ends what it is about: that its disk takes no more is told once, on standard error."""
+
+    is_broken = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Tell the first line that could not be written, and why."""
+        if not self.is_broken:
+            self.is_broken = True
+            super().handleError(record)
 
 
 @contextmanager
 def log_to_file(file: BinaryIO) -> Iterator[logging.Logger]:
     """Send the ``raytorch`` logger and Python warnings to a file while the block runs, and close it."""
     text = TextIOWrapper(file, "utf-8", errors="backslashreplace", write_through=True)
-    handler = logging.StreamHandler(text)
+    handler = _LogHandler(text)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger("raytorch"), logging.getLogger("py.warnings")]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
@@ -229,5 +268,7 @@ def log_to_file(file: BinaryIO) -> Iterator[logging.Logger]:
             logger.setLevel(level)
             logger.propagate = propagate
             logger.removeHandler(handler)
-        handler.close()
-        text.close()
+        with suppress(OSError):
+            handler.close()
+        with suppress(OSError):
+            text.close()

@@ -4,7 +4,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ ANSWER_WAIT_S = 0.1
 """Longest wait for the driver's answer, which takes about a millisecond."""
 
 logger = logging.getLogger("raytorch")
+_TOLD = "_raytorch_told"
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ class DriverLink:
 def telling_failures(monitor: Any, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
     """Pass an exception in the block on to the driver, and log it, before it is raised further.
 
+    Of blocks inside each other the innermost does that.
+
     Args:
         monitor: Handle of the run's monitor.
         rank: The worker's rank.
@@ -193,6 +196,8 @@ def telling_failures(monitor: Any, rank: int, cause_of: Callable[[BaseException]
     try:
         yield
     except Exception as error:
+        if getattr(error, _TOLD, False):
+            raise
         text = _own_traceback(error)
         logger.error("rank %d failed\n%s", rank, text)  # noqa: TRY400 - without Ray's frames
         failure = Failure(
@@ -204,7 +209,10 @@ def telling_failures(monitor: Any, rank: int, cause_of: Callable[[BaseException]
             expected=isinstance(error, RaytorchError),
             user_error=isinstance(error, UserError),
         )
-        ray.get(monitor.failed.remote(failure))
+        with suppress(ray.exceptions.RayError):  # whom it was to be told is gone
+            ray.get(monitor.failed.remote(failure))
+        with suppress(AttributeError):
+            setattr(error, _TOLD, True)
         raise
 
 

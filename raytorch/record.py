@@ -1,5 +1,7 @@
 """A run's ``config.yaml`` and ``summary.json``, which its driver keeps. Imports neither torch nor ray at its top."""
 
+import json
+import logging
 import os
 import socket
 import threading
@@ -7,13 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from raytorch.causes import Cause, message_of
+from raytorch.causes import Cause, is_storage_fault, message_of
 from raytorch.config_file import dump
-from raytorch.errors import TrainingError, UserError
+from raytorch.errors import StorageError, TrainingError, UserError
 from raytorch.metrics import versions
 from raytorch.runs import CONFIG_FILE, HEARTBEAT_S, SUMMARY_FILE, RunPlan
+from raytorch.storage import RunFolder
+
+SHORT = 500
+"""Characters of an error's message in a record that has little room."""
+
+logger = logging.getLogger("raytorch")
 
 
 class RunRecord:
@@ -47,34 +56,43 @@ class RunRecord:
         try:
             yield
         except KeyboardInterrupt:
-            self.abandon()
+            self._close({"state": "stopped", "seconds": self._seconds()}, only_while="running")
             raise
         except BaseException as error:
-            failure = {"cause": Cause.ERROR, "kind": type(error).__name__, "message": message_of(error)}
-            self._write({"state": "failed", "error": failure}, only_while="running")
+            failed = isinstance(error, StorageError) or is_storage_fault(error)
+            cause = Cause.STORAGE if failed else Cause.ERROR
+            failure = {"cause": cause, "kind": type(error).__name__, "message": message_of(error)}
+            self._close({"state": "failed", "error": failure}, only_while="running")
             raise
         finally:
             ended.set()
 
     def end(self, status: Any) -> dict[str, Any]:
-        """Write down what the run came to; returns the summary."""
+        """Write down what the run came to; returns the summary.
+
+        Raises:
+            StorageError: It could not be written down.
+        """
         outcome = dict(status.outcome)
         first_step_at, seconds = outcome["first_step_at"], outcome.pop("seconds")
-        self._conclude(
-            status,
-            {
-                **outcome,
-                "first_step_s": round(first_step_at - self.started, 2) if first_step_at else None,
-                "seconds": {"startup": round(status.begun_at - self.started, 2), **seconds},
-            },
+        return self._told(
+            self._conclude(
+                status,
+                {
+                    **outcome,
+                    "first_step_s": round(first_step_at - self.started, 2) if first_step_at else None,
+                    "seconds": {"startup": round(status.begun_at - self.started, 2), **seconds},
+                },
+            )
         )
-        return self._summary
 
     def abandon(self) -> dict[str, Any]:
-        """Write down that the run was ended at once, unless it had ended before that; returns the summary."""
-        seconds = {"total": round(time.time() - self.started, 2)}
-        self._write({"state": "stopped", "seconds": seconds}, only_while="running")
-        return self._summary
+        """Write down that the run was ended at once, unless it had ended before that; returns the summary.
+
+        Raises:
+            StorageError: It could not be written down.
+        """
+        return self._told(self._close({"state": "stopped", "seconds": self._seconds()}, only_while="running"))
 
     def fail(self, error: Exception, status: Any) -> Exception:
         """Write down a failure; returns the exception to raise."""
@@ -83,14 +101,27 @@ class RunRecord:
         details = diagnose(error, status)
         self._conclude(status, {"state": "failed", "error": details})
         told = status.cause
+        if details["cause"] == Cause.STORAGE:
+            return StorageError(f"{details['message']}\n{Cause.STORAGE.advice}\nlogs: {self._folder}/logs")
         if told and told.user_error:
             return UserError(told.message)
         return TrainingError(f"{_explain(details, told)}\nlogs: {self._folder}/logs")
 
-    def _conclude(self, status: Any, values: dict[str, Any]) -> None:
+    def _conclude(self, status: Any, values: dict[str, Any]) -> bool:
         restarts = max(0, status.attempts - 1 - status.resizes)
-        seconds = values.get("seconds", {}) | {"total": round(time.time() - self.started, 2)}
-        self._write(values | {"restarts": restarts, "resizes": status.resizes, "seconds": seconds})
+        seconds = values.get("seconds", {}) | self._seconds()
+        return self._close(values | {"restarts": restarts, "resizes": status.resizes, "seconds": seconds})
+
+    def _seconds(self) -> dict[str, float]:
+        return {"total": round(time.time() - self.started, 2)}
+
+    def _told(self, is_written: bool) -> dict[str, Any]:
+        if not is_written:
+            raise StorageError(
+                f"the run has {self._summary['state']}, but {self._folder} does not say so, as it could not be "
+                "written; make room or mend the access to it, and read its logs"
+            )
+        return self._summary
 
     def _renew_until(self, ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT_S):
@@ -102,6 +133,52 @@ class RunRecord:
             if only_while in (None, self._summary["state"]):
                 self._summary |= values
                 self._folder.write_json(SUMMARY_FILE, self._summary)
+
+    def _close(self, values: dict[str, Any], only_while: str | None = None) -> bool:
+        """Write down an end by all means; answers whether that worked. What ended the run is told all the same."""
+        with self._lock:
+            if only_while in (None, self._summary["state"]):
+                self._summary |= values
+                return write_end(self._folder, SUMMARY_FILE, self._summary)
+        return True
+
+
+def write_end(folder: RunFolder, file: str, record: dict[str, Any]) -> bool:
+    """Write a record for the last time; answers whether that worked, and warns where it did not.
+
+    A full disk has no room for a new file, but what fits into the blocks of the old one is written over it.
+    """
+    try:
+        folder.write_json(file, record)
+    except (UserError, OSError) as error:
+        if folder.is_local and _write_over(Path(folder.file(file)), record):
+            return True
+        logger.warning("the end of %s could not be written down: %s", folder, error)
+        return False
+    return True
+
+
+def _write_over(path: Path, record: dict[str, Any]) -> bool:
+    try:
+        with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "rb+", buffering=0) as file:  # noqa: PTH123
+            there = os.fstat(file.fileno())
+            room = max(there.st_size, there.st_blocks * 512)
+            text = next((text for text in _shorter_and_shorter(record) if len(text) <= room), None)
+            if text is None or file.write(text.ljust(there.st_size)) < len(text):
+                return False
+            file.truncate(len(text))
+    except OSError:
+        return False
+    return True
+
+
+def _shorter_and_shorter(record: dict[str, Any]) -> Iterator[bytes]:
+    """A record as JSON, whole, without the traceback, and with no more than the beginning of what went wrong."""
+    error = record.get("error", {})
+    brief = {key: value for key, value in error.items() if key != "traceback"}
+    shortest = brief | {"message": str(error.get("message", ""))[:SHORT]}
+    for each in [error, brief, shortest] if error else [{}]:
+        yield (json.dumps(record | ({"error": each} if each else {}), indent=2) + "\n").encode()
 
 
 def _explain(details: dict[str, Any], told: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Self
 
 from pyarrow import fs
 
-from raytorch.errors import RecordError, RunNotFoundError, UserError
+from raytorch.errors import RecordError, RunNotFoundError, StorageError, UserError
 from raytorch.local_folder import LocalFolder
 from raytorch.remote_folder import ANSWER_S, RemoteFolder, ask
 from raytorch.text import shown
@@ -160,14 +160,14 @@ def reaching(address: str) -> Iterator[None]:
     """Explain what goes wrong with a storage in the block.
 
     Raises:
-        UserError: It cannot be reached, or may not be read or written.
+        StorageError: It cannot be reached, has no room left, or may not be read or written.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{address} cannot be used: {error}; check the storage and your access to it") from error
+        raise StorageError(f"{address} cannot be used: {error}; check the storage and your access to it") from error
 
 
 class RunFolder:

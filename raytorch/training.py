@@ -76,6 +76,7 @@ def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | N
     node = ray.get_runtime_context().get_node_id()
     job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), node)
     with (
+        telling_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
         LiveFiles(RunFolder(job.config.storage, job.config.name)) as files,
         log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
         telling_failures(job.monitor, worker.rank, failure_cause),

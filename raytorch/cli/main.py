@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from raytorch.causes import is_storage_fault
 from raytorch.cli import data, jobs, records, studies, training
 from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app
 from raytorch.errors import RaytorchError, UserError
@@ -35,9 +36,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _complain("stopped", EXIT_STOPPED)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # anything but a usage error of the command line itself
-            raise
-        _complain(error.format_message(), EXIT_INPUT)
+        if hasattr(error, "format_message"):  # a usage error of the command line itself
+            _complain(error.format_message(), EXIT_INPUT)
+        if isinstance(error, PermissionError) or is_storage_fault(error):
+            _complain(f"{error}; make room or mend the access to it", EXIT_INPUT)
+        raise
 
 
 def _complain(message: str, status: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from raytorch.causes import Cause
+from raytorch.causes import STORAGE_FAULT, Cause
 from raytorch.errors import UserError
 from raytorch.runs import SUMMARY_FILE, read_summary
 from raytorch.service.tracebacks import exception_of, last_traceback, plain, shortened, snippets
@@ -35,6 +35,7 @@ _WORDS = {
     Cause.LOST_WORKER: (
         r"^(?:ActorDiedError|ActorUnavailableError|WorkerCrashedError)|its process died|[Aa]ctor died unexpectedly"
     ),
+    Cause.STORAGE: rf"^StorageError|{STORAGE_FAULT.pattern}",
     Cause.TIMEOUT: r"Timeout|[Tt]imed out|has been hanging",
 }
 """What errors say whose cause is not the program; the first that fits counts."""
@@ -50,7 +51,7 @@ class Failure:
     """Why a job did not finish."""
 
     cause: str
-    """``error``, ``lost_node``, ``lost_worker``, ``host_memory``, ``gpu_memory``, ``timeout`` or ``stop``."""
+    """A :class:`~raytorch.causes.Cause`, or ``stop``."""
     message: str
     rank: int | None = None
     """The first rank that failed, where it was one."""
@@ -169,6 +170,15 @@ def failure_told(output: str) -> Failure | None:
         return _raised(traceback, output, rank)
     if lost := re.findall(r"^rank \d+ was lost: .*$", output, re.MULTILINE):
         return Failure(cause_told(output, "\n".join(lost)), "\n".join(lost), rank)
+    return _advised(output)
+
+
+def _advised(output: str) -> Failure | None:
+    """A failure that is told in one line, above raytorch's advice on its cause; None without one."""
+    lines = output.splitlines()
+    for cause in Cause:
+        if cause.advice and (place := next((n for n, line in enumerate(lines) if line == cause.advice), 0)):
+            return Failure(cause, lines[place - 1])
     return None
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from raytorch.causes import Cause
 from raytorch.errors import RunExistsError, UserError
 from raytorch.processes import POLL_S, adopt_orphans, children, end_children, living_children
+from raytorch.record import write_end
 from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.service import secrets
 from raytorch.service.job import Failure, failure_told
@@ -117,12 +118,14 @@ class ScriptRun:
                 receiver.write(block)
 
     def _conclude(self, status: int) -> None:
+        self._summary |= {"exit_status": status, **self._end()}
         if self._stopping:
-            self._write(state="stopped", exit_status=status, **self._end())
+            self._summary["state"] = "stopped"
         elif status == 0:
-            self._write(state="finished", exit_status=0, **self._end())
+            self._summary["state"] = "finished"
         else:
-            self._write(state="failed", exit_status=status, error=self._error(status), **self._end())
+            self._summary |= {"state": "failed", "error": self._error(status)}
+        write_end(self._folder, SUMMARY_FILE, self._summary)
 
     def _end(self) -> dict[str, Any]:
         return {"ended": _now(), "seconds": {"total": round(time.time() - self._started, 2)}}

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
@@ -21,7 +21,8 @@ from raytorch.cluster import joined_ray, prepare_ray, require_resources, scales_
 from raytorch.config import RunConfig
 from raytorch.config_file import dump
 from raytorch.datasets.files import check
-from raytorch.errors import RecordError, RunExistsError, RunNotFoundError, TrainingError
+from raytorch.errors import RecordError, RunExistsError, RunNotFoundError, StorageError, TrainingError
+from raytorch.record import write_end
 from raytorch.records import SweepRecord, read_record
 from raytorch.runs import checked_name, placed, timed_name
 from raytorch.service.sweep_results import BEST_FILE, Result, find_best, read_result, write_results
@@ -315,13 +316,15 @@ class _Record:
             yield
         except BaseException as error:
             if self._content["state"] == "running":
-                self._write({"state": "stopped" if isinstance(error, KeyboardInterrupt) else "failed"})
+                self._update({"state": "stopped" if isinstance(error, KeyboardInterrupt) else "failed"})
+                write_end(self._folder, RECORD_FILE, self._content)
             raise
 
     def keep(self) -> None:
         """Write down which trials were to be stopped early, if there are new ones."""
         if len(self._kept) != len(self.stopped):
-            self._write({})
+            with suppress(StorageError):  # out of reach for a while, or for good, which the trials tell
+                self._write({})
 
     def end(self, results: Sequence[Result], stopping: bool) -> dict[str, Any]:
         """Write down what the sweep came to.
@@ -347,8 +350,13 @@ class _Record:
         return self._content
 
     def _write(self, values: dict[str, Any]) -> None:
-        self._kept = dict(self.stopped)
-        seconds = round(self._seconds + time.time() - self._began, 2)
-        self._content |= {"stopped": {str(number): epoch for number, epoch in self._kept.items()}, "seconds": seconds}
-        self._content |= values
+        stopped = self._update(values)
         self._folder.write_json(RECORD_FILE, self._content)
+        self._kept = stopped
+
+    def _update(self, values: dict[str, Any]) -> dict[int, float]:
+        stopped = dict(self.stopped)
+        seconds = round(self._seconds + time.time() - self._began, 2)
+        self._content |= {"stopped": {str(number): epoch for number, epoch in stopped.items()}, "seconds": seconds}
+        self._content |= values
+        return stopped

@@ -17,10 +17,11 @@ from whole_runs import plan
 from raytorch import trainer
 from raytorch.collectives import all_reduce
 from raytorch.distributed import Worker, failure_cause
-from raytorch.errors import TrainingError
+from raytorch.errors import StorageError, TrainingError
 from raytorch.monitor import telling_failures
 from raytorch.runs import read_summary
 
+train_on_worker = trainer._train_on_worker
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -46,6 +47,13 @@ def wait_for_a_rank_that_hangs() -> None:
     if Worker.current().rank == 1:
         time.sleep(60)
     all_reduce(torch.ones(1))
+
+
+def fill_the_disk(job: dict[str, Any]) -> None:
+    """Train while no file may grow beyond some bytes, as on a disk that is full."""
+    if Worker.current().rank == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    train_on_worker(job)
 
 
 def fail(
@@ -95,3 +103,15 @@ def test_a_rank_that_hangs_ends_in_a_timeout(small_run: dict[str, Any], monkeypa
     message, error = fail(small_run, monkeypatch, wait_for_a_rank_that_hangs, **changes)
     assert (error["cause"], error["rank"]) == ("timeout", 0)
     assert "workers waited for one another longer than scaling.timeout_s" in message
+
+
+def test_a_disk_that_is_full_is_the_cause_and_nothing_is_retried(small_run: dict[str, Any]) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    run = plan(small_run, "full", failure={"max_restarts": 3}, checkpoint={"every_steps": 5})
+    with pytest.raises(StorageError, match="the storage failed; make room or mend the access to it") as failure:
+        trainer.train(run, work=fill_the_disk)
+    assert "File too large" in str(failure.value)
+    summary = read_summary(run.folder)
+    assert (summary["state"], summary["restarts"]) == ("failed", 0)
+    assert (summary["error"]["cause"], summary["error"]["rank"]) == ("storage", 0)
+    assert "rank 0 failed\nTraceback" in Path(run.folder.file("logs/rank-0.log")).read_text()

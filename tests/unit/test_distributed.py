@@ -4,6 +4,8 @@ import errno
 import itertools
 import os
 import socket
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -34,7 +36,7 @@ from raytorch.distributed import (
     is_available,
     leaving_process_group,
 )
-from raytorch.errors import UserError
+from raytorch.errors import StorageError, UserError
 from raytorch.step_timer import StepTimer
 
 CPU = torch.device("cpu")
@@ -175,6 +177,9 @@ def test_a_cpu_has_no_product_name() -> None:
         (OSError(errno.ENOMEM, "Cannot allocate memory"), Cause.HOST_MEMORY),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Cause.ERROR),
         (ValueError("gloo timed out"), Cause.ERROR),
+        (StorageError("s3://bucket/runs/a cannot be used"), Cause.STORAGE),
+        (OSError(errno.EROFS, "Read-only"), Cause.STORAGE),
+        (RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed"), Cause.STORAGE),
         (TimeoutError("of the user's"), Cause.ERROR),
         (FileNotFoundError("data"), Cause.ERROR),
         (ExceptionGroup("one", [ConnectionResetError("by peer")]), Cause.LOST_WORKER),
@@ -191,6 +196,26 @@ def test_memory_that_is_not_there_is_the_hosts(allocate: Callable[[], Any]) -> N
     with pytest.raises((RuntimeError, MemoryError)) as failure:
         allocate()
     assert failure_cause(failure.value) is Cause.HOST_MEMORY
+
+
+WRITES_TOO_MUCH = """
+import resource, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from raytorch.distributed import failure_cause
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+content, path = {"a": torch.zeros(100_000)}, sys.argv[1]
+for write in (torch.save, save_file, lambda content, path: Path(path).write_bytes(bytes(400_000))):
+    try:
+        write(content, path)
+    except Exception as error:
+        print(failure_cause(error))
+"""
+
+
+def test_whatever_writes_to_a_full_disk_tells_of_the_storage(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITES_TOO_MUCH, str(tmp_path / "file")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "storage\n" * 3
 
 
 # -- among two processes -----------------------------------------------------------------------------------------------

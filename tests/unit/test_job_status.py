@@ -98,6 +98,12 @@ torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB
 {Cause.GPU_MEMORY.advice}
 logs: /s/mine/logs
 """
+FULL = f"""\
+epoch 1
+[Errno 28] No space left on device
+{Cause.STORAGE.advice}
+logs: /s/mine/logs
+"""
 RAY_TRAIN = """\
 ray.train.WorkerGroupError: Training failed due to worker errors:
 [Rank 1 Error Snippet]:
@@ -113,6 +119,7 @@ torch.distributed.DistBackendError: timed out
         (LOST, "lost_worker", 1, "rank 1 was lost: its process died, killed or crashed"),
         (FAILED, "gpu_memory", 1, "CUDA out of memory. Tried to allocate 2 GiB"),
         (RAY_TRAIN, "timeout", 1, "timed out"),
+        (FULL, "storage", None, "[Errno 28] No space left on device"),
         (CHAINED, "error", None, "it broke: twice"),
     ],
 )
@@ -132,6 +139,8 @@ def test_a_failure_as_the_driver_told_it(output: str, cause: str, rank: int | No
         ("ray.exceptions.ActorDiedError: The actor died because its node has died.", "lost_node"),
         ("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.", "lost_worker"),
         ("ray.exceptions.GetTimeoutError: Get timed out", "timeout"),
+        ("raytorch.errors.StorageError: s3://bucket/a cannot be used", "storage"),
+        ("safetensors_rust.SafetensorError: I/O error: No space left on device (os error 28)", "storage"),
         ("ValueError: a timeout of -1 is too short", "error"),
     ],
 )

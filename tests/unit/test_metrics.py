@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,3 +229,41 @@ def test_a_log_file_takes_raytorchs_messages_and_warnings_while_the_block_runs(t
 
 def test_versions_name_what_decides_the_numbers() -> None:
     assert versions().keys() == {"python", "raytorch", "torch", "torchvision", "ray", "numpy"}
+
+
+FILLS_THE_DISK = """
+import resource, sys
+from pathlib import Path
+from raytorch.metrics import MetricsLog
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+with MetricsLog(Path(sys.argv[1])) as log:  # the events take more than the lines
+    for step in range(1000):
+        log.write("train", step, 0.5, {f"n{number}": 0.5 for number in range(50)})
+"""
+
+
+def test_a_full_disk_is_told_to_whoever_writes_metrics(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", FILLS_THE_DISK, tmp_path], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "OSError: [Errno 27] File too large" in ended.stderr
+
+
+LOGS_MUCH = """
+import resource, sys
+from pathlib import Path
+from raytorch.metrics import log_to_file
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+with log_to_file(Path(sys.argv[1])) as log:
+    for number in range(1000):
+        log.info("line %d of a thousand, as they are", number)
+print("trained on")
+"""
+
+
+@pytest.mark.parametrize("place", ["rank-0.log", "file/rank-0.log"])
+def test_a_log_that_takes_no_more_ends_nothing_and_is_told_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-c", LOGS_MUCH, str(tmp_path / place)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "trained on\n")
+    assert ended.stderr.count("--- Logging error ---") == 1

@@ -1,5 +1,6 @@
 """What a driver writes down of its run, and the signs of life that it gives."""
 
+import errno
 import json
 import os
 import socket
@@ -14,10 +15,11 @@ import pytest
 from raytorch import record
 from raytorch.causes import Cause
 from raytorch.config import RunConfig
-from raytorch.errors import DataError, TrainingError, UserError
+from raytorch.errors import DataError, StorageError, TrainingError, UserError
 from raytorch.monitor import Failure, Status
 from raytorch.record import RunRecord
 from raytorch.runs import RunPlan, plan_run
+from raytorch.storage import RunFolder, reaching
 
 OUTCOME = {"state": "finished", "accuracy": 0.9, "first_step_at": None, "seconds": {"training": 2.0}}
 
@@ -146,3 +148,58 @@ def test_wrong_input_is_told_as_such(plan: RunPlan) -> None:
         error = kept.fail(RuntimeError("what Ray says"), status)
     assert type(error) is UserError
     assert str(error) == "what it said"
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no new file can be written in a run's folder."""
+
+    def write(folder: RunFolder, *_: object) -> None:
+        with reaching(str(folder)):
+            raise FULL
+
+    for name in ("write_json", "write_text", "write_bytes"):
+        monkeypatch.setattr(RunFolder, name, write)
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_full_disk_takes_the_end_of_a_run_all_the_same(
+    plan: RunPlan, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    status = failed(Cause.STORAGE, message=f"{FULL} {'m' * length}", traceback="t" * length)
+    with (kept := RunRecord(plan)).kept():
+        fill_disk(monkeypatch)
+        error = kept.fail(RuntimeError("what Ray says"), status)
+    assert isinstance(error, StorageError)
+    assert str(error) == f"{FULL} {'m' * length}\n{Cause.STORAGE.advice}\nlogs: {plan.folder}/logs"
+    written = summary(plan)
+    assert (written["state"], written["error"]["cause"]) == ("failed", "storage")
+    assert written["error"]["message"].startswith("[Errno 28] No space left on device m")
+    assert ("traceback" in written["error"]) == (length == 10)
+
+
+def test_what_ends_a_run_is_told_though_nothing_can_be_written(
+    plan: RunPlan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ZeroDivisionError), RunRecord(plan).kept():  # noqa: PT012
+        fill_disk(monkeypatch)
+        Path(plan.folder.file("summary.json")).unlink()
+        raise ZeroDivisionError
+    assert f"the end of {plan.folder} could not be written down: " in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_an_end_that_cannot_be_written_is_an_error(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match=r"the run has finished, but .*mine does not say so"), RunRecord(plan).kept():  # noqa: PT012
+        fill_disk(monkeypatch)
+        Path(plan.folder.file("summary.json")).unlink()
+        kept = RunRecord(plan)
+        kept.end(Status(outcome=OUTCOME, attempts=1, begun_at=kept.started))
+
+
+def test_an_exception_of_the_storage_is_its_own_cause(plan: RunPlan) -> None:
+    with pytest.raises(OSError, match="No space"), RunRecord(plan).kept():
+        raise FULL
+    assert summary(plan)["error"]["cause"] == "storage"
