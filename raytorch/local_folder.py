@@ -12,7 +12,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader, BufferedWriter
+from io import BufferedRandom, BufferedReader, BufferedWriter
 from pathlib import Path
 from posixpath import split
 from secrets import token_hex
@@ -22,6 +22,8 @@ from raytorch.errors import RecordError, RunExistsError, UserError
 
 LOCK_FILE = ".lock"
 CHUNK = 2**20
+BLOCK = 512
+"""Bytes in which a file's room on the disk is counted, whatever its blocks are."""
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe without a writer would be waited for
 _FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
@@ -79,6 +81,26 @@ class LocalFolder:
         above, last = split(name)
         with self._opened(above, create=True) as at:
             self._replace(at, last, content)
+
+    def write_over(self, name: str, contents: Iterable[bytes]) -> bool:
+        """Write the first content that fits into the blocks of a file that is there, which a full disk takes as well.
+
+        Answers whether one did. A reader may see a part of it for a moment.
+        """
+        above, last = split(name)
+        with self._opened(above) as at, self._explaining(name):
+            descriptor = os.open(last, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+            file: BufferedRandom = self._regular(descriptor, name, "r+b")
+        with file:
+            there = os.fstat(descriptor)
+            room = max(there.st_size, there.st_blocks * BLOCK) if there.st_nlink == 1 else 0
+            content = next((content for content in contents if len(content) <= room), None)
+            if content is None:
+                return False
+            whole = content.ljust(there.st_size)  # nothing of the old content is left behind it at any time
+            written = os.pwrite(descriptor, whole, 0)
+            os.truncate(descriptor, len(content))
+            return written == len(whole)
 
     def append(self, name: str) -> BufferedWriter:
         """A file to write at the end of, there from now on.

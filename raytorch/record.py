@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from raytorch.causes import Cause, is_storage_fault, message_of
@@ -151,23 +150,10 @@ def write_end(folder: RunFolder, file: str, record: dict[str, Any]) -> bool:
     try:
         folder.write_json(file, record)
     except (UserError, OSError) as error:
-        if folder.is_local and _write_over(Path(folder.file(file)), record):
-            return True
+        with suppress(UserError, OSError):
+            if folder.write_over(file, _shorter_and_shorter(record)):
+                return True
         logger.warning("the end of %s could not be written down: %s", folder, error)
-        return False
-    return True
-
-
-def _write_over(path: Path, record: dict[str, Any]) -> bool:
-    try:
-        with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "rb+", buffering=0) as file:  # noqa: PTH123
-            there = os.fstat(file.fileno())
-            room = max(there.st_size, there.st_blocks * 512)
-            text = next((text for text in _shorter_and_shorter(record) if len(text) <= room), None)
-            if text is None or file.write(text.ljust(there.st_size)) < len(text):
-                return False
-            file.truncate(len(text))
-    except OSError:
         return False
     return True
 

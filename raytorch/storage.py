@@ -6,7 +6,7 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from io import BufferedWriter
 from pathlib import Path
@@ -268,6 +268,14 @@ class RunFolder:
         with self._reaching(name):
             self._files.write(name, content)
 
+    def write_over(self, name: str, contents: Iterable[bytes]) -> bool:
+        """Write over a local file in place, with the first content for which it has room; answers whether one had.
+
+        For a disk that is full, where :meth:`write_bytes` has no room for a new file.
+        """
+        with self._reaching(name):
+            return isinstance(self._files, LocalFolder) and self._files.write_over(name, contents)
+
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write an object as JSON; see :meth:`write_text`."""
         self.write_text(name, json.dumps(content, indent=2) + "\n")
@@ -344,9 +352,11 @@ class LiveFiles:
 
     def close(self) -> None:
         """Sync for the last time and remove the local copy."""
-        self.sync()
-        if not self._folder.is_local:
-            shutil.rmtree(self.path)
+        try:
+            self.sync()
+        finally:
+            if not self._folder.is_local:
+                shutil.rmtree(self.path)
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -73,8 +74,7 @@ def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | N
         DataError: The data set is missing, incomplete or corrupt.
     """
     worker = Worker.current()
-    node = ray.get_runtime_context().get_node_id()
-    job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), node)
+    job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
     with (
         telling_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
         LiveFiles(RunFolder(job.config.storage, job.config.name)) as files,
@@ -82,12 +82,9 @@ def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | N
         telling_failures(job.monitor, worker.rank, failure_cause),
         leaving_process_group(),
     ):
-        run = (take_part or Training)(job, worker, files)
-        try:
+        with closing((take_part or Training)(job, worker, files)) as run:
             run.restore()
             outcome = run.run()
-        finally:
-            run.close()
         if worker.rank == 0:
             ray.get(job.monitor.ended.remote(outcome))
 

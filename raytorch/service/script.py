@@ -20,7 +20,7 @@ from select import select
 from typing import Any
 
 from raytorch.causes import Cause
-from raytorch.errors import RunExistsError, UserError
+from raytorch.errors import RunExistsError, StorageError, UserError
 from raytorch.processes import POLL_S, adopt_orphans, children, end_children, living_children
 from raytorch.record import write_end
 from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
@@ -67,11 +67,17 @@ class ScriptRun:
         # A request to stop reaches the script as well: its end decides what is written down.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note_stop)
-        with self._folder.claimed(), LiveFiles(self._folder) as files:
-            self._write(seen=_now())
-            with files.extend(LOG) as written:
-                status = self._follow(Output(LOG, written.raw), files)
-            self._conclude(status)
+        with self._folder.claimed():
+            try:
+                with LiveFiles(self._folder) as files:
+                    self._write(seen=_now())
+                    with files.extend(LOG) as written:
+                        status = self._follow(Output(LOG, written.raw), files)
+                    self._conclude(status)
+            except StorageError as error:
+                if self._summary["state"] == "running":  # nothing has been run
+                    raise
+                _tell(f"the end of {LOG} could not be kept: {error}")
         return 128 - status if status < 0 else status
 
     def _follow(self, log: "Output", files: LiveFiles) -> int:

@@ -253,17 +253,15 @@ import resource, sys
 from pathlib import Path
 from raytorch.metrics import log_to_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-with log_to_file(Path(sys.argv[1])) as log:
+with log_to_file(Path(sys.argv[1]).open("wb")) as log:
     for number in range(1000):
         log.info("line %d of a thousand, as they are", number)
 print("trained on")
 """
 
 
-@pytest.mark.parametrize("place", ["rank-0.log", "file/rank-0.log"])
-def test_a_log_that_takes_no_more_ends_nothing_and_is_told_once(tmp_path: Path, place: str) -> None:
-    (tmp_path / "file").touch()
-    command = [sys.executable, "-c", LOGS_MUCH, str(tmp_path / place)]
+def test_a_log_that_takes_no_more_ends_nothing_and_is_told_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOGS_MUCH, str(tmp_path / "rank-0.log")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "trained on\n")
     assert ended.stderr.count("--- Logging error ---") == 1
