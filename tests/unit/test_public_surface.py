@@ -87,6 +87,7 @@ ERRORS = {
     "ResourceError": "UserError",
     "JobNotFoundError": "UserError",
     "PackageError": "UserError",
+    "StorageError": "UserError",
     "RunExistsError": "UserError",
     "RunNotFoundError": "UserError",
     "RecordError": "UserError",
