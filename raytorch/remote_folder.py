@@ -23,45 +23,47 @@ LEAST_RATE = 1e6
 """Bytes per second at which a store that is there takes a file at least."""
 CHUNK = 2**20
 
-_under_way: set[threading.Thread] = set()
+_under_way: set[threading.Event] = set()
 
 
 def calls_under_way() -> bool:
     """Whether a call is still waited for by its thread alone; the client may let the process's end wait for it."""
-    return any(thread.is_alive() for thread in _under_way)
+    return bool(_under_way)
 
 
-def ask(address: str, call: Callable[..., T], *arguments: Any, seconds: float | None = ANSWER_S) -> T:
+def ask(address: str, call: Callable[..., T], *arguments: Any, more: float | None = 0.0) -> T:
     """Call a store's client. Ctrl-C ends the wait at once.
 
     Args:
         address: The store's address, for the error.
         call: What to call.
         arguments: What to call it with.
-        seconds: Longest wait; None to wait as long as the client does.
+        more: Seconds to wait beyond :data:`ANSWER_S`; None to wait as long as the client does.
 
     Raises:
         UserError: The store did not answer in time.
     """
+    seconds = None if more is None else ANSWER_S + more
     answers: list[T] = []
     failures: list[BaseException] = []
+    ended = threading.Event()  # to join the thread would mark it as ended when Ctrl-C comes (Python 3.11)
 
     def run() -> None:
         try:
             answers.append(call(*arguments))
         except BaseException as error:  # raised where the answer is waited for
             failures.append(error)
-        _under_way.discard(thread)
+        _under_way.discard(ended)
+        ended.set()
 
-    thread = threading.Thread(target=run, daemon=True, name="storage")
-    _under_way.add(thread)
-    thread.start()
-    thread.join(seconds)
+    _under_way.add(ended)
+    threading.Thread(target=run, daemon=True, name="storage").start()
+    ended.wait(seconds)
     if failures:
         raise failures[0]
     if not answers:
         raise UserError(
-            f"{address} did not answer within {seconds:.0f} s; is the address right, and the network there?"
+            f"{address} did not answer within {seconds:.3g} s; is the address right, and the network there?"
         )
     return answers[0]
 
@@ -122,20 +124,20 @@ class RemoteFolder:
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole; the store shows it when it is complete."""
         self.make()
-        self._ask(self._write, name, content, seconds=ANSWER_S + len(content) / LEAST_RATE)
+        self._ask(self._write, name, content, more=len(content) / LEAST_RATE)
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it is there."""
         kind = self._info(name).type
         if kind == fs.FileType.Directory:
-            self._ask(self._filesystem.delete_dir, self._place(name), seconds=None)
+            self._ask(self._filesystem.delete_dir, self._place(name), more=None)
         elif kind == fs.FileType.File:
             self._ask(self._filesystem.delete_file, self._place(name))
 
     def upload(self, local: Path, name: str = "") -> None:
         """Copy what a local folder holds into this folder, or into the folder ``name`` in it."""
         self.make(name)
-        self._ask(self._upload, local, name, seconds=None)
+        self._ask(self._upload, local, name, more=None)
 
     def _write(self, name: str, content: bytes) -> None:
         with self._filesystem.open_output_stream(self._place(name)) as stream:
@@ -150,8 +152,8 @@ class RemoteFolder:
     def _place(self, name: str) -> str:
         return f"{self.path}/{name}".rstrip("/")
 
-    def _ask(self, call: Callable[..., T], *arguments: Any, seconds: float | None = ANSWER_S) -> T:
-        return ask(self._address, call, *arguments, seconds=seconds)
+    def _ask(self, call: Callable[..., T], *arguments: Any, more: float | None = 0.0) -> T:
+        return ask(self._address, call, *arguments, more=more)
 
 
 class _AnsweringStream(io.RawIOBase):

@@ -3,6 +3,7 @@
 Exit status: 0 success, 1 the run or the export failed, 2 the input has to change, 130 stopped by Ctrl-C.
 """
 
+import os
 import signal
 import sys
 
@@ -23,6 +24,18 @@ app.add_typer(data.app, name="data", help="Download the files of a data set, or 
 
 def main() -> None:
     """Run the command line."""
+    try:
+        _run()
+    except SystemExit as end:
+        stores = sys.modules.get("raytorch.remote_folder")
+        if stores and stores.calls_under_way():  # the client of a store that does not answer keeps Python from ending
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
+        raise
+
+
+def _run() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         secrets.load()  # this may be the driver of a job

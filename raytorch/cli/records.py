@@ -18,6 +18,7 @@ app = new_app()
 def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
     """List the runs of a storage."""
     from raytorch.runs import list_runs
+    from raytorch.storage import locate
 
     found = list_runs(storage)
     if as_json:
@@ -31,7 +32,8 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
     if found:
         output.print(table)
     else:
-        say(output, f"no runs in {storage}")
+        missing = "://" not in storage and not Path(locate(storage)).exists()
+        say(output, f"no runs in {storage}{': there is no such folder' if missing else ''}")
 
 
 @app.command()
