@@ -1,5 +1,6 @@
 """What a run minimizes and how it is judged: classifying an input, or writing a strip of digits out as a sequence."""
 
+from copy import deepcopy
 from typing import Protocol, cast
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch.config import Loss, RunConfig
-from raytorch.datasets.sources import END, PAD
+from raytorch.config.run import smallest_batch
+from raytorch.datasets.sources import END, PAD, Dataset
+from raytorch.errors import ConfigError
 from raytorch.losses import LOSSES
 from raytorch.models import Seq2Seq
 
@@ -37,6 +40,38 @@ def build_task(config: RunConfig, num_classes: int) -> Task:
     if config.model.name == "seq2seq":
         return Transcription(config.loss)
     return Classification(config.loss, num_classes)
+
+
+def require_enough_samples(config: RunConfig, task: Task, model: nn.Module, dataset: Dataset) -> None:
+    """Refuse a split of batches that leaves a worker a single sample, for a model that cannot be trained on one.
+
+    Batch normalization has nothing to compare it with; PyTorch says so when it comes to it, after a whole epoch.
+
+    Raises:
+        ConfigError: It does; the message has a batch size that does not.
+    """
+    parts, samples = config.scaling.max_workers * config.accumulate, len(dataset)
+    if smallest_batch(samples, config.batch_size) >= 2 * parts or _takes_one(task, model, dataset):
+        return
+    sizes = range(config.batch_size + 1, max(4 * parts, 8 * config.batch_size))
+    better = next((size for size in sizes if smallest_batch(samples, size) >= 2 * parts), None)
+    advice = f"take batch_size: {better}" if better else "take more samples"
+    raise ConfigError(
+        f"batch_size ({config.batch_size}): the {samples:,} training samples leave a batch of "
+        f"{smallest_batch(samples, config.batch_size)} for {config.scaling.max_workers} workers x {config.accumulate} "
+        f"micro-batches, and batch normalization needs two for each; {advice}, fewer workers, or a lower accumulate"
+    )
+
+
+def _takes_one(task: Task, model: nn.Module, dataset: Dataset) -> bool:
+    """Whether the model can be trained on a single sample; leaves it as it is."""
+    inputs, targets = dataset.batch(torch.zeros(1, dtype=torch.int64, device=dataset.device))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            task.loss(deepcopy(model).train(), inputs, targets)
+    except ValueError as error:
+        return "more than 1 value per channel" not in str(error)
+    return True
 
 
 class Classification:

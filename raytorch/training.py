@@ -42,7 +42,7 @@ from raytorch.reproducibility import generator_states, restore_generators, seed_
 from raytorch.runs import checkpoint_name, checkpoint_step
 from raytorch.stopping import StopAgreement, Wish
 from raytorch.storage import LiveFiles, RunFolder
-from raytorch.tasks import build_task
+from raytorch.tasks import build_task, require_enough_samples
 
 EXPORT_FOLDER = "export"
 EVALUATION_BATCH = 512
@@ -118,6 +118,7 @@ class Training:
         self.task = build_task(config, self.train_set.num_classes)
         self.architecture = Architecture(config.model, self.train_set.input_shape, self.train_set.num_classes)
         self.model = self.precision.arrange(self.architecture.build().to(device))
+        require_enough_samples(config, self.task, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model

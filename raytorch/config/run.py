@@ -1,6 +1,5 @@
 """A run: what to train, on what, how, and with which resources."""
 
-from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
@@ -10,6 +9,21 @@ from raytorch.config.models import MlpModel, Model
 from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, Optimizer, Schedule
 from raytorch.config.section import ConflictError, Section, name_alone
 from raytorch.model_files import ExportFormat
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Optimizer steps of an epoch, whatever the number of workers.
+
+    What is left after the last whole batch is one of its own, unless it is a single sample or less than a quarter of a
+    batch: then it joins the batch before it, so that no worker is left a sample alone for batch normalization.
+    """
+    whole, rest = divmod(samples, batch_size)
+    return max(1, whole + (rest >= max(2, batch_size / 4)))
+
+
+def smallest_batch(samples: int, batch_size: int) -> int:
+    """Samples of the smallest batch of an epoch."""
+    return min(batch_size, samples - (steps_per_epoch(samples, batch_size) - 1) * batch_size)
 
 
 class WorkerRange(Section):
@@ -150,7 +164,8 @@ class RunConfig(Section):
     steps: PositiveInt | None = None
     """Optimizer steps; give epochs or steps."""
     batch_size: PositiveInt = 128
-    """Samples per optimizer step, over all workers and accumulated micro-batches."""
+    """Samples per optimizer step, over all workers and accumulated micro-batches. The last batch of an epoch has what
+    is left; less than a quarter of a batch joins the one before it."""
     accumulate: PositiveInt = 1
     """Micro-batches whose gradients are added up before each optimizer step."""
     clip_norm: PositiveFloat | None = None
@@ -207,7 +222,7 @@ class RunConfig(Section):
     def most_steps(self) -> int:
         """Optimizer steps of the run; fewer where a data set's files hold less than is published."""
         samples = min(self.data.train_samples or self.data.train_size, self.data.train_size)
-        return self.steps or (self.epochs or 0) * ceil(samples / self.batch_size)
+        return self.steps or (self.epochs or 0) * steps_per_epoch(samples, self.batch_size)
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":

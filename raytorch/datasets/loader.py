@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raytorch.config import Augment
+from raytorch.config.run import steps_per_epoch
 from raytorch.datasets.pixels import mirror, shift
 from raytorch.datasets.sources import Dataset
 from raytorch.errors import CheckpointError, ConfigError
@@ -36,7 +37,7 @@ class TrainLoader:
     """Endless epochs of a shuffled data set, every sample once in each, whatever the number of ranks.
 
     Attributes:
-        steps_per_epoch: optimizer steps in an epoch; the last may have a smaller batch.
+        steps_per_epoch: optimizer steps in an epoch; the last has a smaller batch, or one of up to a quarter more.
         epoch: the current epoch, from 0.
         position: samples of the epoch that all ranks have been given, including those of the current step.
     """
@@ -65,7 +66,7 @@ class TrainLoader:
         self._world_size = world_size
         self._seed = seed
         self._augment = augment
-        self.steps_per_epoch = -(-len(dataset) // batch_size)
+        self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self.epoch = -1
         self.next_epoch()
 
@@ -82,7 +83,8 @@ class TrainLoader:
         """
         while self.position < len(self._dataset):
             start = self.position
-            self.position = min(start + self._batch_size, len(self._dataset))
+            is_last = start // self._batch_size >= self.steps_per_epoch - 1
+            self.position = len(self._dataset) if is_last else start + self._batch_size
             yield self._step(start, self.position)
 
     def state_dict(self) -> dict[str, Any]:

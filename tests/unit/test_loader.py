@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raytorch.config import Augment
+from raytorch.config.run import smallest_batch
 from raytorch.datasets import Dataset, MicroBatch, TrainLoader, evaluation_batches
 from raytorch.datasets.sources import MnistStrips, Moments
 from raytorch.errors import CheckpointError, ConfigError
@@ -65,6 +66,43 @@ def test_order_does_not_depend_on_world_size(micro_batches, world_size):
     alone = epoch(ranks(dataset, 1, batch_size=10))
     together = epoch(ranks(dataset, world_size, batch_size=10, micro_batches=micro_batches))
     assert list(map(samples, together)) == list(map(samples, alone))
+
+
+SIZES = {
+    (33, 32): [33],  # a single sample is left: it joins
+    (39, 32): [39],
+    (40, 32): [32, 8],  # a quarter of a batch is one of its own
+    (71, 32): [32, 39],
+    (64, 32): [32, 32],
+    (3, 2): [3],
+    (5, 3): [3, 2],
+    (4, 3): [4],
+    (5, 1): [1] * 5,
+    (1, 32): [1],
+}
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize(("count", "batch_size"), SIZES)
+def test_a_small_remainder_joins_the_batch_before_it_whatever_the_number_of_workers(count, batch_size, world_size):
+    loaders = ranks(numbered(count), world_size, batch_size=batch_size)
+    assert loaders[0].steps_per_epoch == len(SIZES[count, batch_size])
+    steps = epoch(loaders)
+    assert [len(samples(step)) for step in steps] == SIZES[count, batch_size]
+    assert min(map(len, steps), default=0) == world_size
+    assert smallest_batch(count, batch_size) == min(batch_size, *SIZES[count, batch_size])
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_run_resumes_before_and_after_a_batch_that_a_remainder_has_joined(stop):
+    whole = epoch(ranks(numbered(71), 1, batch_size=32, seed=5))
+    first = TrainLoader(numbered(71), batch_size=32, seed=5)
+    for _ in itertools.islice(first.remaining(), stop):
+        state = saved(first)
+    loaders = ranks(numbered(71), 2, batch_size=32, seed=5)
+    for loader in loaders:
+        loader.load_state_dict(state)
+    assert_same_steps(epoch(loaders), whole[stop:])
 
 
 def test_parts_are_as_even_as_can_be():

@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch import datasets
-from raytorch.config import RunConfig
-from raytorch.models import END, PAD, build_model
-from raytorch.tasks import Classification, Task, Transcription, build_task
+from raytorch.config import DigitsData, ResNet18Model, RunConfig
+from raytorch.config.run import smallest_batch
+from raytorch.datasets import TrainLoader
+from raytorch.errors import ConfigError
+from raytorch.models import END, PAD, Architecture, build_model
+from raytorch.tasks import Classification, Task, Transcription, build_task, require_enough_samples
 
 LABELS = torch.tensor([3, 1, 0, 2])
 STRIPS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])
@@ -151,3 +154,45 @@ def test_evaluations_add_up(trial: tuple[Task, nn.Module, Tensor, Tensor]) -> No
     whole = task.evaluate(model, inputs, targets)
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=0)
     torch.testing.assert_close((whole[0] / whole[1]).float(), task.loss(model, inputs, targets))
+
+
+# -- batch normalization -----------------------------------------------------------------------------------------------
+
+
+def check_split(model: str, samples: int, **config: Any) -> None:
+    run = RunConfig.model_validate({"epochs": 1, "model": model, "data": {"name": "digits"}, **config})
+    data = run.data.model_copy(update={"train_samples": samples})
+    train_set = datasets.load(data, "train", torch.device("cpu"))
+    net = Architecture(run.model, train_set.input_shape, train_set.num_classes).build()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    require_enough_samples(run, build_task(run, 10), net, train_set)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.training
+
+
+def test_a_split_that_leaves_a_worker_a_sample_alone_is_refused_with_one_that_does_not() -> None:
+    split: dict[str, Any] = {"batch_size": 32, "scaling": {"workers": {"min": 1, "max": 4}}, "accumulate": 2}
+    with pytest.raises(ConfigError) as failure:
+        check_split("resnet18", 41, **split)
+    assert str(failure.value) == (
+        "batch_size (32): the 41 training samples leave a batch of 9 for 4 workers x 2 micro-batches, and batch "
+        "normalization needs two for each; take batch_size: 33, fewer workers, or a lower accumulate"
+    )
+    check_split("resnet18", 41, **split | {"batch_size": 33})
+    check_split("resnet18", 41, **split | {"accumulate": 1})
+    check_split("mlp", 41, **split)  # which has none
+
+
+@pytest.mark.parametrize("parts", range(1, 5))
+def test_what_is_left_gives_every_worker_two_samples_where_whole_batches_give_it_eight(parts: int) -> None:
+    for samples in range(2 * parts, 300):
+        assert smallest_batch(samples, 32) >= min(2 * parts, samples)
+
+
+def test_resnet_trains_on_what_once_left_a_worker_a_sample_alone() -> None:
+    check_split("resnet18", 33, batch_size=32)
+    train_set = datasets.load(DigitsData(train_samples=33), "train", torch.device("cpu"))
+    net = Architecture(ResNet18Model(), train_set.input_shape, train_set.num_classes).build()
+    for rank in range(2):
+        for [part] in TrainLoader(train_set, batch_size=32, rank=rank, world_size=2).remaining():
+            _task(10).loss(net, part.inputs, part.targets).backward()  # type: ignore[no-untyped-call]
