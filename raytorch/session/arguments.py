@@ -1,5 +1,6 @@
 """The arguments of a call, taken apart: a template, which is the same each time, and the leaves, which are not."""
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from raytorch.errors import HandleError, SessionError
-from raytorch.session.program import CODE, HANDLE, MOST_PATTERNS, VALUE, Template
+from raytorch.session.program import CODE, COPY, HANDLE, MOST_PATTERNS, VALUE, Template
 from raytorch.session.transfer import Payload
 
 K = TypeVar("K")
@@ -89,6 +90,7 @@ class Function:
     learnable: bool
     gives_value: bool
     on_object: bool
+    is_operator: bool
 
 
 class Shape(NamedTuple):
@@ -107,12 +109,16 @@ class Arguments:
         rank: The only rank that is to execute it; None for all.
         is_learned: Whether the kind of result is learned by the call's shape, which strings and keys are part of then.
             Otherwise whatever is plain is a leaf, so that calls with ever other words are of one shape.
+        has_graph: Whether autograd is to see the call, so that local tensors that require grad are refused.
     """
 
-    __slots__ = ("_is_differentiable", "_is_learned", "_recorder", "_uploaded", "has_code", "leaves", "rank")
+    __slots__ = (
+        *("_has_graph", "_is_differentiable", "_is_learned", "_is_operator", "_meets_handle", "_recorder", "_uploaded"),
+        *("has_code", "leaves", "rank"),
+    )
 
-    def __init__(self, recorder: Any, rank: int | None, *, is_learned: bool = False) -> None:
-        self._recorder, self._is_learned = recorder, is_learned
+    def __init__(self, recorder: Any, rank: int | None, *, is_learned: bool = False, has_graph: bool = False) -> None:
+        self._recorder, self._is_learned, self._has_graph = recorder, is_learned, has_graph
         self._uploaded: list[Reference] = []  # kept until the call is recorded
         self.leaves: list[Any] = []
         self.has_code = False
@@ -126,7 +132,9 @@ class Arguments:
             HandleError: An argument is of another session.
             SessionError: The arguments are on different ranks.
         """
-        self._is_differentiable = self._is_learned and not function.gives_value
+        self._is_differentiable = self._has_graph and not function.gives_value and torch.is_grad_enabled()
+        self._is_operator = function.is_operator
+        self._meets_handle = self._is_learned or first_reference((*args, *kwargs.values())) is not None
         templates = tuple([self._template(value) for value in args])
         if not kwargs:
             return Shape(function, templates, ())
@@ -156,7 +164,8 @@ class Arguments:
         if isinstance(tensor, torch.nn.Parameter):
             return self._rare(tensor)
         self._uploaded.append(self._recorder.upload([Payload.of(tensor)], self.rank))
-        return self._reference(self._uploaded[-1])
+        self._reference(self._uploaded[-1])
+        return COPY
 
     def _require_no_history(self, tensor: torch.Tensor) -> None:
         """Refuse a local tensor that a gradient, or a transform of ``torch.func``, would be lost of."""
@@ -165,11 +174,8 @@ class Arguments:
                 "a local tensor that torch.func, torch.vmap or forward-mode autograd works on cannot meet a handle: "
                 "run the transform on the workers, in a function for session.run()"
             )
-        if self._is_differentiable and tensor.requires_grad and torch.is_grad_enabled():
-            raise SessionError(
-                "a local tensor that requires grad would get no gradient from the workers: have it there, by "
-                "session.module(...) or session.tensor(w, requires_grad=True), or give its detach()"
-            )
+        if self._is_differentiable and tensor.requires_grad:
+            raise SessionError(_NO_GRADIENT)
 
     def _rare(self, value: Any) -> Template:
         if isinstance(value, np.generic):
@@ -180,9 +186,17 @@ class Arguments:
                 "a generator of the client's cannot draw on the workers: seed them with session.manual_seed(), or make "
                 "one there with session.object(torch.Generator) and give it to a method"
             )
+        if isinstance(value, np.ndarray) and self._is_operator:
+            raise SessionError("a NumPy array is no operand of a handle: send it with session.tensor(array)")
         self.has_code = True
-        self.leaves.append(cloudpickle.dumps(value))
+        self.leaves.append(self._pickled(value))
         return CODE
+
+    def _pickled(self, value: Any) -> bytes:
+        if self._is_differentiable and self._meets_handle:
+            return _Pickler.pickled(value)
+        pickled: bytes = cloudpickle.dumps(value)
+        return pickled
 
     def _sequence(self, kind: type, parts: Sequence[Any]) -> Template:
         begin = len(self.leaves)
@@ -216,6 +230,27 @@ class Arguments:
             self.rank = reference._rank
         self.leaves.append(reference._handle)
         return HANDLE
+
+
+_NO_GRADIENT = (
+    "a local tensor that requires grad would get no gradient from the workers: have it there, by session.module(...) "
+    "or session.tensor(w, requires_grad=True), or give its detach()"
+)
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Refuses tensors that require grad, in whatever they are."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            raise SessionError(_NO_GRADIENT)
+        return super().reducer_override(value)
+
+    @classmethod
+    def pickled(cls, value: Any) -> bytes:
+        file = io.BytesIO()
+        cls(file).dump(value)
+        return file.getvalue()
 
 
 def _is_transformed(tensor: torch.Tensor) -> bool:

@@ -82,10 +82,15 @@ class Scope:
         if isinstance(name, str) and name not in OPTIMIZERS:
             raise SessionError(f"there is no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
         factory = OPTIMIZERS[name] if isinstance(name, str) else name
-        return self._create(RemoteOptimizer, factory, list(parameters), **options)
+        groups = list(parameters)
+        if _has_local_tensor(groups):
+            raise SessionError("an optimizer would change copies of local tensors: give it session.module(...)'s")
+        return self._create(RemoteOptimizer, factory, groups, **options)
 
     def scheduler(self, factory: Callable[..., Any], optimizer: RemoteOptimizer, **options: Any) -> RemoteScheduler:
         """Make a learning-rate scheduler: a class of ``torch.optim.lr_scheduler`` and its keyword arguments."""
+        if not isinstance(optimizer, RemoteOptimizer):
+            raise SessionError("a scheduler would change a copy of a local optimizer: give it session.optimizer(...)'s")
         return self._create(RemoteScheduler, factory, optimizer, **options)
 
     def context(self) -> RemoteContext:
@@ -113,8 +118,9 @@ class Scope:
 
         Raises:
             RemoteOpError: The function raised.
+            SessionError: There is a local tensor that requires grad, which would get none.
         """
-        return self._recorder.ask(primitives.call, function, *args, rank=self._rank, **kwargs)
+        return self._recorder.run(function, args, kwargs, self._rank)
 
     def manual_seed(self, seed: int) -> None:
         """Seed the workers' random numbers, all alike. See ``torch.manual_seed``."""
@@ -168,6 +174,8 @@ class Session(Scope):
 
     def ddp(self, module: RemoteModule) -> RemoteDDP:
         """Wrap a module so that backward passes average its gradients over the ranks; rank 0's weights go to all."""
+        if not isinstance(module, RemoteModule):
+            raise SessionError("a copy of a local module would be trained: give ddp() session.module(...)'s")
         return self._create(RemoteDDP, data_parallel, module)
 
     def barrier(self) -> None:
@@ -297,3 +305,10 @@ class Session(Scope):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close(tell=error is None)
+
+
+def _has_local_tensor(value: Any) -> bool:
+    """Whether there is one among parameters or groups of them."""
+    if isinstance(value, dict):
+        return _has_local_tensor(list(value.values()))
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_has_local_tensor, value)))

@@ -88,6 +88,12 @@ def changes_first_argument(name: str) -> bool:
     return last.endswith("_")
 
 
+def is_operator(name: str) -> bool:
+    """Whether a function is one of Python's operators, with operands: not of indexing, nor of an attribute."""
+    last = name.rpartition(".")[2]
+    return last.startswith("__") and last not in ("__getitem__", "__setitem__", "__get__", "__set__")
+
+
 def gives_value(name: str) -> bool:
     """Whether a function is known to give no tensor, so that its failure can be raised at once."""
     if name.endswith(".__get__"):

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import itertools
+import operator
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +14,14 @@ import torch
 from torch import Tensor
 
 from raytorch.distributed import failure_cause
-from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError
+from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError, SessionError
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
 from raytorch.session.primitives import ON_WORKER
 from raytorch.session.program import (
     ATTACHMENT,
     CODE,
+    COPY,
     HANDLE,
     NOWHERE,
     VALUE,
@@ -166,11 +169,16 @@ class _Call:
         self._put = interpreter.registry.put
         self._grad = pattern.modes.grad
         self._skip = pattern.rank is not None and pattern.rank != interpreter.rank
-        on_leaf: OnLeaf = {HANDLE: interpreter.value, CODE: pickle.loads, ATTACHMENT: interpreter.attachment}
+        on_leaf: OnLeaf = {
+            **dict.fromkeys((HANDLE, COPY), interpreter.value),
+            CODE: pickle.loads,
+            ATTACHMENT: interpreter.attachment,
+        }
         self._args = [bind(template, on_leaf) for template in pattern.args]
         self._flat = not pattern.kwargs and all(template in (HANDLE, VALUE) for template in pattern.args)
         self._handles = [place for place, template in enumerate(pattern.args) if template == HANDLE]
         self._kwargs = [(name, bind(template, on_leaf)) for name, template in pattern.kwargs]
+        self._has_copies = COPY in (*pattern.args, *dict(pattern.kwargs).values()) and not _is_own(pattern.function)
         self._contexts = pattern.modes.contexts(interpreter.device.type)
         self._function: Callable[..., Any] | None = None
         self._keep = getattr(self, f"_keep_{pattern.result}")
@@ -183,6 +191,8 @@ class _Call:
         if function is None:
             function = self._function = self._interpreter.resolve(self.pattern.function)
         args, kwargs = self._arguments(instruction)
+        if self._has_copies:
+            function = functools.partial(_leaving_copies, self.pattern, function)
         if torch.is_grad_enabled() is not self._grad:
             torch.set_grad_enabled(self._grad)
         if self._contexts:
@@ -205,7 +215,8 @@ class _Call:
         return args, {name: build(leaves) for name, build in self._kwargs}
 
     def _keep_drop(self, output: int, value: Any) -> None:
-        pass
+        if value is NotImplemented:  # of an operator in place
+            raise TypeError("unsupported type of operand")
 
     def _keep_tensor(self, output: int, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -251,7 +262,7 @@ class _Call:
                 return f"freed handle {handle}"
 
         on_leaf: OnLeaf = {
-            HANDLE: value,
+            **dict.fromkeys((HANDLE, COPY), value),
             CODE: _unpickled,
             ATTACHMENT: lambda place: "data",
         }
@@ -281,6 +292,31 @@ class _CountedCall(_Call):
     def _recount(self, instruction: Instruction) -> None:
         subject = instruction[2:3] if self._is_of_handle else ()
         self._interpreter.registry.recount(subject, and_growing=self._may_grow)
+
+
+def _is_own(function: str) -> bool:
+    return function.startswith("raytorch.session.")
+
+
+def _leaving_copies(pattern: Pattern, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function. Raises SessionError if it changes what is a copy of the client's tensor."""
+    given = zip(pattern.args, args, strict=True), ((template, kwargs[name]) for name, template in pattern.kwargs)
+    copies = [value for template, value in itertools.chain(*given) if template == COPY and not value.is_inference()]
+    before = [_state(copy, pattern.function) for copy in copies]
+    result = function(*args, **kwargs)
+    if not all(map(operator.eq, before, [_state(copy, pattern.function) for copy in copies])):
+        raise SessionError(
+            "the call changes a local tensor, of which the workers have a copy: have it there, with session.tensor() "
+            "or, for a layer's statistics, session.module()"
+        )
+    return result
+
+
+def _state(tensor: Tensor, function: str) -> Any:
+    """What differs if a function has changed the tensor."""
+    if "norm" in function:  # whose statistics it changes without counting a version
+        return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor._version
 
 
 def _changes(pattern: Pattern) -> bool:

@@ -25,6 +25,8 @@ MOST_PATTERNS = 10_000
 
 HANDLE = "handle"
 """Template of an argument that is a handle; its leaf is the integer."""
+COPY = "copy"
+"""Template of an argument that is the client's own tensor, of which a copy was sent; its leaf is the copy's handle."""
 VALUE = "value"
 """Template of an argument that travels with each instruction; its leaf is the value."""
 CODE = "code"

@@ -78,7 +78,7 @@ class Recorder:
         """
         if not kwargs and rank is None and (repeated := self._repeat(function, args)) is not None:
             return repeated
-        arguments = Arguments(self, rank, is_learned=True)
+        arguments = Arguments(self, rank, is_learned=True, has_graph=True)
         shape = arguments.shape(self._known(function), args, kwargs or {})
         if shape.function.in_place:
             return self._call_in_place(shape, arguments, args or list((kwargs or {}).values()))
@@ -121,11 +121,25 @@ class Recorder:
             RemoteOpError: This call or an earlier one failed.
             SessionLostError: The session has ended.
         """
-        arguments = Arguments(self, rank)
+        return self._ask_with(Arguments(self, rank), function, args, kwargs)
+
+    def _ask_with(
+        self, arguments: Arguments, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
         shape = arguments.shape(self._known(function), args, kwargs)
         handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
         self._raise(report, handle)
         return self._rebuild(report.answer, handle, arguments.rank)
+
+    def run(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], rank: int | None
+    ) -> Any:
+        """Call a function of the user's and wait for its result, as :meth:`ask` does.
+
+        Raises:
+            SessionError: A local tensor that requires grad is an argument, or in one beside a handle.
+        """
+        return self._ask_with(Arguments(self, rank, has_graph=True), primitives.call, (function, *args), kwargs)
 
     def ask_all(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call a function on every rank that has the arguments, and wait for the results, which are plain values.
@@ -167,27 +181,24 @@ class Recorder:
                 name not in _ASKED_EACH_TIME,
                 functions.gives_value(name),
                 function in (primitives.call, primitives.method),
+                functions.is_operator(name),
             )
             self._functions[function] = known
         return known
 
     def _call_in_place(self, shape: Shape, arguments: Arguments, args: Sequence[Any]) -> Any:
         changed = args[0] if args else None
-        if isinstance(changed, torch.Tensor):
+        parts = changed if isinstance(changed, tuple | list) else [changed]
+        if any(isinstance(part, torch.Tensor) for part in parts):
             raise SessionError(f"{shape.function.name} cannot change a local tensor: fetch() the remote one first")
-        output: Any = NOWHERE
-        if isinstance(changed, Reference):
-            output = changed.handle
-        elif isinstance(changed, tuple | list):
-            output = tuple([part.handle for part in changed if isinstance(part, Reference)])
-        self._record(shape, arguments, Result.DROP, output)
+        self._record(shape, arguments, Result.DROP, NOWHERE)  # should it fail, what was there stays
         return None if shape.function.name.endswith("__setitem__") else changed
 
     def _call_into(self, out: Any, shape: Shape, arguments: Arguments) -> Any:
         if isinstance(out, Reference):
-            self._record(shape, arguments, Result.TENSOR, out.handle)
+            self._record(shape, arguments, Result.DROP, NOWHERE)
             return out
-        if isinstance(out, torch.Tensor):
+        if any(isinstance(part, torch.Tensor) for part in (out if isinstance(out, tuple | list) else [out])):
             raise SessionError(
                 "out= is a local tensor, which workers cannot write to: leave it out, and fetch() the result"
             )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from raytorch.errors import SessionError
 from raytorch.session import primitives
 from raytorch.session.arguments import Reference, first_reference
 from raytorch.session.functions import SETTABLE
@@ -26,7 +27,7 @@ class RemoteTensor(Reference):
 
     __slots__ = ()
     __hash__ = object.__hash__
-    __array_priority__ = 1000  # as torch.Tensor's: NumPy's scalars and arrays leave operators to the handle
+    __array_ufunc__ = None  # NumPy's scalars and arrays leave operators to the handle, and its functions refuse it
 
     @classmethod
     def __torch_function__(
@@ -55,8 +56,15 @@ class RemoteTensor(Reference):
         return self._recorder.ask(Tensor.item, self)
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        """The tensor's content as a local array."""
-        array: np.ndarray[Any, Any] = self.fetch().detach().numpy()
+        """The tensor's content as a local array.
+
+        Raises:
+            SessionError: It requires grad, which the array would not; detach() it first, as with ``torch.Tensor``.
+        """
+        tensor = self.fetch()
+        if tensor.requires_grad:
+            raise SessionError("the tensor requires grad, of which an array keeps nothing: use detach().numpy()")
+        array: np.ndarray[Any, Any] = tensor.numpy()
         return array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:

@@ -147,15 +147,29 @@ def test_every_result_of_a_failed_operation_raises_its_error(session: Session) -
     assert caught(indices.tolist).operation == "torch.max"
 
 
-def test_a_failed_operation_in_place_poisons_its_tensor(session: Session) -> None:
-    for fail in (lambda a: a.add_(session.ones(7)), lambda a: a.__setitem__(9, 0.0)):
-        tensor, kept = session.ones(2, 2), session.ones(2)
-        view = kept * tensor[0]
-        fail(tensor)
-        error = caught(tensor.fetch)
-        assert error.operation in ("torch.Tensor.add_", "torch.Tensor.__setitem__")
-        assert caught((tensor + 1).fetch).operation == error.operation
-        assert view.tolist() == kept.tolist() == [1, 1]
+FAILING_IN_PLACE: dict[str, Callable[[Session, Any], Any]] = {
+    "add_": lambda s, a: a.add_(s.ones(7)),
+    "setitem": lambda s, a: a.__setitem__(9, 0.0),
+    "setitem of a wrong shape": lambda s, a: a.__setitem__(0, s.ones(7)),
+    "an operator": lambda s, a: a.__iadd__(s.ones(7)),
+    "what was never made": lambda s, a: a.add_(failing(s)),
+    "out": lambda s, a: torch.add(s.ones(2, 2), s.ones(7), out=a),
+    "a list": lambda s, a: torch._foreach_add_([a], [s.ones(7)]),
+    "init": lambda s, a: nn.init.uniform_(a, 2.0, 1.0),
+    "data": lambda s, a: setattr(a, "grad", s.ones(7)),
+}
+
+
+@pytest.mark.parametrize("name", FAILING_IN_PLACE)
+def test_a_failed_operation_in_place_is_told_by_the_next_result_and_leaves_the_tensor(
+    session: Session, name: str
+) -> None:
+    for _ in range(2):
+        tensor = session.ones(2, 2)
+        FAILING_IN_PLACE[name](session, tensor)
+        caught(tensor.fetch)
+        assert tensor.tolist() == [[1, 1], [1, 1]]
+        assert (tensor.add_(1) * 2).tolist() == [[4, 4], [4, 4]]
 
 
 def test_a_failed_backward_pass_harms_no_tensor(session: Session) -> None:

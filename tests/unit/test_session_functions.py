@@ -78,7 +78,7 @@ def test_numpys_numbers_are_operands_on_either_side_as_with_tensors() -> None:
         tensor = session.tensor(torch.ones(2))
         for result in (np.float32(3) * tensor, tensor * np.float32(3), tensor.new_full((2,), np.int64(3))):
             assert result.fetch().tolist() == [3.0, 3.0]
-        with pytest.raises(TypeError):
+        with pytest.raises(SessionError, match=r"session\.tensor\(array\)"):
             np.ones(2) + tensor
 
 
