@@ -36,7 +36,19 @@ FACTORIES = (
 )
 """Functions of torch that make a tensor from numbers alone: a session's methods of the same names."""
 
-_OTHERS = ("torch.random.manual_seed",)
+ON_LISTS = (
+    "torch.nn.utils.clip_grad_norm_",
+    "torch.nn.utils.clip_grad_value_",
+    "torch.nn.utils.clip_grads_with_norm_",
+    "torch.nn.utils.get_total_norm",
+    "torch.nn.utils.parameters_to_vector",
+    "torch.nn.utils.vector_to_parameters",
+    "torch.nn.utils.rnn.pack_padded_sequence",
+    "torch.nn.utils.rnn.unpad_sequence",
+)
+"""Functions of many tensors that PyTorch does not hand to handles; see :mod:`raytorch.session.interception`."""
+
+_OTHERS = ("torch.random.manual_seed", *ON_LISTS)
 _UNLISTED = {
     "torch.nn.functional": torch.nn.functional,
     "torch.nn.init": torch.nn.init,
@@ -82,6 +94,8 @@ def function_named(name: str) -> Callable[..., Any]:
 
 def changes_first_argument(name: str) -> bool:
     """Whether a function works in place on its first argument, and returns it: ``add_``, ``__iadd__``, ``relu_``."""
+    if name in ON_LISTS:
+        return False
     last = name.rpartition(".")[2]
     if last.startswith("__"):
         return last in _IN_PLACE_OPERATORS

@@ -1,14 +1,16 @@
 """Functions of PyTorch's that hand nothing to handles by themselves: given over to the workers, as one call."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from typing import Any
 
+from torch import Tensor
 from torch.autograd import Function
 
 from raytorch.errors import SessionError
-from raytorch.session import primitives
-from raytorch.session.arguments import first_reference
+from raytorch.session import functions, primitives
+from raytorch.session.arguments import Reference, first_reference
 
 
 @functools.cache
@@ -19,6 +21,8 @@ def intercept() -> None:
             checked = _refusing_handles(function.__name__, function.forward)
             function.forward = staticmethod(checked)  # type: ignore[method-assign]
     Function.apply = classmethod(_giving_over(vars(Function)["apply"]))
+    for name in functions.ON_LISTS:
+        _intercept_lists(name)
 
 
 def _subclasses(parent: type[Function]) -> Iterator[type[Function]]:
@@ -45,6 +49,42 @@ def _giving_over(plain: Any) -> Callable[..., Any]:
         return result
 
     return apply
+
+
+def _intercept_lists(name: str) -> None:
+    module, _, last = name.rpartition(".")
+    function: Any = functions.function_named(name)
+    (cell,) = function.__closure__ or (None,)
+    if cell is not None:  # it wraps the one that works: whatever name it was given before comes here too
+        cell.cell_contents = _giving_over_lists(name, cell.cell_contents)
+        return
+    public = _giving_over_lists(name, function)
+    for place in (import_module(module), import_module(function.__module__)):
+        setattr(place, last, public)
+
+
+def _giving_over_lists(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of parameters in a list or a generator, which may be handles."""
+
+    @functools.wraps(plain)
+    def public(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tuple(map(_listed, args)), {key: _listed(value) for key, value in kwargs.items()}
+        values = (*args, *kwargs.values())
+        reference = first_reference(values)
+        if reference is None:
+            return plain(*args, **kwargs)
+        if any(isinstance(part, Tensor) for value in values if isinstance(value, list | tuple) for part in value):
+            raise SessionError(f"{name} takes handles, or local tensors, but not both in one call")
+        return reference._recorder.call(functions.function_named(name), args, kwargs)
+
+    return public
+
+
+def _listed(value: Any) -> Any:
+    """A list in place of what can be gone through once, such as a generator."""
+    if isinstance(value, Tensor | Reference | list | tuple | str) or not isinstance(value, Iterable):
+        return value
+    return list(value) or value  # PyTorch warns of a generator of nothing
 
 
 def _refusing_handles(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:

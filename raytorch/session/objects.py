@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from raytorch.errors import SessionError
 from raytorch.registry import Kind
 from raytorch.session import primitives
 from raytorch.session.arguments import ObjectReference, Reference
@@ -35,6 +36,12 @@ class RemoteObject(ObjectReference):
         """Assign to an attribute on the workers."""
         self._recorder.do(primitives.set_attribute, self, attribute, value)
         self._expected.clear()  # from now on it may give results of another structure
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r} here: get({name!r}) reads it on the workers, "
+            f"call({name!r}, ...) calls it, and a function of the object runs there by session.run(function, ...)"
+        )
 
     def free(self) -> None:
         """Free the object now, on every worker."""
@@ -71,6 +78,11 @@ class RemoteModule(RemoteObject):
     def load_state_dict(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
         """Give every rank's module the parameters and buffers of ``state``. See ``torch.nn.Module``."""
         self._recorder.ask(primitives.load_state, self, dict(state), strict)
+
+    @property
+    def parametrizations(self) -> Any:
+        """Not to be had here, for ``torch.nn.utils.parametrize`` not to take the module for a plain one."""
+        raise SessionError("a module is parametrized on the workers: session.run(parametrize.is_parametrized, module)")
 
     def train(self, mode: bool = True) -> "RemoteModule":
         """Set training mode. See ``torch.nn.Module.train``."""

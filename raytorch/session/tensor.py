@@ -83,6 +83,14 @@ class RemoteTensor(Reference):
     def __iter__(self) -> Iterator["RemoteTensor"]:
         return iter(self._recorder.ask(Tensor.unbind, self))
 
+    def _become_parameter(self, _: bool) -> None:
+        raise SessionError(
+            "a handle is no parameter of a local module: make the module on the workers, with session.module(...), or "
+            "a leaf there, with requires_grad_()"
+        )
+
+    _is_param = property(fset=_become_parameter)
+
     def __repr__(self) -> str:
         rank = "" if self._rank is None else f", rank={self._rank}"
         return f"RemoteTensor(handle={self._handle}{rank})"
