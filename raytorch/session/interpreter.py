@@ -8,11 +8,12 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from raytorch.causes import Cause
 from raytorch.distributed import failure_cause
 from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError, SessionError
 from raytorch.registry import Poison, Registry
@@ -32,8 +33,9 @@ from raytorch.session.program import (
     Result,
     bind,
 )
-from raytorch.session.results import describe, shapes_of
+from raytorch.session.results import describe, require_portable, shapes_of
 
+T = TypeVar("T")
 OnLeaf = dict[str, Callable[[Any], Any]]
 
 _NO_KEYWORDS: dict[str, Any] = {}
@@ -83,7 +85,9 @@ class Interpreter:
         state.programs += 1
         if program.forgets:
             state.calls.clear()
-        state.calls.update((pattern.number, self._ready(pattern)) for pattern in program.patterns)
+        for packed_pattern in program.patterns:
+            pattern = Pattern.unpack(packed_pattern)
+            state.calls[pattern.number] = self._ready(pattern)
         self._attachments, self._answer = attachments, None
         grad_enabled = torch.is_grad_enabled()
         try:
@@ -112,13 +116,19 @@ class Interpreter:
                 calls[instruction[0]].run(instruction)
             except _Poisoned as poisoned:
                 self._poison(calls[instruction[0]], instruction, poisoned.args[0])
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # whatever a call raises is that call's: the session goes on
                 failure = calls[instruction[0]].failure(instruction, error)
                 failure.instruction = (state.programs, place)
                 state.errors.append(failure)
-                self._poison(calls[instruction[0]], instruction, failure)
+                self._poison(calls[instruction[0]], instruction, failure, outgrown=isinstance(error, QuotaError))
 
-    def _poison(self, call: "_Call", instruction: Instruction, error: RemoteOpError) -> None:
+    def _poison(self, call: "_Call", instruction: Instruction, error: RemoteOpError, *, outgrown: bool = False) -> None:
+        """Put the error in place of what a call did not give.
+
+        What it was to change in place stays as it is, as in PyTorch, unless that has ``outgrown`` the quota.
+        """
+        if call.pattern.result == Result.DROP and not outgrown:
+            return
         output = instruction[1]
         for handle in output if isinstance(output, tuple) else [output] if output else []:
             self.registry.put(handle, Poison(error))
@@ -145,6 +155,7 @@ class Interpreter:
         """Describe a result to the client, and keep what cannot leave the worker."""
         held: list[Any] = []
         description = describe(value, held)
+        require_portable(description)
         if held and output != NOWHERE:
             self.registry.put(output, value)
         self._answer = description
@@ -189,6 +200,8 @@ class _Call:
             return
         function = self._function
         if function is None:
+            if self.pattern.error:
+                raise self.pattern.error
             function = self._function = self._interpreter.resolve(self.pattern.function)
         args, kwargs = self._arguments(instruction)
         if self._has_copies:
@@ -242,17 +255,14 @@ class _Call:
             rank=self._interpreter.rank,
             file=pattern.file,
             line=pattern.line,
-            reason=f"{type(error).__name__}: {error}",
-            traceback="" if isinstance(error, RaytorchError) else _below(error),
+            reason=_said(lambda: f"{type(error).__name__}: {error}", f"{type(error).__name__} (it cannot say why)"),
+            traceback="" if isinstance(error, RaytorchError) else _said(lambda: _below(error), ""),
         )
-        failure.cause = failure_cause(error)
+        failure.cause = _said(lambda: failure_cause(error), Cause.ERROR)
         return failure
 
     def _shapes(self, instruction: Instruction) -> str:
-        try:
-            return self._described(instruction)
-        except Exception:  # a value that cannot be described is not to hide the error that is told
-            return "..."
+        return _said(lambda: self._described(instruction), "...")
 
     def _described(self, instruction: Instruction) -> str:
         def value(handle: int) -> Any:
@@ -292,6 +302,14 @@ class _CountedCall(_Call):
     def _recount(self, instruction: Instruction) -> None:
         subject = instruction[2:3] if self._is_of_handle else ()
         self._interpreter.registry.recount(subject, and_growing=self._may_grow)
+
+
+def _said(describe: Callable[[], T], otherwise: T) -> T:
+    """What there is to tell of an error; ``otherwise`` if that raises in its turn, which is not to hide the error."""
+    try:
+        return describe()
+    except BaseException:  # whatever a class of the user's raises
+        return otherwise
 
 
 def _is_own(function: str) -> bool:

@@ -134,6 +134,27 @@ class Pattern:
     line: int
     number: int | None = None
     """The one that its instructions have; None while the workers do not know it."""
+    error: Exception | None = None
+    """Why its arguments could not be unpacked."""
+
+    def pack(self, number: int) -> bytes:
+        """The pattern as bytes, with the number that it is given."""
+        # Its templates may name types of the client's script, which plain pickle does not carry.
+        templates = cloudpickle.dumps((self.args, self.kwargs))
+        known = (self.function, self.result, self.modes, self.rank, self.file, self.line, number)
+        return pickle.dumps((templates, known), protocol=5)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Pattern":
+        """The pattern that :meth:`pack` packed; should its arguments name what is not here, with the error."""
+        templates, (function, *others) = pickle.loads(packed)  # noqa: S301 - from a client that Ray has let in
+        try:
+            args, kwargs = pickle.loads(templates)  # noqa: S301
+        except Exception as error:
+            pattern = cls(function, (), (), *others)
+            pattern.error = error
+            return pattern
+        return cls(function, args, kwargs, *others)
 
 
 Instruction = tuple[Any, ...]
@@ -148,17 +169,14 @@ class Program(NamedTuple):
     """The ranks that are to describe the last instruction's result, whose pattern is one of ``Result.ANSWER``."""
     forgets: bool
     """Whether the patterns that earlier programs brought are forgotten, and their numbers given out again."""
-    patterns: list[Pattern]
-    """Patterns that the workers do not know."""
+    patterns: list[bytes]
+    """Patterns that the workers do not know, packed: see :meth:`Pattern.pack`."""
     instructions: list[Instruction | int]
     """An integer frees the handle."""
 
     def pack(self) -> bytes:
         """The program as bytes."""
-        # Patterns may name types of the client's script, which plain pickle does not carry; instructions are plain.
-        dumps = cloudpickle.dumps if self.patterns else pickle.dumps
-        packed: bytes = dumps(tuple(self), protocol=5)
-        return packed
+        return pickle.dumps(tuple(self), protocol=5)
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Program":
@@ -183,16 +201,29 @@ class Report(NamedTuple):
 
     def pack(self) -> bytes:
         """The report as bytes."""
-        try:
-            return pickle.dumps(tuple(self), protocol=5)
-        except (pickle.PicklingError, AttributeError, TypeError):  # a type of the client's script
-            packed: bytes = cloudpickle.dumps(tuple(self), protocol=5)
-            return packed
+        answer = None if self.answer is None else _dumps(self.answer)
+        return pickle.dumps((answer, self.failure, self.errors), protocol=5)
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Report":
-        """The report that :meth:`pack` packed."""
-        return cls(*pickle.loads(packed))  # noqa: S301 - from a worker of this session
+        """The report that :meth:`pack` packed; with a failure in place of an answer that cannot be read here."""
+        answer, failure, errors = pickle.loads(packed)  # noqa: S301 - from a worker of this session
+        try:
+            return cls(answer and pickle.loads(answer), failure, errors)  # noqa: S301
+        except Exception as error:
+            unreadable = RemoteOpError(
+                f"the result cannot be read here ({type(error).__name__}: {error}): return tensors, numbers, words or "
+                "lists of them, or keep it on the workers with session.object(...)"
+            )
+            return cls(failure=unreadable, errors=errors)
+
+
+def _dumps(answer: Any) -> bytes:
+    try:
+        return pickle.dumps(answer, protocol=5)
+    except (pickle.PicklingError, AttributeError, TypeError):  # a type of the client's script
+        packed: bytes = cloudpickle.dumps(answer, protocol=5)
+        return packed
 
 
 def memory_format(name: str) -> torch.memory_format:

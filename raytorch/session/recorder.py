@@ -191,12 +191,14 @@ class Recorder:
         parts = changed if isinstance(changed, tuple | list) else [changed]
         if any(isinstance(part, torch.Tensor) for part in parts):
             raise SessionError(f"{shape.function.name} cannot change a local tensor: fetch() the remote one first")
-        self._record(shape, arguments, Result.DROP, NOWHERE)  # should it fail, what was there stays
+        self._record(
+            shape, arguments, Result.DROP, tuple([part.handle for part in parts if isinstance(part, Reference)])
+        )
         return None if shape.function.name.endswith("__setitem__") else changed
 
     def _call_into(self, out: Any, shape: Shape, arguments: Arguments) -> Any:
         if isinstance(out, Reference):
-            self._record(shape, arguments, Result.DROP, NOWHERE)
+            self._record(shape, arguments, Result.DROP, out.handle)
             return out
         if any(isinstance(part, torch.Tensor) for part in (out if isinstance(out, tuple | list) else [out])):
             raise SessionError(
@@ -207,7 +209,8 @@ class Recorder:
     def _ask_and_learn(self, shape: Shape, arguments: Arguments, results: Memory[Shape, Any]) -> Any:
         handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
         if report.failure:
-            if shape.function.gives_value or results.get(shape):
+            is_told_here = not report.failure.operation  # it is the answer that could not be read
+            if shape.function.gives_value or results.get(shape) or is_told_here:
                 self._raise(report, handle)
             return self._tensor(self, handle, arguments.rank)  # raises when its value is asked for
         answer: Description = report.answer

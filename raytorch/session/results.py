@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,6 +49,31 @@ def describe(value: Any, held: list[Any]) -> Description:
         return ("mapping", list(value), [describe(part, held) for part in value.values()])
     held.append(value)
     return ("held", kind_of(value))
+
+
+def require_portable(description: Description) -> None:
+    """Raise what a part of a result raises that cannot be sent to the client."""
+    match description[0]:
+        case "value":
+            _require_portable(description[1])
+        case "sequence":
+            _require_portable(description[1])
+            for part in description[2]:
+                require_portable(part)
+        case "mapping":
+            for key, part in zip(*description[1:], strict=True):
+                _require_portable(key)
+                require_portable(part)
+
+
+def _require_portable(value: Any) -> None:
+    is_array_of_numbers = type(value) is np.ndarray and value.dtype != object
+    if not (type(value) in _PORTABLE or is_array_of_numbers or value is list or value is tuple):
+        cloudpickle.dumps(value)
+
+
+_PORTABLE = {*PLAIN} - {np.ndarray, np.generic}
+"""Types whose values can be pickled whatever they are."""
 
 
 def rebuild(description: Description, take: Callable[[Kind], Any]) -> Any:

@@ -70,7 +70,7 @@ class Stream:
         """Handles that were collected; they are freed after all that was recorded before."""
         self._lock = threading.Lock()
         self._known_patterns: list[Pattern] = []
-        self._new_patterns: list[Pattern] = []
+        self._new_patterns: list[bytes] = []
         self._forgets = False
         self._instructions: list[Instruction | int] = []
         self._attachments: list[Parts] = []
@@ -179,8 +179,9 @@ class Stream:
     def _introduce(self, pattern: Pattern) -> int:
         """Give a pattern that the workers do not know its number."""
         number = len(self._known_patterns)
+        packed = pattern.pack(number)  # what cannot be packed is refused here, before it is recorded
         self._known_patterns.append(pattern)
-        self._new_patterns.append(pattern)
+        self._new_patterns.append(packed)
         pattern.number = number  # last: should Ctrl-C come in between, it is introduced once more
         return number
 
