@@ -1,18 +1,58 @@
-"""Processes of this machine: what one has left behind. Imports nothing else of raytorch."""
+"""Processes of this machine: which one is meant, and what one has left behind. Imports nothing else of raytorch."""
 
 import ctypes
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 POLL_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36
-_PARENT, _STATE = 1, 0
+_STATE, _PARENT, _BEGAN = 0, 1, 19
 """Places in ``/proc/PID/stat``, behind the command's name."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, as a record names it: by its number alone it would be taken for a later one, or for another machine's.
+
+    What the system does not tell (other than Linux) is None.
+    """
+
+    host: str
+    pid: int
+    began: int | None = None
+    """When it began, in ticks since the start of the machine."""
+    boot: str | None = None
+    """Which start of which machine that was."""
+    namespace: str | None = None
+    """Where its number counts: containers on one machine have numbers of their own."""
+
+    @classmethod
+    def current(cls) -> Self:
+        """This process."""
+        return cls(socket.gethostname(), os.getpid(), _began(os.getpid()), _boot(), _namespace())
+
+    def is_alive(self) -> bool | None:
+        """Whether it goes on; None if that cannot be told from here. One that only waits to be let go of has ended."""
+        if self.host != socket.gethostname() or (self.boot, self.namespace) not in ((_boot(), _namespace()), _UNTOLD):
+            return None
+        try:
+            found = _stat(self.pid)
+        except OSError:
+            return None if _is_there(self.pid) else False
+        if found[_STATE] in "ZX":
+            return False
+        return None if self.began is None else found[_BEGAN] == str(self.began)
+
+
+_UNTOLD = (None, None)
 
 
 def adopt_orphans() -> None:
@@ -59,6 +99,37 @@ def children() -> set[int]:
             if _stat(int(entry.name))[_PARENT] == str(os.getpid()):
                 found.add(int(entry.name))
     return found
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # as another user
+        pass
+    return True
+
+
+def _began(pid: int) -> int | None:
+    try:
+        return int(_stat(pid)[_BEGAN])
+    except OSError:
+        return None
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _namespace() -> str | None:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None
 
 
 def _stat(pid: int) -> list[str]:

@@ -2,12 +2,11 @@
 
 import json
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from raytorch.causes import Cause, is_storage_fault, message_of
 from raytorch.config_file import dump
 from raytorch.errors import StorageError, TrainingError, UserError
 from raytorch.metrics import versions
+from raytorch.processes import Process
 from raytorch.runs import CONFIG_FILE, HEARTBEAT_S, SUMMARY_FILE, RunPlan
 from raytorch.storage import RunFolder
 
@@ -40,7 +40,7 @@ class RunRecord:
             "path": str(self._folder),
             "state": "running",
             "started": _timestamp(self.started),
-            "driver": {"host": socket.gethostname(), "pid": os.getpid()},
+            "driver": asdict(Process.current()),
             "seed": plan.config.seed,
             "versions": versions(),
         }

@@ -52,6 +52,9 @@ class Driver(_Record):
 
     host: str
     pid: Annotated[int, Field(ge=1, lt=2**31)]
+    began: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    boot: str | None = None
+    namespace: str | None = None
 
 
 class FailureNote(_Record):

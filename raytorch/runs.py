@@ -1,9 +1,7 @@
 """The runs of a storage: planning a new one, finding and listing old ones. Imports neither torch nor ray."""
 
 import logging
-import os
 import re
-import socket
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.config_file import parse
 from raytorch.errors import CheckpointError, ConfigError, RecordError, RunExistsError, RunNotFoundError, UserError
 from raytorch.metrics import METRICS_FILE, read_metrics
+from raytorch.processes import Process
 from raytorch.records import CheckpointManifest, Summary, moment, parse_record, read_record
 from raytorch.storage import RunFolder, absolute, in_job, is_relative, locate, run_folders, split
 from raytorch.text import shown
@@ -39,7 +38,7 @@ RESUME_FROM_ANOTHER = "delete that checkpoint to resume from the one before it"
 HEARTBEAT_S = 30.0
 """Seconds between two signs of life of a run's driver in its summary."""
 LOST_AFTER_S = 150.0
-"""Seconds without one after which a run whose driver is on another host is lost; more than clocks differ."""
+"""Seconds without one after which a run whose driver cannot be looked for is lost; more than clocks differ."""
 LONGEST_HISTORY = 500_000
 """Lines of a run's metrics that are kept in memory, the newest."""
 
@@ -299,16 +298,13 @@ def full_root(root: str) -> str:
 
 
 def _driver_is_gone(summary: Summary) -> bool:
-    """Whether the process that started a run has ended: known on its host, concluded from its silence on others."""
-    if summary.driver is None or summary.driver.host != socket.gethostname():
-        if summary.seen is None:
-            return False
-        silence = datetime.now().astimezone() - moment(summary.seen)
-        return silence.total_seconds() > LOST_AFTER_S
-    try:
-        os.kill(summary.driver.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it runs, as another user
+    """Whether the process that started a run has ended: known where it can be looked for, else told by its silence."""
+    driver = summary.driver
+    if driver is not None:
+        process = Process(driver.host, driver.pid, driver.began, driver.boot, driver.namespace)
+        if (alive := process.is_alive()) is not None:
+            return not alive
+    if summary.seen is None:
         return False
-    return False
+    silence = datetime.now().astimezone() - moment(summary.seen)
+    return silence.total_seconds() > LOST_AFTER_S

@@ -4,16 +4,15 @@ The script runs as it would alone. In FOLDER are then ``summary.json``, listed b
 ``logs/driver.log``. Exit status: the script's own. Imports neither torch nor ray.
 """
 
-import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from select import select
@@ -21,7 +20,7 @@ from typing import Any
 
 from raytorch.causes import Cause
 from raytorch.errors import RunExistsError, StorageError, UserError
-from raytorch.processes import POLL_S, adopt_orphans, children, end_children, living_children
+from raytorch.processes import POLL_S, Process, adopt_orphans, children, end_children, living_children
 from raytorch.record import write_end
 from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.service import secrets
@@ -52,7 +51,7 @@ class ScriptRun:
             "kind": "script",
             "state": "running",
             "started": _now(),
-            "driver": {"host": socket.gethostname(), "pid": os.getpid()},
+            "driver": asdict(Process.current()),
             "command": shlex.join(command),
         }
 

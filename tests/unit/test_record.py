@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import socket
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -17,6 +16,7 @@ from raytorch.causes import Cause
 from raytorch.config import RunConfig
 from raytorch.errors import DataError, StorageError, TrainingError, UserError
 from raytorch.monitor import Failure, Status
+from raytorch.processes import Process
 from raytorch.record import RunRecord
 from raytorch.runs import RunPlan, plan_run
 from raytorch.storage import RunFolder, reaching
@@ -50,7 +50,7 @@ def test_a_run_that_begins_says_who_drives_it_and_when_it_was_seen(plan: RunPlan
     with RunRecord(plan).kept():
         written = summary(plan)
     assert (written["name"], written["state"]) == ("mine", "running")
-    assert written["driver"] == {"host": socket.gethostname(), "pid": os.getpid()}
+    assert Process(**written["driver"]) == Process.current()
     for key in ("started", "seen"):
         moment = datetime.fromisoformat(written[key])
         assert moment.utcoffset() is not None

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raytorch.config import RunConfig
 from raytorch.config.resuming import RULES
 from raytorch.config_file import dump
 from raytorch.errors import CheckpointError, ConfigError, RunExistsError, RunNotFoundError, UserError
+from raytorch.processes import Process
 from raytorch.runs import (
     HEARTBEAT_S,
     LOST_AFTER_S,
@@ -345,7 +347,8 @@ def test_runs_are_listed_with_their_states_from_the_oldest_on(config: RunConfig)
         ("running", "another", HEARTBEAT_S + 60, "running"),
         ("running", "another", -60, "running"),  # its clock is ahead
         ("running", "another", LOST_AFTER_S + 5, "lost"),
-        ("running", socket.gethostname(), LOST_AFTER_S + 5, "running"),  # its process is there
+        ("running", socket.gethostname(), 0, "running"),  # its process may be there
+        ("running", socket.gethostname(), LOST_AFTER_S + 5, "lost"),  # or another one of its number
         ("finished", "another", 10 * LOST_AFTER_S, "finished"),
         ("stopped", "another", 10 * LOST_AFTER_S, "stopped"),
     ],
@@ -356,6 +359,51 @@ def test_a_run_of_another_host_is_lost_when_its_driver_has_long_not_been_seen(
     driver = {"host": host, "pid": os.getpid()}
     summarized(config, "mine", started=ago(9999), state=state, seen=ago(seconds), driver=driver)
     assert [run["state"] for run in list_runs(config.storage)] == [read]
+
+
+HERE = Process.current()
+OTHERS = {
+    "itself": {},
+    "a number that was given anew": {"began": (HERE.began or 0) + 1},
+    "a container of that name": {"namespace": "pid:[1]"},
+    "a machine of that name": {"boot": "0a1b2c"},
+}
+"""Drivers whose host has the name and whose process the number of these."""
+
+
+@pytest.mark.skipif(HERE.began is None, reason="this system does not tell when a process began")
+@pytest.mark.parametrize(
+    ("driver", "seconds", "read"),
+    [
+        ("itself", LOST_AFTER_S + 5, "running"),  # it was stopped for a while, or its storage was out of reach
+        ("a number that was given anew", 0, "lost"),
+        ("a container of that name", 0, "running"),
+        ("a container of that name", LOST_AFTER_S + 5, "lost"),
+        ("a machine of that name", 0, "running"),
+        ("a machine of that name", LOST_AFTER_S + 5, "lost"),
+    ],
+)
+def test_a_driver_is_told_from_others_of_its_number(config: RunConfig, driver: str, seconds: float, read: str) -> None:
+    named = asdict(HERE) | OTHERS[driver]
+    summarized(config, "mine", started=ago(9999), state="running", seen=ago(seconds), driver=named)
+    assert [run["state"] for run in list_runs(config.storage)] == [read]
+
+
+def test_a_driver_in_another_container_is_not_taken_for_dead_as_its_number_is_not_here(config: RunConfig) -> None:
+    named = asdict(HERE) | {"namespace": "pid:[1]", "pid": ended_process()}
+    summarized(config, "mine", started=ago(9999), state="running", seen=ago(0), driver=named)
+    assert [run["state"] for run in list_runs(config.storage)] == ["running"]
+
+
+@pytest.mark.skipif(HERE.began is None, reason="this system does not tell that a process only waits for its parent")
+def test_a_driver_that_has_ended_but_is_not_let_go_of_is_lost(config: RunConfig) -> None:
+    tells = "import json; from raytorch.processes import Process; print(json.dumps(vars(Process.current())))"
+    with subprocess.Popen([sys.executable, "-c", tells], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        named = json.loads(process.stdout.read())
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        summarized(config, "mine", started=ago(9), state="running", seen=ago(0), driver=named)
+        assert [run["state"] for run in list_runs(config.storage)] == ["lost"]
 
 
 def test_the_list_says_why_runs_failed_where_it_was_no_error_in_them(config: RunConfig) -> None:
