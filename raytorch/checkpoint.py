@@ -48,6 +48,7 @@ from raytorch.runs import (
 from raytorch.serialization import load_tensors, save_model
 from raytorch.state_files import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
 from raytorch.storage import RunFolder
+from raytorch.text import without_secrets
 
 STAGING = ".saving-"
 
@@ -247,7 +248,7 @@ def _stage(
         save_model(model, staged / MODEL_FILE, architecture)
         save_state(state, staged)
         sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
-        text = json.dumps({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2)
+        text = without_secrets(json.dumps({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2))
         (staged / CHECKPOINT_MANIFEST).write_text(text)
     return staged
 

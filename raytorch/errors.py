@@ -4,10 +4,14 @@ Every error is built from its message alone, so it survives pickling between pro
 """
 
 from raytorch.causes import Cause
+from raytorch.text import without_secrets
 
 
 class RaytorchError(Exception):
-    """Base of every error that raytorch raises."""
+    """Base of every error that raytorch raises. The key and secret of an address are not in its message."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_secrets(value) if isinstance(value, str) else value for value in args))
 
 
 class UserError(RaytorchError):

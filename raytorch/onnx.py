@@ -5,12 +5,15 @@ outside its own folder are refused before anything opens them.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any, Self
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime, once imported, reports to its maker
 
 import numpy as np
 import onnx

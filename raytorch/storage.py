@@ -17,7 +17,7 @@ from pyarrow import fs
 from raytorch.errors import RecordError, RunNotFoundError, StorageError, UserError
 from raytorch.local_folder import LocalFolder
 from raytorch.remote_folder import ANSWER_S, RemoteFolder, ask
-from raytorch.text import shown
+from raytorch.text import shown, without_secrets
 
 LARGEST_RECORD = 8 * 2**20
 """Bytes of a record at most, which is read as a whole."""
@@ -188,6 +188,11 @@ class RunFolder:
         self._files = LocalFolder(self.path) if self.is_local else RemoteFolder(self.filesystem, self.path, str(self))
 
     def __str__(self) -> str:
+        """The folder for people: :attr:`address` without the secrets that it may hold."""
+        return without_secrets(self.address)
+
+    @property
+    def address(self) -> str:
         """The folder as the command line takes it: a path, or a URI."""
         return self.path if self.is_local else join(self.storage, self.name)
 
@@ -260,8 +265,11 @@ class RunFolder:
             raise RecordError(f"{self.file(name)} is damaged: not UTF-8 at byte {error.start:,}") from None
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file whole: a reader sees the old content or the new one, never a part."""
-        self.write_bytes(name, text.encode(errors="backslashreplace"))
+        """Write a file whole: a reader sees the old content or the new one, never a part.
+
+        The key and secret of an address are left out: who may read the folder need not have them.
+        """
+        self.write_bytes(name, without_secrets(text).encode(errors="backslashreplace"))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole; see :meth:`write_text`."""

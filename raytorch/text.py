@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, a file or a job, made fit to be shown: it cannot command the terminal."""
+"""Text made fit to be shown: it cannot command the terminal, and holds no secret of a storage's address."""
 
 import re
 
@@ -7,16 +7,31 @@ _COMMANDING = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 _TEXT = re.compile(f"[{_COMMANDING}]")
 _LINE = re.compile(f"[{_COMMANDING}\t\n]")
 _LOG = re.compile(rf"(\x1b\[[0-9;]*m)|(?!\r)[{_COMMANDING}]")
+_ADDRESS = re.compile(
+    r"(\b[A-Za-z][\w+.-]*://)"
+    r"(?:[^\s/'\"?#@:]*:(?!\d+(?:[/?#\s'\"]|$))[^\s'\"]*@"  # key:secret@, and the secret may hold what it should not
+    r"|[^\s/'\"?#]*@)"
+)
+_OPTION = re.compile(
+    r"([?&][\w.-]*(?:secret|token|password|credential|signature|key)[\w.-]*=)[^\s&'\"#]+", re.IGNORECASE
+)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with ``***`` in place of what stands before the @ of a URI, and of what its options keep secret."""
+    if "://" not in text:
+        return text
+    return _OPTION.sub(r"\1***", _ADDRESS.sub(r"\1***@", text))
 
 
 def shown(text: object) -> str:
-    """``text`` with escapes in place of what would move the cursor, set a title, or hide what follows."""
-    return _TEXT.sub(_escaped, str(text))
+    """``text`` without secrets, and with escapes for what would move the cursor, set a title, or hide what follows."""
+    return _TEXT.sub(_escaped, without_secrets(str(text)))
 
 
 def shown_line(text: object) -> str:
     """As :func:`shown`, on one line."""
-    return _LINE.sub(_escaped, str(text))
+    return _LINE.sub(_escaped, without_secrets(str(text)))
 
 
 def shown_log(text: str) -> str:

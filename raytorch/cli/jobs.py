@@ -27,6 +27,7 @@ from raytorch.cli.common import (
 )
 from raytorch.errors import UserError
 from raytorch.terminal import cell, pass_on, say, say_labelled
+from raytorch.text import without_secrets
 
 app = new_app()
 
@@ -265,7 +266,7 @@ def _print_log(piece: str, as_json: bool) -> None:
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, default=datetime.isoformat), flush=True)  # noqa: T201
+    print(without_secrets(json.dumps(content, default=datetime.isoformat)), flush=True)  # noqa: T201
 
 
 def _record(job: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from raytorch.cli.common import AsJson, Storage, new_app, output
 from raytorch.model_files import ExportFormat
 from raytorch.terminal import cell, say
+from raytorch.text import without_secrets
 
 app = new_app()
 
@@ -22,7 +23,7 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
 
     found = list_runs(storage)
     if as_json:
-        print(json.dumps(found))  # noqa: T201
+        print(without_secrets(json.dumps(found)))  # noqa: T201
         return
     table = Table(
         Column("run", overflow="fold"), "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None

@@ -10,6 +10,7 @@ import typer
 from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, errors, new_app, output
 from raytorch.errors import UserError
 from raytorch.terminal import say_labelled
+from raytorch.text import without_secrets
 
 app = new_app()
 
@@ -42,7 +43,7 @@ def sweep(
     with SweepDisplay(errors, plan.sweep.trials) as display:
         summary = run_sweep(plan, address=address, watch=display)
     if as_json:
-        print(json.dumps(summary))  # noqa: T201
+        print(without_secrets(json.dumps(summary)))  # noqa: T201
     else:
         print_sweep(output, plan.sweep.trials, summary)
     return EXIT_STOPPED if summary["state"] == "stopped" else 0
@@ -73,7 +74,7 @@ def scale(
     results = run_study(study, address=address, watching=_display)
     picture = write_picture(results, study.folder)
     if as_json:
-        print(json.dumps(results))  # noqa: T201
+        print(without_secrets(json.dumps(results)))  # noqa: T201
         return
     output.print(table(results))
     say_labelled(output, "results", study.folder.file(RESULTS_FILE))

@@ -19,6 +19,7 @@ from raytorch.cli.common import (
 )
 from raytorch.errors import UserError
 from raytorch.terminal import say
+from raytorch.text import without_secrets
 
 app = new_app()
 
@@ -45,7 +46,7 @@ def train(
     with ProgressDisplay(errors, plan.config.name) as display:
         summary = run(plan, address=address, watch=display)
     if as_json:
-        print(json.dumps(summary))  # noqa: T201
+        print(without_secrets(json.dumps(summary)))  # noqa: T201
     else:
         print_summary(output, summary)
     return EXIT_STOPPED if summary["state"] == "stopped" else 0

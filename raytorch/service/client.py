@@ -104,7 +104,7 @@ class Client:
         planned = plan_resume(run, config).config
         folder = RunFolder(planned.storage, planned.name)
         job_id = timed_name(planned.name, f"-{token_hex(3)}")
-        return self._submit_run(planned, planned.name, f"--resume {shlex.quote(str(folder))}", job_id, env)
+        return self._submit_run(planned, planned.name, f"--resume {shlex.quote(folder.address)}", job_id, env)
 
     def submit_script(
         self,

@@ -216,7 +216,7 @@ class _Tuning:
         from raytorch.service.trial import GentleAsha, TrialJob, TrialRun
 
         config = self._plan.sweep.config
-        trials, folder = self._plan.sweep.trials, str(self._plan.folder)
+        trials, folder = self._plan.sweep.trials, self._plan.folder.address
         configs = [placed(trial.config, trial.name, folder) for trial in trials]
         jobs = [TrialJob(run, over) for run, over in zip(configs, self._over, strict=True)]
         mode = "max" if config.metric == "accuracy" else "min"

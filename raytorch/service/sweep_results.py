@@ -59,7 +59,7 @@ def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> Result:
         stopped_early: Whether it was to be stopped early. One that was quicker has finished; one that was killed before
             it stopped is over all the same.
     """
-    place = RunFolder(str(folder), trial.name)
+    place = RunFolder(folder.address, trial.name)
     if not place.exists(CONFIG_FILE):
         return Result(trial, "waiting", {}, [])
     summary = read_summary(place)

@@ -67,7 +67,7 @@ class TrialRun(tune.Trainable):
             last = outcome
             yield last
         if not job.over and not ray.get(self._board.tell.remote(number, {"state": "starting"})):
-            plan = plan_resume(str(folder)) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
+            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
             self._run = BackgroundRun(number, plan, self._board)
             for outcome in self._run.evaluations():
                 last = outcome
