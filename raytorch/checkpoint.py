@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from raytorch.config import Checkpointing
-from raytorch.errors import CheckpointError, ModelFileError, RunNotFoundError, UserError
+from raytorch.errors import CheckpointError, ModelFileError, RunNotFoundError, StorageError
 from raytorch.models import Architecture
 from raytorch.runs import (
     CHECKPOINT_FORMAT,
@@ -112,7 +112,7 @@ class Checkpoints:
                 else a reader should know; JSON types only.
 
         Raises:
-            UserError: The storage is full, or cannot be written.
+            StorageError: The storage is full, or cannot be written.
         """
         self.wait()
         staged = _stage(self._folder, model, architecture, state, manifest)
@@ -122,7 +122,7 @@ class Checkpoints:
             self._upload = self._uploads.submit(self._publish, staged, manifest)
 
     def wait(self) -> None:
-        """Return once what was saved is complete in the folder. Raises UserError if it cannot be written there."""
+        """Return once what was saved is complete in the folder. Raises StorageError if it cannot be written there."""
         upload, self._upload = self._upload, None
         if upload:
             upload.result()
@@ -241,10 +241,10 @@ def _stage(
     """Write a checkpoint's files into a new folder, beside their place where the storage is local."""
     if folder.is_local:
         staged = Path(folder.path, f"{STAGING}{uuid4().hex}")  # mkdtemp's folder only its owner could read
-        staged.mkdir(parents=True)
     else:
         staged = Path(tempfile.mkdtemp(prefix="raytorch-"))
     with _telling_faults(folder, staged):
+        staged.mkdir(parents=True, exist_ok=True)
         save_model(model, staged / MODEL_FILE, architecture)
         save_state(state, staged)
         sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
@@ -269,9 +269,9 @@ def _telling_faults(folder: RunFolder, staged: Path) -> Iterator[None]:
     """Leave no half of a checkpoint behind where the storage fails in the block, as a full disk would stay full."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, StorageError) as error:
         shutil.rmtree(staged, ignore_errors=True)
-        raise UserError(
+        raise StorageError(
             f"{folder}: a checkpoint cannot be written: {error}; free space there, lower checkpoint.keep or save less "
             "often, and go on with --resume"
         ) from error

@@ -16,7 +16,7 @@ from torch import nn
 from raytorch import checkpoint, storage
 from raytorch.checkpoint import Checkpoints, SavedState, open_checkpoint
 from raytorch.config import Checkpointing, MlpModel
-from raytorch.errors import CheckpointError, UserError
+from raytorch.errors import CheckpointError, StorageError
 from raytorch.models import Architecture
 from raytorch.runs import is_complete_checkpoint, latest_checkpoint
 from raytorch.storage import RunFolder
@@ -179,12 +179,33 @@ def test_a_full_disk_is_told_and_no_half_of_a_checkpoint_stays_on_it(
         kind
     ]
     monkeypatch.setattr(*target, full)
-    with pytest.raises(UserError, match=r"run: a checkpoint cannot be written: .*No space left on device; free space"):
+    with pytest.raises(
+        StorageError, match=r"run: a checkpoint cannot be written: .*No space left on device; free space"
+    ):
         checkpoints.save(small_model(), ANY, STATE, manifest(6))
     monkeypatch.undo()
     assert folder.folders() == [NAME]
     assert [*temporary.iterdir()] == []
     assert is_complete_checkpoint(folder, NAME)
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "it went away"), StorageError("it went away")])
+def test_a_store_that_fails_meanwhile_is_told_by_the_next_checkpoint(
+    remote: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def fail(*_: Any) -> None:
+        raise fault
+
+    checkpoints = keeper(remote)
+    monkeypatch.setattr(RunFolder, "upload", fail)
+    checkpoints.save(small_model(), ANY, STATE, manifest(3))
+    with pytest.raises(StorageError, match="a checkpoint cannot be written: .*it went away"):
+        checkpoints.save(small_model(), ANY, STATE, manifest(6))
+    assert [*temporary.iterdir()] == []
 
 
 # -- which are kept ----------------------------------------------------------------------------------------------------
