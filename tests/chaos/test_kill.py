@@ -117,6 +117,7 @@ class Killer:
                 os.kill(pids[self._random.randrange(2)], signal.SIGKILL)
                 self._killed |= set(pids.values())
                 self.kills.append(Kill(self._step(), complete))
+                print(f"{self.kills[-1]}, {self.most} on the disk at most so far", flush=True)
 
     def _step(self) -> int:
         return int(Path(self._folder.file(STEP_FILE)).read_text() or 0)

@@ -203,7 +203,7 @@ def test_a_store_that_fails_meanwhile_is_told_by_the_next_checkpoint(
     checkpoints = keeper(remote)
     monkeypatch.setattr(RunFolder, "upload", fail)
     checkpoints.save(small_model(), ANY, STATE, manifest(3))
-    with pytest.raises(StorageError, match="a checkpoint cannot be written: .*it went away"):
+    with pytest.raises(StorageError, match=r"a checkpoint cannot be written: .*it went away"):
         checkpoints.save(small_model(), ANY, STATE, manifest(6))
     assert [*temporary.iterdir()] == []
 
