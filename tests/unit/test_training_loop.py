@@ -1,0 +1,119 @@
+"""The loop of a single worker, without Ray: what it saves in an object store, and how it goes on from there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Timer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from pyarrow import fs
+from whole_runs import SMALL_RUN, assert_bitwise_equal
+
+from raytorch import monitor, storage, training
+from raytorch.checkpoint import open_checkpoint
+from raytorch.config import RunConfig
+from raytorch.distributed import Worker
+from raytorch.errors import CheckpointError
+from raytorch.runs import latest_checkpoint
+from raytorch.storage import LiveFiles, RunFolder
+from raytorch.training import Job, Training
+
+
+class Monitor:
+    """A monitor that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.told.append((name, arguments)))
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An object store, and no Ray."""
+    bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
+    monkeypatch.setattr(training, "data_parallel", lambda model: model)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = deterministic
+
+
+def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
+    """Train the small run on one worker, from its newest checkpoint on."""
+    run = SMALL_RUN | {"scaling": {"workers": 1}, "checkpoint": {"every_steps": 10}} | changes
+    config = RunConfig.model_validate(run | {"name": name, "storage": "s3://bucket"})
+    folder = RunFolder(config.storage, config.name)
+    with LiveFiles(folder) as files:
+        part = Training(Job(config, told or Monitor(), 0.0), Worker(0, 1, torch.device("cpu")), files)
+        try:
+            part.restore()
+            part.run()
+        finally:
+            part.close()
+    return folder
+
+
+def final(folder: RunFolder) -> dict[str, Any]:
+    with open_checkpoint(folder, str(latest_checkpoint(folder))) as saved:
+        return saved.model(torch.device("cpu"))
+
+
+def test_the_end_waits_for_the_last_checkpoint_to_be_sent_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go, upload, told = Event(), RunFolder.upload, Monitor()
+
+    def send_slowly(self: RunFolder, local: Path, name: str = "") -> None:
+        if name == "checkpoint_00000024":
+            Timer(0.2, may_go.set).start()
+            assert may_go.wait(60)
+        upload(self, local, name)
+
+    monkeypatch.setattr(RunFolder, "upload", send_slowly)
+    folder = train("patient", told, epochs=1)
+    assert latest_checkpoint(folder) == "checkpoint_00000024"
+    names = [name for name, _ in told.told]
+    assert names.count("saved") == 3  # at steps 10, 20 and 24
+    phases = [arguments[0]["phase"] for name, arguments in told.told if name == "progress"]
+    assert phases[-1] == "saving"
+
+
+def test_a_lost_end_is_made_up_for_with_the_same_bits() -> None:
+    whole = train("whole")
+    parted = train("parted")
+    parted.delete("checkpoint_00000072")  # as if it had not been sent when the kill came
+    assert latest_checkpoint(parted) != "checkpoint_00000072"
+    train("parted")
+    assert latest_checkpoint(parted) == "checkpoint_00000072"
+    assert_bitwise_equal(final(whole), final(parted))
+
+
+def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = Training.train_step
+
+    def step_told(self: Training, batches: Any) -> None:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        step(self, batches)
+
+    train("changed", epochs=1, schedule="constant")
+    monkeypatch.setattr(Training, "train_step", step_told)
+    optimizer = {"name": "adamw", "lr": 0.002, "betas": [0.5, 0.6], "amsgrad": True}
+    train("changed", epochs=2, schedule={"name": "step", "every_epochs": 1.5}, optimizer=optimizer)
+    assert rates == [0.002] * 12 + [0.002 * 0.1] * 12
+
+
+def test_a_checkpoint_that_is_damaged_is_named_with_what_to_do(tmp_path: Path) -> None:
+    folder = train("damaged", epochs=1)
+    path = tmp_path / folder.name / str(latest_checkpoint(folder)) / "state.json"
+    path.write_text(path.read_text().replace('"position"', '"positiom"'))
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the run .*; delete that checkpoint to resume from the one"
+    ):
+        train("damaged")
