@@ -275,7 +275,7 @@ class Session(Scope):
         """Wait until every worker has done all that was recorded.
 
         Raises:
-            RemoteOpError: Something failed that no result has told of yet.
+            RemoteOpError: Something that this thread recorded failed, and no result has told of it yet.
         """
         self._recorder.stream.synchronize()
 
@@ -288,12 +288,12 @@ class Session(Scope):
         self._close(tell=True)
 
     def _close(self, *, tell: bool) -> None:
-        if self._closed:
+        if self._closed or self._recorder.stream.is_forked:
             return
         self._closed = True
         try:
             if tell and not self._recorder.stream.loss_was_told:
-                self.synchronize()
+                self._recorder.stream.synchronize(of_any_thread=True)
         finally:
             self._recorder.stream.close()
             self._transport.close()

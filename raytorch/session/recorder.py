@@ -92,22 +92,22 @@ class Recorder:
             case Result.DROP:
                 return self._record(shape, arguments, Result.DROP, NOWHERE)
             case Result.TENSOR:
-                handle = next(self._handles)
-                self._record(shape, arguments, Result.TENSOR, handle)
+                tensor = self._tensor(self, next(self._handles), arguments.rank)
+                self._record(shape, arguments, Result.TENSOR, tensor._handle)
                 self._plan(function, args, shape, arguments)
-                return self._tensor(self, handle, arguments.rank)
+                return tensor
         kind, count = expected
-        handles = tuple(itertools.islice(self._handles, count))
-        self._record(shape, arguments, Result.TENSORS, handles)
-        return kind([self._tensor(self, handle, arguments.rank) for handle in handles])
+        tensors = [self._tensor(self, handle, arguments.rank) for handle in itertools.islice(self._handles, count)]
+        self._record(shape, arguments, Result.TENSORS, tuple([tensor._handle for tensor in tensors]))
+        return kind(tensors)
 
     def keep(self, kind: Kind, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> Any:
         """Record a call whose result, of a known kind, stays on the workers; waits for nothing."""
         arguments = Arguments(self, rank)
         shape = arguments.shape(self._known(function), args, kwargs)
-        handle = next(self._handles)
-        self._record(shape, arguments, Result.KEEP, handle)
-        return self._stand_in(kind)(self, handle, arguments.rank)
+        held = self._stand_in(kind)(self, next(self._handles), arguments.rank)
+        self._record(shape, arguments, Result.KEEP, held._handle)
+        return held
 
     def do(self, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> None:
         """Record a call for what it does; waits for nothing."""
@@ -163,9 +163,9 @@ class Recorder:
         if rank is not None:
             parts = [parts[0] if place == rank else None for place in range(self.stream.transport.world_size)]
         shape = Shape(self._known(primitives.upload), (ATTACHMENT,), ())
-        handle = next(self._handles)
-        self.stream.append_upload(self._pattern(shape, rank, Result.TENSOR), handle, parts)
-        return self._tensor(self, handle, rank)
+        tensor = self._tensor(self, next(self._handles), rank)
+        self.stream.append_upload(self._pattern(shape, rank, Result.TENSOR), tensor._handle, parts)
+        return tensor
 
     def skip_to(self, handle: int) -> None:
         """Give out no handle below this one any more."""
@@ -243,15 +243,15 @@ class Recorder:
         plan = self._plans.get(_site(function))
         if plan is None or tuple(map(type, args)) != plan.kinds or Modes.current() != plan.modes:
             return None
-        handle = next(self._handles)
         leaves = list(args)
         for place in plan.references:
             reference = args[place]
             if reference._recorder is not self or reference._rank is not None:
                 return None
             leaves[place] = reference._handle
-        self.stream.append(plan.pattern, handle, leaves)
-        return self._tensor(self, handle)
+        tensor = self._tensor(self, next(self._handles))  # first: should Ctrl-C come in between, it is freed
+        self.stream.append(plan.pattern, tensor._handle, leaves)
+        return tensor
 
     def _record(self, shape: Shape, arguments: Arguments, result: Result, output: Any) -> None:
         self.stream.append(self._pattern(shape, arguments.rank, result), output, arguments.leaves)

@@ -1,15 +1,22 @@
 """The client's stream of instructions to the workers: what is recorded goes out in order, as programs."""
 
+import functools
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
+from threading import get_ident
 from typing import Any, Protocol
 
 from raytorch.errors import RemoteOpError, SessionLostError
+from raytorch.session.interrupts import interrupts_postponed
 from raytorch.session.program import MOST_PATTERNS, Instruction, Pattern, Program, Report
 from raytorch.session.transfer import Payload
+from raytorch.session.untold import Turn, UntoldErrors
 
 PROGRAM_LENGTH = 1000
 """Instructions after which a program is sent."""
@@ -75,16 +82,20 @@ class Stream:
         self._instructions: list[Instruction | int] = []
         self._attachments: list[Parts] = []
         self._in_flight: deque[list[Future]] = deque()
-        self._errors: dict[tuple[int, int], RemoteOpError] = {}
-        self._raised: set[tuple[int, int]] = set()
+        self._untold = UntoldErrors()
+        self._programs = 0
+        self._turns: list[Turn] = []
         self._recorded = threading.Event()
         self._dozing = False
         self._sent_at = 0.0
         self._ended: SessionLostError | None = None
+        self.is_forked = False
+        """Whether this process was forked from the one whose stream it is."""
         self.loss_was_told = False
         """Whether a caller was told that the session is lost, rather than this stream's own thread alone."""
         self._idle = threading.Thread(target=self._flush_when_idle, name="raytorch-flush", daemon=True)
         self._idle.start()
+        _streams().add(self)
 
     def append(self, pattern: Pattern, output: Any, leaves: Sequence[Any]) -> None:
         """Record an instruction."""
@@ -98,29 +109,38 @@ class Stream:
         if not is_large:  # what waits is copied, as its owner may go on to change it
             parts = [part and part.copy() for part in parts]
         with self._lock:
-            self._append(pattern, output, (len(self._attachments),))
-            self._attachments.append(parts)
+            self._attachments.append(parts)  # first: should Ctrl-C come in between, it is sent for nothing
+            self._append(pattern, output, (len(self._attachments) - 1,))
             if is_large:
                 self._send()
             self._send_if_full()
 
     def ask(self, pattern: Pattern, output: int, leaves: Sequence[Any], ranks: Sequence[int]) -> list[Report]:
         """Record an instruction and wait for the reports of some ranks on its result. Raises SessionLostError."""
-        with self._lock:
-            self._append(pattern, output, leaves)
-            futures = self._send(ranks)
-        waiting = [futures[rank] for rank in ranks]
+        waiting: list[Future] = []
         try:
-            return [self._hear(future) for future in waiting]
+            with self._lock:
+                self._make_room()
+                with interrupts_postponed():
+                    self._append(pattern, output, leaves)
+                    futures = self._send(ranks)
+                    waiting = [futures[rank] for rank in ranks]
+            reports = [self._hear(future) for future in waiting]
+            if self._in_flight:  # what other ranks have told by now
+                with self._lock:
+                    self._hear_finished()
         except KeyboardInterrupt:
             with self._lock:
                 self._in_flight.append(waiting)  # what they have to tell of errors is heard later
             raise
+        return reports
 
     def free(self, handle: int) -> None:
         """Free a handle after all that was recorded before."""
         with self._lock:
             self.freed.append(handle)
+            if self._ended:
+                return
             self._free()
             self._send_if_full()
 
@@ -129,7 +149,7 @@ class Stream:
         with self._lock:
             self._send()
 
-    def synchronize(self) -> None:
+    def synchronize(self, *, of_any_thread: bool = False) -> None:
         """Wait until all ranks have done what was recorded. Raises RemoteOpError, SessionLostError."""
         with self._lock:
             self._require_open()
@@ -137,26 +157,29 @@ class Stream:
                 self._free()
             self._send()
             waiting = list(self._in_flight)
-            self._in_flight.clear()
         for futures in waiting:
             for future in futures:
                 self._hear(future)
-        self.raise_error()
+            with self._lock, suppress(ValueError):  # heard meanwhile by another thread
+                self._in_flight.remove(futures)
+        self.raise_error(of_any_thread=of_any_thread)
 
-    def raise_error(self) -> None:
-        """Raise the first error that has not been raised yet, if there is one."""
-        if not self._errors:
+    def raise_error(self, *, of_any_thread: bool = False) -> None:
+        """Raise the first error that this thread has yet to be told of, if there is one.
+
+        Args:
+            of_any_thread: Whether also those of what other threads recorded, which else are left for them.
+        """
+        if not self._untold:
             return
         with self._lock:
-            for number in sorted(self._errors):
-                error = self._errors.pop(number)
-                if number not in self._raised:
-                    self._raised.add(number)
-                    raise copy(error)  # not the one in this frame: no cycle is to keep handles
+            error = self._untold.take(of_any_thread=of_any_thread)
+        if error is not None:
+            raise copy(error)  # not the one in this frame: no cycle is to keep handles
 
     def was_raised(self, error: RemoteOpError) -> None:
         """Note that an error is being raised, so that it is not raised for other ranks again."""
-        self._raised.add(error.instruction)
+        self._untold.was_told(error)
 
     def close(self) -> None:
         """Send nothing more."""
@@ -172,6 +195,9 @@ class Stream:
         number = pattern.number
         if number is None:
             number = self._introduce(pattern)
+        thread = get_ident()
+        if not self._turns or self._turns[-1][1] != thread:
+            self._turns.append((len(self._instructions), thread))
         self._instructions.append((number, output, *leaves))
         if self._dozing:
             self._recorded.set()
@@ -202,15 +228,33 @@ class Stream:
 
     def _free(self) -> None:
         while self.freed:
-            self._instructions.append(self.freed.popleft())
+            self._instructions.append(self.freed[0])
+            self.freed.popleft()  # last: to be freed twice does no harm
 
     def _send(self, answer_from: Sequence[int] = ()) -> list[Future]:
         if not self._instructions:
             return []
+        self._make_room()
         program = Program(self._client, tuple(answer_from), self._forgets, self._new_patterns, self._instructions)
+        packed = program.pack()
+        with interrupts_postponed():  # the program is sent whole, and known to be, or not at all
+            futures = self._dispatch(packed)
+            others = [future for rank, future in enumerate(futures) if rank not in answer_from]
+            if others:
+                self._in_flight.append(others)
+        return futures
+
+    def _make_room(self) -> None:
+        """Wait until the workers are not too far behind."""
+        while len(self._in_flight) >= MAX_IN_FLIGHT:
+            for future in self._in_flight[0]:
+                self._hear(future)
+            self._in_flight.popleft()
+
+    def _dispatch(self, packed: bytes) -> list[Future]:
         try:
-            futures = self.transport.send(program.pack(), self._attachments)
-        except KeyboardInterrupt:
+            futures = self.transport.send(packed, self._attachments)
+        except KeyboardInterrupt:  # which had been postponed for long
             self._ended = SessionLostError(
                 "interrupted while it was sent to the workers, of which some may not have it"
             )
@@ -218,17 +262,13 @@ class Stream:
         except SessionLostError as lost:
             self._lose(lost)
             raise
+        self._programs += 1
+        self._untold.expect(self._programs, self._turns)
         self._new_patterns, self._instructions, self._attachments = [], [], []  # what could not be sent is kept
-        self._forgets = False
+        self._forgets, self._turns = False, []
         if len(self._known_patterns) >= MOST_PATTERNS:  # now that no instruction waits that has its number
             self._forget_patterns()
         self._sent_at = time.monotonic()
-        others = [future for rank, future in enumerate(futures) if rank not in answer_from]
-        if others:
-            self._in_flight.append(others)
-        while len(self._in_flight) > MAX_IN_FLIGHT:
-            for future in self._in_flight.popleft():
-                self._hear(future)
         return futures
 
     def _hear(self, future: Future) -> Report:
@@ -239,8 +279,7 @@ class Stream:
             self._lose(lost)
             raise
         for error in report.errors:
-            if error.instruction not in self._raised:
-                self._errors.setdefault(error.instruction, error)
+            self._untold.note(error)
         return report
 
     def _lose(self, lost: SessionLostError) -> None:
@@ -280,5 +319,26 @@ class Stream:
 
     def _hear_finished(self) -> None:
         while self._in_flight and all(future.done() for future in self._in_flight[0]):
-            for future in self._in_flight.popleft():
+            for future in self._in_flight[0]:
                 self._hear(future)
+            self._in_flight.popleft()
+
+    def become_forked(self) -> None:
+        """Refuse all calls from now on, in a process forked from the one whose stream this is."""
+        self.is_forked, self._dozing, self._lock = True, False, threading.Lock()
+        self._ended = SessionLostError(
+            "a process that was forked cannot use its parent's session: start it by 'spawn', and let it connect itself"
+        )
+
+
+@functools.cache
+def _streams() -> "weakref.WeakSet[Stream]":
+    """Those of this process, which learn of it when it is forked."""
+    streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+    def refuse() -> None:
+        for stream in streams:
+            stream.become_forked()
+
+    os.register_at_fork(after_in_child=refuse)
+    return streams

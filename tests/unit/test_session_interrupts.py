@@ -1,0 +1,199 @@
+"""Ctrl-C, forked processes and threads: what is recorded goes out whole or not at all, errors to whom they concern."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from in_process import InProcess, local_session, registries
+
+from raytorch.errors import RemoteOpError, SessionLostError
+from raytorch.session import interrupts
+from raytorch.session.client import Session
+
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with local_session(2) as session:
+        yield session
+
+
+def caught(use: Callable[[], Any]) -> RemoteOpError:
+    with pytest.raises(RemoteOpError) as info:
+        use()
+    return info.value
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("send", ["a question", "a flush", "an upload"])
+def test_an_interrupt_in_the_midst_of_a_send_comes_after_it(
+    session: Session, monkeypatch: pytest.MonkeyPatch, rank: int, send: str
+) -> None:
+    counter = session.zeros(1)
+    counter.add_(1)
+    counter.item()
+    counter.add_(1)
+    execute = InProcess._execute
+
+    def interrupting(self: InProcess, place: int, *args: Any) -> bytes:
+        if place == rank:
+            os.kill(os.getpid(), signal.SIGINT)  # meanwhile the main thread sends to this rank
+        return execute(self, place, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcess, "_execute", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            {
+                "a question": counter.item,
+                "a flush": session.synchronize,
+                "an upload": lambda: session.tensor(torch.ones(1 << 20)),
+            }[send]()
+    assert counter.add_(1).item(all=True) == [3, 3]
+    session.synchronize()
+    assert [len(registry) for registry in registries(session)] == [1, 1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupts_at_any_time_leave_what_is_recorded_whole(session: Session) -> None:
+    counter, recorded, is_over = session.zeros(1), 0, threading.Event()
+
+    def step() -> None:
+        nonlocal recorded
+        counter.add_(1)
+        recorded += 1
+        (counter + session.tensor([1.0])).item()
+
+    thread = threading.Thread(target=interrupt, args=(100, is_over))
+    thread.start()
+    interrupted = until(is_over, step)
+    thread.join()
+    first, second = counter.item(all=True)
+    assert first == second
+    assert recorded <= first <= recorded + interrupted
+    session.synchronize()
+    assert [len(registry) for registry in registries(session)] == [1, 1]
+
+
+def interrupt(times: int, is_over: threading.Event) -> None:
+    for _ in range(times):
+        time.sleep(0.004)
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    is_over.set()
+
+
+def until(is_over: threading.Event, step: Callable[[], None]) -> int:
+    """Take steps, and go on when interrupted; returns how often that was."""
+    interrupted = 0
+    while True:
+        try:
+            while not is_over.is_set():
+                step()
+        except KeyboardInterrupt:
+            interrupted += 1
+        else:
+            return interrupted
+
+
+def test_a_second_interrupt_ends_a_send_that_does_not_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any) -> Any:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not to be reached")
+
+    counter = session.zeros(1)
+    monkeypatch.setattr(interrupts, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(session._transport, "send", never)
+    with pytest.raises(KeyboardInterrupt):
+        counter.item()
+    with pytest.raises(SessionLostError, match="interrupted while it was sent"):
+        counter.item()
+
+
+# -- forked processes --------------------------------------------------------------------------------------------------
+
+USES: dict[str, Callable[[Session, Any], Any]] = {
+    "a result": lambda session, handle: handle.item(),
+    "a call": lambda session, handle: handle + 1,
+    "an upload": lambda session, handle: session.tensor([1.0]),
+    "a function": lambda session, handle: session.run(len, handle),
+    "synchronize": lambda session, handle: session.synchronize(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_is_refused_at_once_and_leaves_the_session_alone(session: Session) -> None:
+    handle = session.zeros(2)
+    handle.add_(1)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            for use in USES.values():
+                with pytest.raises(SessionLostError, match="forked"):
+                    use(session, handle)
+            handle.free()
+            session.close()
+            status = 0
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert handle.tolist() == [1, 1]
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_told_to_the_thread_that_recorded_what_failed(session: Session) -> None:
+    one, good = session.rank(1), session.ones(2)
+    with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as third:
+        other.submit(lambda: [one.ones(2) @ one.ones(3), None][1]).result()
+        session.ones(2).view(7)
+        assert third.submit(good.tolist).result() == [1, 1]
+        assert third.submit(session.synchronize).result() is None
+        assert caught(good.tolist).operation == "torch.Tensor.view"
+        assert good.tolist() == [1, 1]
+        session.synchronize()
+        error = caught(lambda: other.submit(good.tolist).result())
+        assert (error.operation, error.rank, error.file) == ("torch.Tensor.__matmul__", 1, __file__)
+        assert other.submit(good.tolist).result() == [1, 1]
+
+
+def test_an_error_of_a_thread_that_has_ended_is_told_to_whoever_asks_next(session: Session) -> None:
+    good = session.ones(2)
+    thread = threading.Thread(target=lambda: [good.view(7), None][1])
+    thread.start()
+    thread.join()
+    assert caught(good.tolist).operation == "torch.Tensor.view"
+    assert good.tolist() == [1, 1]
+
+
+def test_leaving_a_session_tells_of_what_other_threads_recorded_too() -> None:
+    session = local_session(2)
+    good = session.ones(2)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lambda: [good.view(7), None][1]).result()
+        assert good.tolist() == [1, 1]
+        assert "view" in caught(session.close).operation
+
+
+def test_an_error_on_another_rank_is_told_by_the_first_result_after_its_report(session: Session) -> None:
+    one = session.rank(1)
+    one.ones(2) @ one.ones(3)
+    assert caught(session.ones(1).item).rank == 1
+    assert session.ones(1).item() == 1
