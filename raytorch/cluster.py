@@ -6,8 +6,11 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
-from raytorch.errors import ResourceError, UserError
+from raytorch import access
+from raytorch.errors import ClusterError, ResourceError, UserError
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _CONFINING = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -110,7 +113,8 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
             is started here, and stopped after the block. A Ray that this process has already joined is used as it is.
 
     Raises:
-        UserError: No cluster answers at the address, or it is a dashboard's URL.
+        ClusterError: No cluster answers at the address within seconds, or it refuses the token.
+        UserError: The address is a dashboard's URL.
     """
     prepare_ray(address)
     import ray
@@ -123,11 +127,11 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     if cluster and _is_confined:
         raise UserError(f"this process has run a Ray for this machine alone; join {cluster} from a new process")
     options = {} if cluster else {"include_dashboard": False}
-    try:
-        with _without_dashboard():
+    with _without_dashboard(), _taking_the_token(cluster):
+        try:
             ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at {cluster}: {error}; start one with 'ray start --head'") from None
+        except (ConnectionError, ValueError) as error:
+            raise ClusterError(f"the cluster at {cluster} cannot be joined: {error}") from None
     try:
         with _ending_on_sigterm():
             yield
@@ -135,6 +139,29 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
         while _set_here:
             os.environ.pop(_set_here.pop(), None)
+
+
+@contextmanager
+def _taking_the_token(cluster: str | None) -> Iterator[None]:
+    """Let ``ray.init`` take the token from its usual places if the cluster asks for one, whatever its address.
+
+    It does so by itself for ``auto`` alone, or where RAY_AUTH_MODE says so (Ray 2.55 and 2.60).
+    """
+    mode = access.mode_of(cluster) if cluster else None
+    if mode is None:
+        yield
+        return
+    config: Any = import_module("ray._raylet").Config
+    before = os.environ.get(access.MODE)
+    os.environ[access.MODE] = mode
+    config.initialize("")  # which keeps what the environment said when ray was imported
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[access.MODE]
+        else:
+            os.environ[access.MODE] = before
 
 
 @contextmanager

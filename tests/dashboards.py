@@ -68,7 +68,7 @@ def raw(*pieces: bytes) -> Answering:
 
 
 @contextmanager
-def dashboard() -> Iterator[Dashboard]:
+def dashboard(host: str = "127.0.0.1") -> Iterator[Dashboard]:
     """Run a server that is taken for a dashboard; its routes may be changed meanwhile."""
     told = Dashboard(routes={"/api/version": send_json(VERSION)})
 
@@ -89,9 +89,9 @@ def dashboard() -> Iterator[Dashboard]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer((host, 0), Handler) as server:
         server.daemon_threads = True
-        told.url = f"http://127.0.0.1:{server.server_port}"
+        told.url = f"http://{host}:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         try:

@@ -19,6 +19,9 @@ TESTS = Path(__file__).resolve().parent
 @dataclass(frozen=True)
 class Cluster:
     url: str
+    """Of its dashboard."""
+    head: str
+    """Host and port of its head, which drivers join."""
     process: subprocess.Popen[str]
     temp: Path
     """Where its sessions, with all logs, are."""
@@ -52,8 +55,9 @@ def running_cluster(home: Path, environment: pytest.MonkeyPatch) -> Iterator[Clu
         env=os.environ | {"RAY_AUTH_MODE": "token", "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": ""},
     )
     assert process.stdout
-    assert process.stdout.readline().strip() == f"127.0.0.1:{port}"
-    there = Cluster(f"http://127.0.0.1:{port}", process, temp, home)
+    dashboard, head = process.stdout.readline().split()
+    assert dashboard == f"127.0.0.1:{port}"
+    there = Cluster(f"http://127.0.0.1:{port}", head, process, temp, home)
     yield there
     there.shut_down()
     process.stdout.close()

@@ -78,3 +78,12 @@ def square(number):
 
 print("the square is", ray.get(square.remote(int(sys.argv[1]))))
 """
+
+
+# What no text that ends in lines is: a very long line, a byte that is no UTF-8, a separator, and no newline at the end.
+ODD_SCRIPT = """
+import sys
+
+sys.stdout.buffer.write(b"x" * 5_000_000 + b"\\ncaf\\xe9\\xe2\\x80\\xa8end\\nthe last words")
+sys.exit(3)
+"""

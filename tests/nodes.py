@@ -20,6 +20,6 @@ if __name__ == "__main__":
     for number, amount in enumerate(cpus):  # each with folders of its own, as on machines of their own
         cluster.add_node(num_cpus=int(amount), temp_dir=f"{temp}/{number}", include_log_monitor=True, wait=False)
     cluster.wait_for_nodes()
-    print(cluster.webui_url, flush=True)
+    print(cluster.webui_url, cluster.address, flush=True)
     sys.stdin.read()
     cluster.shutdown()

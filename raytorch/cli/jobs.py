@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.table import Column, Table
@@ -37,6 +37,8 @@ Address = Annotated[
         help="URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265."
     ),
 ]
+LONGEST_LINE = 64 * 1024**2
+"""Characters after which a line of a log is broken, so that one without end does not fill the memory."""
 JobId = Annotated[str, typer.Argument(help="A job, by its id.")]
 
 
@@ -139,15 +141,17 @@ def logs(
     rank: Annotated[int | None, typer.Option(min=0, help="The log of one worker, in place of the driver's.")] = None,
     address: Address = None,
     as_json: AsJson = False,
-) -> None:
-    """Print what a job has written."""
+) -> int:
+    """Print what a job has written; with -f, exit status as the job."""
     from raytorch.service.client import Client
 
     client = Client(address)
-    pieces = client.follow(job_id, rank=rank) if follow else iter([client.logs(job_id, rank=rank)])
-    with _leaving_it_running(job_id):
-        for piece in pieces:
-            _print_log(piece, as_json)
+    if follow:
+        return _follow(client, job_id, rank, _Lines() if as_json else _Text())
+    printer = _Lines() if as_json else _Text()
+    printer.print(client.logs(job_id, rank=rank))
+    printer.end()
+    return 0
 
 
 @app.command()
@@ -207,15 +211,21 @@ _NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("sto
 
 
 def _follow_to_the_end(client: Any, job_id: str, as_json: bool) -> int:
-    with _leaving_it_running(job_id):
-        for piece in client.follow(job_id):
-            pass_on(piece, sys.stderr if as_json else sys.stdout)
-        job = client.wait(job_id)
+    status = _follow(client, job_id, None, _Text(sys.stderr if as_json else sys.stdout))
     if as_json:
-        _print_json(_record(job))
-    elif job.state != "finished":
-        _show(job)
-    return _exit_status(job.state)
+        _print_json(_record(client.status(job_id)))
+    elif status:
+        _show(client.status(job_id))
+    return status
+
+
+def _follow(client: Any, job_id: str, rank: int | None, printer: "_Text") -> int:
+    """Print what a job writes until it has ended; answers the exit status to end with."""
+    with _leaving_it_running(job_id):
+        for text in client.follow(job_id, rank=rank):
+            printer.print(text)
+        printer.end()
+        return _exit_status_of(client.wait(job_id))
 
 
 @contextmanager
@@ -226,6 +236,11 @@ def _leaving_it_running(job_id: str) -> Iterator[None]:
     except KeyboardInterrupt:
         say(errors, f"{job_id} goes on; 'raytorch stop {job_id}' ends it")
         raise typer.Exit(EXIT_STOPPED) from None
+
+
+def _exit_status_of(job: Any) -> int:
+    """A job's own exit status, where it ended with one that tells of a failure."""
+    return (job.exit_status if job.state == "failed" else 0) or _exit_status(job.state)
 
 
 def _exit_status(state: str) -> int:
@@ -257,12 +272,46 @@ def _resuming(address: str | None) -> str:
     return f"raytorch submit{f' --address {shlex.quote(address)}' if address else ''} --resume"
 
 
-def _print_log(piece: str, as_json: bool) -> None:
-    if as_json:
-        for line in piece.splitlines():
-            _print_json({"line": line})
-    else:
-        pass_on(piece, sys.stdout)
+class _Text:
+    """Prints a log as it comes."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file or sys.stdout
+
+    def print(self, text: str) -> None:
+        """Print a piece, wherever it ends."""
+        pass_on(text, self._file)
+
+    def end(self) -> None:
+        """Print what is left."""
+
+
+class _Lines(_Text):
+    """Prints a log as JSON, an object for each line: a line ends with a newline and with nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: list[str] = []
+        self._length = 0
+
+    def print(self, text: str) -> None:
+        """Print the lines that a piece completes, and keep the rest for the next."""
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._print_line(line)
+        self._begun.append(rest)
+        self._length += len(rest)
+        if self._length > LONGEST_LINE:
+            self._print_line("")
+
+    def end(self) -> None:
+        """Print the last line, if no newline ends it."""
+        if self._length:
+            self._print_line("")
+
+    def _print_line(self, end: str) -> None:
+        _print_json({"line": "".join([*self._begun, end]).removesuffix("\r")})
+        self._begun, self._length = [], 0
 
 
 def _print_json(content: Any) -> None:

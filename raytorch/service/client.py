@@ -1,10 +1,9 @@
 """Sending jobs to a cluster and following them, through Ray's Jobs API. Imports ray when it connects."""
 
-import asyncio
+import codecs
 import logging
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,6 +22,7 @@ from raytorch.service import secrets
 from raytorch.service.capacity import require_capacity, require_node, run_here
 from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
+from raytorch.service.logs import BLOCK, JobLog, behind, states, whole
 from raytorch.service.packages import mark, pack
 from raytorch.service.projects import collect, shown
 from raytorch.storage import BASE, RunFolder, join, locate, split
@@ -30,7 +30,6 @@ from raytorch.storage import BASE, RunFolder, join, locate, split
 CONFIG_NAME = "run.yaml"
 STOP_WAIT_S = 120
 """Seconds between asking a driver to end and killing it: the workers save a last checkpoint in them."""
-POLL_S = 1.0
 
 logger = logging.getLogger("raytorch")
 
@@ -233,7 +232,8 @@ class Client:
         details = self._details(job_id)
         job = describe(details, self.address)
         summary = summary_of(job)
-        log = self.logs(job_id) if job.state == "failed" and not (summary or {}).get("error") else ""
+        unexplained = job.state == "failed" and not (summary or {}).get("error")
+        log = JobLog(self._connection, job_id).tail(details) if unexplained else ""
         return replace(job, started=started_at(summary), failure=failure_of(job, details, summary, log))
 
     def logs(self, job_id: str, *, rank: int | None = None) -> str:
@@ -243,10 +243,10 @@ class Client:
             JobNotFoundError: The cluster has no such job.
             RunNotFoundError: The rank's log is not there, or its storage cannot be read from here.
         """
+        details = self._details(job_id)
         if rank is not None:
-            return _read_rank(self._job(job_id), rank)
-        with self._connection.explaining(job_id):
-            return str(self._connection.jobs.get_job_logs(quote(job_id, safe="")))
+            return whole(_read_rank(describe(details, self.address), rank), f"{job_id} --rank {rank}")
+        return JobLog(self._connection, job_id).read(details)
 
     def follow(self, job_id: str, *, rank: int | None = None) -> Iterator[str]:
         """Yield what a job's driver, or the worker of one rank, writes, until the job ends; see :meth:`logs`.
@@ -255,14 +255,17 @@ class Client:
         """
         job = self._job(job_id)
         if rank is None:
-            return self._follow_driver(job_id)
-        _require_ranks(job)
-        return self._follow_rank(job_id, rank)
+            pieces = JobLog(self._connection, job_id).follow(self._states(job_id))
+        else:
+            _require_ranks(job)
+            pieces = self._follow_rank(job_id, rank)
+        return (text for text in pieces if text)
 
     def wait(self, job_id: str) -> Job:
         """Wait until a job has ended."""
-        while not self._job(job_id).has_ended:
-            time.sleep(POLL_S)
+        self._job(job_id)
+        for _ in self._states(job_id):
+            pass
         return self.status(job_id)
 
     def stop(self, job_id: str) -> bool:
@@ -300,36 +303,26 @@ class Client:
     def _job(self, job_id: str) -> Job:
         return describe(self._details(job_id), self.address)
 
-    def _follow_driver(self, job_id: str) -> Iterator[str]:
-        loop = asyncio.new_event_loop()
-        lines = self._connection.jobs.tail_job_logs(job_id)
-        try:
-            with self._connection.explaining(job_id):
-                while (text := loop.run_until_complete(anext(lines, None))) is not None:
-                    yield text
-        finally:
-            loop.run_until_complete(lines.aclose())
-            loop.close()
+    def _states(self, job_id: str) -> Iterator[Any]:
+        """Ray's ``JobDetails`` of a job, a moment apart, up to its end."""
+        return states(self._details, job_id)
 
     def _follow_rank(self, job_id: str, rank: int) -> Iterator[str]:
-        told, warned, job = 0, False, self._job(job_id)
-        while True:
-            ended = job.has_ended
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        told, warned = 0, False
+        for details in self._states(job_id):
+            job = describe(details, self.address)
             try:
-                text = _read_rank(job, rank)
-            except RunNotFoundError as reason:  # the worker has not started, or never will be seen from here
-                if ended:
+                for block in behind(_read_rank(job, rank), told):
+                    told += len(block)
+                    yield decoder.decode(block)
+            except UserError as reason:  # the worker has not started, or never will be seen from here
+                if job.has_ended:
                     raise
                 if not warned:
                     logger.warning("waiting for the log of rank %d: %s", rank, reason)
-                text, warned = "", True
-            if len(text) > told:
-                yield text[told:]
-                told = len(text)
-            if ended:
-                return
-            time.sleep(POLL_S)
-            job = self._job(job_id)
+                warned = True
+        yield decoder.decode(b"", final=True)
 
     def _place(self, config: RunConfig) -> RunConfig:
         """``config`` with paths that hold on the cluster."""
@@ -373,13 +366,15 @@ def _require_ranks(job: Job) -> RunFolder:
     return job.folder
 
 
-def _read_rank(job: Job, rank: int) -> str:
+def _read_rank(job: Job, rank: int) -> Iterator[bytes]:
     folder = _require_ranks(job)
     if not folder.exists(SUMMARY_FILE):
         raise RunNotFoundError(
             f"{folder} cannot be read from here, or the run has not begun; without --rank the driver's log is shown"
         )
-    return folder.read_text(f"logs/rank-{rank}.log")
+    with folder.open(f"logs/rank-{rank}.log") as log:
+        while block := log.read(BLOCK):
+            yield block
 
 
 def _require_text(arguments: Sequence[str]) -> None:

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from raytorch.access import TOKEN_PLACES, find_token
 from raytorch.cluster import AUTOSCALER_LABEL
 from raytorch.errors import ClusterError, JobNotFoundError
 from raytorch.service.capacity import Node
@@ -22,7 +22,6 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_S = 5.0
 """Within which a dashboard has told its version."""
 GREETING_BYTES = 64 * 1024
-TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token"  # noqa: S105
 MOST_NODES = 10_000
 _LOSSES = ("Unexpected termination", "Terminated due to preemption")
 """How the state message of a node begins that has crashed, was cut off, or was taken back (Ray 2.60)."""
@@ -41,26 +40,6 @@ def find_address(address: str | None) -> str:
     if not _is_url(address):
         raise ClusterError(f"{address}: give the URL of the cluster's dashboard, such as {DEFAULT_ADDRESS}")
     return address.rstrip("/")
-
-
-def find_token() -> str | None:
-    """The token of the cluster from the places where Ray keeps it, None if authentication is turned off here.
-
-    Raises:
-        ClusterError: The file that RAY_AUTH_TOKEN_PATH names cannot be read.
-    """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
-        return None
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    try:
-        return path.read_text().strip() or None
-    except OSError as error:
-        if named:
-            raise ClusterError(f"the token cannot be read: RAY_AUTH_TOKEN_PATH={named}: {error.strerror}") from None
-        return None
 
 
 class Connection:

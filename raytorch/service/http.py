@@ -7,10 +7,11 @@ and the time that it may take, name look-up and headers included, are bounded. N
 import json
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from http.client import IncompleteRead
 from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlencode
@@ -24,11 +25,9 @@ WITHIN_S = 60.0
 """For a whole answer, what is sent to get it aside."""
 SLOWEST = 64 * 1024
 """Bytes per second at which what is sent has to go."""
-QUIET_S = 300.0
-"""Silence after which a stream is taken for broken."""
 BLOCK = 64 * 1024
 QUEUED = 16
-"""Blocks of a stream that wait for their reader."""
+"""Blocks of an answer that wait for their reader."""
 
 Result = TypeVar("Result")
 
@@ -97,7 +96,7 @@ class Server:
 
         def work() -> Answer:
             with closing(self._open(request, seconds)) as response:
-                told = _read(response, most or MOST_BYTES, given_up, self.url)
+                told = _whole(response, most or MOST_BYTES, given_up, self.url)
                 return Answer(request.full_url, response.status, response.headers, told)
 
         try:
@@ -105,10 +104,20 @@ class Server:
         finally:
             given_up.set()
 
-    def stream(self, path: str, query: Mapping[str, Any]) -> "Stream":
-        """Ask for an answer that comes in pieces, without end perhaps."""
+    def read(self, path: str, query: Mapping[str, Any]) -> Iterator[bytes]:
+        """Yield the content of an answer as it comes, however long it is; every wait is bounded.
+
+        Raises:
+            ClusterError: The server redirects elsewhere.
+            HTTPException, OSError: The answer breaks off, or tells of a failure (HTTPError).
+        """
         request = Request(f"{self.url}{path}?{urlencode(query)}", headers=self._headers)  # noqa: S310
-        return Stream(lambda: self._open(request, QUIET_S))
+        reader = _Reader(lambda: self._open(request, WITHIN_S))
+        try:
+            while block := reader.next(WITHIN_S):
+                yield block
+        finally:
+            reader.close()
 
     def _open(self, request: Request, timeout: float) -> Any:
         """The answer to a request, whatever its status, as soon as its headers are there."""
@@ -118,8 +127,8 @@ class Server:
             return error
 
 
-class Stream:
-    """An answer that a thread of its own reads, so that waiting for it ends in time, and at Ctrl-C. Close it."""
+class _Reader:
+    """Reads an answer in a thread of its own, so that waiting for it ends in time, and at Ctrl-C."""
 
     def __init__(self, opening: Callable[[], Any]) -> None:
         self._open = opening
@@ -127,17 +136,12 @@ class Stream:
         self._closed = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def next(self, within: float) -> bytes | None:
-        """The next bytes: none at the end, and None if none came within ``within`` seconds.
-
-        Raises:
-            ClusterError: The server redirects elsewhere.
-            HTTPException, OSError: The stream broke, or the server answers with a failure (HTTPError).
-        """
+    def next(self, within: float) -> bytes:
+        """The next bytes, none at the end."""
         try:
             block = self._blocks.get(timeout=within)
         except queue.Empty:
-            return None
+            raise TimeoutError("timed out") from None
         if isinstance(block, Exception):
             raise block
         return block
@@ -152,18 +156,13 @@ class Stream:
     def _read(self) -> None:
         try:
             with closing(self._open()) as response:
-                block = self._first(response)
-                while block and not self._closed.is_set():
+                for block in _content(response):
                     self._blocks.put(block)
-                    block = response.read1(BLOCK)
+                    if self._closed.is_set():
+                        break
             self._blocks.put(b"")
         except Exception as error:
             self._blocks.put(error)
-
-    def _first(self, response: Any) -> Any:
-        if response.status != 200:
-            raise HTTPError(response.url, response.status, response.reason, response.headers, None)
-        return response.read1(BLOCK)
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -183,19 +182,35 @@ def readable(text: str, longest: int = 2000) -> str:
     return kept if len(text) <= longest else f"{kept} ..."
 
 
-def _read(response: Any, most: int, given_up: threading.Event, url: str) -> bytes:
-    left = response.length  # None if only the end of the connection, or of the chunks, tells
-    blocks: list[bytes] = []
-    size = 0
-    while left is None or size < left:
-        block = response.read1(BLOCK if left is None else min(BLOCK, left - size))
-        if not block or given_up.is_set():
-            break
+def _whole(response: Any, most: int, given_up: threading.Event, url: str) -> bytes:
+    blocks, size = [], 0
+    for block in _blocks(response):
         blocks.append(block)
         size += len(block)
         if size > most:
             raise ClusterError(f"{url} answers with more than {most / 1024**2:,.1f} MiB, as no Ray dashboard does")
+        if given_up.is_set():
+            break
     return b"".join(blocks)
+
+
+def _content(response: Any) -> Iterator[bytes]:
+    """The content of an answer that tells of no failure."""
+    if response.status != 200:
+        raise HTTPError(response.url, response.status, response.reason, response.headers, None)
+    yield from _blocks(response)
+
+
+def _blocks(response: Any) -> Iterator[bytes]:
+    left = response.length  # None if only the end of the connection, or of the chunks, tells
+    while left is None or left > 0:
+        block = response.read1(BLOCK if left is None else min(BLOCK, left))
+        if not block:
+            break
+        left = None if left is None else left - len(block)
+        yield block
+    if left:
+        raise IncompleteRead(b"", left)
 
 
 def _in_time(work: Callable[[], Result], seconds: float) -> Result:

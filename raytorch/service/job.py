@@ -81,6 +81,8 @@ class Job:
     """URL of the cluster's dashboard."""
     entrypoint: str
     """The command that the cluster runs."""
+    exit_status: int | None = None
+    """Of that command, once it has ended by itself; 128 and the signal if one killed it."""
     failure: Failure | None = None
 
     @property
@@ -115,6 +117,7 @@ def describe(details: Any, address: str) -> Job:
         digest=metadata.get(DIGEST),
         address=address,
         entrypoint=details.entrypoint,
+        exit_status=_exit_status(details.driver_exit_code),
     )
 
 
@@ -218,6 +221,10 @@ def _cause(details: Any) -> str:
     if details.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
         return "lost_node" if "node" in (details.message or "").lower() else "lost_worker"
     return "error"
+
+
+def _exit_status(code: int | None) -> int | None:
+    return 128 - code if code is not None and code < 0 else code
 
 
 def _time(milliseconds: int | None) -> datetime | None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from job_cluster import BIN, TESTS, Cluster, running_cluster
-from job_scripts import FAILING_STEP, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
+from job_scripts import FAILING_STEP, ODD_SCRIPT, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
 from raytorch import Client
 from raytorch.config_file import load
@@ -53,10 +54,10 @@ def client(cluster: Cluster) -> Client:
     return Client(cluster.url)
 
 
-def raytorch(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+def raytorch(cluster: Cluster, *arguments: str, at: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": cluster.url}
     command = [str(BIN / "raytorch"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cluster.home, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=at or cluster.home, env=environment, check=False)
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
@@ -157,6 +158,22 @@ def test_a_script_that_fails_says_why(cluster: Cluster, client: Client) -> None:
     told = raytorch(cluster, "status", "broken")
     assert told.stdout.endswith(f"\n{failure.traceback}\n")
     assert "cause      error\nmessage    not there\n" in told.stdout
+
+
+def test_any_output_of_a_script_is_followed_to_its_own_exit_status(cluster: Cluster) -> None:
+    below = cluster.home / "project" / "below"
+    below.mkdir(parents=True)
+    (below.parent / "odd.py").write_text(ODD_SCRIPT)
+    (below.parent / "notes.txt").symlink_to("/etc/hostname")
+    sent = raytorch(
+        cluster, "submit", "../odd.py", "--storage", f"{cluster.home}/runs", "--name", "odd", "--wait", at=below
+    )
+    assert sent.returncode == 3
+    assert f"\n{'x' * 5_000_000}\ncaf\ufffd\u2028end\nthe last words" in sent.stdout
+    assert "notes.txt (leads out of the project, to /etc/hostname)" in sent.stderr
+    told = raytorch(cluster, "logs", "odd", "--json")
+    lines = [json.loads(line)["line"] for line in told.stdout.splitlines()]
+    assert lines[-3:] == ["x" * 5_000_000, "caf\ufffd\u2028end", "the last words"]
 
 
 def test_a_training_that_fails_names_the_first_rank_and_shows_its_traceback(
@@ -294,6 +311,35 @@ def test_a_request_without_the_token_is_refused(cluster: Cluster, monkeypatch: p
         Client(cluster.url)
 
 
+JOINING = """
+import sys
+from raytorch.cluster import joined_ray
+
+with joined_ray(sys.argv[1]):
+    import ray
+
+    print(ray.cluster_resources()["CPU"])
+"""
+
+
+def test_a_driver_takes_the_token_from_its_usual_places_for_any_address(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def join() -> tuple[str, str]:
+        command = [sys.executable, "-c", JOINING, cluster.head]
+        told = subprocess.run(command, capture_output=True, text=True, cwd=cluster.home, check=False)
+        return told.stdout, told.stderr.rstrip().rpartition("\n")[2]
+
+    assert join()[0] == "2.0\n"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    start = f"raytorch.errors.ClusterError: the cluster at {cluster.head}"
+    assert join()[1].startswith(f"{start} refuses the token; give the cluster's token in one of RAY_AUTH_TOKEN, ")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("HOME", str(cluster.home))
+    assert join()[1].startswith(f"{start} asks for a token, and there is none here; give ")
+
+
 def test_what_the_cluster_can_never_give_is_refused_at_once(cluster: Cluster, client: Client) -> None:
     told = raytorch(cluster, "submit", str(QUICKSTART), "--workers", "3")
     assert (told.returncode, told.stdout) == (2, "")
@@ -354,7 +400,7 @@ def test_after_the_cluster_its_runs_still_tell_all(cluster: Cluster, client: Cli
     told = raytorch(cluster, "runs", "--json")
     assert (told.returncode, told.stderr) == (0, "")
     states = {summary["name"]: summary["state"] for summary in json.loads(told.stdout)}
-    assert len(states) == 17
+    assert len(states) == 18
     named = {name: states[name] for name in ("first", "script", "endless", "broken")}
     assert named == {"first": "finished", "script": "finished", "endless": "stopped", "broken": "failed"}
     assert {summary["name"]: summary["state"] for summary in list_runs(f"{cluster.home}/runs")} == states

@@ -57,6 +57,7 @@ ROWS = [
     "session.objects",
     "session.client",
     # ray
+    "access",
     "cluster monitor worker_group session.host",
     "session.worker",
     "session.transport",
@@ -70,6 +71,7 @@ ROWS = [
     "service.packages service.secrets service.capacity service.tracebacks service.scaling service.http",
     "service.job",
     "service.connection service.script service.scaling_report service.board service.sweep_results service.trial",
+    "service.logs",
     "service.client service.sweep service.sweep_display",
     "progress report cli",
     "cli.common",
@@ -83,7 +85,7 @@ TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = [
     *ROWS[: ROWS.index("runs sweep_file") + 1],
     "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
-    "cluster monitor worker_group elastic failures record trainer session.host session.connect",
+    "access cluster monitor worker_group elastic failures record trainer session.host session.connect",
     *ROWS[ROWS.index("service") :],
 ]
 

@@ -9,7 +9,7 @@ import ray
 from ray.core.generated.common_pb2 import NodeDeathInfo
 from whole_runs import plan
 
-from raytorch import trainer
+from raytorch import access, trainer
 from raytorch.cluster import AUTOSCALER_LABEL, joined_ray, prepare_ray, require_resources, scales_itself
 from raytorch.config import RunConfig, SweepConfig
 from raytorch.errors import ResourceError, UserError
@@ -112,11 +112,12 @@ def test_a_cluster_that_has_lost_a_node_is_not_judged(cluster: Cluster, reason: 
 
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """The addresses that Ray was to join, and what it then saw as RAY_ADDRESS. No Ray is started."""
+    """The addresses that Ray was to join, and what it then saw as RAY_ADDRESS. No Ray is started, and none asked."""
     calls: list[tuple[str, str | None]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda address, **_: calls.append((address, os.environ.get("RAY_ADDRESS"))))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(access, "mode_of", lambda address: None)
     return calls
 
 

@@ -9,10 +9,11 @@ from threading import Thread
 
 import pytest
 
+from raytorch.access import find_token
 from raytorch.errors import ClusterError
 from raytorch.service import connection
 from raytorch.service.capacity import Node
-from raytorch.service.connection import Connection, find_address, find_token
+from raytorch.service.connection import Connection, find_address
 
 
 @pytest.fixture(autouse=True)
