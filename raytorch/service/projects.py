@@ -240,7 +240,7 @@ def _without_matches(rules: Path, folder: Path, names: list[Path]) -> list[Path]
 
     try:
         # In the bytes of the names of files, whatever encoding those are in.
-        lines = os.fsdecode(rules.read_bytes().removeprefix(codecs.BOM_UTF8)).splitlines()
+        lines = os.fsdecode(rules.read_bytes().removeprefix(codecs.BOM_UTF8)).replace("\r\n", "\n").split("\n")
         ignored = PathSpec.from_lines("gitwildmatch", lines)
     except (OSError, ValueError, LookupError) as error:
         raise PackageError(f"{rules} cannot be read: {error}") from None

@@ -40,6 +40,11 @@ def plain(output: str) -> str:
     return _COLOUR.sub("", output)
 
 
+def lines_of(output: str) -> list[str]:
+    """The lines of an output, which newlines end; messages may hold what else ends lines of text."""
+    return [line.removesuffix("\r") for line in output.removesuffix("\n").split("\n")]
+
+
 def last_traceback(output: str) -> str | None:
     """The last traceback that a program wrote, to its exception; None if it wrote none."""
     found = last_and_rest(output)
@@ -55,14 +60,14 @@ def last_and_rest(output: str) -> tuple[str, list[str]] | None:
     before = output[begin:start]  # Ray puts the process in front of a worker's lines
     if _IN_GROUP.search(before) and (heads := list(_GROUP_HEAD.finditer(output))):
         return _group_and_rest(output, heads[-1])
-    lines = [line.removeprefix(before) for line in output[begin:].splitlines()]
+    lines = [line.removeprefix(before) for line in lines_of(output[begin:])]
     end = _end(lines)
     return "\n".join(lines[: end + 1]), lines[end + 1 :]
 
 
 def _group_and_rest(output: str, head: re.Match[str]) -> tuple[str, list[str]]:
     """An exception group's traceback, whose lines all begin with a margin, and the lines after it."""
-    lines = [line.removeprefix(head[1]) for line in output[head.start() :].splitlines()]
+    lines = [line.removeprefix(head[1]) for line in output[head.start() lines_of(:])]
     end = next((n for n, line in enumerate(lines) if not re.match(r" +[|+]", line)), len(lines))
     return "\n".join(lines[:end]), lines[end:]
 
@@ -76,7 +81,7 @@ def _end(lines: list[str]) -> int:
 
 def exception_of(traceback: str) -> tuple[str, str]:
     """Class and message of the exception that a traceback ends with, of a group with those of its exceptions."""
-    lines = traceback.splitlines()
+    lines = lines_of(traceback)
     first, *others = _said_by_group(lines) or [lines[-1].strip()]
     kind, message = _kind_and_message(first)
     leaves = [said for said in others if not _OF_GROUP.search(said)]
@@ -106,7 +111,7 @@ def _said_by_group(lines: list[str]) -> list[str]:
 
 def shortened(traceback: str) -> str:
     """A traceback without its middle, if it is very long."""
-    lines = traceback.splitlines()
+    lines = lines_of(traceback)
     if len(lines) <= LONGEST:
         return traceback
     half = LONGEST // 2
@@ -117,7 +122,7 @@ def snippets(output: str) -> list[tuple[int, str]]:
     """What Ray Train's last error shows of the workers that failed: the first rank with each error, and its text."""
     parts = _SNIPPET.split(output[max(output.rfind(_GROUP), 0) :])
     return [
-        (int(rank), _without_cut("\n".join(line.removeprefix(before) for line in text.splitlines())))
+        (int(rank), _without_cut("\n".join(line.removeprefix(before) for line in lines_of(text))))
         for before, rank, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
     ]
 

@@ -39,6 +39,7 @@ def details(**changes: Any) -> SimpleNamespace:
         "error_type": None,
         "start_time": MILLISECONDS,
         "end_time": None,
+        "driver_exit_code": None,
         "metadata": {"job_name": "mine", "raytorch_kind": "train", "raytorch_run": "/s/mine", "raytorch_digest": "ab"},
     }
     return SimpleNamespace(**values | changes)
@@ -202,6 +203,17 @@ def test_a_traceback_is_the_last_one_to_its_end() -> None:
     assert exception_of("Traceback (most recent call last):\n  File\nKeyboardInterrupt") == (
         "KeyboardInterrupt",
         "KeyboardInterrupt",
+    )
+
+
+def test_a_message_may_hold_what_ends_lines_elsewhere() -> None:
+    message = "a\u2028b\x0cc\x85d"
+    output = f'Traceback (most recent call last):\r\n  File "a.py", line 1, in f\r\nLookupError: {message}\r\nand on\n'
+    failure = failure_told(output)
+    assert failure is not None
+    assert (failure.kind, failure.message) == ("LookupError", message)
+    assert (
+        failure.traceback == f'Traceback (most recent call last):\n  File "a.py", line 1, in f\nLookupError: {message}'
     )
 
 
