@@ -24,7 +24,7 @@ from raytorch.service.connection import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
 from raytorch.service.logs import BLOCK, JobLog, behind, states, whole
 from raytorch.service.packages import mark, pack
-from raytorch.service.projects import collect, shown
+from raytorch.service.projects import collect, is_text, shown
 from raytorch.storage import BASE, RunFolder, join, locate, split
 
 CONFIG_NAME = "run.yaml"
@@ -139,7 +139,6 @@ class Client:
         path = path.parent.resolve() / path.name
         root = Path.cwd() if path.is_relative_to(Path.cwd()) else path.parent
         inside = path.relative_to(root)
-        _require_text(arguments)
         name = checked_name(name) if name else timed_name(_name_of(path), f"-{token_hex(3)}")
         run = join(self._placed(storage, "--storage"), name)
         resources = resources or EntrypointResources()
@@ -189,6 +188,7 @@ class Client:
         resources: EntrypointResources,
     ) -> Job:
         """Pack what the job needs, and submit it. ``fill`` writes the archive of its files and returns a digest."""
+        _require_text([run, *shlex.split(command)])
         values = secrets.collect(env)
         with tempfile.TemporaryDirectory(prefix="raytorch-") as staging:
             archive = Path(staging) / "project.zip"
@@ -377,13 +377,11 @@ def _read_rank(job: Job, rank: int) -> Iterator[bytes]:
             yield block
 
 
-def _require_text(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are no UTF-8: a job's command is text."""
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{shown(argument)}: an argument that is no UTF-8 cannot be sent") from None
+def _require_text(parts: Iterable[str]) -> None:
+    """Refuse what is no UTF-8: a job's command and the path of its record are text."""
+    for part in parts:
+        if not is_text(part):
+            raise UserError(f"{shown(part)} is no UTF-8, so that no job can be given it; take another name")
 
 
 def _name_of(script: Path) -> str:

@@ -77,6 +77,15 @@ def shown(path: Path | str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is UTF-8, as archives and commands of jobs are."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class _Links:
     """Puts what links lead to where the links are: archives hold no links that nodes would unpack as such."""
 
@@ -253,18 +262,10 @@ def _without_matches(rules: Path, folder: Path, names: list[Path]) -> list[Path]
 
 def _require_names(files: Iterable[Path]) -> None:
     """Refuse names that are no UTF-8, which an archive cannot hold."""
-    odd = [shown(name) for name in files if not _is_text(str(name))]
+    odd = [shown(name) for name in files if not is_text(str(name))]
     if odd:
         more = f" and {len(odd) - SHOWN:,} more" if len(odd) > SHOWN else ""
         raise PackageError(
             f"file names that are no UTF-8 cannot be sent: {', '.join(odd[:SHOWN])}{more}; rename them, or list them "
             f"in {IGNORE_FILE}"
         )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,6 +1,7 @@
 """What answers in the place of a dashboard gets no token that it was not named for, no memory and no time."""
 
 import gzip
+import os
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from dashboards import Answering, Dashboard, dashboard, raw, send, send_json
 
 from raytorch import Client
-from raytorch.errors import ClusterError, JobNotFoundError
+from raytorch.errors import ClusterError, JobNotFoundError, UserError
 from raytorch.service import connection, http
 
 TOKEN = "0123456789abcdef" * 4
@@ -216,3 +217,17 @@ def test_a_job_is_asked_for_by_its_name_whatever_that_is(there: Dashboard, name:
     assert path.startswith("/api/jobs/")
     assert "/" not in path.removeprefix("/api/jobs/")
     assert "?" not in path
+
+
+@pytest.mark.parametrize("what", ["argument", "script", "storage"])
+def test_names_that_are_no_text_are_refused_before_anything_is_sent(
+    there: Dashboard, tmp_path: Path, what: str
+) -> None:
+    there.routes["/api/v0/nodes"] = send_json({"result": True, "msg": "", "data": NODES})
+    odd = os.fsdecode(b"caf\xe9.py")
+    script = tmp_path / (odd if what == "script" else "train.py")
+    script.touch()
+    storage = tmp_path / (odd if what == "storage" else "runs")
+    with pytest.raises(UserError, match=r"caf\\xe9\.py"):
+        Client(there.url).submit_script(script, [odd] if what == "argument" else [], storage=str(storage))
+    assert {method for method, _, _ in there.seen} == {"GET"}

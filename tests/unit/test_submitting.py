@@ -1,6 +1,5 @@
 """What a client asks of a cluster before it sends anything. No Ray runs here."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from raytorch.config import RunConfig
-from raytorch.errors import ResourceError, UserError
+from raytorch.errors import ResourceError
 from raytorch.service import client as client_module
 from raytorch.service.capacity import Node
 from raytorch.service.client import Client, EntrypointResources
@@ -123,12 +122,3 @@ def test_what_is_left_out_is_said(
         f"not sent from {project}: data (left out by its name), notes.txt (leads out of the project, to /etc/hostname)"
     ]
     assert not (tmp_path / "node" / "notes.txt").exists()
-
-
-@pytest.mark.parametrize("what", ["argument", "script"])
-def test_what_is_no_text_is_refused(cluster: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    odd = os.fsdecode(b"caf\xe9.py")
-    script, arguments = ("train.py", [odd]) if what == "argument" else (odd, [])
-    (tmp_path / script).touch()
-    with pytest.raises(UserError, match=r"caf\\xe9\.py"):
-        run_as_sent(monkeypatch, tmp_path, str(tmp_path / script), arguments)
