@@ -5,6 +5,7 @@ up, and takes them down when its standard input closes.
 """
 
 import sys
+from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
@@ -20,6 +21,9 @@ if __name__ == "__main__":
     for number, amount in enumerate(cpus):  # each with folders of its own, as on machines of their own
         cluster.add_node(num_cpus=int(amount), temp_dir=f"{temp}/{number}", include_log_monitor=True, wait=False)
     cluster.wait_for_nodes()
+    # What ``ray start`` writes: else the jobs join any Ray that is found on this machine.
+    for folder in (temp, *(f"{temp}/{number}" for number in range(len(cpus)))):
+        (Path(folder) / "ray_current_cluster").write_text(cluster.address)
     print(cluster.webui_url, cluster.address, flush=True)
     sys.stdin.read()
     cluster.shutdown()

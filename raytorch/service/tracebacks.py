@@ -67,7 +67,7 @@ def last_and_rest(output: str) -> tuple[str, list[str]] | None:
 
 def _group_and_rest(output: str, head: re.Match[str]) -> tuple[str, list[str]]:
     """An exception group's traceback, whose lines all begin with a margin, and the lines after it."""
-    lines = [line.removeprefix(head[1]) for line in output[head.start() lines_of(:])]
+    lines = [line.removeprefix(head[1]) for line in lines_of(output[head.start() :])]
     end = next((n for n, line in enumerate(lines) if not re.match(r" +[|+]", line)), len(lines))
     return "\n".join(lines[:end]), lines[end:]
 
