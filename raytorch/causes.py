@@ -15,6 +15,8 @@ class Cause(StrEnum):
     """A machine of the cluster went away."""
     LOST_WORKER = "lost_worker"
     """A worker's process died without a word (killed, or crashed), or its GPU failed."""
+    LOST_RAY = "lost_ray"
+    """A part of Ray that no run can do without died: its monitor or controller, the job's supervisor, raylet, GCS."""
     HOST_MEMORY = "host_memory"
     """A machine had no memory left for a worker."""
     GPU_MEMORY = "gpu_memory"
@@ -43,6 +45,10 @@ _ADVICE = {
     Cause.LOST_WORKER: (
         "a worker was lost, killed or crashed; raytorch train --resume goes on from the latest checkpoint, for a job "
         "raytorch submit --resume does, and failure.max_restarts says how often a run does so by itself"
+    ),
+    Cause.LOST_RAY: (
+        "a part of Ray was lost, killed or crashed, for want of memory, say; raytorch train --resume goes on from the "
+        "latest checkpoint, for a job raytorch submit --resume does"
     ),
     Cause.HOST_MEMORY: (
         "the machine's memory ran out; use fewer workers on each machine (a higher scaling.cpus_per_worker), or lower "

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -122,7 +123,10 @@ def data_parallel(module: nn.Module) -> nn.Module:
     import ray.train.torch
 
     options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
-    return ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)  # type: ignore[no-any-return]
+    with warnings.catch_warnings():
+        # PyTorch 2.15 has no other option yet for buffers that are not synchronized at the start either, as it says.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)  # type: ignore[no-any-return]
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:

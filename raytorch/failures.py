@@ -1,8 +1,13 @@
 """What ends a run: failures that no restart can mend, and the cause as the workers told it and Ray saw it."""
 
+import os
+import re
+import socket
+import threading
 import time
 from collections.abc import Collection
-from typing import Any
+from contextlib import suppress
+from typing import Any, Self
 
 import ray
 import ray.train
@@ -11,11 +16,62 @@ from raytorch.causes import Cause, is_storage_fault
 from raytorch.monitor import Failure, Status
 from raytorch.worker_group import lost_workers
 
+HEAD_LOOK_S = 2.0
+"""Seconds between two looks at Ray's head process."""
 NODE_NOTICE_S = 20.0
 """Ray takes a node for dead some 15 s after it fell silent."""
 
 _GRAVITY = (Cause.HOST_MEMORY, Cause.LOST_NODE, Cause.TIMEOUT, Cause.LOST_WORKER)
 """Where several workers were lost, the first of these explains the others."""
+
+
+class HeadLostError(ray.exceptions.RayError):
+    """Ray's head process, the GCS, no longer answers."""
+
+
+_OF_RAY = (
+    HeadLostError,
+    ray.exceptions.RayActorError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OwnerDiedError,
+    ray.exceptions.RaySystemError,
+    ray.exceptions.RpcError,
+)
+"""What a call raises when a part of Ray is gone, and not because of what it called."""
+_PARTS = {"RunMonitor": "the run's monitor", "WorkerGroupController": "the run's controller"}
+
+
+class HeadWatch:
+    """Asks in a thread of its own whether Ray's head process is there, without which Ray ends this one after a minute.
+
+    Attributes:
+        patience: Seconds without it after which it is lost: half of those that Ray has, as it may be started again.
+    """
+
+    def __init__(self) -> None:
+        self.patience = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60)) / 2  # noqa: SIM112
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+        self._seen = time.monotonic()
+        self._ended = threading.Event()
+
+    def require(self) -> None:
+        """Raise HeadLostError if it has long not answered."""
+        if (silence := time.monotonic() - self._seen) > self.patience:
+            raise HeadLostError(f"Ray's head process (gcs_server) has not answered for {silence:.0f} s")
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._look, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _look(self) -> None:
+        while not self._ended.wait(HEAD_LOOK_S):
+            with suppress(OSError), socket.create_connection(self._address, timeout=HEAD_LOOK_S):
+                self._seen = time.monotonic()
 
 
 class StopOnFinalFailure(ray.train.UserCallback):
@@ -45,12 +101,27 @@ def diagnose(error: Exception, status: Status) -> dict[str, Any]:
     lost = lost_workers(error)
     if lost:
         return _as_seen(lost, status)
+    if isinstance(error, _OF_RAY):
+        return {"cause": Cause.LOST_RAY, "kind": type(error).__name__, "message": _lost_part(error)}
     if told is None:
         cause = Cause.STORAGE if is_storage_fault(error) else Cause.ERROR
         return {"cause": cause, "kind": type(error).__name__, "message": str(error)}
     if told.cause is Cause.LOST_WORKER and _lose_node(set(status.nodes.values())):
         return _as_told(told, Cause.LOST_NODE)
     return _as_told(told, told.cause)
+
+
+def _lost_part(error: Exception) -> str:
+    """Which part of Ray a run has lost, in words."""
+    if isinstance(error, HeadLostError):
+        return str(error)
+    here = ray.get_runtime_context().get_node_id()
+    with suppress(Exception):  # what tells it may be gone as well
+        if _are_lost({here}):
+            return "the raylet of the driver's machine died, killed or crashed, and with it all of Ray there"
+    name = re.search(r"class_name: (\w+)", str(error))
+    part = _PARTS.get(name[1] if name else "", "a process of Ray's")
+    return f"{part} died, killed or crashed"
 
 
 def _as_told(failure: Failure, cause: Cause) -> dict[str, Any]:
@@ -94,12 +165,16 @@ def _reason(cause: Cause, failure: Exception) -> str:
 
 
 def _lose_node(nodes: Collection[str]) -> bool:
-    """Whether one of the workers' nodes is dead, or is found to be within the time that Ray takes to notice it."""
-    others = set(nodes) - {ray.get_runtime_context().get_node_id()}
-    deadline = time.monotonic() + (NODE_NOTICE_S if others else 0)
+    """Whether one of the workers' nodes is dead, but for the driver's."""
+    return _are_lost(set(nodes) - {ray.get_runtime_context().get_node_id()})
+
+
+def _are_lost(nodes: set[str]) -> bool:
+    """Whether one of these nodes is dead, or is found to be within the time that Ray takes to notice it."""
+    deadline = time.monotonic() + (NODE_NOTICE_S if nodes else 0)
     while True:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if not others <= alive:
+        if not nodes <= alive:
             return True
         if time.monotonic() >= deadline:
             return False

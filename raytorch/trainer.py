@@ -12,6 +12,8 @@ from raytorch.record import RunRecord
 from raytorch.runs import RunPlan
 
 POLL_INTERVAL_S = 0.25
+ABANDON_S = 15.0
+"""Longest wait for workers to end when a part of Ray was lost."""
 RESIZE_INTERVAL_S = 60.0
 """Seconds between two looks for room for more workers, while an elastic run trains with fewer than it may have."""
 
@@ -60,7 +62,8 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
     """Start the workers, pass on their news, and write down how it ends."""
     import ray
 
-    from raytorch.monitor import start_monitor
+    from raytorch.failures import HeadWatch
+    from raytorch.monitor import Status, start_monitor
     from raytorch.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
 
     with record.kept():
@@ -68,11 +71,21 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
         forget_snapshot(plan.folder)
         free_abandoned_resources()
         fit = BackgroundFit(_build_trainer(plan, monitor, record.started, work))
+        status = Status()
+
+        def see(news: Status) -> bool | None:
+            nonlocal status
+            status = news
+            return watch(news)
+
         try:
-            if not _follow(fit, monitor, watch):
-                return record.abandon()
-            status = ray.get(monitor.status.remote())
-            watch(status)
+            with HeadWatch() as head:
+                if not _follow(fit, monitor, see, head):
+                    return record.abandon()
+            see(ray.get(monitor.status.remote()))
+        except ray.exceptions.RayError as error:  # what the workers end with is in fit.error
+            _abandon(fit, error)
+            raise record.fail(error, status) from None
         except BaseException:  # Ctrl-C for the second time, or the watcher's own
             _leave(fit, monitor)
             raise
@@ -81,7 +94,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
         raise record.fail(fit.error, status) from None
 
 
-def _follow(fit: Any, monitor: Any, watch: Watch) -> bool:
+def _follow(fit: Any, monitor: Any, watch: Watch, head: Any) -> bool:
     """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised.
 
     The answer is False if the run was to stop before it had any workers, which may never come.
@@ -93,6 +106,7 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> bool:
         try:
             if fit.done.wait(POLL_INTERVAL_S):
                 return True
+            head.require()
             status = ray.get(monitor.status.remote())
             if watch(status):
                 monitor.request_stop.remote()
@@ -104,6 +118,15 @@ def _follow(fit: Any, monitor: Any, watch: Watch) -> bool:
                 raise
             stopping = True
             monitor.request_stop.remote()
+
+
+def _abandon(fit: Any, error: Exception) -> None:
+    """End the workers after a part of Ray was lost, as far as what is left of it can."""
+    from raytorch.failures import HeadLostError
+
+    if not isinstance(error, HeadLostError):  # without which nothing can be ended
+        threading.Thread(target=fit.end, daemon=True).start()
+        fit.done.wait(ABANDON_S)
 
 
 def _leave(fit: Any, monitor: Any) -> None:

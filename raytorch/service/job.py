@@ -159,7 +159,7 @@ def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: s
     if error := (summary or {}).get("error"):
         known = {key: error.get(key) for key in ("rank", "traceback", "kind")}
         return Failure(error.get("cause", "error"), error["message"], **known)
-    return failure_told(log) or Failure(_cause(details), details.message or "the job failed without a word")
+    return failure_told(log) or _seen(details)
 
 
 def failure_told(output: str) -> Failure | None:
@@ -214,13 +214,21 @@ def cause_told(output: str, error: str) -> Cause:
     return next((cause for cause, words in _WORDS.items() if re.search(words, error)), Cause.ERROR)
 
 
-def _cause(details: Any) -> str:
-    """The cause of a failure that only Ray has seen, by its words for errors."""
+def _seen(details: Any) -> Failure:
+    """A failure that only Ray has seen."""
+    cause = _cause(details)
+    if cause is Cause.LOST_RAY:  # Ray's own words are a page of what may have been
+        return Failure(cause, f"the job's supervisor, a process of Ray's, died, killed or crashed\n{cause.advice}")
+    return Failure(cause, details.message or "the job failed without a word")
+
+
+def _cause(details: Any) -> Cause:
+    """Its cause, by Ray's words for errors."""
     if details.error_type == "JOB_SUPERVISOR_ACTOR_START_TIMEOUT":
-        return "timeout"
+        return Cause.TIMEOUT
     if details.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
-        return "lost_node" if "node" in (details.message or "").lower() else "lost_worker"
-    return "error"
+        return Cause.LOST_NODE if re.search(_WORDS[Cause.LOST_NODE], details.message or "") else Cause.LOST_RAY
+    return Cause.ERROR
 
 
 def _exit_status(code: int | None) -> int | None:

@@ -1,5 +1,8 @@
 """What ended a run, from what its workers said and what Ray knew; the errors are Ray's own classes."""
 
+import socket
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +105,62 @@ def test_a_peer_that_is_gone_is_a_lost_node_if_ray_comes_to_notice_one(
     assert diagnose(lost(r0=RAISED), told(Cause.TIMEOUT))["cause"] is Cause.TIMEOUT
     unreachable = WorkerHealthCheckFailedError("failed", ActorUnavailableError("RPC error: unavailable", None))
     assert diagnose(lost(r1=unreachable), told(Cause.LOST_WORKER))["cause"] is cause
+
+
+SUPERVISED = """\
+The actor died unexpectedly before finishing this task.
+\tclass_name: {name}
+\tpid: 1
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file."""
+
+
+def of_actor(name: str) -> Exception:
+    error = ActorDiedError()
+    error.error_msg = SUPERVISED.format(name=name)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (of_actor("RunMonitor"), "the run's monitor died, killed or crashed"),
+        (of_actor("WorkerGroupController"), "the run's controller died, killed or crashed"),
+        (ActorUnavailableError("RPC error: unavailable", None), "a process of Ray's died, killed or crashed"),
+        (failures.HeadLostError("Ray's head process is gone"), "Ray's head process is gone"),
+    ],
+)
+def test_a_part_of_ray_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    Nodes(monkeypatch, looks=10**9)
+    for status in (Status(), told(Cause.LOST_WORKER)):  # the workers go with it
+        details = diagnose(error, status)
+        assert (details["cause"], details["message"]) == (Cause.LOST_RAY, message)
+
+
+def test_a_raylet_that_is_gone_takes_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Nodes(monkeypatch, looks=10**9)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": HERE, "Alive": False}])
+    details = diagnose(of_actor("RunMonitor"), Status())
+    assert details["cause"] is Cause.LOST_RAY
+    assert details["message"].startswith("the raylet of the driver's machine died")
+
+
+def test_a_head_process_is_lost_when_it_has_long_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "HEAD_LOOK_S", 0.01)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "{}:{}".format(*listener.getsockname())
+        with failures.HeadWatch() as head:
+            head.patience = 0.5
+            listener.settimeout(20)
+            for _ in range(100):  # it is asked again and again
+                listener.accept()[0].close()
+                head.require()
+    with failures.HeadWatch() as head:
+        head.patience = 0.5
+        time.sleep(1)
+        with pytest.raises(failures.HeadLostError, match="has not answered for"):
+            head.require()
 
 
 def test_an_error_of_ray_train_itself_is_an_error() -> None:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ from raytorch.distributed import (
     Worker,
     barrier,
     broadcast_buffers,
+    data_parallel,
     destroy_process_group,
     device_name,
     failure_cause,
@@ -196,6 +199,17 @@ def test_memory_that_is_not_there_is_the_hosts(allocate: Callable[[], Any]) -> N
     with pytest.raises((RuntimeError, MemoryError)) as failure:
         allocate()
     assert failure_cause(failure.value) is Cause.HOST_MEMORY
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_a_model_is_wrapped_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(module: nn.Module, parallel_strategy_kwargs: dict[str, Any]) -> nn.Module:
+        return DistributedDataParallel(module, **parallel_strategy_kwargs)  # as Ray Train does
+
+    monkeypatch.setattr(ray.train.torch, "prepare_model", prepare)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        assert isinstance(data_parallel(nn.BatchNorm1d(3)), DistributedDataParallel)
+    assert told == []
 
 
 WRITES_TOO_MUCH = """

@@ -175,12 +175,24 @@ def test_a_workers_traceback_is_told_without_rays_marks() -> None:
         ("RUNTIME_ENV_SETUP_FAILURE", "runtime_env setup failed", "error"),
         ("JOB_SUPERVISOR_ACTOR_START_TIMEOUT", "failed to start within 900 seconds", "timeout"),
         ("JOB_SUPERVISOR_ACTOR_DIED", "The actor died because its node has died.", "lost_node"),
-        ("JOB_SUPERVISOR_ACTOR_DIED", "The actor died unexpectedly", "lost_worker"),
     ],
 )
 def test_then_rays(kind: str, message: str, cause: str) -> None:
     failed = details(status="FAILED", error_type=kind, message=message)
     assert failure_of(job(status="FAILED"), failed, None, "no traceback") == Failure(cause, message)
+
+
+def test_a_supervisor_that_was_killed_is_a_part_of_ray_whatever_ray_says_of_nodes() -> None:
+    message = (
+        "Job supervisor actor died: The actor died unexpectedly before finishing this task.\n"
+        "The actor is dead because its worker process has died. Some common causes include: (1) the process was killed "
+        "by the OOM killer; check the logs of the node, or run `ray list nodes`"
+    )
+    failed = details(status="FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message=message)
+    failure = failure_of(job(status="FAILED"), failed, None, f"epoch 1\n{message}")
+    assert failure is not None
+    assert failure.cause == "lost_ray"
+    assert failure.message.startswith("the job's supervisor, a process of Ray's, died, killed or crashed\n")
 
 
 def test_a_stopped_job_was_stopped() -> None:
