@@ -62,11 +62,19 @@ class Reference:
 class ObjectReference(Reference):
     """Stands for an object, and knows what its calls give."""
 
-    __slots__ = ("_expected",)
+    __slots__ = ("_expected", "_expected_at")
 
     def __init__(self, recorder: Any, handle: int, rank: int | None = None) -> None:
         super().__init__(recorder, handle, rank)
         self._expected: Memory[Shape, Any] = Memory()
+        self._expected_at = recorder.changes
+
+    def expected(self) -> "Memory[Shape, Any]":
+        """What its calls gave since objects were last changed."""
+        if self._expected_at != self._recorder.changes:
+            self._expected.clear()
+            self._expected_at = self._recorder.changes
+        return self._expected
 
 
 def first_reference(values: Iterable[Any]) -> Reference | None:

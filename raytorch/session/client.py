@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from raytorch.autograd import Context, CustomFunction, checkpoint
 from raytorch.distributed import barrier, data_parallel
@@ -17,6 +18,7 @@ from raytorch.errors import HandleError, SessionError
 from raytorch.optimizers import OPTIMIZERS
 from raytorch.registry import Kind
 from raytorch.session import primitives
+from raytorch.session.arguments import Reference
 from raytorch.session.functions import FACTORIES, function_named
 from raytorch.session.objects import (
     RemoteContext,
@@ -99,6 +101,9 @@ class Scope:
 
     def function(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> RemoteFunction:
         """Make a custom function of autograd. See :class:`raytorch.autograd.CustomFunction`."""
+        for given in (forward, backward):
+            if not callable(given):
+                raise SessionError(f"a custom function is made of two functions, not of a {type(given).__name__}")
         return self._create(RemoteFunction, CustomFunction, forward, backward)
 
     def checkpoint(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -128,12 +133,25 @@ class Scope:
         self._recorder.do(torch.random.manual_seed, seed, rank=self._rank)
 
     def _create(self, remote: type[R], factory: Callable[..., Any], *args: Any, **kwargs: Any) -> R:
+        _require_factory(remote.kind, factory)
         made: R = self._recorder.keep(remote.kind, primitives.create, factory, *args, rank=self._rank, **kwargs)
         return made
 
     def _upload(self, parts: list[Payload]) -> RemoteTensor:
         tensor: RemoteTensor = self._recorder.upload(parts, self._rank)
         return tensor
+
+
+def _require_factory(kind: Kind, factory: Any) -> None:
+    """Refuse what is made already, in place of what makes it. Raises SessionError."""
+    if isinstance(factory, Reference):
+        raise SessionError(f"{factory!r} is on the workers already: use it as it is")
+    if isinstance(factory, nn.Module | torch.optim.Optimizer | LRScheduler) or not callable(factory):
+        raise SessionError(
+            f"a {type(factory).__name__} is no class or function that makes a {kind}: give its class and the "
+            "arguments, as in session.module(nn.Linear, 2, 3), or a function that returns it, as in "
+            "session.module(lambda: net), of which each worker gets a copy"
+        )
 
 
 class Session(Scope):

@@ -233,7 +233,10 @@ class _Call:
 
     def _keep_tensor(self, output: int, value: Any) -> None:
         if not isinstance(value, Tensor):
-            raise TypeError(f"gave a {type(value).__name__} where it had given a tensor before")
+            raise TypeError(
+                f"gave a {type(value).__name__} where it had given a tensor before; the next call will expect that. "
+                "What gives ever other things is called with session.run(lambda net, x: net(x), net, x), which waits"
+            )
         self._put(output, value)
 
     def _keep_keep(self, output: int, value: Any) -> None:

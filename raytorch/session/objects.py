@@ -10,6 +10,8 @@ from raytorch.errors import SessionError
 from raytorch.registry import Kind
 from raytorch.session import primitives
 from raytorch.session.arguments import ObjectReference, Reference
+from raytorch.session.hooks import require_hooks_without_effects
+from raytorch.session.results import rebuilt
 from raytorch.session.tensor import RemoteTensor
 from raytorch.session.transfer import Payload
 
@@ -25,7 +27,13 @@ class RemoteObject(ObjectReference):
         return self._recorder.call(primitives.call, (self, *args), kwargs)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method on the workers; ``method`` may be dotted (``encoder.forward``)."""
+        """Call a method on the workers; ``method`` may be dotted (``encoder.forward``).
+
+        Raises:
+            SessionError: It registers a hook that is to change something here, of which the workers have a copy.
+        """
+        if "hook" in method:
+            require_hooks_without_effects((*args, *kwargs.values()))
         return self._recorder.call(primitives.method, (self, method, *args), kwargs)
 
     def get(self, attribute: str) -> Any:
@@ -35,7 +43,7 @@ class RemoteObject(ObjectReference):
     def set(self, attribute: str, value: Any) -> None:
         """Assign to an attribute on the workers."""
         self._recorder.do(primitives.set_attribute, self, attribute, value)
-        self._expected.clear()  # from now on it may give results of another structure
+        self._recorder.changes += 1  # it, and what it is in, may give results of another structure now
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -72,8 +80,8 @@ class RemoteModule(RemoteObject):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers by their dotted names, as local CPU tensors; rank 0's."""
-        payloads = self._recorder.ask(primitives.state_of, self)
-        return {name: payload.tensor() for name, payload in payloads.items()}
+        state: dict[str, Tensor] = _unpacked(self._recorder.ask(primitives.state_of, self))
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
         """Give every rank's module the parameters and buffers of ``state``. See ``torch.nn.Module``."""
@@ -87,7 +95,7 @@ class RemoteModule(RemoteObject):
     def train(self, mode: bool = True) -> "RemoteModule":
         """Set training mode. See ``torch.nn.Module.train``."""
         self._do("train", mode)
-        self._expected.clear()  # from now on it may give results of another structure
+        self._recorder.changes += 1  # it, and what it is in, may give results of another structure now
         return self
 
     def eval(self) -> "RemoteModule":
@@ -210,14 +218,8 @@ class RemoteFunction(RemoteObject):
 
 
 def _unpacked(value: Any) -> Any:
-    """``value`` with tensors in place of the payloads in its lists and dictionaries."""
-    if isinstance(value, Payload):
-        return value.tensor()
-    if isinstance(value, dict):
-        return {key: _unpacked(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_unpacked(part) for part in value]
-    return value
+    """``value`` with tensors in place of the payloads in it."""
+    return rebuilt(value, Payload, Payload.tensor)
 
 
 _STAND_INS: dict[Kind, type[Reference]] = {

@@ -16,7 +16,7 @@ from raytorch.errors import SessionError
 from raytorch.registry import Kind, Recipe, Registry, kind_of
 from raytorch.session import restoring, snapshot
 from raytorch.session.allowed import STATEFUL
-from raytorch.session.results import parts_of
+from raytorch.session.results import parts_of, rebuilt
 from raytorch.session.transfer import Payload
 
 
@@ -74,7 +74,7 @@ def fetch(tensor: Tensor) -> Payload:
 
 def state_of(held: Any) -> Any:
     """The state dict of a module or an optimizer, for the client."""
-    return _packed(held.state_dict())
+    return rebuilt(held.state_dict(), Tensor, Payload.of)
 
 
 def load_state(held: Any, state: Any, *options: Any) -> None:
@@ -106,7 +106,7 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
 
 def upload(place: Place, payload: Payload) -> Tensor:
     """A tensor of the client's content, on the worker's device."""
-    tensor = payload.adopted() if payload.is_private else payload.tensor()
+    tensor = payload.adopted() if payload.is_private else payload.resizable()
     if place.device.type == "cpu":
         return tensor
     return tensor.detach().to(place.device).requires_grad_(tensor.requires_grad)
@@ -176,16 +176,6 @@ def _described(value: Any) -> dict[str, Any]:
         shape = None if is_lazy(value) else tuple(value.shape)
         return {"kind": str(Kind.TENSOR), "type": dtype, "shape": shape, "device": str(value.device)}
     return {"kind": str(kind_of(value)), "type": type(value).__name__}
-
-
-def _packed(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return Payload.of(value)
-    if isinstance(value, dict):
-        return {key: _packed(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_packed(part) for part in value]
-    return value
 
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {

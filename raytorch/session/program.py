@@ -65,6 +65,8 @@ class Modes(NamedTuple):
     inference: bool = False
     anomaly: bool | None = None
     """Whether ``torch.autograd.detect_anomaly`` looks for NaN; None where it is off."""
+    dtype: torch.dtype = torch.float32
+    """What ``torch.set_default_dtype`` has set."""
 
     @classmethod
     def current(cls) -> "Modes":
@@ -80,6 +82,8 @@ class Modes(NamedTuple):
             raise SessionError(_ACTS_HERE.format("saved_tensors_hooks (save_on_cpu, torch.utils.checkpoint)"))
         if torch._C._is_any_autocast_enabled() or torch.is_anomaly_enabled() or torch.is_inference_mode_enabled():
             return cls._unusual()
+        if torch.get_default_dtype() is not torch.float32:
+            return cls._unusual()
         return _WITH_GRAD if grad else _WITHOUT_GRAD
 
     @classmethod
@@ -87,7 +91,8 @@ class Modes(NamedTuple):
         anomaly = torch.is_anomaly_check_nan_enabled() if torch.is_anomaly_enabled() else None
         types = ("cuda", "cpu", torch._C._get_accelerator().type)
         dtype = next((torch.get_autocast_dtype(each) for each in types if torch.is_autocast_enabled(each)), None)
-        return cls(torch.is_grad_enabled(), dtype, torch.is_inference_mode_enabled(), anomaly)
+        inference = torch.is_inference_mode_enabled()
+        return cls(torch.is_grad_enabled(), dtype, inference, anomaly, torch.get_default_dtype())
 
     def contexts(self, device_type: str) -> list[AbstractContextManager[Any]]:
         """What a call of these modes is executed in, beside its grad mode, on a device of that type."""
@@ -95,6 +100,7 @@ class Modes(NamedTuple):
             *([autocast(device_type, self.autocast)] if self.autocast else []),
             *([torch.inference_mode()] if self.inference else []),
             *([_DetectingAnomaly(self.anomaly)] if self.anomaly is not None else []),
+            *([_DefaultDtype(self.dtype)] if self.dtype is not torch.float32 else []),
         ]
 
 
@@ -110,6 +116,20 @@ class _DetectingAnomaly:
 
     def __exit__(self, *error: object) -> None:
         torch.set_anomaly_enabled(*self._before)
+
+
+class _DefaultDtype:
+    """``torch.set_default_dtype`` for a block."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __enter__(self) -> None:
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_default_dtype(self._before)
 
 
 _WITH_GRAD, _WITHOUT_GRAD = Modes(True), Modes(False)

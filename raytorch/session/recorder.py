@@ -49,6 +49,8 @@ class Recorder:
 
     def __init__(self, transport: Transport, stand_in: Callable[[Kind], type[Reference]], *, client: int = 0) -> None:
         self.stream = Stream(transport, client)
+        self.changes = 0
+        """How often something was done by which objects may give results of another structure from then on."""
         self._stand_in, self._tensor = stand_in, stand_in(Kind.TENSOR)
         intercept()
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
@@ -84,7 +86,7 @@ class Recorder:
             return self._call_in_place(shape, arguments, args or list((kwargs or {}).values()))
         if kwargs and kwargs.get("out") is not None:
             return self._call_into(kwargs["out"], shape, arguments)
-        results = args[0]._expected if _is_object(shape.function, args) else self._expected
+        results = args[0].expected() if _is_object(shape.function, args) else self._expected
         expected = results.get(shape)
         match expected:
             case None | Result.ANSWER:
@@ -139,6 +141,7 @@ class Recorder:
         Raises:
             SessionError: A local tensor that requires grad is an argument, or in one beside a handle.
         """
+        self.changes += any(isinstance(value, ObjectReference) for value in (*args, *kwargs.values()))
         return self._ask_with(Arguments(self, rank, has_graph=True), primitives.call, (function, *args), kwargs)
 
     def ask_all(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
@@ -279,6 +282,7 @@ class Recorder:
             self.stream.raise_error()
         except RemoteOpError:
             self.stream.freed.append(handle)
+            self.changes += 1  # an object may have given something else than was expected: ask it again
             raise
 
     def _rebuild(self, answer: Description, handle: int, rank: int | None) -> Any:

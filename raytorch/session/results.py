@@ -1,5 +1,6 @@
 """Results of unknown structure: what can leave the worker is told to the client, what cannot is named by handles."""
 
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from raytorch.session.transfer import INLINE, Payload
 
 Description = tuple[Any, ...]
 """One of ``("value", value)``, ``("payload", *words)`` for a small payload, ``("held", kind)``,
-``("sequence", type, descriptions)`` and ``("mapping", keys, descriptions)``."""
+``("sequence", type, descriptions)`` and ``("mapping", keys, descriptions, type)``."""
 
 PLAIN = (
     type(None),
@@ -46,7 +47,7 @@ def describe(value: Any, held: list[Any]) -> Description:
     if isinstance(value, tuple | list):
         return ("sequence", type(value), [describe(part, held) for part in value])
     if isinstance(value, dict):
-        return ("mapping", list(value), [describe(part, held) for part in value.values()])
+        return ("mapping", list(value), [describe(part, held) for part in value.values()], _mapping_type(value))
     held.append(value)
     return ("held", kind_of(value))
 
@@ -61,7 +62,7 @@ def require_portable(description: Description) -> None:
             for part in description[2]:
                 require_portable(part)
         case "mapping":
-            for key, part in zip(*description[1:], strict=True):
+            for key, part in zip(*description[1:3], strict=True):
                 _require_portable(key)
                 require_portable(part)
 
@@ -76,6 +77,22 @@ _PORTABLE = {*PLAIN} - {np.ndarray, np.generic}
 """Types whose values can be pickled whatever they are."""
 
 
+def rebuilt(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """``value`` with all of type ``kind`` converted, in lists, tuples and dictionaries of the types that they had."""
+    if isinstance(value, kind):
+        return convert(value)
+    if isinstance(value, dict):
+        return _mapping_type(value)({key: rebuilt(part, kind, convert) for key, part in value.items()})
+    if isinstance(value, tuple | list):
+        return sequence_builder(type(value))([rebuilt(part, kind, convert) for part in value])
+    return value
+
+
+def _mapping_type(value: dict[Any, Any]) -> type[dict[Any, Any]]:
+    """The type of a dictionary, if a plain one is all that is needed to make it."""
+    return type(value) if type(value) in (OrderedDict, Counter) else dict
+
+
 def rebuild(description: Description, take: Callable[[Kind], Any]) -> Any:
     """The result on the client; ``take`` gives the object that stands for the next value that stayed on the worker."""
     match description[0]:
@@ -88,7 +105,8 @@ def rebuild(description: Description, take: Callable[[Kind], Any]) -> Any:
         case "sequence":
             return sequence_builder(description[1])([rebuild(part, take) for part in description[2]])
         case "mapping":
-            return {key: rebuild(part, take) for key, part in zip(*description[1:], strict=True)}
+            kind = description[3]
+            return kind({key: rebuild(part, take) for key, part in zip(*description[1:3], strict=True)})
     raise ValueError(f"{description!r} is no description")
 
 

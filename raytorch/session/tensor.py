@@ -11,6 +11,7 @@ from raytorch.errors import SessionError
 from raytorch.session import primitives
 from raytorch.session.arguments import Reference, first_reference
 from raytorch.session.functions import SETTABLE
+from raytorch.session.hooks import require_hooks_without_effects
 
 
 class RemoteTensor(Reference):
@@ -115,6 +116,8 @@ class _Method:
         self._tensor, self._function = tensor, function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "hook" in self._function.__name__:
+            require_hooks_without_effects((*args, *kwargs.values()))
         return self._tensor._recorder.call(self._function, (self._tensor, *args), kwargs)
 
 

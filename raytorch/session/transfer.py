@@ -22,6 +22,8 @@ _CARRIERS = {
 
 INLINE = 64 * 1024
 """Bytes up to which data travels within a call rather than through the object store."""
+_LARGEST_RESIZABLE = 1 << 20
+"""Bytes up to which PyTorch's own memory is as fast to fill as NumPy's."""
 MOST_ADOPTED = 512 * 2**20
 """Bytes of the object store that the tensors of a worker may keep; it serves everybody on the node."""
 
@@ -84,6 +86,12 @@ class Payload:
         """A tensor that owns its memory."""
         # NumPy's copy, not torch's: it asks for huge pages, which makes large copies several times as fast.
         return self._tensor(np.array(self.array, copy=True, order="C"))
+
+    def resizable(self) -> Tensor:
+        """As :meth:`tensor`, in memory of PyTorch's where that is as fast, so that it can be resized."""
+        if self.array.nbytes > _LARGEST_RESIZABLE:
+            return self.tensor()
+        return self.tensor().detach().clone().requires_grad_(self.requires_grad)
 
     def adopted(self) -> Tensor:
         """A tensor in the array's own memory, for an array that nobody else has."""

@@ -45,7 +45,7 @@ ROWS = [
     "tasks",
     "distributed",
     "checkpoint reproducibility registry session step_timer",
-    "session.program session.transfer session.interrupts session.untold",
+    "session.hooks session.program session.transfer session.interrupts session.untold",
     "session.results session.allowed session.outline session.saved_files",
     "session.saved_values",
     "session.snapshot session.restoring",
