@@ -1,8 +1,9 @@
 """Whether an export computes what its model does: fresh inputs of other sizes, and how far the outputs differ."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def fresh_inputs(inputs: Mapping[str, Tensor], axes: Axes) -> list[dict[str, Ten
     batches = {names[0] for names in axes.values() if 0 in names}
     small = {name: 1 if name in batches else max(1, size // 2) for name, size in sizes.items()}
     large = {name: size + 3 if name in batches else size for name, size in sizes.items()}
-    return [{key: _like(inputs[key], axes.get(key, {}), chosen) for key in inputs} for chosen in (small, large)]
+    with torch.random.fork_rng(devices=[]):
+        return [{key: _like(inputs[key], axes.get(key, {}), chosen) for key in inputs} for chosen in (small, large)]
 
 
 def require_agreement(
@@ -70,18 +72,19 @@ def require_agreement(
         ExportError: It returns other outputs, of other shapes, or too different ones.
     """
     worst: dict[str, Difference] = {}
-    with torch.no_grad(), evaluating(model):
-        for trial in trials:
+    for trial in trials:  # each from the state that the model and its export begin with
+        with torch.no_grad(), evaluating(model):
             expected = pytree.tree_leaves(model(*trial.values()))
+        with torch.no_grad(), unchanged(export) if isinstance(export, nn.Module) else nullcontext():
             found = [torch.as_tensor(output) for output in pytree.tree_leaves(export(*trial.values()))]
-            if [output.shape for output in found] != [output.shape for output in expected]:
-                raise ExportError(
-                    f"the export returns {_shapes(found)}, expected {_shapes(expected)} as of the model, for inputs "
-                    f"{_shapes(trial.values())}; is a size of the example's fixed in the model?"
-                )
-            for number, (left, right) in enumerate(zip(found, expected, strict=True)):
-                name = names[number] if number < len(names) else f"output {number}"
-                worst[name] = _larger(_difference(name, left, right), worst.get(name))
+        if [output.shape for output in found] != [output.shape for output in expected]:
+            raise ExportError(
+                f"the export returns {_shapes(found)}, expected {_shapes(expected)} as of the model, for inputs "
+                f"{_shapes(trial.values())}; is a size of the example's fixed in the model?"
+            )
+        for number, (left, right) in enumerate(zip(found, expected, strict=True)):
+            name = names[number] if number < len(names) else f"output {number}"
+            worst[name] = _larger(_difference(name, left, right), worst.get(name))
     bad = [difference for difference in worst.values() if not difference.relative <= tolerance]
     if bad:
         raise ExportError(
@@ -92,15 +95,52 @@ def require_agreement(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have a model in evaluation mode while the block runs; afterwards each of its modules is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Let a model run, and leave it and PyTorch's random numbers as they were before the block.
+
+    Restored are its modules' attributes, modes, buffers and hooks; parameters are left to ``torch.no_grad``.
+    """
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    attributes = [(vars(module), dict(vars(module))) for module in modules]
+    containers = [(value, value.copy()) for _, kept in attributes for value in kept.values() if _is_container(value)]
+    tensors = [*model.buffers(), *(v for _, kept in attributes for v in kept.values() if isinstance(v, Tensor))]
+    contents = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
+    devices = {tensor.device for tensor in chain(model.parameters(), tensors) if tensor.device.type == "cuda"}
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
-        for module in training:
-            module.training = True
+        for found, kept in [*attributes, *containers]:
+            _restore(found, kept)
+        for module, mode in zip(modules, training, strict=True):
+            if module.training != mode:
+                module.training = mode
+        with torch.no_grad():
+            for tensor, version, content in contents:
+                if tensor._version != version:
+                    tensor.copy_(content)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode while the block runs; afterwards it is as it was; see :func:`unchanged`."""
+    with unchanged(model):
+        model.eval()
+        yield
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict | list | set)
+
+
+def _restore(found: Any, kept: Any) -> None:
+    """Give a container back what it held, in place; what nothing has changed is not touched."""
+    if isinstance(found, list):
+        found[:] = kept
+    elif isinstance(found, set) or found.keys() != kept.keys() or any(found[key] is not kept[key] for key in kept):
+        found.clear()
+        found.update(kept)
 
 
 def _like(example: Tensor, axes: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:

@@ -114,7 +114,11 @@ def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
 
     Images or clips are float32 (2, *input_shape); the targets of seq2seq int64 (2, L), digits, END and PAD.
     """
-    shape, name = architecture.input_shape, architecture.config.name
+    with torch.random.fork_rng(devices=[]):
+        return _example(architecture.input_shape, architecture.config.name)
+
+
+def _example(shape: tuple[int, ...], name: str) -> tuple[dict[str, Tensor], Axes]:
     images = torch.randn(_BATCH, *shape)
     if name == "seq2seq":
         length = min(8, shape[-1])

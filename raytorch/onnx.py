@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from raytorch.agreement import TOLERANCE, Axes, Difference, batch_axes, fresh_inputs, require_agreement
 from raytorch.errors import ExportError, ModelFileError, UserError
 from raytorch.model_files import Kind, require
-from raytorch.serialization import capture, recurrent_layers_captured
+from raytorch.serialization import by_argument, capture, recurrent_layers_captured
 
 FIRST_OPSET = 18
 """The oldest opset that PyTorch's exporter writes."""
@@ -64,7 +64,7 @@ def export(
             exported = torch.onnx.export(
                 program,
                 tuple(inputs.values()),
-                dynamic_shapes=tuple(axes.get(name, {}) for name in inputs),
+                dynamic_shapes=by_argument(model, [axes.get(name, {}) for name in inputs]),
                 input_names=list(inputs),
                 output_names=outputs,
                 opset_version=opset,

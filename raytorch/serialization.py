@@ -11,9 +11,11 @@ reading one needs ``trust=True``. Where PyTorch's own object or function does it
 
 import pickle
 import re
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -24,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.jit import ScriptModule
 
-from raytorch.agreement import Axes, batch_axes, evaluating
+from raytorch.agreement import Axes, batch_axes, evaluating, unchanged
 from raytorch.errors import ConfigError, ExportError, ModelFileError, UntrustedFileError
 from raytorch.model_files import Kind, read_safetensors_header, require
 from raytorch.models import Architecture
@@ -189,7 +192,7 @@ def script(model: nn.Module) -> ScriptModule:
         ExportError: The model uses Python that TorchScript does not know.
     """
     try:
-        with _deprecated_on_purpose():
+        with _deprecated_on_purpose(), unchanged(model):
             return cast(ScriptModule, torch.jit.script(model))
     except (RuntimeError, NotImplementedError) as error:
         _refuse(model, "compiled to TorchScript", error, "trace it in its place")
@@ -247,15 +250,42 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], axes: Axes | None = 
         ExportError: The model decides in Python by its inputs' values, or fixes the size of one of the axes.
     """
     axes = batch_axes(inputs) if axes is None else axes
-    shapes = tuple(dict.fromkeys(axes.get(name, {}), Dim.DYNAMIC) for name in inputs)
+    shapes = [dict.fromkeys(axes.get(name, {}), Dim.DYNAMIC) for name in inputs]
     try:
         with evaluating(model), torch.no_grad(), recurrent_layers_captured():
-            program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
+            program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=by_argument(model, shapes))
     except Exception as error:  # of many kinds, from deep inside PyTorch's compiler
-        _refuse(model, "exported", error, "take sizes from tensor.shape, not len(), and keep values out of Python's if")
+        _refuse(model, "exported", error, _remedy(model, inputs, error))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
     return program
+
+
+def by_argument(model: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:
+    """A value for each input, arranged as ``torch.export`` wants it: those of ``*args`` in a tuple of their own."""
+    kinds = [parameter.kind for parameter in signature(model.forward).parameters.values()]
+    if Parameter.VAR_POSITIONAL not in kinds or len(values) <= (first := kinds.index(Parameter.VAR_POSITIONAL)):
+        return tuple(values)
+    return (*values[:first], tuple(values[first:]))
+
+
+def _remedy(model: nn.Module, inputs: Mapping[str, Tensor], error: Exception) -> str:
+    """What to do about an error of ``torch.export``, as far as its kind tells."""
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*inputs.values())
+    except Exception:
+        return "it fails on these inputs even as it is"
+    if any(frame.name == "_detect_is_causal_mask" for frame in traceback.extract_tb(error.__traceback__)):
+        return (
+            "give torch.nn's transformers is_causal=True (tgt_is_causal to decoders) along with a causal mask, so that "
+            "they need not look into it"
+        )
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "keep values of tensors out of Python's if, and take torch.where or torch.cond in its place"
+    if "Constraints violated" in str(error):
+        return "take sizes from tensor.shape, not len(), or keep them out of axes"
+    return "torch.export says"
 
 
 def load_program(path: StrPath, *, trust: bool = False) -> ExportedProgram:

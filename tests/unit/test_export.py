@@ -14,8 +14,8 @@ from pyarrow import fs
 from torch import Tensor, nn
 
 import raytorch.export
-from raytorch import onnx, storage
-from raytorch.agreement import fresh_inputs, require_agreement
+from raytorch import onnx, serialization, storage
+from raytorch.agreement import batch_axes, fresh_inputs, require_agreement
 from raytorch.cli.main import main
 from raytorch.config import MlpModel, RunConfig, Seq2SeqModel
 from raytorch.datasets import END
@@ -43,6 +43,55 @@ class FixedBatch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1) * len(x)
+
+
+class Causal(nn.Module):
+    """Makes the mask for its transformer itself."""
+
+    def __init__(self, is_causal: bool | None = None) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(3, 1, 4, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.is_causal = is_causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.unsqueeze(1).expand(-1, 5, -1)
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        output: Tensor = self.encoder(tokens, mask=mask, is_causal=self.is_causal)
+        return output
+
+
+class Closing(nn.Module):
+    """Does what torch.export has no graph for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() + 1)
+
+
+class Counting(nn.Module):
+    """Changes a buffer in place, another by a new one, attributes, and what they hold; draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(3))
+        self.linear = nn.Linear(3, 3)
+        self.count, self.sizes, self.seen = 0, [0], {"last": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        self.mean = self.mean + x.mean(0)
+        self.count += 1
+        self.sizes.append(self.count)
+        self.seen["last"] = self.count
+        return self.linear(x) + self.calls + self.mean + 0 * torch.rand(3)
+
+
+class Variadic(nn.Module):
+    """Takes any number of inputs after the first."""
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        return x * 2 + sum(others)
 
 
 class Scripted(nn.Module):
@@ -130,11 +179,13 @@ def test_an_onnx_graph_of_another_model_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "opset", "told"),
     [
-        (Branching(), None, "Branching cannot be exported; take sizes from tensor.shape"),
+        (Branching(), None, "Branching cannot be exported; keep values of tensors out of Python's if"),
+        (Causal(), None, "Causal cannot be exported; give torch.nn's transformers is_causal=True"),
+        (Closing(), None, "Closing cannot be exported; torch.export says: "),
         (FixedBatch(), None, "FixedBatch cannot be exported; take sizes from tensor.shape"),
         (nn.Linear(3, 4), 17, "opset 17 is too old for PyTorch's exporter; expected 18 or newer"),
         (nn.Linear(3, 4), 99, "opset 99"),
-        (nn.Linear(2, 4), None, "Linear cannot be exported"),
+        (nn.Linear(2, 4), None, "Linear cannot be exported; it fails on these inputs even as it is: "),
     ],
 )
 def test_what_cannot_be_exported_is_told(tmp_path: Path, model: nn.Module, opset: int | None, told: str) -> None:
@@ -143,6 +194,69 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path, model: nn.Module, opset
     assert str(failure.value).startswith(told)
     assert "\n" not in str(failure.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_transformer_that_is_told_of_its_causal_mask_is_exported(tmp_path: Path) -> None:
+    model = Causal(is_causal=True)
+    onnx.export(model, inputs(), tmp_path / "m.onnx")
+    assert onnx.verify(tmp_path / "m.onnx", model, inputs())
+
+
+@pytest.mark.parametrize("names", [["x"], ["x", "y"], ["x", "y", "z"]])
+def test_a_model_of_any_number_of_inputs_is_exported(tmp_path: Path, names: list[str]) -> None:
+    path, given = tmp_path / "m.onnx", {name: torch.randn(2, 3) for name in names}
+    onnx.export(Variadic(), given, path)
+    with onnx.load(path) as graph:
+        assert graph.inputs == names
+    (difference,) = onnx.verify(path, Variadic(), given)
+    assert difference.relative < 1e-5
+    assert torch.equal(serialization.capture(Variadic(), given).module()(*given.values()), Variadic()(*given.values()))
+
+
+EXAMPLE = {"x": torch.ones(2, 3)}
+EXPORTS: dict[str, Callable[[nn.Module, Path], Any]] = {
+    "onnx": lambda model, path: onnx.export(model, EXAMPLE, path),
+    "capture": lambda model, path: serialization.capture(model, EXAMPLE),
+    "trace": lambda model, path: serialization.trace(model, *EXAMPLE.values()),
+    "script": lambda model, path: serialization.script(model),
+    "agreement": lambda model, path: require_agreement(model, model, fresh_inputs(EXAMPLE, batch_axes(EXAMPLE))),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the random numbers
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("export", EXPORTS)
+def test_an_export_leaves_the_model_and_the_random_numbers_as_they_were(
+    tmp_path: Path, export: str, train: bool
+) -> None:
+    model = Counting().train(train)
+    model(torch.randn(2, 3)).sum().backward()
+    hook = model.linear.register_forward_hook(lambda *_: None)
+    kept = dict([*model.named_buffers(), *model.named_parameters()])
+    values = {name: tensor.detach().clone() for name, tensor in kept.items()}
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    before, random = set(vars(model)), torch.get_rng_state()
+    try:
+        EXPORTS[export](model, tmp_path / "m")
+    except ExportError:
+        assert export == "script"  # which may have changed the model on its way
+    assert torch.equal(torch.get_rng_state(), random)
+    assert (model.training, model.linear.training) == (train, train)
+    assert (model.count, model.sizes, model.seen) == (1, [0, 1], {"last": 1})
+    assert set(vars(model)) == before
+    assert list(model.linear._forward_hooks) == [hook.id]
+    for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
+        assert tensor is kept[name]
+        assert torch.equal(tensor, values[name])
+        assert tensor.grad is grads.get(name)
+
+
+def test_a_graph_of_a_model_that_counts_agrees_with_it(tmp_path: Path) -> None:
+    model = Counting()
+    onnx.export(model, inputs(), tmp_path / "m.onnx")
+    (difference,) = onnx.verify(tmp_path / "m.onnx", model, inputs())
+    assert difference.relative < 1e-5
+    assert model.count == 0
 
 
 def test_a_graph_is_run_with_its_inputs_and_freed(tmp_path: Path) -> None:
