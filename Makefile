@@ -3,6 +3,7 @@
 #   make test         the same set-up, then lint, type check and run the tests
 PYTHON ?= python3
 BIN := .venv/bin
+UNIT = $(BIN)/pytest tests/unit --numprocesses logical --dist loadfile
 
 .PHONY: quickstart test lint format unit clean
 .DELETE_ON_ERROR:
@@ -10,8 +11,9 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/raytorch train configs/quickstart.yaml
 
+# The unit tests side by side; those that start Ray, which takes all cores, one after the other. Both are run.
 test: lint
-	$(BIN)/pytest
+	$(UNIT); unit=$$?; $(BIN)/pytest tests/integration tests/chaos tests/gpu; exit $$(( unit ? unit : $$? ))
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
@@ -19,7 +21,7 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 unit: .venv/.installed
-	$(BIN)/pytest tests/unit
+	$(UNIT)
 
 format: .venv/.installed
 	$(BIN)/ruff format .
@@ -30,8 +32,9 @@ format: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raytorch needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.12, say")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing torch, ray and the rest into .venv, some GB: a few minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

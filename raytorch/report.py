@@ -1,20 +1,28 @@
 """A picture of a run's curves."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 from raytorch.errors import RunNotFoundError, UserError
+from raytorch.pictures import scale
 from raytorch.runs import read_history
 from raytorch.storage import RunFolder
 from raytorch.text import shown_line
 
+PICTURE_FILE = "report.png"
 
-def write_report(folder: RunFolder, out: Path) -> Path:
+
+def write_report(folder: RunFolder, out: Path | None = None) -> str:
     """Draw loss, test accuracy, learning rate and samples per second over epochs into a picture.
 
     Args:
         folder: The run's folder.
-        out: The file to write; its ending (.png, .svg, .pdf) decides on the format.
+        out: The file to write; its ending (.png, .svg, .pdf) decides on the format. By default ``report.png`` in the
+            run's folder.
+
+    Returns:
+        Where the picture is.
 
     Raises:
         RunNotFoundError: The run has recorded nothing yet.
@@ -34,16 +42,22 @@ def write_report(folder: RunFolder, out: Path) -> Path:
     _draw(throughput, history, {"train": "samples_per_s"}, "samples/s")
     for axes in (rate, throughput):
         axes.set_xlabel("epoch")
+    if out is None:
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=120)
+        folder.write_bytes(PICTURE_FILE, content.getvalue())
+        return folder.file(PICTURE_FILE)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
         raise UserError(f"{out} cannot be written: {error}; give another --out, such as {folder.name}.png") from None
-    return out
+    return str(out)
 
 
 def _draw(axes: Any, history: list[dict[str, Any]], series: dict[str, str], title: str) -> None:
-    """Plot one key of the lines of each split."""
+    """Plot one key of the lines of each split, on a logarithmic scale where its values span decades."""
+    drawn: list[float] = []
     for split, key in series.items():
         points = [
             (line["epoch"], line[key]) for line in history if line["split"] == split and line.get(key) is not None
@@ -51,6 +65,8 @@ def _draw(axes: Any, history: list[dict[str, Any]], series: dict[str, str], titl
         if points:
             marker, color = ("o", "C1") if split == "test" else ("", "C0")
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=color, label=split)
+            drawn += (value for _, value in points)
+    scale(axes, "y", drawn)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     if len(series) > 1:

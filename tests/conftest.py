@@ -11,6 +11,9 @@ import pytest
 import yaml
 from whole_runs import SMALL_RUN
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: a thread each for PyTorch, before anything imports it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # What an embedded Ray leaves out too: it costs every run seconds.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from raytorch.cli.common import (
     EXIT_FAILED,
@@ -26,7 +26,7 @@ from raytorch.cli.common import (
     output,
 )
 from raytorch.errors import UserError
-from raytorch.terminal import cell, pass_on, say, say_labelled
+from raytorch.terminal import cell, pass_on, say, say_labelled, say_table
 from raytorch.text import without_secrets
 
 app = new_app()
@@ -113,11 +113,11 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json([_record(job) for job in found])
         return
-    table = Table(Column("job", overflow="fold"), "kind", "state", "submitted", "seconds", box=None)
+    table = Table("job", "kind", "state", "submitted", "seconds", box=None)
     for job in found:
         table.add_row(*map(cell, (job.id, job.kind, job.state, _local(job.submitted), _seconds(job))))
     if found:
-        output.print(table)
+        say_table(output, table)
     else:
         say(output, f"no jobs on {client.address}")
 

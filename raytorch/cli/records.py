@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from raytorch.cli.common import AsJson, Storage, new_app, output
 from raytorch.model_files import ExportFormat
-from raytorch.terminal import cell, say
+from raytorch.terminal import cell, say, say_table
 from raytorch.text import without_secrets
 
 app = new_app()
@@ -25,13 +25,11 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
     if as_json:
         print(without_secrets(json.dumps(found)))  # noqa: T201
         return
-    table = Table(
-        Column("run", overflow="fold"), "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None
-    )
+    table = Table("run", "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None)
     for summary in found:
         table.add_row(*map(cell, _row(summary)))
     if found:
-        output.print(table)
+        say_table(output, table)
     else:
         missing = "://" not in storage and not Path(locate(storage)).exists()
         say(output, f"no runs in {storage}{': there is no such folder' if missing else ''}")
@@ -41,14 +39,16 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
 def report(
     run: Annotated[str, typer.Argument(help="A run, by its name or path.")],
     storage: Storage = "runs",
-    out: Annotated[Path | None, typer.Option(help="Picture to write (.png, .svg, .pdf); by default RUN.png.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Picture to write (.png, .svg, .pdf); by default report.png in the run's folder."),
+    ] = None,
 ) -> None:
     """Draw a run's curves into a picture."""
     from raytorch.report import write_report
     from raytorch.runs import find_run
 
-    folder = find_run(run, storage)
-    say(output, write_report(folder, out or Path(f"{folder.name}.png")))
+    say(output, write_report(find_run(run, storage), out))
 
 
 @app.command()

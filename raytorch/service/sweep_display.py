@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from raytorch.sweep_file import Trial
-from raytorch.terminal import cell, say, say_labelled
+from raytorch.terminal import cell, say, say_labelled, say_table
 from raytorch.text import shown_line
 
 ENDED = ("finished", "stopped early", "stopped", "failed", "lost")
@@ -75,7 +75,7 @@ def print_sweep(
         resume: The command that goes on with the sweep that follows it.
     """
     best, path = summary["best"], summary["path"]
-    console.print(trial_table(trials, summary["trials"], best and best["trial"]))
+    say_table(console, trial_table(trials, summary["trials"], best and best["trial"]))
     for row in summary["trials"]:
         if row["error"]:
             say(console, f"{row['trial']} failed: {row['error']}", "red")

@@ -8,6 +8,7 @@ from typing import Any
 
 from raytorch.config import SweepConfig
 from raytorch.config_file import dump
+from raytorch.pictures import scale
 from raytorch.runs import CONFIG_FILE, placed, read_history, read_summary
 from raytorch.storage import RunFolder
 from raytorch.sweep_file import Trial
@@ -16,6 +17,8 @@ from raytorch.text import shown_line
 RESULTS_FILE = "results.csv"
 BEST_FILE = "best.yaml"
 PICTURE_FILE = "sweep.png"
+FEW = 10
+"""Trials at most that a picture names."""
 LONGEST_BASE = 100
 """Characters of the sweep's name that go into the best run's."""
 
@@ -121,10 +124,10 @@ def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes
     figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
     figure.suptitle(shown_line(title), parse_math=False)
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    best = find_best(results, config.metric)
-    _draw_curves(axes[0], config.metric, results, best)
+    styles = _styles(results, find_best(results, config.metric))
+    _draw_curves(axes[0], config.metric, results, styles)
     for place, key in zip(axes[1:], varied, strict=False):
-        _draw_parameter(place, config, key, results, best)
+        _draw_parameter(place, config, key, results, styles)
     for place in axes[1 + len(varied) :]:
         place.set_axis_off()
     content = io.BytesIO()
@@ -132,49 +135,66 @@ def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes
     return content.getvalue()
 
 
-def _draw_curves(axes: Any, metric: str, results: Sequence[Result], best: Result | None) -> None:
-    labelled: set[str] = set()
-    for result in results:
+def _draw_curves(axes: Any, metric: str, results: Sequence[Result], styles: Sequence[dict[str, Any]]) -> None:
+    values: list[float] = []
+    for result, style in zip(results, styles, strict=True):
         curve = [(line["epoch"], line[metric]) for line in result.history]
-        label = "best" if result is best else "finished" if result.state == "finished" else "not finished"
         if curve:
-            axes.plot(
-                *zip(*curve, strict=True),
-                **_style(result, best),
-                markersize=3,
-                linewidth=1.2,
-                label=None if label in labelled else label,
-            )
-            labelled.add(label)
+            axes.plot(*zip(*curve, strict=True), markersize=3, **style)
+            values += (value for _, value in curve)
+    scale(axes, "y", values)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"test {metric}", fontsize=10)
     axes.grid(alpha=0.3)
-    if labelled:
-        axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
 
 
-def _draw_parameter(axes: Any, config: SweepConfig, key: str, results: Sequence[Result], best: Result | None) -> None:
+def _draw_parameter(
+    axes: Any, config: SweepConfig, key: str, results: Sequence[Result], styles: Sequence[dict[str, Any]]
+) -> None:
     """Where the trials ended over one parameter; values that are no numbers stand side by side."""
     values = [result.trial.parameters[key] for result in results]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     names = list(dict.fromkeys(map(str, config.parameters[key].values)))
-    for result, value in zip(results, values, strict=True):
+    ends: list[float] = []
+    for result, value, style in zip(results, values, styles, strict=True):
         if result.history:
-            place = value if numeric else names.index(str(value))
-            axes.plot(place, result.history[-1][config.metric], **(_style(result, best) | {"linestyle": ""}))
+            ends.append(result.history[-1][config.metric])
+            axes.plot(value if numeric else names.index(str(value)), ends[-1], **(style | {"linestyle": ""}))
+    scale(axes, "y", ends)
     if config.parameters[key].log_uniform:
         axes.set_xscale("log")
-    if not numeric:
-        axes.set_xticks(range(len(names)), map(shown_line, names), parse_math=False)
+    elif numeric:
+        scale(axes, "x", values)
+    else:
+        axes.set_xticks(range(len(names)), [shown_line(name) for name in names])
         axes.margins(x=0.2)
     axes.set_xlabel(key)
     axes.set_title(f"last test {config.metric}", fontsize=10)
     axes.grid(alpha=0.3)
 
 
-def _style(result: Result, best: Result | None) -> dict[str, Any]:
-    """The best trial stands out, those that did not finish stand back."""
-    if result is best:
-        return {"color": "C1", "marker": "o", "zorder": 3}
-    return {"color": "C0", "marker": "o"} if result.state == "finished" else {"color": "0.65", "marker": "x"}
+def _styles(results: Sequence[Result], best: Result | None) -> list[dict[str, Any]]:
+    """A colour for each trial; the best one stands out, those that did not finish are crosses on broken lines.
+
+    The legend names the trials where they are few, else the best one alone.
+    """
+    from matplotlib import colormaps
+
+    few = len(results) <= FEW
+    styles: list[dict[str, Any]] = []
+    for number, result in enumerate(results):
+        color = colormaps["tab10"](number) if few else colormaps["turbo"](number / len(results))
+        finished, name = result.state == "finished", result.trial.name
+        style: dict[str, Any] = {
+            "color": color,
+            "marker": "o" if finished else "x",
+            "linestyle": "-" if finished else "--",
+        }
+        style |= {"linewidth": 1.2, "label": name if few else None}
+        if result is best:
+            style |= {"linewidth": 2.4, "marker": "D", "zorder": 3, "label": f"{name}, the best"}
+        styles.append(style)
+    return styles

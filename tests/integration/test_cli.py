@@ -289,8 +289,8 @@ def test_runs_are_listed_as_json(tmp_path: Path, one_run: dict[str, Any]) -> Non
 @pytest.mark.usefixtures("one_run")
 def test_a_report_is_a_picture(tmp_path: Path) -> None:
     result = raytorch(tmp_path, "report", "mine")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "mine.png\n", "")
-    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{tmp_path}/runs/mine/report.png\n", "")
+    assert (tmp_path / "runs/mine/report.png").read_bytes().startswith(b"\x89PNG")
     assert raytorch(tmp_path, "report", "runs/mine", "--out", "a/b.svg").returncode == 0
     assert "<svg" in (tmp_path / "a" / "b.svg").read_text()
     assert refused(tmp_path, "report", "mine", "--out", "mine.xyz").startswith("mine.xyz cannot be written: Format ")

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from raytorch.errors import RunNotFoundError, UserError
+from raytorch.pictures import scale
 from raytorch.report import write_report
 from raytorch.storage import RunFolder
 
@@ -27,7 +29,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_a_picture_shows_curves(folder: RunFolder, tmp_path: Path) -> None:
     out = write_report(folder, tmp_path / "pictures" / "mine.png")
-    assert out == tmp_path / "pictures" / "mine.png"
+    assert out == str(tmp_path / "pictures" / "mine.png")
     picture = imread(out)[..., :3]
     assert picture.shape == (780, 1200, 3)
     coloured = picture.max(axis=-1) - picture.min(axis=-1) > 0.3
@@ -38,13 +40,51 @@ def test_a_picture_shows_curves(folder: RunFolder, tmp_path: Path) -> None:
 
 
 def test_the_ending_decides_on_the_format(folder: RunFolder, tmp_path: Path) -> None:
-    assert write_report(folder, tmp_path / "a.svg").read_text().startswith("<?xml")
-    assert write_report(folder, tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    assert Path(write_report(folder, tmp_path / "a.svg")).read_text(encoding="utf-8").startswith("<?xml")
+    assert Path(write_report(folder, tmp_path / "a.pdf")).read_bytes().startswith(b"%PDF")
+
+
+def test_a_picture_is_in_the_runs_folder_if_no_other_place_is_named(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert write_report(folder) == str(tmp_path / "runs" / "mine_1" / "report.png")
+    assert imread(write_report(folder)).shape[:2] == (780, 1200)
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([2.0, 0.02, 0.5], "log"),
+        ([2.0, 0.03], "linear"),
+        ([1.0, 0.0], "linear"),
+        ([-1.0, 100.0], "linear"),
+        ([], "linear"),
+    ],
+)
+def test_values_that_span_decades_have_a_logarithmic_axis(values: list[float], expected: str) -> None:
+    axes = Figure().subplots()
+    scale(axes, "y", values)
+    assert (axes.get_yscale(), axes.get_xscale()) == (expected, "linear")
+
+
+def test_a_loss_of_four_decades_and_one_of_few_are_drawn_on_their_own_scales(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    write_report(folder, tmp_path / "a.png")
+    lines = [{"step": n, "epoch": n, "split": "train", "loss": 10.0**-n, "lr": 0.1} for n in range(5)]
+    folder.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_report(folder, tmp_path / "b.png")
+    assert [figure.axes[0].get_yscale() for figure in drawn] == ["linear", "log"]
 
 
 def test_a_run_without_evaluations_is_drawn_all_the_same(folder: RunFolder, tmp_path: Path) -> None:
     folder.write_text("metrics.jsonl", '{"step": 1, "epoch": 0.1, "split": "train", "loss": 1.0, "lr": 0.1}\n')
-    assert write_report(folder, tmp_path / "early.png").exists()
+    assert Path(write_report(folder, tmp_path / "early.png")).exists()
 
 
 def test_a_run_without_records_is_refused(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from raytorch.config import SweepConfig
+from raytorch.config import Parameter, SweepConfig
 from raytorch.config_file import load
 from raytorch.errors import RunExistsError, RunNotFoundError
 from raytorch.runs import placed
 from raytorch.service.sweep import SweepStatus, plan_resumed_sweep, plan_sweep
 from raytorch.service.sweep_display import SweepDisplay, print_sweep
-from raytorch.service.sweep_results import Result, find_best, read_result, table, write_results
+from raytorch.service.sweep_results import Result, find_best, picture, read_result, table, write_results
 from raytorch.storage import RunFolder
 from raytorch.sweep_file import Sweep, Trial
 
@@ -208,3 +209,19 @@ def test_the_summary(folder: RunFolder, state: str) -> None:
         f"train it  raytorch train {folder}/best.yaml",
     ]
     assert lines[11:] == ([f"continue  raytorch sweep --resume {folder}"] if state == "stopped" else [])
+
+
+def test_a_picture_tells_trials_apart_and_shows_decades(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    rates = [1e-4, 1e-2, 1e-1]
+    config = CONFIG.model_copy(update={"parameters": {"optimizer.lr": Parameter(grid=rates)}})
+    for number, rate in enumerate(rates):
+        write_trial(folder, number, "finished" if number else "stopped", [0.3 + rate, 0.5 + rate])
+    trials = [Trial(number, {"optimizer.lr": rate}, CONFIG.run) for number, rate in enumerate(rates)]
+    picture("mine", config, [read_result(folder, trial, False) for trial in trials])
+    curves, parameter = drawn[0].axes
+    assert len({line.get_color() for line in curves.lines}) == len({line.get_color() for line in parameter.lines}) == 3
+    labels = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert labels == ["trial-000", "trial-001", "trial-002, the best"]
+    assert (parameter.get_xscale(), curves.get_yscale()) == ("log", "linear")
