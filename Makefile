@@ -3,7 +3,7 @@
 #   make test         the same set-up, then lint, type check and run the tests
 PYTHON ?= python3
 BIN := .venv/bin
-UNIT = $(BIN)/pytest tests/unit --numprocesses logical --dist loadfile
+UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: quickstart test lint format unit clean
 .DELETE_ON_ERROR:
