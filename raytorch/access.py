@@ -28,7 +28,7 @@ def find_token() -> str | None:
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / ".ray" / "auth_token"
     try:
-        return path.read_text().strip() or None
+        return path.read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError) as error:
         if named:
             reason = getattr(error, "strerror", None) or error

@@ -249,7 +249,7 @@ def _stage(
         save_state(state, staged)
         sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
         text = without_secrets(json.dumps({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2))
-        (staged / CHECKPOINT_MANIFEST).write_text(text)
+        (staged / CHECKPOINT_MANIFEST).write_text(text, encoding="utf-8")
     return staged
 
 
@@ -257,7 +257,7 @@ def _send(folder: RunFolder, staged: Path, name: str) -> None:
     """Move a local folder to an object store: the manifest, without which it is no checkpoint, goes last."""
     folder.delete(name)
     manifest = staged / CHECKPOINT_MANIFEST
-    text = manifest.read_text()
+    text = manifest.read_text(encoding="utf-8")
     manifest.unlink()
     folder.upload(staged, name)
     folder.write_text(f"{name}/{CHECKPOINT_MANIFEST}", text)

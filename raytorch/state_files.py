@@ -46,7 +46,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
             case _:
                 return value
 
-    (folder / STRUCTURE_FILE).write_text(json.dumps(packed(state)))
+    (folder / STRUCTURE_FILE).write_text(json.dumps(packed(state)), encoding="utf-8")
     save_tensors(tensors, folder / TENSORS_FILE)
 
 

@@ -76,7 +76,7 @@ def prepare(config: StoredData, watch: Watch = lambda name, there, size: None) -
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    with (root / ".download.lock").open("w") as lock:
+    with (root / ".download.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

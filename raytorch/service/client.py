@@ -169,7 +169,7 @@ class Client:
         def fill(archive: Path) -> str:
             folder = archive.parent / "run"
             folder.mkdir()
-            (folder / CONFIG_NAME).write_text(dump(config))
+            (folder / CONFIG_NAME).write_text(dump(config), encoding="utf-8")
             pack(folder, {Path(CONFIG_NAME): folder / CONFIG_NAME}, archive)
             return digest
 

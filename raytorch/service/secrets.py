@@ -38,7 +38,7 @@ def write(values: Mapping[str, str], folder: Path) -> Path:
     package.mkdir(mode=0o700)
     file = package / FILE
     file.touch(mode=0o600)
-    file.write_text(json.dumps({"salt": token_hex(32), "values": dict(values)}))
+    file.write_text(json.dumps({"salt": token_hex(32), "values": dict(values)}), encoding="utf-8")
     return package
 
 
@@ -50,7 +50,7 @@ def load() -> None:
         file = Path(path) / FOLDER / FILE
         if file.exists():
             file.chmod(0o600)
-            os.environ.update(json.loads(file.read_text())["values"])
+            os.environ.update(json.loads(file.read_text(encoding="utf-8"))["values"])
             return
     raise UserError(f"the secrets of this job are not on this node: no {FOLDER}/{FILE} on the Python path")
 

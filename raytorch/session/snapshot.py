@@ -52,7 +52,7 @@ def _save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
         names.add_object(made, recipe)
     handles = {str(handle): name for handle, value in registry if (name := names.of(value))}
     text = written(names.session(handles, generator_states(device)))
-    (folder / SESSION).write_text(text)
+    (folder / SESSION).write_text(text, encoding="utf-8")
     safetensors.torch.save_file(names.contents, folder / TENSORS)
     if names.own:
         (folder / OWN_CODE).write_bytes(pickle.dumps(names.own))

@@ -98,7 +98,7 @@ def modules() -> dict[str, Path]:
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:
     """Full names of what a module imports, and whether at its top, where importing the module loads it."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         at_top = node in tree.body
         if isinstance(node, ast.Import):
@@ -116,6 +116,24 @@ def own_module(name: str) -> str | None:
     while parts and ".".join(parts) not in ROW:
         parts.pop()
     return ".".join(parts) or None
+
+
+def texts_of_the_locale(path: Path) -> Iterator[str]:
+    """The calls that read or write text without naming its encoding, which then is the machine's."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name, given = node.func.attr, len(node.args)
+        values = [part.value for part in node.args if isinstance(part, ast.Constant)]
+        opened = name in ("open", "fdopen") and any(mode in values for mode in ("r", "w", "a", "x"))
+        if "encoding" not in {keyword.arg for keyword in node.keywords} and (
+            (name, given) in (("read_text", 0), ("write_text", 1)) or (opened and "zip" not in ast.unparse(node))
+        ):
+            yield f"{path}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    assert [call for path in modules().values() for call in texts_of_the_locale(path)] == []
 
 
 def test_every_module_has_a_row() -> None:

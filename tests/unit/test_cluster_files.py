@@ -14,11 +14,11 @@ import yaml
 import raytorch
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-MANIFESTS = list(yaml.safe_load_all((ROOT / "configs/cluster/raycluster.yaml").read_text()))
+LAUNCHER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+MANIFESTS = list(yaml.safe_load_all((ROOT / "configs/cluster/raycluster.yaml").read_text(encoding="utf-8")))
 CLUSTER, POLICY, CLAIM = MANIFESTS
-DOCKERFILE = (ROOT / "configs/cluster/Dockerfile").read_text()
-RAY = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+DOCKERFILE = (ROOT / "configs/cluster/Dockerfile").read_text(encoding="utf-8")
+RAY = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
 assert RAY
 RAY_VERSION = RAY[1]
 
@@ -52,7 +52,9 @@ def test_nodes_start_with_token_authentication_only() -> None:
         starts = [command for command in LAUNCHER[key] if "ray start" in command]
         assert len(starts) == 1
         assert "RAY_AUTH_MODE=token ray start" in starts[0]
-    assert not re.search(r"RAY_AUTH_TOKEN\b", (ROOT / "cluster.yaml").read_text()), "a token has no place in the file"
+    assert not re.search(r"RAY_AUTH_TOKEN\b", (ROOT / "cluster.yaml").read_text(encoding="utf-8")), (
+        "a token has no place in the file"
+    )
 
 
 def test_the_dashboard_is_on_the_heads_loopback() -> None:
@@ -62,7 +64,7 @@ def test_the_dashboard_is_on_the_heads_loopback() -> None:
 
 def test_what_is_mounted_can_be_installed() -> None:
     there = {remote: local for remote, local in LAUNCHER["file_mounts"].items() if remote.startswith("~/raytorch/")}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     needed = {
         "pyproject.toml",
         "constraints.txt",
@@ -100,7 +102,7 @@ def closed(schema: Any) -> Any:
 
 
 def crd_schema() -> Any:
-    definition = yaml.safe_load((Path(__file__).parent / "raycluster_crd.yaml").read_text())
+    definition = yaml.safe_load((Path(__file__).parent / "raycluster_crd.yaml").read_text(encoding="utf-8"))
     assert definition["spec"]["group"] == "ray.io"
     (version,) = [version for version in definition["spec"]["versions"] if version["name"] == "v1"]
     return closed(version["schema"]["openAPIV3Schema"])
@@ -201,13 +203,13 @@ def test_images_are_one() -> None:
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "configs/cluster/raycluster.yaml"])
 def test_what_users_must_change_is_marked_and_few(file: str) -> None:
-    text = (ROOT / file).read_text()
+    text = (ROOT / file).read_text(encoding="utf-8")
     assert "Change the three lines that say" in text
     assert len(re.findall(r"\S  # CHANGE", text)) == 3
 
 
 def test_the_page_names_what_is_there() -> None:
-    page = (ROOT / "docs/cluster.md").read_text()
+    page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\(\.\./([^)]+)\)", page):
         assert (ROOT / link).exists(), link
     for name in re.findall(r"(?<![\w/.])(?:configs|docs|jobs)/[\w./-]+", page):

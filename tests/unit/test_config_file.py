@@ -171,7 +171,7 @@ def test_the_schema_accepts_what_a_file_may_say(run: dict[str, Any], valid: bool
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_schema_accepts_shipped_configs(path: Path) -> None:
     load(path)
-    jsonschema.validate(yaml.safe_load(path.read_text()), schema(), cls=jsonschema.Draft202012Validator)
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), schema(), cls=jsonschema.Draft202012Validator)
 
 
 def test_reading_a_config_imports_nothing_heavy() -> None:

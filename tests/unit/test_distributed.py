@@ -392,7 +392,7 @@ def lose_a_peer(worker: Worker, folder: Path) -> None:
         while True:
             all_reduce(torch.ones(1))
     except Exception as error:
-        (folder / "verdict").write_text(f"{failure_cause(error)}\n{traceback.format_exc()}")
+        (folder / "verdict").write_text(f"{failure_cause(error)}\n{traceback.format_exc()}", encoding="utf-8")
 
 
 def wait_in_vain(worker: Worker) -> None:
@@ -425,5 +425,5 @@ def test_two_workers_collect_accumulate_and_know_lost_peers_from_late_ones(tmp_p
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     spawn(_rank, args=(tmp_path, port), nprocs=2)  # what either of them raises fails the test
-    verdict = (tmp_path / "verdict").read_text()
+    verdict = (tmp_path / "verdict").read_text(encoding="utf-8")
     assert verdict.startswith("lost_worker\n"), verdict

@@ -137,7 +137,7 @@ def test_exported_names() -> None:
     named = [
         ".".join(("raytorch", *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
         for path in package.rglob("*.py")
-        if "\n__all__ = " in path.read_text()
+        if "\n__all__ = " in path.read_text(encoding="utf-8")
     ]
     assert {name: set(import_module(name).__all__) for name in named} == {
         name: set(exports.split()) for name, exports in EXPORTS.items()
