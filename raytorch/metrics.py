@@ -21,6 +21,8 @@ T = TypeVar("T")
 METRICS_FILE = "metrics.jsonl"
 LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
+LONGEST_GAP = 2**24
+"""Bytes of a line that is too long, at most, before the rest of the file is given up."""
 _NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "accuracy", "loss")}
 """What a line of each split has to say."""
 
@@ -158,14 +160,17 @@ def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines that end; one that is too long is empty."""
+    """The lines that end; one that is too long is no line, and behind one that does not end nothing is looked for."""
     while line := stream.readline(LONGEST_LINE):
         if line.endswith(b"\n"):
             yield line
         elif len(line) == LONGEST_LINE:
             yield b"?"
-            while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                pass
+            for _ in range(LONGEST_GAP // LONGEST_LINE):
+                if not (rest := stream.readline(LONGEST_LINE)) or rest.endswith(b"\n"):
+                    break
+            else:
+                return
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -174,9 +179,9 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or values.get("split") not in _NEEDED:
+    split = values.pop("split", None) if isinstance(values, dict) else None
+    if not isinstance(split, str) or split not in _NEEDED:
         return None
-    split = values.pop("split")
     needed = all(_is_number(values.get(key)) for key in _NEEDED[split])
     numbers = all(value is None or _is_number(value) for value in values.values())
     return {**values, "split": split} if needed and numbers and type(values["step"]) is int else None

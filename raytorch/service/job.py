@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from raytorch.causes import STORAGE_FAULT, Cause
 from raytorch.errors import UserError
+from raytorch.records import moment
 from raytorch.runs import SUMMARY_FILE, read_summary
 from raytorch.service.tracebacks import exception_of, last_traceback, plain, shortened, snippets
 from raytorch.storage import RunFolder, split
@@ -103,13 +104,14 @@ class Job:
 
 def describe(details: Any, address: str) -> Job:
     """The job that Ray's ``JobDetails`` are about, without what its run's folder says."""
-    metadata = details.metadata or {}
+    told = details.metadata if isinstance(details.metadata, dict) else {}
+    metadata: dict[str, Any] = {key: value for key, value in told.items() if isinstance(value, str)}
     kind = metadata.get(KIND)
     return Job(
         id=details.submission_id,
         name=metadata.get("job_name", details.submission_id),
         kind=kind if kind in ("train", "script") else "other",
-        state=STATES[str(details.status)],
+        state=STATES.get(str(details.status), "running"),
         run=metadata.get(RUN),
         submitted=_time(details.start_time),
         started=None,
@@ -140,7 +142,7 @@ def summary_of(job: Job) -> dict[str, Any] | None:
 
 def started_at(summary: Mapping[str, Any] | None) -> datetime | None:
     """When a run began, None if its folder does not tell."""
-    return datetime.fromisoformat(summary["started"]) if summary and summary["started"] else None
+    return moment(summary["started"]) if summary and summary["started"] else None
 
 
 def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: str) -> Failure | None:
@@ -158,7 +160,7 @@ def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: s
         return None
     if error := (summary or {}).get("error"):
         known = {key: error.get(key) for key in ("rank", "traceback", "kind")}
-        return Failure(error.get("cause", "error"), error["message"], **known)
+        return Failure(error.get("cause", "error"), error.get("message", ""), **known)
     return failure_told(log) or _seen(details)
 
 
@@ -236,4 +238,7 @@ def _exit_status(code: int | None) -> int | None:
 
 
 def _time(milliseconds: int | None) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone() if milliseconds else None
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone() if milliseconds else None
+    except (OverflowError, ValueError, OSError, TypeError):  # no time that there is
+        return None
