@@ -226,6 +226,7 @@ def show_job(metadata: dict[str, Any], **changes: Any) -> None:
         "end_time": 1_900_000_000_000,
         "entrypoint": "python",
         "error_type": None,
+        "driver_exit_code": None,
         "message": None,
     }
     job = describe(SimpleNamespace(**details | changes), "http://127.0.0.1:8265")
