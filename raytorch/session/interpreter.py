@@ -19,6 +19,7 @@ from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpErro
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
 from raytorch.session.primitives import ON_WORKER
+from raytorch.session.printed import Printing
 from raytorch.session.program import (
     ATTACHMENT,
     CODE,
@@ -70,6 +71,7 @@ class Interpreter:
         self.rank = rank
         self.device = torch.device(device)
         self._clients: dict[int, _Client] = {}
+        self._printing = Printing(rank)
         self._attachments: Sequence[Any] = ()
         self._answer: Any = None
 
@@ -91,7 +93,8 @@ class Interpreter:
         self._attachments, self._answer = attachments, None
         grad_enabled = torch.is_grad_enabled()
         try:
-            self._run(state, program.instructions)
+            with self._printing.caught():
+                self._run(state, program.instructions)
         finally:
             if torch.is_grad_enabled() is not grad_enabled:
                 torch.set_grad_enabled(grad_enabled)
@@ -99,8 +102,8 @@ class Interpreter:
         given, self._answer = self._answer, None
         errors, state.errors = tuple(state.errors), []
         if isinstance(given, RemoteOpError):
-            return Report(failure=given, errors=errors)
-        return Report(answer=given if self.rank in program.answer_from else None, errors=errors)
+            return Report(None, given, errors, self._printing.take())
+        return Report(given if self.rank in program.answer_from else None, None, errors, self._printing.take())
 
     def forget(self, client: int) -> None:
         """Drop what the interpreter keeps of a client that is gone; its handles are the registry's."""

@@ -19,6 +19,7 @@ import torch
 
 from raytorch.errors import RemoteOpError, SessionError
 from raytorch.precision import autocast
+from raytorch.session.printed import Printed
 
 MOST_PATTERNS = 10_000
 """Patterns that a client remembers, and that its programs let the workers remember, before both forget them all."""
@@ -213,6 +214,8 @@ class Report(NamedTuple):
     """Why there is no answer."""
     errors: tuple[RemoteOpError, ...] = ()
     """The errors of the client's instructions since the last report."""
+    printed: Printed = ()
+    """What was printed meanwhile."""
 
     @property
     def failures(self) -> tuple[RemoteOpError, ...]:
@@ -222,20 +225,20 @@ class Report(NamedTuple):
     def pack(self) -> bytes:
         """The report as bytes."""
         answer = None if self.answer is None else _dumps(self.answer)
-        return pickle.dumps((answer, self.failure, self.errors), protocol=5)
+        return pickle.dumps((answer, self.failure, self.errors, self.printed), protocol=5)
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Report":
         """The report that :meth:`pack` packed; with a failure in place of an answer that cannot be read here."""
-        answer, failure, errors = pickle.loads(packed)  # noqa: S301 - from a worker of this session
+        answer, failure, errors, printed = pickle.loads(packed)  # noqa: S301 - from a worker of this session
         try:
-            return cls(answer and pickle.loads(answer), failure, errors)  # noqa: S301
+            return cls(answer and pickle.loads(answer), failure, errors, printed)  # noqa: S301
         except Exception as error:
             unreadable = RemoteOpError(
                 f"the result cannot be read here ({type(error).__name__}: {error}): return tensors, numbers, words or "
                 "lists of them, or keep it on the workers with session.object(...)"
             )
-            return cls(failure=unreadable, errors=errors)
+            return cls(failure=unreadable, errors=errors, printed=printed)
 
 
 def _dumps(answer: Any) -> bytes:

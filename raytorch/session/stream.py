@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from raytorch.errors import RemoteOpError, SessionLostError
 from raytorch.session.interrupts import interrupts_postponed
+from raytorch.session.printed import show
 from raytorch.session.program import MOST_PATTERNS, Instruction, Pattern, Program, Report
 from raytorch.session.transfer import Payload
 from raytorch.session.untold import Turn, UntoldErrors
@@ -278,6 +279,7 @@ class Stream:
         except SessionLostError as lost:
             self._lose(lost)
             raise
+        show(report.printed)
         for error in report.errors:
             self._untold.note(error)
         return report

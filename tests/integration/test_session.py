@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,6 +56,23 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
+
+
+# -- printing ----------------------------------------------------------------------------------------------------------
+
+
+def greet() -> None:
+    print("hello")
+    warnings.warn("look out", stacklevel=1)
+
+
+def test_what_workers_print_is_shown_once_with_the_rank(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    session.run(greet)
+    session.synchronize()
+    shown = capfd.readouterr()
+    assert sorted(shown.out.splitlines()) == ["(rank 0) hello", "(rank 1) hello"]
+    assert [shown.err.count(f"(rank {rank}) ") > 0 for rank in (0, 1)] == [True, True]
+    assert shown.err.count("UserWarning: look out") == 2
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------
