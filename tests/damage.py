@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,21 @@ def damage_tree(draw: Draw, tree: Any) -> Any:
     return tree
 
 
+def _value(draw: Draw) -> Any:
+    return deepcopy(draw(VALUES))  # the next change may be inside it
+
+
 def _changed(draw: Draw, tree: Any) -> Any:
     """Change one place of a tree, which is changed itself."""
     if not isinstance(tree, dict | list) or not tree or draw(st.integers(0, 9)) == 0:
-        return draw(VALUES)
+        return _value(draw)
     places = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
     place = draw(st.sampled_from(places[:200]))
     match draw(st.sampled_from(["inside"] * 4 + ["replace"] * 3 + ["delete", "add", "wrap", "rename", "swap"])):
         case "inside":
             tree[place] = _changed(draw, tree[place])
         case "replace":
-            tree[place] = draw(VALUES)
+            tree[place] = _value(draw)
         case "delete":
             del tree[place]
         case "wrap":
@@ -103,9 +108,9 @@ def _changed(draw: Draw, tree: Any) -> Any:
             other = draw(st.sampled_from(places[:200]))
             tree[place], tree[other] = tree[other], tree[place]
         case _ if isinstance(tree, dict):
-            tree[draw(KEYS)] = draw(VALUES)
+            tree[draw(KEYS)] = _value(draw)
         case _:
-            tree.append(draw(VALUES))
+            tree.append(_value(draw))
     return tree
 
 
