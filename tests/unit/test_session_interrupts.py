@@ -35,37 +35,54 @@ def caught(use: Callable[[], Any]) -> RemoteOpError:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("send", ["a question", "a flush", "an upload"])
+@pytest.mark.parametrize("name", ["a question", "a flush", "an upload"])
 def test_an_interrupt_in_the_midst_of_a_send_comes_after_it(
-    session: Session, monkeypatch: pytest.MonkeyPatch, rank: int, send: str
+    session: Session, monkeypatch: pytest.MonkeyPatch, rank: int, name: str
 ) -> None:
-    counter = session.zeros(1)
-    counter.add_(1)
-    counter.item()
-    counter.add_(1)
-    execute = InProcess._execute
+    counter, added = session.zeros(1), 0
+    sends: dict[str, Callable[[], Any]] = {
+        "a question": counter.item,
+        "a flush": session.synchronize,
+        "an upload": lambda: session.tensor(torch.ones(1 << 20)),
+    }
 
-    def interrupting(self: InProcess, place: int, *args: Any) -> bytes:
-        if place == rank:
-            os.kill(os.getpid(), signal.SIGINT)  # meanwhile the main thread sends to this rank
-        return execute(self, place, *args)
+    def add_and_send() -> None:
+        nonlocal added
+        while True:  # until it is this thread that sends, rather than the stream's own
+            counter.add_(1)
+            added += 1
+            sends[name]()
 
     with monkeypatch.context() as patch:
-        patch.setattr(InProcess, "_execute", interrupting)
+        interrupt_once(patch, rank)
         with pytest.raises(KeyboardInterrupt):
-            {
-                "a question": counter.item,
-                "a flush": session.synchronize,
-                "an upload": lambda: session.tensor(torch.ones(1 << 20)),
-            }[send]()
-    assert counter.add_(1).item(all=True) == [3, 3]
+            add_and_send()
+    assert counter.item(all=True) == [added, added]
     session.synchronize()
     assert [len(registry) for registry in registries(session)] == [1, 1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def interrupt_once(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """Let Ctrl-C come when the main thread sends to that rank."""
+    send, execute, senders, interrupted = InProcess.send, InProcess._execute, [], []
+
+    def sending(self: InProcess, *args: Any) -> Any:
+        senders.append(threading.current_thread())
+        return send(self, *args)
+
+    def interrupting(self: InProcess, place: int, *args: Any) -> bytes:
+        if place == rank and senders[-1] is threading.main_thread() and not interrupted:
+            interrupted.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        return execute(self, place, *args)
+
+    patch.setattr(InProcess, "send", sending)
+    patch.setattr(InProcess, "_execute", interrupting)
+
+
 def test_interrupts_at_any_time_leave_what_is_recorded_whole(session: Session) -> None:
-    counter, recorded, is_over = session.zeros(1), 0, threading.Event()
+    counter, recorded = session.zeros(1), 0
 
     def step() -> None:
         nonlocal recorded
@@ -73,10 +90,7 @@ def test_interrupts_at_any_time_leave_what_is_recorded_whole(session: Session) -
         recorded += 1
         (counter + session.tensor([1.0])).item()
 
-    thread = threading.Thread(target=interrupt, args=(100, is_over))
-    thread.start()
-    interrupted = until(is_over, step)
-    thread.join()
+    interrupted = interrupted_again_and_again(step)
     first, second = counter.item(all=True)
     assert first == second
     assert recorded <= first <= recorded + interrupted
@@ -84,25 +98,31 @@ def test_interrupts_at_any_time_leave_what_is_recorded_whole(session: Session) -
     assert [len(registry) for registry in registries(session)] == [1, 1]
 
 
-def interrupt(times: int, is_over: threading.Event) -> None:
-    for _ in range(times):
-        time.sleep(0.004)
-        os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.1)
-    is_over.set()
+def interrupted_again_and_again(step: Callable[[], None], times: int = 100) -> int:
+    """Take steps until they were interrupted so often, each time at another moment."""
+    can_be_caught, is_over = threading.Event(), threading.Event()
 
+    def interrupt() -> None:
+        for number in range(times):
+            can_be_caught.wait()
+            can_be_caught.clear()
+            time.sleep(number * 5e-5)
+            os.kill(os.getpid(), signal.SIGINT)
+        can_be_caught.wait()
+        is_over.set()
 
-def until(is_over: threading.Event, step: Callable[[], None]) -> int:
-    """Take steps, and go on when interrupted; returns how often that was."""
-    interrupted = 0
-    while True:
+    thread, caught = threading.Thread(target=interrupt), 0
+    thread.start()
+    while not is_over.is_set():
         try:
+            can_be_caught.set()
             while not is_over.is_set():
                 step()
         except KeyboardInterrupt:
-            interrupted += 1
-        else:
-            return interrupted
+            caught += 1
+    thread.join()
+    assert caught == times
+    return caught
 
 
 def test_a_second_interrupt_ends_a_send_that_does_not_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,10 +210,3 @@ def test_leaving_a_session_tells_of_what_other_threads_recorded_too() -> None:
         other.submit(lambda: [good.view(7), None][1]).result()
         assert good.tolist() == [1, 1]
         assert "view" in caught(session.close).operation
-
-
-def test_an_error_on_another_rank_is_told_by_the_first_result_after_its_report(session: Session) -> None:
-    one = session.rank(1)
-    one.ones(2) @ one.ones(3)
-    assert caught(session.ones(1).item).rank == 1
-    assert session.ones(1).item() == 1
