@@ -30,7 +30,9 @@ def rates(every_steps: int) -> tuple[float, float]:
         }
         overrides = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
         command = [Path(sys.executable).parent / "raytorch", "train", HERE.parent / "configs/digits_mlp.yaml", "--json"]
-        done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
     summary = json.loads(done.stdout)
     seconds = summary["seconds"]
     busy = seconds["training"] + seconds["data"] + seconds["checkpointing"]

@@ -1,7 +1,6 @@
 """Processes are killed and interrupted; runs end as if nothing had happened."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,140 +9,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from random import Random
-from threading import Event, Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from ray import cloudpickle  # which brings psutil along
 
 # isort: split
+import killing
 import psutil
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.errors import TrainingError
 from raytorch.monitor import Status
-from raytorch.runs import (
-    RunPlan,
-    checkpoint_name,
-    checkpoint_names,
-    checkpoint_step,
-    is_complete_checkpoint,
-    latest_checkpoint,
-    read_history,
-    read_summary,
-)
+from raytorch.runs import RunPlan, latest_checkpoint, read_history, read_summary
 from raytorch.storage import RunFolder
 from raytorch.trainer import train
 
-KILLS = int(os.environ.get("RAYTORCH_KILLS", "3"))
+KILLS = int(os.environ.get("RAYTORCH_KILLS", "2"))
 """How often a run is killed; the suite is content with few."""
-EVERY, KEEP = 20, 2
-OFTEN = {
-    "epochs": None,
-    "steps": 100 * (KILLS + 1),
-    "checkpoint": {"every_steps": EVERY, "every_epochs": None, "keep": KEEP},
-    "failure": {"max_restarts": -1},
-}
-STEP_FILE = "step.txt"
 
 
 def train_and_tell_steps(job: dict[str, Any]) -> None:
-    """Train, and write down the number of each optimizer step when it is done."""
+    """Train, and write down each step."""
     from raytorch import training
 
-    train_step = training.Training.train_step
-
-    def step_told(run: Any, micro_batches: Any) -> None:
-        train_step(run, micro_batches)
-        if run.worker.rank == 0:
-            if not hasattr(run, "told"):
-                run.told = os.open(run.folder.file(STEP_FILE), os.O_WRONLY)
-            os.pwrite(run.told, b"%8d" % run.step, 0)
-
-    training.Training.train_step = step_told  # type: ignore[method-assign]
+    killing.tell_steps()
     training.train(training.Job(**job))
 
 
-class Kill(NamedTuple):
-    """One of the kills, and what there was when it came."""
-
-    step: int
-    """Steps that were done."""
-    complete: list[int]
-    """The steps of the complete checkpoints, at least these."""
-
-
-class Killer:
-    """Kills a worker, of random rank at random steps, again and again, and keeps watch on the run's folder.
-
-    Attributes:
-        kills: What was done so far.
-        most: Checkpoints, with those that are being saved, that were on the disk at most.
-    """
-
-    def __init__(self, folder: RunFolder, steps: int) -> None:
-        self.kills: list[Kill] = []
-        self.most = 0
-        self._folder, self._random = folder, Random(7)
-        self._targets = [steps * number + self._random.randrange(EVERY, steps) for number in range(KILLS)]
-        self._pids: dict[int, int] = {}
-        self._killed: set[int] = set()
-        self._ended = Event()
-        self._thread = Thread(target=self._lurk)
-
-    def __call__(self, status: Status) -> None:
-        self._pids = dict(status.pids)
-
-    def __enter__(self) -> "Killer":
-        Path(self._folder.path).mkdir(parents=True)
-        Path(self._folder.file(STEP_FILE)).write_text(f"{0:8d}")
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _lurk(self) -> None:
-        while not self._ended.wait(0.005):
-            names = self._folder.folders()
-            self.most = max(self.most, len([name for name in names if name.startswith(("checkpoint_", ".saving-"))]))
-            step, pids = self._step(), dict(self._pids)
-            fresh = len(pids) == 2 and not self._killed & set(pids.values())
-            if fresh and len(self.kills) < KILLS and step >= self._targets[len(self.kills)]:
-                complete = [checkpoint_step(name) for name in checkpoint_names(self._folder)]
-                complete = [step for step in complete if is_complete_checkpoint(self._folder, checkpoint_name(step))]
-                os.kill(pids[self._random.randrange(2)], signal.SIGKILL)
-                self._killed |= set(pids.values())
-                self.kills.append(Kill(self._step(), complete))
-                print(f"{self.kills[-1]}, {self.most} on the disk at most so far", flush=True)
-
-    def _step(self) -> int:
-        return int(Path(self._folder.file(STEP_FILE)).read_text() or 0)
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
-    small_run: dict[str, Any], local_ray: None
-) -> None:
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    whole, broken = (plan(small_run | OFTEN, name) for name in ("whole", "broken"))
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
+    for module in (killing, sys.modules[__name__]):
+        cloudpickle.register_pickle_by_value(module)
+    whole, broken = (plan(small_run | killing.often_saved(KILLS), name) for name in ("whole", "broken"))
     full = train(whole)
-    with Killer(broken.folder, steps=100) as killer:
-        for_all_that = train(broken, watch=killer, work=train_and_tell_steps)
+    with killing.Killer(broken.folder, KILLS) as killer:
 
+        def watch(status: Status) -> None:
+            killer.pids = dict(status.pids)
+
+        for_all_that = train(broken, watch=watch, work=train_and_tell_steps)
     assert (full["restarts"], for_all_that["restarts"]) == (0, KILLS)
     assert for_all_that["step"] == full["step"]
     assert for_all_that["accuracy"] == full["accuracy"]
     assert_bitwise_equal(weights(whole.folder), weights(broken.folder))
-    log = Path(broken.folder.file("logs/rank-0.log")).read_text()
-    resumed = [int(step) for step in re.findall(r"resumed from \S+ at step (\d+)", log)]
-    for kill, step in zip(killer.kills, [0] * (KILLS - len(resumed)) + resumed, strict=True):
-        before_last = kill.complete[-2] if len(kill.complete) > 1 else 0
-        print(f"killed after step {kill.step}, complete {kill.complete}, went on from {step}: {kill.step - step} lost")
-        assert step >= before_last
-    print(f"{killer.most} checkpoints on the disk at most")
-    assert killer.most <= KEEP + 2
+    killer.check()
 
 
 def kill_at(step: int, rank: int) -> Any:
