@@ -6,11 +6,12 @@ them. A tensor may have any strides, where gloo would silently misread it.
 On CPUs the workers first compare what they are about to do, at the cost of one more small message: where they differ,
 each of them raises the same error and the group stays usable, whereas gloo would kill a worker, wait for its timeout or
 misread memory. On GPUs the host would have to wait for the device: there, ``TORCH_DISTRIBUTED_DEBUG=DETAIL`` finds out.
+The workers of a session compare it in another way, on GPUs too: see :class:`Agreement`.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,36 @@ _REDUCTIONS = {
     "min": dist.ReduceOp.MIN,
     "max": dist.ReduceOp.MAX,
 }
+
+
+class Agreement(Protocol):
+    """How workers that can fail one by one, and go on, find out whether all of them are about to do the same."""
+
+    world_size: int
+    """Number of workers."""
+    averages_gradients: bool
+    """Whether a backward pass may communicate."""
+
+    @property
+    def has_left(self) -> bool:
+        """Whether this worker has left the process group, until the next agreement."""
+
+    def agree(self, what: str) -> None:
+        """Wait until all workers are about to do ``what``. Raises an error on each of them if one is not."""
+
+
+_agreement: Agreement | None = None
+
+
+def agree_through(agreement: Agreement | None) -> None:
+    """Have the workers of this process's group agree in that way from now on."""
+    global _agreement
+    _agreement = agreement
+
+
+def agreement() -> Agreement | None:
+    """How the workers agree, other than by the collectives themselves."""
+    return _agreement
 
 
 @overridable
@@ -114,6 +145,8 @@ def reduce_scatter(tensor: Tensor | Sequence[Tensor], op: str = "sum") -> Tensor
 
 
 def _world_size() -> int:
+    if _agreement and _agreement.has_left:
+        return _agreement.world_size
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -156,9 +189,12 @@ def _in_place(tensor: Tensor, collective: Callable[[Tensor], object]) -> None:
 
 def _require_agreement(call: str, tensor: Tensor) -> None:
     """Raise on every worker if they do not all make the same call for the same shape and dtype."""
+    call = f"{call} of {tensor.dtype} {tuple(tensor.shape)}".replace("torch.", "")
+    if _agreement:
+        _agreement.agree(call)
+        return
     if tensor.device.type != "cpu":
         return
-    call = f"{call} of {tensor.dtype} {tuple(tensor.shape)}".replace("torch.", "")
     own = torch.tensor([zlib.crc32(call.encode())])
     every = own.new_empty(_world_size())
     dist.all_gather_into_tensor(every, own)

@@ -4,12 +4,14 @@ import errno
 import itertools
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,7 @@ from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[a
 from torch.nn.parallel import DistributedDataParallel
 
 from raytorch.causes import Cause, is_storage_fault, leaves
-from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
+from raytorch.collectives import agreement, all_gather, all_reduce, broadcast, reduce_scatter
 from raytorch.errors import StorageError
 from raytorch.overrides import OVERRIDABLE
 
@@ -97,6 +99,8 @@ def destroy_process_group() -> None:
 
 def barrier() -> None:
     """Wait until every worker has come here. See ``torch.distributed.barrier``."""
+    if (peers := agreement()) and (peers.has_left or dist.is_initialized()):
+        peers.agree("barrier")
     if dist.is_initialized():
         dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
@@ -122,11 +126,37 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """
     import ray.train.torch
 
+    if peers := agreement():
+        peers.agree(f"data_parallel of {type(module).__name__} with {_shapes_of(module)}")
+        peers.averages_gradients = True
     options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
     with warnings.catch_warnings():
         # PyTorch 2.15 has no other option yet for buffers that are not synchronized at the start either, as it says.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)  # type: ignore[no-any-return]
+        prepared: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
+    if isinstance(prepared, DistributedDataParallel):
+        _WRAPPED.add(prepared)
+    return prepared
+
+
+def may_communicate(held: Any) -> bool:
+    """Whether a call of ``held`` or of one of its methods may communicate, as code does that is not PyTorch's own."""
+    parts = list(held.modules()) if isinstance(held, nn.Module) else [held]
+    _WRAPPED.update(part for part in parts if isinstance(part, DistributedDataParallel))
+    return any(isinstance(part, _COMMUNICATING) or not _is_torchs_own(part) for part in parts)
+
+
+_COMMUNICATING = (DistributedDataParallel, nn.SyncBatchNorm)
+
+
+def _is_torchs_own(held: Any) -> bool:
+    module = getattr(held, "__module__", None) or ""
+    return module.startswith("torch.") and not module.startswith("torch.distributed")
+
+
+def _shapes_of(module: nn.Module) -> str:
+    shapes = [(parameter.dtype, tuple(parameter.shape)) for parameter in module.parameters()]
+    return f"{len(shapes)} parameters ({zlib.crc32(str(shapes).encode()):08x})"
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
@@ -188,9 +218,52 @@ _GROUPS = itertools.count()
 """Numbers for the groups that :func:`init_process_group` joins: none may read what an earlier one left in the store."""
 
 
+class RenewableGroup:
+    """The workers' process group, of which one worker can close its part, and all can make a new one.
+
+    Args:
+        timeout_s: Seconds after which a collective of a new group fails that makes no progress.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout = timedelta(seconds=timeout_s)
+
+    def leave(self) -> bool:
+        """Close this worker's part, so that others who wait for it fail; whether there was one that can be closed.
+
+        NCCL's others would wait on.
+        """
+        if not dist.is_initialized() or dist.get_backend() != "gloo":
+            return False
+        for module in _WRAPPED:
+            vars(module).update(dict.fromkeys(_GROUPS_OWN))
+        dist.destroy_process_group()  # which closes its connections, as nobody else has it
+        return True
+
+    def renew(self, number: int) -> None:
+        """Join the group of that number with all other workers, and let all DistributedDataParallel use it."""
+        self.leave()
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = PrefixStore(f"renewed {number}", _store())
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=self._timeout)
+        for module in _WRAPPED:
+            restore: Any = module.__setstate__  # as when it is unpickled
+            restore({name: value for name, value in vars(module).items() if name not in _GROUPS_OWN})
+
+
+_WRAPPED: WeakSet[DistributedDataParallel] = WeakSet()
+"""Those that this process has seen, and that use the group."""
+_GROUPS_OWN = ("process_group", "reducer", "logger")
+"""What a DistributedDataParallel keeps of its process group, and makes anew when it is unpickled."""
+
+
 @cache
 def _store() -> Any:
-    """This process's own connection to the store where Ray Train's workers met.
+    return connect_store()
+
+
+def connect_store() -> Any:
+    """A new connection of this process's to the store where Ray Train's workers met.
 
     On rank 0 it holds the server, so that one worker can join the next group before another has left this one.
     """

@@ -191,9 +191,15 @@ class Session(Scope):
         return self._upload([Payload.of(part) for part in tensor.tensor_split(self.workers)])
 
     def ddp(self, module: RemoteModule) -> RemoteDDP:
-        """Wrap a module so that backward passes average its gradients over the ranks; rank 0's weights go to all."""
+        """Wrap a module so that backward passes average its gradients over the ranks; rank 0's weights go to all.
+
+        Raises:
+            SessionError: The module is a local one, or on one of several ranks.
+        """
         if not isinstance(module, RemoteModule):
             raise SessionError("a copy of a local module would be trained: give ddp() session.module(...)'s")
+        if module._rank is not None:
+            self._recorder.require_every_rank("ddp", module._rank)
         return self._create(RemoteDDP, data_parallel, module)
 
     def barrier(self) -> None:

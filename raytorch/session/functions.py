@@ -121,6 +121,22 @@ def may_grow(name: str) -> bool:
     return name.endswith(".__set__") or name in _GROWING
 
 
+def is_collective(name: str) -> bool:
+    """Whether a function communicates, so that every rank has to call it."""
+    return name.startswith("raytorch.collectives.")
+
+
+def is_backward(name: str) -> bool:
+    """Whether a function runs a backward pass, which communicates if gradients are averaged."""
+    return name in ("torch.Tensor.backward", "raytorch.autograd.backward")
+
+
+def may_communicate(name: str) -> bool:
+    """Whether ranks may communicate in a function when all of them call it."""
+    return is_collective(name) or is_backward(name) or name in _OF_OWN_CODE
+
+
+_OF_OWN_CODE = {f"raytorch.session.{primitive}" for primitive in ("create", "call", "method")}
 _GROWING = {
     *("torch.Tensor.backward", "torch.Tensor.retain_grad", "raytorch.autograd.backward"),
     *(f"raytorch.session.{primitive}" for primitive in ("create", "call", "method", "set_attribute", "load_state")),

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from raytorch.causes import Cause
-from raytorch.distributed import failure_cause
+from raytorch.distributed import failure_cause, may_communicate
 from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError, SessionError
 from raytorch.registry import Poison, Registry
 from raytorch.session import functions
+from raytorch.session.peers import Peers, Poisoned
 from raytorch.session.primitives import ON_WORKER
 from raytorch.session.printed import Printing
 from raytorch.session.program import (
@@ -42,10 +43,6 @@ OnLeaf = dict[str, Callable[[Any], Any]]
 _NO_KEYWORDS: dict[str, Any] = {}
 
 
-class _Poisoned(Exception):  # noqa: N818 - a signal
-    """An argument is what a failed operation did not give."""
-
-
 @dataclass
 class _Client:
     """What the interpreter keeps of one client."""
@@ -64,10 +61,16 @@ class Interpreter:
         registry: What the handles name.
         rank: This worker's rank.
         device: Where tensors are made that come from the client or from a factory.
+        peers: The way to the other ranks, if there are any to communicate with.
     """
 
-    def __init__(self, registry: Registry, *, rank: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, registry: Registry, *, rank: int = 0, device: torch.device | str = "cpu", peers: Peers | None = None
+    ) -> None:
         self.registry = registry
+        self.peers: Any = peers
+        self.client, self.program, self.place = 0, 0, 0
+        """Where the instruction stands that is executed: in which program of which client, and its place in that."""
         self.rank = rank
         self.device = torch.device(device)
         self._clients: dict[int, _Client] = {}
@@ -85,6 +88,7 @@ class Interpreter:
         program = Program.unpack(packed)
         state = self._clients.setdefault(program.client, _Client())
         state.programs += 1
+        self.client, self.program = program.client, state.programs
         if program.forgets:
             state.calls.clear()
         for packed_pattern in program.patterns:
@@ -115,9 +119,11 @@ class Interpreter:
             if isinstance(instruction, int):
                 free((instruction,))
                 continue
+            self.place = place
             try:
                 calls[instruction[0]].run(instruction)
-            except _Poisoned as poisoned:
+            except Poisoned as poisoned:
+                state.errors.extend(poisoned.others)
                 self._poison(calls[instruction[0]], instruction, poisoned.args[0])
             except BaseException as error:  # whatever a call raises is that call's: the session goes on
                 failure = calls[instruction[0]].failure(instruction, error)
@@ -145,7 +151,7 @@ class Interpreter:
         except KeyError:
             value = self.registry.get(handle)  # raises the right error
         if type(value) is Poison:
-            raise _Poisoned(value.error)
+            raise Poisoned(value.error)
         return value
 
     def attachment(self, place: int) -> Any:
@@ -171,7 +177,10 @@ class Interpreter:
         return functools.partial(function, self) if name in ON_WORKER else function
 
     def _ready(self, pattern: Pattern) -> "_Call":
-        return (_CountedCall if self.registry.is_limited and _changes(pattern) else _Call)(pattern, self)
+        is_counted = self.registry.is_limited and _changes(pattern)
+        if self.peers and pattern.rank is None and functions.may_communicate(pattern.function):
+            return (_CountedJointCall if is_counted else _JointCall)(pattern, self)
+        return (_CountedCall if is_counted else _Call)(pattern, self)
 
 
 class _Call:
@@ -308,6 +317,34 @@ class _CountedCall(_Call):
     def _recount(self, instruction: Instruction) -> None:
         subject = instruction[2:3] if self._is_of_handle else ()
         self._interpreter.registry.recount(subject, and_growing=self._may_grow)
+
+
+class _JointCall(_Call):
+    """A call that every rank makes, and in which they may communicate: if one of them fails in it, all do."""
+
+    def run(self, instruction: Instruction) -> None:
+        interpreter = self._interpreter
+        origin = interpreter.client, interpreter.program, interpreter.place
+
+        def failure(error: BaseException) -> RemoteOpError:
+            failure = self.failure(instruction, error)
+            failure.instruction = origin[1:]
+            return failure
+
+        interpreter.peers.run(origin, functools.partial(super().run, instruction), failure)
+
+    def _arguments(self, instruction: Instruction) -> tuple[list[Any], dict[str, Any]]:
+        args, kwargs = super()._arguments(instruction)
+        name, peers = self.pattern.function, self._interpreter.peers
+        if functions.is_collective(name) or (functions.is_backward(name) and peers.averages_gradients):
+            peers.agree(f"{name}({self._shapes(instruction)})", is_whole=True)
+        elif not functions.is_backward(name) and may_communicate(args[0]):
+            peers.agree(f"{name}({shapes_of(args[:1])})")
+        return args, kwargs
+
+
+class _CountedJointCall(_JointCall, _CountedCall):
+    """A call that is both."""
 
 
 def _said(describe: Callable[[], T], otherwise: T) -> T:

@@ -170,6 +170,14 @@ class Recorder:
         self.stream.append_upload(self._pattern(shape, rank, Result.TENSOR), tensor._handle, parts)
         return tensor
 
+    def require_every_rank(self, name: str, rank: int) -> None:
+        """Refuse a call in which all ranks communicate, of what is on one of several. Raises SessionError."""
+        if self.stream.transport.world_size > 1:
+            raise SessionError(
+                f"{name} needs every rank, and its argument is on rank {rank} alone: make that on all ranks, with the "
+                "session's own methods or scatter()"
+            )
+
     def skip_to(self, handle: int) -> None:
         """Give out no handle below this one any more."""
         self._handles = itertools.count(handle)
@@ -269,6 +277,8 @@ class Recorder:
         if known:
             return known[0]
         name, args, kwargs = shape.function.name, shape.args, shape.kwargs
+        if rank is not None and functions.is_collective(name):
+            self.require_every_rank(name, rank)
         pattern = Pattern(name, args, kwargs, result, modes, rank, code.co_filename, frame.f_lineno or 0)
         self._patterns[key] = pattern, code
         return pattern

@@ -205,7 +205,9 @@ class Owner(Connection):
         self._is_named = name is not None
         host = start_host(group.workers, name)
         storage = resources.enter_context(tempfile.TemporaryDirectory(prefix="raytorch-session-"))
-        self._fit = BackgroundFit(group.trainer(Setup(host, limits, max(1, int(group.each["CPU"]))), storage))
+        self._fit = BackgroundFit(
+            group.trainer(Setup(host, limits, max(1, int(group.each["CPU"])), group.timeout_s), storage)
+        )
         self._host, self._is_closing = host, False
         try:
             self._actors = self._wait_for_workers(host)

@@ -11,13 +11,16 @@ from typing import Any
 
 import ray
 import torch
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from raytorch.allocator import keep_freed_memory
-from raytorch.distributed import Worker, leaving_process_group
+from raytorch.collectives import agree_through
+from raytorch.distributed import RenewableGroup, Worker, connect_store, leaving_process_group
 from raytorch.errors import SessionError
 from raytorch.precision import choose_attention
 from raytorch.registry import Registry
 from raytorch.session.interpreter import Interpreter
+from raytorch.session.peers import Peers
 from raytorch.session.program import Report
 from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.results import is_large
@@ -75,6 +78,8 @@ class Setup:
     """Handle of the :class:`~raytorch.session.host.SessionHost`."""
     limits: Limits
     threads: int
+    timeout_s: float = 1800
+    """Seconds for which a rank waits for the others."""
 
 
 class _Hosted:
@@ -83,7 +88,9 @@ class _Hosted:
     def __init__(self, setup: Setup, worker: Worker) -> None:
         self.setup = setup
         self.registry = Registry(setup.limits.max_bytes)
-        self.interpreter = Interpreter(self.registry, rank=worker.rank, device=worker.device)
+        peers = _peers(setup, worker) if worker.world_size > 1 else None
+        agree_through(peers)
+        self.interpreter = Interpreter(self.registry, rank=worker.rank, device=worker.device, peers=peers)
         self.adopted = AdoptedMemory()
         self.ended = threading.Event()
         self.busy = False
@@ -131,6 +138,11 @@ class _Hosted:
             self.registry.free([handle for handle, _ in self.registry if handle // HANDLES_PER_CLIENT in gone])
         for client in gone:
             self.interpreter.forget(client)
+
+
+def _peers(setup: Setup, worker: Worker) -> Peers:
+    store, group = PrefixStore("session", connect_store()), RenewableGroup(setup.timeout_s)
+    return Peers(store, rank=worker.rank, world_size=worker.world_size, group=group, timeout_s=setup.timeout_s)
 
 
 _hosted: _Hosted | None = None
