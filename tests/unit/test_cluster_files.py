@@ -220,5 +220,5 @@ def test_the_page_names_what_is_there() -> None:
     assert f"service/{CLUSTER['metadata']['name']}-head-svc 8265:8265" in page
 
     shell = re.sub(r"^\$ ", "", "\n".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL)), flags=re.MULTILINE)
-    checked = subprocess.run(["bash", "-n"], input=shell, capture_output=True, text=True)
+    checked = subprocess.run(["bash", "-n"], input=shell, capture_output=True, encoding="utf-8")
     assert checked.returncode == 0, checked.stderr
