@@ -17,7 +17,6 @@ import logging
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -48,6 +47,7 @@ from raytorch.runs import (
 from raytorch.serialization import load_tensors, save_model
 from raytorch.state_files import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
 from raytorch.storage import RunFolder
+from raytorch.temporary import make_temporary, temporary_folder
 from raytorch.text import without_secrets
 
 STAGING = ".saving-"
@@ -169,7 +169,7 @@ def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
         if folder.is_local:
             yield SavedState(Path(folder.file(name)))
             return
-        with tempfile.TemporaryDirectory(prefix="raytorch-") as path:
+        with temporary_folder() as path:
             for file in (CHECKPOINT_MANIFEST, MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE):
                 with suppress(RunNotFoundError):  # which is told below
                     folder.fetch(f"{name}/{file}", Path(path, file))
@@ -239,10 +239,7 @@ def _stage(
     folder: RunFolder, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
 ) -> Path:
     """Write a checkpoint's files into a new folder, beside their place where the storage is local."""
-    if folder.is_local:
-        staged = Path(folder.path, f"{STAGING}{uuid4().hex}")  # mkdtemp's folder only its owner could read
-    else:
-        staged = Path(tempfile.mkdtemp(prefix="raytorch-"))
+    staged = Path(folder.path, f"{STAGING}{uuid4().hex}") if folder.is_local else make_temporary()
     with _telling_faults(folder, staged):
         staged.mkdir(parents=True, exist_ok=True)
         save_model(model, staged / MODEL_FILE, architecture)

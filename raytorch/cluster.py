@@ -11,6 +11,7 @@ from typing import Any
 
 from raytorch import access
 from raytorch.errors import ClusterError, ResourceError, UserError
+from raytorch.temporary import delete_abandoned, note_ray_session
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _CONFINING = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -129,9 +130,12 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     options = {} if cluster else {"include_dashboard": False}
     with _without_dashboard(), _taking_the_token(cluster):
         try:
-            ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
+            joined = ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
         except (ConnectionError, ValueError) as error:
             raise ClusterError(f"the cluster at {cluster} cannot be joined: {error}") from None
+    delete_abandoned()
+    if not cluster:
+        note_ray_session(joined.address_info["session_dir"])
     try:
         with _ending_on_sigterm():
             yield

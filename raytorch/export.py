@@ -31,6 +31,7 @@ from raytorch.serialization import (
     script,
 )
 from raytorch.storage import RunFolder
+from raytorch.temporary import temporary_folder
 
 SUFFIXES: dict[ExportFormat, str] = {
     "onnx": ".onnx",
@@ -178,7 +179,7 @@ def _local_copy(folder: RunFolder, name: str) -> Iterator[Path]:
     if folder.is_local:
         yield Path(folder.file(name))
         return
-    with TemporaryDirectory(prefix="raytorch-") as temporary:
+    with temporary_folder() as temporary:
         copy = Path(temporary, Path(name).name)
         folder.fetch(name, copy)
         yield copy

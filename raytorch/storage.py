@@ -5,7 +5,6 @@ import logging
 import os
 import posixpath
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from io import BufferedWriter
@@ -17,6 +16,7 @@ from pyarrow import fs
 from raytorch.errors import RecordError, RunNotFoundError, StorageError, UserError
 from raytorch.local_folder import LocalFolder
 from raytorch.remote_folder import ANSWER_S, RemoteFolder, ask
+from raytorch.temporary import make_temporary
 from raytorch.text import shown, without_secrets
 
 LARGEST_RECORD = 8 * 2**20
@@ -337,7 +337,7 @@ class LiveFiles:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self.path = Path(folder.path if folder.is_local else tempfile.mkdtemp(prefix="raytorch-"))
+        self.path = Path(folder.path) if folder.is_local else make_temporary()
         self._files = LocalFolder(str(self.path))
 
     def extend(self, name: str) -> BufferedWriter:

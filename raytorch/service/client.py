@@ -3,7 +3,6 @@
 import codecs
 import logging
 import shlex
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,6 +25,7 @@ from raytorch.service.logs import BLOCK, JobLog, behind, states, whole
 from raytorch.service.packages import mark, pack
 from raytorch.service.projects import collect, is_text, shown
 from raytorch.storage import BASE, RunFolder, join, locate, split
+from raytorch.temporary import temporary_folder
 
 CONFIG_NAME = "run.yaml"
 STOP_WAIT_S = 120
@@ -190,11 +190,11 @@ class Client:
         """Pack what the job needs, and submit it. ``fill`` writes the archive of its files and returns a digest."""
         _require_text([run, *shlex.split(command)])
         values = secrets.collect(env)
-        with tempfile.TemporaryDirectory(prefix="raytorch-") as staging:
-            archive = Path(staging) / "project.zip"
+        with temporary_folder() as staging:
+            archive = staging / "project.zip"
             digest = fill(archive)
             mark(archive, job_id)
-            environment = _runtime_environment(run, archive, values, Path(staging))
+            environment = _runtime_environment(run, archive, values, staging)
             with self._connection.explaining():
                 try:
                     self._connection.jobs.submit_job(

@@ -7,7 +7,6 @@ and tells Tune their evaluations anew. Imports no torch.
 
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from raytorch.runs import checked_name, placed, timed_name
 from raytorch.service.sweep_results import BEST_FILE, Result, find_best, read_result, write_results
 from raytorch.storage import RunFolder, split
 from raytorch.sweep_file import Sweep, recorded_sweep
+from raytorch.temporary import temporary_folder
 from raytorch.text import shown
 
 SWEEP_FILE = "sweep.yaml"
@@ -203,8 +203,8 @@ class _Tuning:
 
     def _run(self) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="raytorch-") as scratch, _without_output():
-                self._build(scratch).fit()
+            with temporary_folder() as scratch, _without_output():
+                self._build(str(scratch)).fit()
         except Exception as error:
             self.error = error
         finally:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import tempfile
 import threading
 import time
 from copy import copy
@@ -19,6 +18,7 @@ from raytorch.session.program import Report
 from raytorch.session.stream import Future, Parts
 from raytorch.session.transfer import INLINE, Payload
 from raytorch.session.worker import Limits, SessionWorker, Setup, Shipped, describe_data, serve
+from raytorch.temporary import temporary_folder
 from raytorch.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 
 START_POLL_S = 0.05
@@ -204,7 +204,7 @@ class Owner(Connection):
         super().__init__(0, resources)
         self._is_named = name is not None
         host = start_host(group.workers, name)
-        storage = resources.enter_context(tempfile.TemporaryDirectory(prefix="raytorch-session-"))
+        storage = str(resources.enter_context(temporary_folder()))
         self._fit = BackgroundFit(
             group.trainer(Setup(host, limits, max(1, int(group.each["CPU"])), group.timeout_s), storage)
         )

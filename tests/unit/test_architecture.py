@@ -14,6 +14,7 @@ PACKAGE = Path(raytorch.__file__).parent
 # A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
 ROWS = [
     "causes pictures processes text",
+    "temporary",
     "errors",
     "local_folder remote_folder terminal",
     "model_files",
