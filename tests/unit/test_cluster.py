@@ -1,7 +1,9 @@
 """What a Ray that was joined can never hold is refused, unless an autoscaler could add nodes. No Ray runs here."""
 
 import os
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,11 +113,17 @@ def test_a_cluster_that_has_lost_a_node_is_not_judged(cluster: Cluster, reason: 
 
 
 @pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str | None]]:
     """The addresses that Ray was to join, and what it then saw as RAY_ADDRESS. No Ray is started, and none asked."""
     calls: list[tuple[str, str | None]] = []
+
+    def init(address: str, **_: object) -> SimpleNamespace:
+        calls.append((address, os.environ.get("RAY_ADDRESS")))
+        return SimpleNamespace(address_info={"session_dir": str(tmp_path / "session")})
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda address, **_: calls.append((address, os.environ.get("RAY_ADDRESS"))))
+    monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(access, "mode_of", lambda address: None)
     return calls
