@@ -136,7 +136,7 @@ def may_communicate(name: str) -> bool:
     return is_collective(name) or is_backward(name) or name in _OF_OWN_CODE
 
 
-_OF_OWN_CODE = {f"raytorch.session.{primitive}" for primitive in ("create", "call", "method")}
+_OF_OWN_CODE = {f"raytorch.session.{primitive}" for primitive in ("create", "call", "method", "apply", "restore")}
 _GROWING = {
     *("torch.Tensor.backward", "torch.Tensor.retain_grad", "raytorch.autograd.backward"),
     *(f"raytorch.session.{primitive}" for primitive in ("create", "call", "method", "set_attribute", "load_state")),
