@@ -149,7 +149,7 @@ def logs(
     if follow:
         return _follow(client, job_id, rank, _Lines() if as_json else _Text())
     printer = _Lines() if as_json else _Text()
-    printer.print(client.logs(job_id, rank=rank))
+    printer.write(client.logs(job_id, rank=rank))
     printer.end()
     return 0
 
@@ -223,7 +223,7 @@ def _follow(client: Any, job_id: str, rank: int | None, printer: "_Text") -> int
     """Print what a job writes until it has ended; answers the exit status to end with."""
     with _leaving_it_running(job_id):
         for text in client.follow(job_id, rank=rank):
-            printer.print(text)
+            printer.write(text)
         printer.end()
         return _exit_status_of(client.wait(job_id))
 
@@ -278,7 +278,7 @@ class _Text:
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file or sys.stdout
 
-    def print(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Print a piece, wherever it ends."""
         pass_on(text, self._file)
 
@@ -294,7 +294,7 @@ class _Lines(_Text):
         self._begun: list[str] = []
         self._length = 0
 
-    def print(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Print the lines that a piece completes, and keep the rest for the next."""
         *lines, rest = text.split("\n")
         for line in lines:

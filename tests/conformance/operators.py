@@ -272,7 +272,7 @@ class _Inputs:
 def _copied(tensor: Tensor) -> Tensor:
     """The tensor as it arrives on a worker: contiguous."""
     if tensor.layout == torch.strided:
-        return Payload.of(tensor).tensor()
+        return Payload.of(tensor).resizable()
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 

@@ -137,11 +137,14 @@ class Waited:
     """A future that tells of each wait for it in the main thread."""
 
     def __init__(self, future: Any, waits: list[Any]) -> None:
-        self._future, self._waits = future, waits
-        self.done = future.done
+        self._future, self._waits, self._is_known_done = future, waits, False
+
+    def done(self) -> bool:
+        self._is_known_done = bool(self._future.done())
+        return self._is_known_done
 
     def result(self) -> Any:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not self._is_known_done:
             self._waits.append(self._future)
         return self._future.result()
 
