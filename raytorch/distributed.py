@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import logging
 import os
 import warnings
 import zlib
@@ -130,13 +131,28 @@ def data_parallel(module: nn.Module) -> nn.Module:
         peers.agree(f"data_parallel of {type(module).__name__} with {_shapes_of(module)}")
         peers.averages_gradients = True
     options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
-    with warnings.catch_warnings():
+    prepare = ray.train.torch.prepare_model
+    with warnings.catch_warnings(), _only_warnings(prepare.__module__):
         # PyTorch 2.15 has no other option yet for buffers that are not synchronized at the start either, as it says.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        prepared: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
+        prepared: nn.Module = prepare(module, parallel_strategy_kwargs=options)
     if isinstance(prepared, DistributedDataParallel):
         _WRAPPED.add(prepared)
     return prepared
+
+
+@contextmanager
+def _only_warnings(logger: str) -> Iterator[None]:
+    """Keep what a module's logger has to say while all goes well from whoever reads what this process prints."""
+
+    def is_warning(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    logging.getLogger(logger).addFilter(is_warning)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(is_warning)
 
 
 def may_communicate(held: Any) -> bool:

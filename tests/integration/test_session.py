@@ -75,6 +75,12 @@ def test_what_workers_print_is_shown_once_with_the_rank(session: Session, capfd:
     assert shown.err.count("UserWarning: look out") == 2
 
 
+def test_wrapping_a_module_prints_nothing(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    session.ddp(session.module(nn.Linear, 1, 1))
+    session.synchronize()
+    assert capfd.readouterr() == ("", "")
+
+
 # -- saving ------------------------------------------------------------------------------------------------------------
 
 
