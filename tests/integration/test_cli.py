@@ -277,7 +277,7 @@ def test_runs_are_listed(tmp_path: Path) -> None:
         "samples/s": "12,346",
         "seconds": "12.3",
     }
-    assert raytorch(tmp_path, "runs", "--storage", "empty").stdout == "no runs in empty\n"
+    assert raytorch(tmp_path, "runs", "--storage", "empty").stdout == "no runs in empty: there is no such folder\n"
 
 
 def test_runs_are_listed_as_json(tmp_path: Path, one_run: dict[str, Any]) -> None:
