@@ -103,7 +103,6 @@ _NAMES: dict[str, Any] = {
     "collections OrderedDict": lambda: _Stand.DICT,
     "torch Size": _made_of,
     "torch device": _made_of,
-    "_codecs encode": _made_of,  # of bytes
     "torch.serialization _get_layout": _made_of,
     "torch._utils _rebuild_sparse_tensor": _made_of,
     "torch._utils _rebuild_parameter": _made_of,
@@ -122,12 +121,15 @@ class _Outline:
 
     def __init__(self, sizes: dict[str, int]) -> None:
         self._sizes = sizes
+        self._names = {**_NAMES, "_codecs encode": self.encoded}
+        self._encoded = self._held = 0
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
     def follow(self, content: bytes) -> None:
         """Follow the pickle's operations to their end."""
+        self._held = len(content)
         for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
             if number >= MOST_OPERATIONS:
                 raise _RefusedError(f"has a pickle of more than {MOST_OPERATIONS:,} operations")
@@ -167,14 +169,21 @@ class _Outline:
         self._stack.append(self._memo[index])
 
     def look_up(self, name: str) -> None:
-        if name not in _NAMES:
+        if name not in self._names:
             shown = ascii(name.replace(" ", ".")[:99])[1:-1]
             raise _RefusedError(f"names {shown}, which is no tensor and could run code")
-        self._stack.append(_NAMES[name])
+        self._stack.append(self._names[name])
 
     def call(self, _: Any) -> None:
         function, arguments = self.pop(2)
         self._stack.append(function(*arguments))
+
+    def encoded(self, text: str, encoding: str) -> _Stand:
+        """Bytes, which protocol 2 has as text: one that it holds once could be made many."""
+        self._encoded += len(text)
+        if encoding != "latin1" or self._encoded > self._held:
+            raise _RefusedError("has bytes in another form than torch.save's, or repeats them")
+        return _Stand.ANYTHING
 
     def build(self, _: Any) -> None:
         target, _state = self._stack[-2], self.pop(1)

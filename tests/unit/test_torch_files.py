@@ -86,6 +86,18 @@ BOMBS: dict[str, tuple[bytes, str]] = {
     "an ordered dictionary's content": (entry(b"ccollections\nOrderedDict\n]\x85R"), "is damaged (TypeError"),
 }
 
+TEXT = text("a" * 2**20) + b"q\x01" + text("latin1") + b"q\x02"
+BOMBS |= {
+    "bytes of one text, repeated": (
+        entry(b"]c_codecs\nencode\nq\x00" + TEXT + b"\x87a" + b"h\x00h\x01h\x02\x86Ra" * 2000),
+        "has bytes in another form than torch.save's, or repeats them",
+    ),
+    "bytes in a form that takes more": (
+        entry(b"c_codecs\nencode\n" + text("a") + text("utf-32") + b"\x86R"),
+        "has bytes in another form than torch.save's, or repeats them",
+    ),
+}
+
 MEASURE = """
 import resource, sys
 from raytorch.errors import ModelFileError
