@@ -7,13 +7,14 @@ _COMMANDING = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 _TEXT = re.compile(f"[{_COMMANDING}]")
 _LINE = re.compile(f"[{_COMMANDING}\t\n]")
 _LOG = re.compile(rf"(\x1b\[[0-9;]*m)|(?!\r)[{_COMMANDING}]")
+_WORD = re.compile(r"[^\s'\"]+")
 _ADDRESS = re.compile(
-    r"(\b[A-Za-z][\w+.-]*://)"
+    r"(\b[A-Za-z][\w+.-]{0,31}://)"
     r"(?:[^\s/'\"?#@:]*:(?!\d+(?:[/?#\s'\"]|$))[^\s'\"]*@"  # key:secret@, and the secret may hold what it should not
     r"|[^\s/'\"?#]*@)"
 )
 _OPTION = re.compile(
-    r"([?&][\w.-]*(?:secret|token|password|credential|signature|key)[\w.-]*=)[^\s&'\"#]+", re.IGNORECASE
+    r"([?&][\w.-]{0,63}(?:secret|token|password|credential|signature|key)[\w.-]{0,63}=)[^\s&'\"#]+", re.IGNORECASE
 )
 
 
@@ -21,7 +22,12 @@ def without_secrets(text: str) -> str:
     """``text`` with ``***`` in place of what stands before the @ of a URI, and of what its options keep secret."""
     if "://" not in text:
         return text
-    return _OPTION.sub(r"\1***", _ADDRESS.sub(r"\1***@", text))
+    return _OPTION.sub(r"\1***", _WORD.sub(_without_user, text))
+
+
+def _without_user(word: re.Match[str]) -> str:
+    before, at, behind = word[0].rpartition("@")  # what ends with an @ is searched in one go, however long it is
+    return _ADDRESS.sub(r"\1***@", before + at) + behind if "://" in before else word[0]
 
 
 def shown(text: object) -> str:

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def test_secrets_are_replaced_wherever_the_address_stands(address: str, frame: s
 @pytest.mark.parametrize("text", PLAIN)
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert without_secrets(text) == text
+
+
+LONG = 10**6
+MADE_TO_LAST = {
+    "addresses without an @": "a://b:" * LONG,
+    "addresses behind an @": "a://k:s@" + "a://b:" * LONG,
+    "addresses before an @": "a://b:1/" * LONG + "@",
+    "schemes": "://" + "a." * LONG,
+    "options": "a://?" + "key" * LONG,
+    "questions": "a://" + "?key" * LONG,
+}
+
+
+@pytest.mark.parametrize("text", MADE_TO_LAST.values(), ids=MADE_TO_LAST)
+def test_text_that_is_made_to_take_long_is_read_once(text: str) -> None:
+    began = time.process_time()
+    shown(text)
+    assert time.process_time() - began < 60  # hours, where each part is compared with all behind it
 
 
 ERRORS = [
