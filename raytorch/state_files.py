@@ -63,13 +63,15 @@ def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[s
 
     def unpacked(value: Any) -> Any:
         if isinstance(value, dict):
-            return tensors[value[_TENSOR]] if _TENSOR in value else {key: unpacked(it) for key, it in value.items()}
+            return tensors.pop(value[_TENSOR]) if _TENSOR in value else {key: unpacked(it) for key, it in value.items()}
         return [unpacked(it) for it in value] if isinstance(value, list) else value
 
     try:
         state = unpacked(structure)
     except (KeyError, TypeError, RecursionError):
-        raise _damaged(path, f"it names a tensor that {TENSORS_FILE} does not have, or is nested too deep") from None
+        raise _damaged(
+            path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or is nested too deep"
+        ) from None
     if not isinstance(state, dict):
         raise _damaged(path, f"it holds a {type(state).__name__}, not an object")
     return state

@@ -16,9 +16,10 @@ from torch import nn
 from raytorch import checkpoint, storage
 from raytorch.checkpoint import Checkpoints, SavedState, open_checkpoint
 from raytorch.config import Checkpointing, MlpModel
-from raytorch.errors import CheckpointError, StorageError
+from raytorch.errors import CheckpointError, ModelFileError, StorageError
 from raytorch.models import Architecture
 from raytorch.runs import is_complete_checkpoint, latest_checkpoint
+from raytorch.state_files import load_saved_state, save_state
 from raytorch.storage import RunFolder
 
 NAME = "checkpoint_00000003"
@@ -475,3 +476,11 @@ def read_all(path: Path) -> None:
     saved = SavedState(path)
     saved.model(CPU)
     saved.state()
+
+
+def test_a_state_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
+    """An optimizer would make one of its own parameter's type of each."""
+    save_state({"state": {"a": torch.zeros(2)}}, tmp_path)
+    (tmp_path / "state.json").write_text('{"state": {"a": {"$tensor": "0"}, "b": {"$tensor": "0"}}}')
+    with pytest.raises(ModelFileError, match=r"is damaged: it names a tensor that .* does not have, or twice"):
+        load_saved_state(tmp_path)
