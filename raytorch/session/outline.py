@@ -46,8 +46,8 @@ def _require_room(maker: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
         raise SessionError(f"{count} layers are more than the {modules} modules that it lists")
 
 
-class _WithoutMemory(TorchDispatchMode):
-    """Computes everything on the meta device, whatever device is asked for, and counts what it would take."""
+class WithinBounds(TorchDispatchMode):
+    """Counts what everything in its block takes, but for tensors that have shapes alone."""
 
     def __init__(self, bounds: Bounds | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -55,16 +55,34 @@ class _WithoutMemory(TorchDispatchMode):
         self._calls = self._nbytes = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self._count(0, sum(part.nbytes for part in _made(function, result) if not part.is_meta))
+        return result
+
+    def _count(self, calls: int, nbytes: int) -> None:
+        self._calls += calls
+        self._nbytes += nbytes
+        if self._bounds and (self._calls > self._bounds.calls or self._nbytes > self._bounds.nbytes):
+            raise SessionError("it would take far more memory than its file has tensors for")
+
+
+class _WithoutMemory(WithinBounds):  # type: ignore[no-untyped-call]
+    """Computes everything on the meta device, whatever device is asked for, and counts what it would take."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map_only(Tensor, _on_meta, (args, kwargs or {}))
         if any(argument.name == "device" for argument in function._schema.arguments):
             kwargs["device"] = torch.device("meta")
         result = function(*args, **kwargs)
-        self._calls += 1
-        if not any(argument.alias_info for argument in function._schema.arguments):  # it gives memory of its own
-            self._nbytes += sum(part.nbytes for part in tree_leaves(result) if isinstance(part, Tensor))
-        if self._bounds and (self._calls > self._bounds.calls or self._nbytes > self._bounds.nbytes):
-            raise SessionError("it would take far more memory than its file has tensors for")
+        self._count(1, sum(part.nbytes for part in _made(function, result)))
         return result
+
+
+def _made(function: Any, result: Any) -> list[Tensor]:
+    """The tensors of a call's result that have memory of their own."""
+    if any(argument.alias_info for argument in function._schema.arguments):
+        return []
+    return [part for part in tree_leaves(result) if isinstance(part, Tensor)]
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -76,3 +94,12 @@ def _on_meta(tensor: Tensor) -> Tensor:
 def tensors_in(made: Any) -> dict[str, Tensor]:
     """A module's parameters and buffers by their dotted names; nothing of what is no module."""
     return dict([*made.named_parameters(), *made.named_buffers()]) if isinstance(made, nn.Module) else {}
+
+
+def extent(module: nn.Module, known: dict[nn.Module, tuple[int, int]] | None = None) -> tuple[int, int]:
+    """In how many places of a module there are modules, shared ones counted in each of theirs, and how deep it is."""
+    known = {} if known is None else known
+    if module not in known:
+        inner = [extent(child, known) for child in module.children()]
+        known[module] = 1 + sum(places for places, _ in inner), 1 + max((depth for _, depth in inner), default=0)
+    return known[module]

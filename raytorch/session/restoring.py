@@ -4,6 +4,7 @@ What the files say is not believed: names count in fixed tables alone, and sizes
 there before anything is made.
 """
 
+import inspect
 import io
 import pickle
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from raytorch.errors import RaytorchError, SessionError
 from raytorch.registry import Recipe, Registry
 from raytorch.reproducibility import set_generator_states
 from raytorch.session.allowed import MAKERS, STATEFUL, name_of
-from raytorch.session.outline import Bounds, outline, tensors_in
+from raytorch.session.outline import Bounds, WithinBounds, extent, outline, tensors_in
 from raytorch.session.saved_files import (
     OWN_CODE,
     SavedObject,
@@ -34,6 +35,11 @@ from raytorch.session.saved_files import (
     read_session,
 )
 from raytorch.session.saved_values import decode
+
+MOST_PLACES = 250_000
+"""Modules in modules of all objects together at most, those that are shared counted in each of their places."""
+DEEPEST_MODULE = 100
+"""Modules inside each other at most."""
 
 
 def look(folder: Path, *, trust: bool = False) -> tuple[list[int], int]:
@@ -57,7 +63,7 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
     session = read_session(folder)
     _require_trust(folder, session, trust)
     own = _own_code(folder, session) if session.own_code else []
-    with open_tensors(folder) as tensors, _explaining(folder):
+    with open_tensors(folder) as tensors, _explaining(folder), WithinBounds(_bounds(session, tensors)):
         found = _Found(session, tensors, own, device)
         found.make_objects(registry)
         found.load_states()
@@ -66,6 +72,12 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
         set_generator_states(found.generators(), device)
     _put(registry, values)
     return list(values)
+
+
+def _bounds(session: SavedSession, tensors: Tensors) -> Bounds | None:
+    """What making all objects and loading their states may take; code that the caller trusts may take what it does."""
+    names = list(tensors.shapes)
+    return None if session.own_code else Bounds(tensors=len(names), nbytes=tensors.nbytes(names), modules=0)
 
 
 def _require_trust(folder: Path, session: SavedSession, trust: bool) -> None:
@@ -114,6 +126,7 @@ class _Found:
         self._objects: list[Any] = []
         self._known: dict[str, Tensor] = {}
         self._ids: set[int] = set()
+        self._places = 0
         self._complex, self._parameters = set(session.complex), set(session.parameters)
         self._of_object: dict[str, list[str]] = {}
         for name in tensors.shapes:
@@ -149,6 +162,7 @@ class _Found:
         """Make all objects, in their order."""
         for number, saved in enumerate(self._session.objects):
             recipe = Recipe(self._maker(saved.make), tuple(decode(saved.args, self)), self._decoded(saved.kwargs))
+            recipe = _without_whole_factor(recipe)
             self._require_sizes(number, saved, recipe)
             made = recipe.make(self._device)
             if not isinstance(made, STATEFUL):
@@ -214,7 +228,15 @@ class _Found:
             return
         names = self._of_object.get(str(number), [])
         bounds = Bounds(tensors=len(names), nbytes=self._tensors.nbytes(names), modules=len(saved.modes))
-        self._require_same(number, outline(recipe.factory, recipe.args, recipe.kwargs, bounds))
+        outlined = outline(recipe.factory, recipe.args, recipe.kwargs, bounds)
+        places, depth = extent(outlined)
+        self._places += places
+        if self._places > MOST_PLACES or depth > DEEPEST_MODULE:
+            raise SessionError(
+                f"object {number} has modules in {places:,} places and {depth} levels; {MOST_PLACES:,} of all objects "
+                f"and {DEEPEST_MODULE} are the most"
+            )
+        self._require_same(number, outlined)
 
     def _require_same(self, number: int, made: Any) -> dict[str, Tensor]:
         """The tensors that are an object's own, by name. Raises SessionError: the file has not just these."""
@@ -255,6 +277,17 @@ class _Found:
         return tensor.requires_grad_(requires_grad)
 
 
+def _without_whole_factor(recipe: Recipe) -> Recipe:
+    """A scheduler's ``gamma`` as a float: the power of a whole number can have more digits than there is memory."""
+    if not (isinstance(recipe.factory, type) and issubclass(recipe.factory, LRScheduler)):
+        return recipe
+    bound = inspect.signature(recipe.factory).bind(*recipe.args, **recipe.kwargs)
+    if not isinstance(bound.arguments.get("gamma"), int):
+        return recipe
+    bound.arguments["gamma"] = float(bound.arguments["gamma"])
+    return Recipe(recipe.factory, bound.args, bound.kwargs)
+
+
 def _load_state(made: Any, state: Any) -> None:
     if not isinstance(state, dict):
         raise SessionError(f"the state of a {type(made).__name__} is a {type(state).__name__}")
@@ -263,6 +296,8 @@ def _load_state(made: Any, state: Any) -> None:
         return
     if isinstance(made, LRScheduler) and (odd := state.keys() - made.state_dict().keys()):
         raise SessionError(f"a {type(made).__name__} has no {min(map(str, odd))[:80]!r} in its state")
+    if isinstance(made, LRScheduler) and isinstance(state.get("gamma"), int):
+        state = {**state, "gamma": float(state["gamma"])}
     made.load_state_dict(state)
 
 

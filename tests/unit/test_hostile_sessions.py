@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_process import local_session
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -430,3 +430,61 @@ def test_a_damaged_session_is_restored_or_refused(folder: Path, content: dict[st
     assert decoy.read_text() == "precious"
     assert sorted(file.name for file in folder.parent.iterdir()) == ["decoy", "saved"]
     assert sorted(file.name for file in (folder / "rank-0").iterdir()) == ["session.json", "tensors.safetensors"]
+
+
+def forged_of(folder: Path, objects: list[dict[str, Any]], **tensors: Tensor) -> str:
+    """The only error of restoring a session of these objects and tensors."""
+    session = local_session()
+    session.save(folder)
+    leaves = {f"tensor/{name}": content.is_floating_point() for name, content in tensors.items()}
+    said = content_of(folder) | {"objects": objects, "leaves": leaves}
+    path = folder / "rank-0" / "tensors.safetensors"
+    save_file(load_file(path) | {f"tensor/{name}": content for name, content in tensors.items()}, path)
+    return refused(folder, said)
+
+
+def sgd_state(**entries: Any) -> dict[str, Any]:
+    """The state of an SGD with these entries for its only parameter."""
+    group = [["params", [0]], ["lr", 0.1], ["momentum", 0], ["dampening", 0], ["weight_decay", 0], ["nesterov", False]]
+    group += [["maximize", False], ["foreach", None], ["differentiable", False], ["fused", None]]
+    state = {"dict": [[0, {"dict": [[key, value] for key, value in entries.items()]}]]}
+    return {"dict": [["state", state], ["param_groups", [{"dict": group}]]]}
+
+
+MUCH = "it would take far more memory than its file has tensors for"
+
+
+def test_many_objects_with_a_state_for_the_same_tensor_are_refused(tmp_path: Path) -> None:
+    objects = [making("torch.optim.Adagrad", [{"tensor": "tensor/a"}]) for _ in range(100)]
+    assert MUCH in forged_of(tmp_path / "saved", objects, a=torch.zeros(2**18))
+
+
+def test_a_state_that_makes_many_of_one_tensor_is_refused(tmp_path: Path) -> None:
+    state = sgd_state(**{f"k{number}": {"tensor": "tensor/b"} for number in range(100)})
+    objects = [making("torch.optim.SGD", [{"tensor": "tensor/a"}]) | {"state": state}]
+    told = forged_of(
+        tmp_path / "saved", objects, a=torch.zeros(1, dtype=torch.float64), b=torch.zeros(2**18, dtype=torch.int8)
+    )
+    assert MUCH in told
+
+
+@pytest.mark.parametrize("state", [None, {"dict": []}])
+def test_modules_that_share_modules_without_end_are_refused(tmp_path: Path, state: Any) -> None:
+    objects = [making("torch.nn.ReLU")]
+    for number in range(0, 60, 2):  # each has the one before it in two places
+        objects.append(making("torch.nn.Sequential", {"object": number}))
+        objects.append(making("torch.nn.Sequential", {"object": number}, {"object": number + 1}))
+    objects[-1]["state"] = state
+    assert "places and" in forged_of(tmp_path / "saved", objects)
+
+
+def test_modules_in_more_levels_than_any_has_are_refused(tmp_path: Path) -> None:
+    objects = [making("torch.nn.ReLU"), *(making("torch.nn.Sequential", {"object": n}) for n in range(200))]
+    assert "101 levels" in forged_of(tmp_path / "saved", objects)
+
+
+def test_a_schedule_takes_no_powers_of_whole_numbers(tmp_path: Path) -> None:
+    """Of which the least here has a hundred million digits."""
+    endless = making("torch.optim.lr_scheduler.MultiStepLR", {"object": 0}, {"counter": [[0, 10**9]]}, gamma=2**62 - 1)
+    objects = [making("torch.optim.SGD", [{"tensor": "tensor/a"}]), endless]
+    assert "OverflowError" in forged_of(tmp_path / "saved", objects, a=torch.zeros(1))
