@@ -97,16 +97,20 @@ class _Links:
             self._sort(name)
         self._known = set(self._regular)
         self._told: set[Path] = set()
+        self._followed = 0
 
     def follow(self) -> None:
         """Fill in the project's files."""
         for name, source in self._below(Path(), ()):
             self._project.files[name] = source
-            if len(self._project.files) > MOST_FILES:
-                raise PackageError(
-                    f"{self._root} is too large to send: more than {MOST_FILES:,} files, those behind links included; "
-                    f"list what the job does not need in .gitignore or {IGNORE_FILE}"
-                )
+            self._require_few(len(self._project.files))
+
+    def _require_few(self, count: int) -> None:
+        if count > MOST_FILES:
+            raise PackageError(
+                f"{self._root} is too large to send: more than {MOST_FILES:,} files, those behind links included; "
+                f"list what the job does not need in .gitignore or {IGNORE_FILE}"
+            )
 
     def _sort(self, name: Path) -> None:
         try:
@@ -132,6 +136,8 @@ class _Links:
                 yield from ((link.relative_to(folder) / name, source) for name, source in self._target(link, behind))
 
     def _target(self, link: Path, behind: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
+        self._followed += 1  # links to folders of links lead to ever more, though there may be no file behind them
+        self._require_few(self._followed)
         target = self._resolved(link)
         if target is None:
             return
@@ -184,7 +190,8 @@ def _candidates(project: Project, folder: Path) -> Iterator[Path]:
 
 def _listed_by_git(folder: Path) -> list[str] | None:
     """What git says of a folder; None if it is in no repository, or ignored by the one that it is in."""
-    command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    git = ["git", "-c", "core.fsmonitor=false", "-C", str(folder)]  # a repository can name a program there
+    command = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     environment = {key: value for key, value in os.environ.items() if key not in _GIT_PLACES} | {"LC_ALL": "C"}
     try:
         done = subprocess.run(command, capture_output=True, check=False, env=environment)  # noqa: S603

@@ -274,6 +274,30 @@ def test_links_that_multiply_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         collect(tmp_path)
 
 
+def test_links_that_multiply_without_a_file_behind_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projects, "MOST_FILES", 1000)
+    for level in range(14):
+        folder = tmp_path / f"level{level}"
+        folder.mkdir()
+        for name in "ab":
+            (folder / name).symlink_to(f"../level{level - 1}" if level else "nowhere")
+    with pytest.raises(PackageError, match="more than 1,000 files"):
+        collect(tmp_path)
+
+
+def test_a_repository_in_the_project_runs_nothing(nested: Path, tmp_path: Path) -> None:
+    (nested / "more").mkdir()
+    make(nested / "more", "a.py")
+    git(nested / "more", "init", "-q")
+    program = tmp_path / "program"
+    for place in (nested, nested / "more"):
+        git(place, "config", "core.fsmonitor", f"touch '{program}'; false")
+    assert "more/a.py" in names(nested)
+    assert not program.exists()
+
+
 def test_the_script_is_sent_wherever_it_leads(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside")
     make(outside, "shared.py")
