@@ -32,8 +32,8 @@ _EMBEDDED_SETTINGS = {
     _CONFINING: "0",
     "GLOO_SOCKET_IFNAME": _LOOPBACK,
     "NCCL_SOCKET_IFNAME": _LOOPBACK,
-    # raytorch says itself, in a line, when a worker was lost.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
+    # raytorch says itself, in a line, when a worker or the raylet was lost.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|has been marked dead",
 }
 
 _set_here: set[str] = set()

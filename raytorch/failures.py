@@ -16,8 +16,8 @@ from raytorch.causes import Cause, is_storage_fault
 from raytorch.monitor import Failure, Status
 from raytorch.worker_group import lost_workers
 
-HEAD_LOOK_S = 2.0
-"""Seconds between two looks at Ray's head process."""
+LOOK_S = 2.0
+"""Seconds between two looks at Ray's head process and raylet."""
 NODE_NOTICE_S = 20.0
 """Ray takes a node for dead some 15 s after it fell silent."""
 
@@ -29,8 +29,16 @@ class HeadLostError(ray.exceptions.RayError):
     """Ray's head process, the GCS, no longer answers."""
 
 
+class RayletLostError(ray.exceptions.RayError):
+    """The raylet of the driver's machine is gone, and with it all of Ray there."""
+
+    def __init__(self) -> None:
+        super().__init__("the raylet of the driver's machine died, killed or crashed, and with it all of Ray there")
+
+
 _OF_RAY = (
     HeadLostError,
+    RayletLostError,
     ray.exceptions.RayActorError,
     ray.exceptions.LocalRayletDiedError,
     ray.exceptions.NodeDiedError,
@@ -42,22 +50,30 @@ _OF_RAY = (
 _PARTS = {"RunMonitor": "the run's monitor", "WorkerGroupController": "the run's controller"}
 
 
-class HeadWatch:
-    """Asks in a thread of its own whether Ray's head process is there, without which Ray ends this one after a minute.
+class RayWatch:
+    """Asks in a thread of its own whether Ray's head process and the raylet here are there.
+
+    Without the one Ray ends this process after a minute, without the other after a quarter of one (Ray 2.60), before it
+    can say why.
 
     Attributes:
-        patience: Seconds without it after which it is lost: half of those that Ray has, as it may be started again.
+        patience: Seconds without the head process after which it is lost: half of those that Ray has, as it may be
+            started again. A raylet is not.
     """
 
     def __init__(self) -> None:
         self.patience = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60)) / 2  # noqa: SIM112
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._address = (host.strip("[]"), int(port))
+        self._head = (host.strip("[]"), int(port))
+        self._raylet = _raylet_address()
         self._seen = time.monotonic()
+        self._is_raylet_gone = False
         self._ended = threading.Event()
 
     def require(self) -> None:
-        """Raise HeadLostError if it has long not answered."""
+        """Raise HeadLostError or RayletLostError if one of them is lost."""
+        if self._is_raylet_gone:
+            raise RayletLostError
         if (silence := time.monotonic() - self._seen) > self.patience:
             raise HeadLostError(f"Ray's head process (gcs_server) has not answered for {silence:.0f} s")
 
@@ -69,8 +85,9 @@ class HeadWatch:
         self._ended.set()
 
     def _look(self) -> None:
-        while not self._ended.wait(HEAD_LOOK_S):
-            with suppress(OSError), socket.create_connection(self._address, timeout=HEAD_LOOK_S):
+        while not self._ended.wait(LOOK_S):
+            self._is_raylet_gone |= _is_deserted(self._raylet)
+            with suppress(OSError), socket.create_connection(self._head, timeout=LOOK_S):
                 self._seen = time.monotonic()
 
 
@@ -113,15 +130,32 @@ def diagnose(error: Exception, status: Status) -> dict[str, Any]:
 
 def _lost_part(error: Exception) -> str:
     """Which part of Ray a run has lost, in words."""
-    if isinstance(error, HeadLostError):
+    if isinstance(error, HeadLostError | RayletLostError):
         return str(error)
-    here = ray.get_runtime_context().get_node_id()
     with suppress(Exception):  # what tells it may be gone as well
-        if _are_lost({here}):
-            return "the raylet of the driver's machine died, killed or crashed, and with it all of Ray there"
+        if _is_deserted(_raylet_address()):
+            return str(RayletLostError())
     name = re.search(r"class_name: (\w+)", str(error))
     part = _PARTS.get(name[1] if name else "", "a process of Ray's")
     return f"{part} died, killed or crashed"
+
+
+def _raylet_address() -> tuple[str, int]:
+    """Where the raylet of this machine listens, on which a run's monitor and controller depend."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return node["NodeManagerAddress"], node["NodeManagerPort"]
+
+
+def _is_deserted(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there, as the system says at once on the same machine; what only is late does not."""
+    try:
+        socket.create_connection(address, timeout=LOOK_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _as_told(failure: Failure, cause: Cause) -> dict[str, Any]:
@@ -165,16 +199,12 @@ def _reason(cause: Cause, failure: Exception) -> str:
 
 
 def _lose_node(nodes: Collection[str]) -> bool:
-    """Whether one of the workers' nodes is dead, but for the driver's."""
-    return _are_lost(set(nodes) - {ray.get_runtime_context().get_node_id()})
-
-
-def _are_lost(nodes: set[str]) -> bool:
-    """Whether one of these nodes is dead, or is found to be within the time that Ray takes to notice it."""
-    deadline = time.monotonic() + (NODE_NOTICE_S if nodes else 0)
+    """Whether one of the workers' nodes but the driver's is dead, or is found to be while Ray comes to notice it."""
+    others = set(nodes) - {ray.get_runtime_context().get_node_id()}
+    deadline = time.monotonic() + (NODE_NOTICE_S if others else 0)
     while True:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if not nodes <= alive:
+        if not others <= alive:
             return True
         if time.monotonic() >= deadline:
             return False

@@ -8,6 +8,7 @@ from typing import Any
 
 from raytorch.cluster import joined_ray, prepare_ray, require_resources
 from raytorch.datasets.files import check
+from raytorch.processes import living_children
 from raytorch.record import RunRecord
 from raytorch.runs import RunPlan
 
@@ -62,7 +63,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
     """Start the workers, pass on their news, and write down how it ends."""
     import ray
 
-    from raytorch.failures import HeadWatch
+    from raytorch.failures import RayWatch
     from raytorch.monitor import Status, start_monitor
     from raytorch.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
 
@@ -79,8 +80,8 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
             return watch(news)
 
         try:
-            with HeadWatch() as head:
-                if not _follow(fit, monitor, see, head):
+            with RayWatch() as parts:
+                if not _follow(fit, monitor, see, parts):
                     return record.abandon()
             see(ray.get(monitor.status.remote()))
         except ray.exceptions.RayError as error:  # what the workers end with is in fit.error
@@ -94,7 +95,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
         raise record.fail(fit.error, status) from None
 
 
-def _follow(fit: Any, monitor: Any, watch: Watch, head: Any) -> bool:
+def _follow(fit: Any, monitor: Any, watch: Watch, parts: Any) -> bool:
     """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised.
 
     The answer is False if the run was to stop before it had any workers, which may never come.
@@ -106,7 +107,7 @@ def _follow(fit: Any, monitor: Any, watch: Watch, head: Any) -> bool:
         try:
             if fit.done.wait(POLL_INTERVAL_S):
                 return True
-            head.require()
+            parts.require()
             status = ray.get(monitor.status.remote())
             if watch(status):
                 monitor.request_stop.remote()
@@ -122,9 +123,11 @@ def _follow(fit: Any, monitor: Any, watch: Watch, head: Any) -> bool:
 
 def _abandon(fit: Any, error: Exception) -> None:
     """End the workers after a part of Ray was lost, as far as what is left of it can."""
-    from raytorch.failures import HeadLostError
+    from raytorch.failures import HeadLostError, RayletLostError
 
-    if not isinstance(error, HeadLostError):  # without which nothing can be ended
+    if isinstance(error, RayletLostError):
+        living_children()  # a raylet of this process's own: let go of it, and what it has started sees that and ends
+    elif not isinstance(error, HeadLostError):  # without which nothing can be ended
         threading.Thread(target=fit.end, daemon=True).start()
         fit.done.wait(ABANDON_S)
 

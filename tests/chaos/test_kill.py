@@ -2,11 +2,7 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from ray import cloudpickle  # which brings psutil along
 # isort: split
 import killing
 import psutil
+from commands import command, is_alive, wait_until, with_its_children
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.errors import TrainingError
@@ -106,35 +103,6 @@ def test_a_command_is_killed_resumed_and_interrupted(small_config: Path, tmp_pat
     assert steps == sorted(set(steps))
 
 
-@contextmanager
-def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A ``raytorch train`` with an embedded Ray, which does not outlive the block."""
-    with subprocess.Popen(
-        [Path(sys.executable).with_name("raytorch"), "train", *arguments],
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
-def with_its_children(pid: int) -> list[psutil.Process]:
-    """A process and those that it has started, and they, and so on."""
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def listening_beyond_this_machine(processes: list[psutil.Process]) -> list[str]:
     """Where processes listen, but for the loopback."""
     return [
@@ -148,11 +116,3 @@ def listening_beyond_this_machine(processes: list[psutil.Process]) -> list[str]:
 def is_loopback(text: str) -> bool:
     address = ip_address(text)
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def wait_until(condition: Any, running: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert running is None or running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,6 +84,7 @@ class Nodes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
         self.looks = looks
+        self.address = ("127.0.0.1", 0)
         monkeypatch.setattr(ray, "nodes", self.read)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: self)
         monkeypatch.setattr(failures, "NODE_NOTICE_S", 0.1)
@@ -93,7 +95,9 @@ class Nodes:
 
     def read(self) -> list[dict[str, Any]]:
         self.looks -= 1
-        return [{"NodeID": HERE, "Alive": True}, {"NodeID": THERE, "Alive": self.looks >= 0}]
+        address, port = self.address
+        here = {"NodeID": HERE, "Alive": True, "NodeManagerAddress": address, "NodeManagerPort": port}
+        return [here, {"NodeID": THERE, "Alive": self.looks >= 0}]
 
 
 @pytest.mark.parametrize(("looks", "cause"), [(0, Cause.LOST_NODE), (5, Cause.LOST_NODE), (10**9, Cause.LOST_WORKER)])
@@ -131,36 +135,73 @@ def of_actor(name: str) -> Exception:
     ],
 )
 def test_a_part_of_ray_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
-    Nodes(monkeypatch, looks=10**9)
-    for status in (Status(), told(Cause.LOST_WORKER)):  # the workers go with it
-        details = diagnose(error, status)
-        assert (details["cause"], details["message"]) == (Cause.LOST_RAY, message)
+    nodes = Nodes(monkeypatch, looks=10**9)
+    with socket.create_server(("127.0.0.1", 0)) as raylet:
+        nodes.address = raylet.getsockname()
+        for status in (Status(), told(Cause.LOST_WORKER)):  # the workers go with it
+            details = diagnose(error, status)
+            assert (details["cause"], details["message"]) == (Cause.LOST_RAY, message)
 
 
-def test_a_raylet_that_is_gone_takes_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    Nodes(monkeypatch, looks=10**9)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": HERE, "Alive": False}])
-    details = diagnose(of_actor("RunMonitor"), Status())
-    assert details["cause"] is Cause.LOST_RAY
-    assert details["message"].startswith("the raylet of the driver's machine died")
-
-
-def test_a_head_process_is_lost_when_it_has_long_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "HEAD_LOOK_S", 0.01)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_raylet_that_is_gone_takes_the_others_with_it(monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
+    """It is asked itself: Ray takes a quarter of a minute to notice."""
+    nodes = Nodes(monkeypatch, looks=10**9)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = "{}:{}".format(*listener.getsockname())
-        with failures.HeadWatch() as head:
-            head.patience = 0.5
-            listener.settimeout(20)
-            for _ in range(100):  # it is asked again and again
-                listener.accept()[0].close()
-                head.require()
-    with failures.HeadWatch() as head:
-        head.patience = 0.5
+        nodes.address = listener.getsockname()
+        if not is_there:
+            listener.close()
+        details = diagnose(of_actor("RunMonitor"), Status())
+    assert details["cause"] is Cause.LOST_RAY
+    assert details["message"].startswith("the run's monitor" if is_there else "the raylet of the driver's machine died")
+    assert nodes.looks == 10**9 - 1  # without waiting for Ray to notice
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A head process and a raylet that listen until they are closed."""
+    head, raylet = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    monkeypatch.setattr(failures, "LOOK_S", 0.01)
+    address, port = raylet.getsockname()
+    node = {"NodeID": HERE, "Alive": True, "NodeManagerAddress": address, "NodeManagerPort": port}
+    context = SimpleNamespace(gcs_address="{}:{}".format(*head.getsockname()), get_node_id=lambda: HERE)
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    with head, raylet:
+        yield SimpleNamespace(head=head, raylet=raylet)
+
+
+def look(watch: failures.RayWatch, parts: SimpleNamespace, times: int) -> None:
+    """Let a watch look so many times at what there is."""
+    parts.raylet.settimeout(20)
+    for _ in range(times):
+        parts.raylet.accept()[0].close()
+        watch.require()
+
+
+def require_again_and_again(watch: failures.RayWatch) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        watch.require()
+        time.sleep(0.01)
+
+
+def test_a_head_process_is_lost_when_it_has_long_not_answered(parts: SimpleNamespace) -> None:
+    with failures.RayWatch() as watch:
+        look(watch, parts, 100)
+        parts.head.close()
+        watch.patience = 0.5
         time.sleep(1)
         with pytest.raises(failures.HeadLostError, match="has not answered for"):
-            head.require()
+            watch.require()
+
+
+def test_a_raylet_is_lost_as_soon_as_it_refuses(parts: SimpleNamespace) -> None:
+    with failures.RayWatch() as watch:
+        look(watch, parts, 3)
+        parts.raylet.close()
+        with pytest.raises(failures.RayletLostError, match="the raylet of the driver's machine died"):
+            require_again_and_again(watch)
 
 
 def test_an_error_of_ray_train_itself_is_an_error() -> None:

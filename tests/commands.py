@@ -1,0 +1,52 @@
+"""Commands that run in processes of their own, and what they start."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle  # noqa: F401 - which brings psutil along
+
+# isort: split
+import psutil
+
+
+@contextmanager
+def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A ``raytorch train`` with an embedded Ray, which does not outlive the block."""
+    with subprocess.Popen(
+        [Path(sys.executable).with_name("raytorch"), "train", *arguments],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def with_its_children(pid: int) -> list[psutil.Process]:
+    """A process and those that it has started, and they, and so on."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Any, running: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert running is None or running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
