@@ -11,6 +11,7 @@ ANSWER_S = 5.0
 """Within which a cluster has to answer who joins it; ``ray.init`` waits for 20 to 40 seconds, and tells no reasons."""
 MODE = "RAY_AUTH_MODE"
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token"  # noqa: S105
+_KUBERNETES = "RAY_ENABLE_K8S_TOKEN_AUTH"
 _SIGN_OF_LIFE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """What Ray's own clients ask a head first (Ray 2.55 and 2.60)."""
 
@@ -58,8 +59,8 @@ def mode_of(address: str) -> str | None:
             return "disabled"
         token = find_token()
         if token is None:
-            if os.environ.get(MODE, "").lower() == "token":
-                return None  # Ray may know of more places
+            if os.environ.get(_KUBERNETES, "").lower() in ("1", "true"):
+                return None  # Ray has that of the pod's service account
             raise ClusterError(_refused(address, "asks for a token, and there is none here"))
         if not _is_let_in(channel, address, token):
             raise ClusterError(_refused(address, "refuses the token"))

@@ -99,6 +99,9 @@ def test_a_refused_token_is_told_from_one_that_is_missing(monkeypatch: pytest.Mo
             "~/.ray/auth_token, which are looked into in this order"
         )
         assert str(refusal.value) == f"the cluster at {address} asks for a token, and there is none here; {places}"
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        with pytest.raises(ClusterError, match="asks for a token, and there is none here"):
+            mode_of(address)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
         with pytest.raises(ClusterError) as refusal:
             mode_of(address)
