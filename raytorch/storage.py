@@ -150,9 +150,17 @@ def _folders_in(root: str) -> list[str]:
     except FileNotFoundError:
         return []
     for entry in found:
-        if entry.is_symlink() and entry.is_dir() and Path(entry).resolve().parent != Path(root).resolve():
+        if entry.is_symlink() and _leads_elsewhere(entry, root):
             logger.warning("%s is a link, which is not followed: its runs are listed where it leads", shown(entry.path))
     return [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+
+
+def _leads_elsewhere(link: os.DirEntry[str], root: str) -> bool:
+    """Whether a link leads to a folder that is not in ``root`` itself, as far as it can be followed."""
+    try:
+        return link.is_dir() and Path(link).resolve().parent != Path(root).resolve()
+    except (OSError, RuntimeError):  # in a circle, or to where this user may not look
+        return False
 
 
 @contextmanager

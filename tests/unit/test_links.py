@@ -250,3 +250,10 @@ def test_a_folder_that_names_a_run_outside_is_none(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             plan_resume(run, storage=str(tmp_path / "runs"))
     assert RunFolder(str(tmp_path), "x").folders() == []
+
+
+def test_a_link_that_leads_in_a_circle_hides_no_run(plan: RunPlan) -> None:
+    storage = Path(plan.config.storage)
+    record(plan)
+    (storage / "circle").symlink_to("circle")
+    assert [run["name"] for run in list_runs(str(storage))] == [plan.config.name]
