@@ -168,12 +168,14 @@ class _Reader:
 class _Redirects(HTTPRedirectHandler):
     """Refuses redirects, which would take the token along."""
 
-    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+    def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> None:
         fp.close()
         raise ClusterError(
-            f"{req.full_url} redirects to {readable(newurl)}, where the token is not sent; if that is the cluster, "
-            "give its URL with --address"
+            f"{req.full_url} redirects to {readable(headers.get('Location', 'nowhere'))}, where the token is not sent; "
+            "if that is the cluster, give its URL with --address"
         )
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def readable(text: str, longest: int = 2000) -> str:

@@ -99,6 +99,12 @@ def test_what_a_redirect_names_is_shown_as_text(there: Dashboard) -> None:
     assert "\x1b" not in str(refusal.value)
 
 
+def test_a_redirect_that_names_no_url_is_told(there: Dashboard) -> None:
+    there.routes["/api/version"] = raw(b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\n\r\n")
+    with pytest.raises(ClusterError, match="redirects to http://"):
+        Client(there.url)
+
+
 def test_a_netrc_takes_the_place_of_no_token(there: Dashboard, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password mine\n")
     there.routes["/api/jobs/"] = send_json([])
