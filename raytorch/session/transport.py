@@ -303,6 +303,8 @@ class Guest(Connection):
             return super()._send_directly(packed, data)
         try:
             while not ray.get(self._host.is_shared.remote()):
+                if cause := self._last_word(patience=0):
+                    raise self._lose(cause)
                 time.sleep(SHARE_POLL_S)
         except ray.exceptions.RayError as error:
             raise self.lost(0, error) from None
