@@ -15,6 +15,7 @@ if __name__ == "__main__":
         "num_cpus": int(head_cpus),
         "include_dashboard": True,
         "dashboard_port": int(port),
+        "dashboard_agent_listen_port": 0,  # Ray's own number for it may be another Ray's on this machine
         "temp_dir": temp,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
