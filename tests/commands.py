@@ -1,6 +1,5 @@
 """Commands that run in processes of their own, and what they start."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +22,6 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as running:
         try:
             yield running

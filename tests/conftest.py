@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 from whole_runs import SMALL_RUN
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: a thread each for PyTorch, before anything imports it
     os.environ.setdefault("OMP_NUM_THREADS", "1")

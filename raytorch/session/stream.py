@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
+from queue import Empty, SimpleQueue
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -86,7 +87,7 @@ class Stream:
         self._untold = UntoldErrors()
         self._programs = 0
         self._turns: list[Turn] = []
-        self._recorded = threading.Event()
+        self._recorded: SimpleQueue[None] = SimpleQueue()  # in C: an Event may stay locked when Ctrl-C interrupts it
         self._dozing = False
         self._sent_at = 0.0
         self._ended: SessionLostError | None = None
@@ -185,7 +186,7 @@ class Stream:
     def close(self) -> None:
         """Send nothing more."""
         self._ended = self._ended or SessionLostError("the session is closed; connect again")
-        self._recorded.set()
+        self._recorded.put(None)
         self._idle.join()
 
     def _append(self, pattern: Pattern, output: Any, leaves: Sequence[Any]) -> None:
@@ -201,7 +202,8 @@ class Stream:
             self._turns.append((len(self._instructions), thread))
         self._instructions.append((number, output, *leaves))
         if self._dozing:
-            self._recorded.set()
+            self._dozing = False  # first: one word is enough
+            self._recorded.put(None)
 
     def _introduce(self, pattern: Pattern) -> int:
         """Give a pattern that the workers do not know its number."""
@@ -308,9 +310,9 @@ class Stream:
     def _doze(self) -> None:
         self._dozing = True
         if not self._instructions:
-            self._recorded.wait(LOOK_ROUND_S)
+            with suppress(Empty):
+                self._recorded.get(timeout=LOOK_ROUND_S)
         self._dozing = False
-        self._recorded.clear()
 
     def _send_and_hear(self) -> None:
         with self._lock:

@@ -100,23 +100,28 @@ def test_interrupts_at_any_time_leave_what_is_recorded_whole(session: Session) -
 
 def interrupted_again_and_again(step: Callable[[], None], times: int = 100) -> int:
     """Take steps until they were interrupted so often, each time at another moment."""
-    can_be_caught, is_over = threading.Event(), threading.Event()
+    can_be_caught = is_over = False  # plain values: an Event may stay locked when it is interrupted
+
+    def wait_until_it_can_be_caught() -> None:
+        while not can_be_caught:
+            time.sleep(1e-4)
 
     def interrupt() -> None:
+        nonlocal can_be_caught, is_over
         for number in range(times):
-            can_be_caught.wait()
-            can_be_caught.clear()
+            wait_until_it_can_be_caught()
+            can_be_caught = False
             time.sleep(number * 5e-5)
             os.kill(os.getpid(), signal.SIGINT)
-        can_be_caught.wait()
-        is_over.set()
+        wait_until_it_can_be_caught()
+        is_over = True
 
     thread, caught = threading.Thread(target=interrupt), 0
     thread.start()
-    while not is_over.is_set():
+    while not is_over:
         try:
-            can_be_caught.set()
-            while not is_over.is_set():
+            can_be_caught = True
+            while not is_over:
                 step()
         except KeyboardInterrupt:
             caught += 1
