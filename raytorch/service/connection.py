@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any
@@ -23,6 +25,13 @@ ANSWER_S = 5.0
 """Within which a dashboard has told its version."""
 GREETING_BYTES = 64 * 1024
 MOST_NODES = 10_000
+AGENT_S, AGENT_PAUSE_S = 60.0, 1.0
+"""How long the head of a cluster that has just started is waited for to take jobs, and between two requests."""
+_NO_AGENT = re.compile("No available agent to submit job|Failed to get head node agent")
+"""What a dashboard says, with status 500, that knows no agent yet, to which it gives jobs (Ray 2.60).
+
+Nothing was begun then. It has looked for ten seconds itself.
+"""
 _LOSSES = ("Unexpected termination", "Terminated due to preemption")
 """How the state message of a node begins that has crashed, was cut off, or was taken back (Ray 2.60)."""
 _environment = threading.Lock()
@@ -130,14 +139,31 @@ class Connection:
             query = f"?{urlencode(params, doseq=True)}" if params else ""
             kind = "application/octet-stream" if data else "application/json"
             content = json.dumps(json_data).encode() if json_data else data
-            answer = self.server.ask(
-                quote(endpoint, safe="/%") + query, method=method, content=content, kind=kind, within=timeout
-            )
+
+            def ask() -> Answer:
+                return self.server.ask(
+                    quote(endpoint, safe="/%") + query, method=method, content=content, kind=kind, within=timeout
+                )
+
+            answer = self._once_there_is_an_agent(ask)
             if answer.status_code in (401, 403):
                 raise self._refused(answer.status_code)
             return answer
 
         return type(client.__name__, (client,), {"_do_request": do_request})
+
+    def _once_there_is_an_agent(self, ask: Callable[[], Answer]) -> Answer:
+        """An answer, asked for again while the cluster takes no jobs yet."""
+        deadline = time.monotonic() + AGENT_S
+        while (answer := ask()).status_code == 500 and _NO_AGENT.search(answer.text):
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the cluster at {self.url} takes no jobs: the agent on its head has not started, as far as its "
+                    "dashboard knows; if the cluster has just started, try again, else look at dashboard_agent.log on "
+                    "the head"
+                )
+            time.sleep(AGENT_PAUSE_S)
+        return answer
 
     def _greet(self) -> None:
         """Ask for the version: Ray's client would import ray before it finds that nothing answers."""
