@@ -101,6 +101,18 @@ def children() -> set[int]:
     return found
 
 
+def kill_writers(folder: Path, name: str) -> None:
+    """Kill those processes of this user's that keep a file below a folder open, and whose name begins so (Linux)."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (entry / "comm").read_bytes().startswith(name.encode()) and _keeps_open(entry, folder):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def _keeps_open(process: Path, folder: Path) -> bool:
+    return any(file.readlink().is_relative_to(folder) for file in (process / "fd").iterdir())
+
+
 def _is_there(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from secrets import token_hex
 
-from raytorch.processes import Process
+from raytorch.processes import Process, kill_writers
 
 _NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f-]*)-(\d*)-[0-9a-f]{8}")
 _RAY_SESSION = re.compile(r"session_[0-9-]+_[0-9-]+_[0-9]+_[0-9]+")
@@ -39,9 +39,10 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def note_ray_session(folder: str) -> None:
-    """Have the folder of a Ray that this process has started deleted once both are gone, by the next one to come here.
+    """Have what is left of a Ray that this process has started ended and deleted by the next one to come after it.
 
-    Ray itself leaves one for each start, with its logs, for good.
+    Ray itself leaves a folder for each start, with its logs, for good; where who started it is killed, its agents go on
+    for minutes.
     """
     with suppress(OSError):
         _new_path().symlink_to(folder)
@@ -62,6 +63,7 @@ def _delete(path: Path) -> None:
         return
     session = path.readlink()
     if session.is_absolute() and _RAY_SESSION.fullmatch(session.name) and not session.is_symlink():
+        kill_writers(session, "ray::")  # its agents: the rest of a Ray ends with who started it (seen with Ray 2.60)
         shutil.rmtree(session, ignore_errors=True)
     path.unlink(missing_ok=True)
 

@@ -90,6 +90,7 @@ def test_a_command_is_killed_resumed_and_interrupted(small_config: Path, tmp_pat
 
     with command("--resume", folder.path) as running:
         wait_until(lambda: latest_checkpoint(folder) != killed_at, running)
+        wait_until(lambda: not any(is_alive(process) for process in processes))  # Ray's agents as well
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it as well
         output, errors = running.communicate(timeout=120)
     assert running.returncode == 130, errors

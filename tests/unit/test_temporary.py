@@ -97,6 +97,41 @@ def test_the_session_of_a_ray_goes_when_who_started_it_is_gone(place: Path, name
     assert session.exists() is not goes
 
 
+NAMED = """
+import ctypes, sys, time
+ctypes.CDLL(None).prctl(15, sys.argv[1].encode())  # PR_SET_NAME
+log = open(sys.argv[2], "w")
+print("on", flush=True)
+time.sleep(600)
+"""
+"""A process under a name of its own that writes to a log."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which files a process keeps open")
+@pytest.mark.parametrize(
+    ("name", "log", "ends"),
+    [
+        ("ray::DashboardAgent", "session_2026-11-22_21-39-27_677000_4711/agent.log", True),
+        ("ray::DashboardAgent", "session_2026-11-22_21-39-27_677000_4712/agent.log", False),
+        ("less", "session_2026-11-22_21-39-27_677000_4711/agent.log", False),
+    ],
+)
+def test_what_a_killed_clients_ray_has_left_running_is_ended(place: Path, name: str, log: str, ends: bool) -> None:
+    (place / log).parent.mkdir()
+    with subprocess.Popen([sys.executable, "-c", NAMED, name, str(place / log)], stdout=subprocess.PIPE) as left:
+        assert left.stdout
+        left.stdout.readline()
+        try:
+            killed(place, f"note_ray_session({str(place / SESSION)!r})")
+            delete_abandoned()
+            if ends:
+                left.wait(20)
+            assert left.poll() == (-9 if ends else None)
+        finally:
+            left.kill()
+    assert not (place / SESSION).exists()
+
+
 def test_a_folder_that_somebody_else_has_made_is_not_used(place: Path) -> None:
     (place / "elsewhere").mkdir()
     (place / f"raytorch-{os.getuid()}").symlink_to(place / "elsewhere")
