@@ -16,7 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from raytorch.storage import in_job
+from raytorch.storage import from_here, in_job
 from raytorch.terminal import say, say_labelled
 from raytorch.text import shown_line
 
@@ -132,9 +132,10 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
         f"{summary['seconds']['total']:.1f} s",
     ]
     say(console, "  ·  ".join(fact for fact in facts if fact), "bold")
-    quoted = shlex.quote(summary["path"])  # what is copied into a shell is a name there, and nothing else
-    lines = [("run", summary["path"]), ("curves", f"raytorch report {quoted}")]
-    lines += [("export", f"{summary['path']}/{export['file']}") for export in summary.get("exports", ())]
+    path = from_here(summary["path"])
+    quoted = shlex.quote(path)  # what is copied into a shell is a name there, and nothing else
+    lines = [("run", path), ("curves", f"raytorch report {quoted}")]
+    lines += [("export", f"{path}/{export['file']}") for export in summary.get("exports", ())]
     if summary["state"] == "stopped":
         lines.append(("continue", f"{resume} {quoted}"))
     for label, text in lines:

@@ -47,6 +47,15 @@ def absolute(path: str) -> str:
         raise UserError(f"{path}: there is no such user; give the folder in full") from None
 
 
+def from_here(path: str) -> str:
+    """``path`` as it is shortest named in a command: a folder below the current one without what leads there."""
+    here = Path.cwd()
+    if in_job() or "://" in path or not Path(path).is_relative_to(here):
+        return path
+    shorter = str(Path(path).relative_to(here))
+    return shorter if is_relative(shorter) and not shorter.startswith("-") else path
+
+
 def _require_encodable(path: str) -> None:
     try:
         if b"\0" not in os.fsencode(path):

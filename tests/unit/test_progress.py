@@ -1,6 +1,7 @@
 """What a person sees of a run, and of a download."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,17 @@ def test_a_finished_run_is_summed_up() -> None:
         "run       /data/runs/mine",
         "curves    raytorch report /data/runs/mine",
     ]
+
+
+def test_a_run_below_the_current_folder_is_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert summary_lines(path=str(tmp_path / "runs" / "mine"))[1:] == [
+        "run       runs/mine",
+        "curves    raytorch report runs/mine",
+    ]
+    for name in ("-x", "~x"):  # which the shell or the command would take for something else
+        path = f"{tmp_path}/{name}/mine"
+        assert summary_lines(path=path)[1] == f"run       {path}"
 
 
 def test_every_export_is_named() -> None:
