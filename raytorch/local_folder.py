@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from posixpath import split
 from secrets import token_hex
 from typing import Any
 
+from raytorch.deletion import delete_tree
 from raytorch.errors import RecordError, RunExistsError, UserError
 
 LOCK_FILE = ".lock"
@@ -138,11 +138,11 @@ class LocalFolder:
             yield
 
     def delete(self, name: str) -> None:
-        """Delete a file, link or folder, if it is there; what a link leads to stays."""
+        """Delete a file, link or folder, however deep, if it is there; what a link leads to stays."""
         above, last = split(name)
         with suppress(FileNotFoundError), self._opened(above) as at:
             if stat.S_ISDIR(os.stat(last, dir_fd=at, follow_symlinks=False).st_mode):
-                shutil.rmtree(last, dir_fd=at)
+                delete_tree(last, at)
             else:
                 os.unlink(last, dir_fd=at)
 

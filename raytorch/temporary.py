@@ -5,7 +5,6 @@ They are in one folder of the user's own below the system's. Imports neither tor
 
 import os
 import re
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from secrets import token_hex
 
+from raytorch.deletion import delete_tree
 from raytorch.processes import Process, kill_writers
 
 _NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f-]*)-(\d*)-[0-9a-f]{8}")
@@ -35,7 +35,8 @@ def temporary_folder() -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            delete_tree(path)
 
 
 def note_ray_session(folder: str) -> None:
@@ -59,12 +60,14 @@ def delete_abandoned() -> None:
 
 def _delete(path: Path) -> None:
     if not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            delete_tree(path)
         return
     session = path.readlink()
     if session.is_absolute() and _RAY_SESSION.fullmatch(session.name) and not session.is_symlink():
         kill_writers(session, "ray::")  # its agents: the rest of a Ray ends with who started it (seen with Ray 2.60)
-        shutil.rmtree(session, ignore_errors=True)
+        with suppress(OSError):
+            delete_tree(session)
     path.unlink(missing_ok=True)
 
 

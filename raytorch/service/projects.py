@@ -58,13 +58,18 @@ def collect(root: Path, besides: Path | None = None) -> Project:
         besides: A file in it that is sent whatever else is said of it, and wherever it leads.
 
     Raises:
-        PackageError: There are too many files, one has a name that no archive can hold, or git or a ``.rayignore``
-            cannot be read.
+        PackageError: There are too many files or levels, one has a name that no archive can hold, or git or a
+            ``.rayignore`` cannot be read.
     """
     root = root.resolve()
     project = Project(root)
-    names = _without_ignored(root, sorted(_candidates(project, Path())))
-    _Links(project, names).follow()
+    try:
+        names = _without_ignored(root, sorted(_candidates(project, Path())))
+        _Links(project, names).follow()
+    except RecursionError:
+        raise PackageError(
+            f"{root} cannot be sent: folders in it, or links between them, are nested too deeply; move them out of it"
+        ) from None
     if besides is not None:
         project.files.setdefault(besides, (root / besides).resolve())
     _require_names(project.files)

@@ -13,7 +13,7 @@ PACKAGE = Path(raytorch.__file__).parent
 # From the bottom up: a module imports only from rows above its own, whether at its top or inside a function.
 # A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
 ROWS = [
-    "causes pictures processes text",
+    "causes deletion pictures processes text",
     "temporary",
     "errors",
     "local_folder remote_folder terminal",
