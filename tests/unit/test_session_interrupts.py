@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import torch
 from in_process import InProcess, local_session, registries
 
 from raytorch.errors import RemoteOpError, SessionLostError
-from raytorch.session import interrupts
+from raytorch.session import interrupts, stream
 from raytorch.session.client import Session
 
 TIMEOUT_S = 30.0
@@ -128,6 +129,47 @@ def interrupted_again_and_again(step: Callable[[], None], times: int = 100) -> i
     thread.join()
     assert caught == times
     return caught
+
+
+def test_an_interrupt_at_any_line_leaves_what_is_recorded_whole(session: Session, monkeypatch: Any) -> None:
+    monkeypatch.setattr(stream, "BUSY_S", 0.0)
+    counter, recorded = session.zeros(1), 0
+
+    def step() -> None:
+        nonlocal recorded
+        while not session._recorder.stream._dozing:  # so that its own thread is to be woken
+            time.sleep(1e-4)
+        counter.add_(1)
+        recorded += 1
+
+    lines = 0
+    while interrupted_at(lines, step):
+        lines += 1
+    assert lines > 20
+    assert recorded <= counter.item() <= recorded + lines
+
+
+def interrupted_at(number: int, step: Callable[[], None]) -> bool:
+    """Take a step in which Ctrl-C comes when so many lines of raytorch's and Python's were done; whether it came."""
+    line = 0
+
+    def tracing(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal line
+        if event == "line" and frame.f_code.co_filename != __file__:
+            line += 1
+            if line > number:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return tracing
+
+    try:
+        sys.settrace(tracing)
+        step()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
 
 
 def test_a_second_interrupt_ends_a_send_that_does_not_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
