@@ -1,16 +1,15 @@
 """The arguments of a call, taken apart: a template, which is the same each time, and the leaves, which are not."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-import cloudpickle
 import numpy as np
 import torch
 from torch.autograd import forward_ad
 
 from raytorch.errors import HandleError, SessionError
+from raytorch.session.pickling import Pickler, dumps
 from raytorch.session.program import CODE, COPY, HANDLE, MOST_PATTERNS, VALUE, Template
 from raytorch.session.transfer import Payload
 
@@ -201,10 +200,7 @@ class Arguments:
         return CODE
 
     def _pickled(self, value: Any) -> bytes:
-        if self._is_differentiable and self._meets_handle:
-            return _Pickler.pickled(value)
-        pickled: bytes = cloudpickle.dumps(value)
-        return pickled
+        return dumps(value, _Pickler if self._is_differentiable and self._meets_handle else Pickler)
 
     def _sequence(self, kind: type, parts: Sequence[Any]) -> Template:
         begin = len(self.leaves)
@@ -246,19 +242,13 @@ _NO_GRADIENT = (
 )
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(Pickler):
     """Refuses tensors that require grad, in whatever they are."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.requires_grad:
             raise SessionError(_NO_GRADIENT)
         return super().reducer_override(value)
-
-    @classmethod
-    def pickled(cls, value: Any) -> bytes:
-        file = io.BytesIO()
-        cls(file).dump(value)
-        return file.getvalue()
 
 
 def _is_transformed(tensor: torch.Tensor) -> bool:

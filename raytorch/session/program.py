@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-import cloudpickle
 import torch
 
 from raytorch.errors import RemoteOpError, SessionError
 from raytorch.precision import autocast
+from raytorch.session.pickling import dumps
 from raytorch.session.printed import Printed
 
 MOST_PATTERNS = 10_000
@@ -161,7 +161,7 @@ class Pattern:
     def pack(self, number: int) -> bytes:
         """The pattern as bytes, with the number that it is given."""
         # Its templates may name types of the client's script, which plain pickle does not carry.
-        templates = cloudpickle.dumps((self.args, self.kwargs))
+        templates = dumps((self.args, self.kwargs))
         known = (self.function, self.result, self.modes, self.rank, self.file, self.line, number)
         return pickle.dumps((templates, known), protocol=5)
 
@@ -245,8 +245,7 @@ def _dumps(answer: Any) -> bytes:
     try:
         return pickle.dumps(answer, protocol=5)
     except (pickle.PicklingError, AttributeError, TypeError):  # a type of the client's script
-        packed: bytes = cloudpickle.dumps(answer, protocol=5)
-        return packed
+        return dumps(answer)
 
 
 def memory_format(name: str) -> torch.memory_format:

@@ -4,12 +4,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor
 
 from raytorch.registry import Kind, kind_of
+from raytorch.session.pickling import dumps
 from raytorch.session.program import sequence_builder
 from raytorch.session.transfer import INLINE, Payload
 
@@ -70,7 +70,7 @@ def require_portable(description: Description) -> None:
 def _require_portable(value: Any) -> None:
     is_array_of_numbers = type(value) is np.ndarray and value.dtype != object
     if not (type(value) in _PORTABLE or is_array_of_numbers or value is list or value is tuple):
-        cloudpickle.dumps(value)
+        dumps(value)
 
 
 _PORTABLE = {*PLAIN} - {np.ndarray, np.generic}

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from raytorch.registry import Recipe, Registry
 from raytorch.reproducibility import generator_states
 from raytorch.session.allowed import DTYPES, MAKERS, STATEFUL, name_of
 from raytorch.session.outline import outline, tensors_in
+from raytorch.session.pickling import Pickler
 from raytorch.session.saved_files import FORMAT, OWN_CODE, SESSION, TENSORS, SavedObject, SavedSession, written
 from raytorch.session.saved_values import Unsaved, encode
 
@@ -256,7 +256,7 @@ _STORED = {
 }
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(Pickler):
     """Pickles what is the user's own, with names for tensors and objects that are saved elsewhere."""
 
     def __init__(self, file: io.BytesIO, names: _Names) -> None:

@@ -46,7 +46,7 @@ ROWS = [
     "tasks",
     "distributed",
     "checkpoint reproducibility registry session step_timer",
-    "session.hooks session.printed",
+    "session.hooks session.pickling session.printed",
     "session.peers session.program session.transfer session.interrupts session.untold",
     "session.results session.allowed session.outline session.saved_files",
     "session.saved_values",

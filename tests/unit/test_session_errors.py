@@ -96,6 +96,19 @@ def test_the_traceback_of_a_function_of_ones_own_is_shown(session: Session) -> N
     assert "in inner" in message
 
 
+def test_code_of_ones_own_has_its_source_on_the_workers(session: Session) -> None:
+    class Own(nn.Module):
+        def forward(self, tensor: Any) -> Any:
+            raise LookupError(inspect.getsource(Own.forward))
+
+    def double(tensor: Any) -> Any:
+        return 2 * tensor, inspect.getsource(double)
+
+    assert session.run(double, session.ones(1))[1] == inspect.getsource(double)
+    message = str(caught(session.module(Own)(session.ones(1)).fetch))
+    assert inspect.getsource(Own.forward) in message
+
+
 def test_arguments_that_are_no_tensors_are_shown_by_their_names(session: Session) -> None:
     class Silent:
         def __repr__(self) -> str:
