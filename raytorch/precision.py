@@ -1,5 +1,6 @@
 """The arithmetic of forward and backward: fp32 or bf16 autocast, and the memory layout that is fastest for it."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -111,7 +112,9 @@ _LSTM_OF_ONE: tuple[Any, ...] = (False, [], 2, 1, 1, True, False, False, True)
 def _choose_lstm() -> Library:
     """Let autocast compute LSTMs in the type that it casts to only where there is one; holds as long as the result."""
     library = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    library.impl("mkldnn_rnn_layer", _autocast_lstm, "AutocastCPU")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():  # torch 2.11 warns of any kernel that takes another's place
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        library.impl("mkldnn_rnn_layer", _autocast_lstm, "AutocastCPU")  # type: ignore[no-untyped-call]
     return library
 
 
