@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from raytorch.config import Checkpointing
 from raytorch.errors import CheckpointError, ModelFileError, RunNotFoundError, StorageError
 from raytorch.models import Architecture
+from raytorch.records import CheckpointManifest
 from raytorch.runs import (
     CHECKPOINT_FORMAT,
     CHECKPOINT_MANIFEST,
@@ -40,7 +41,6 @@ from raytorch.runs import (
     checkpoint_names,
     checkpoint_step,
     is_complete_checkpoint,
-    parse_manifest,
     read_manifest,
     require_format,
 )
@@ -165,29 +165,31 @@ def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
     Raises:
         CheckpointError: It is damaged, or what it holds is of no use there.
     """
-    with _explaining_misfit(folder.file(name)):
+    place = folder.file(name)
+    try:
+        manifest = read_manifest(folder, name)
+    except RunNotFoundError:
+        raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
+    require_format(manifest, place)
+    with _explaining_misfit(place):
         if folder.is_local:
-            yield SavedState(Path(folder.file(name)))
+            yield SavedState(Path(place), manifest)
             return
         with temporary_folder() as path:
-            for file in (CHECKPOINT_MANIFEST, MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE):
+            for file in (MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE):
                 with suppress(RunNotFoundError):  # which is told below
                     folder.fetch(f"{name}/{file}", Path(path, file))
-            yield SavedState(Path(path))
+            yield SavedState(path, manifest)
 
 
 class SavedState:
-    """A checkpoint in a local folder.
+    """A checkpoint in a local folder, whose ``manifest`` was read before.
 
-    Raises:
-        CheckpointError: A file is missing, cut short, damaged, or of another format.
+    Its methods raise CheckpointError for a file that is missing, cut short or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        path = self._existing(CHECKPOINT_MANIFEST)
-        self.manifest = parse_manifest(path.read_bytes(), str(path))
-        require_format(self.manifest, str(folder))
+    def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
+        self._folder, self.manifest = folder, manifest
 
     def model(self, device: torch.device) -> dict[str, Tensor]:
         """The model's state dict on ``device``."""
@@ -202,14 +204,10 @@ class SavedState:
         with _refusing_damage():
             return load_saved_state(self._folder, device)
 
-    def _existing(self, name: str) -> Path:
-        path = self._folder / name
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing; {RESUME_FROM_ANOTHER}")
-        return path
-
     def _checked(self, name: str) -> Path:
-        path = self._existing(name)
+        path = self._folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, or no file; {RESUME_FROM_ANOTHER}")
         size, expected = path.stat().st_size, self.manifest.files.get(name)
         if size != expected:
             raise CheckpointError(f"{path} has {size} bytes instead of {expected}; {RESUME_FROM_ANOTHER}")

@@ -29,6 +29,8 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe without a writer w
 _FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
 _NEW = os.O_WRONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL
 _GROWING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CREAT
+_NO_FILE = (errno.ENXIO, errno.EISDIR)
+"""Why sockets, and folders that are to be written, cannot be opened."""
 
 
 class LocalFolder:
@@ -175,21 +177,26 @@ class LocalFolder:
 
     @contextmanager
     def _explaining(self, name: str) -> Iterator[None]:
-        """Tell a link from other reasons why ``name`` cannot be opened."""
+        """Tell what is a link, or no file, from other reasons why ``name`` cannot be opened."""
         try:
             yield
-        except OSError:
+        except OSError as error:
             paths = [Path(self.path), *(Path(self.path, part) for part in _and_above(name))]
             link = next((path for path in paths if path.is_symlink()), None)
             if link:
                 raise UserError(f"{link} is a link, which is not followed; put in its place what it leads to") from None
+            if error.errno in _NO_FILE:
+                raise self._refusal(name) from None
             raise
 
     def _regular(self, descriptor: int, name: str, mode: str) -> Any:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise RecordError(f"{self.path}/{name} is not a file, but a folder, a pipe or a device; move it away")
+            raise self._refusal(name)
         return os.fdopen(descriptor, mode)
+
+    def _refusal(self, name: str) -> RecordError:
+        return RecordError(f"{self.path}/{name} is not a file, but a folder, a pipe or a device; move it away")
 
     def _replace(self, at: int, name: str, content: bytes | Iterable[bytes]) -> None:
         partial = f".{name}.{token_hex(8)}.partial"

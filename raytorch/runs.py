@@ -17,7 +17,7 @@ from raytorch.config_file import parse
 from raytorch.errors import CheckpointError, ConfigError, RecordError, RunExistsError, RunNotFoundError, UserError
 from raytorch.metrics import METRICS_FILE, read_metrics
 from raytorch.processes import Process
-from raytorch.records import CheckpointManifest, Summary, moment, parse_record, read_record
+from raytorch.records import CheckpointManifest, Summary, moment, read_record
 from raytorch.storage import RunFolder, absolute, in_job, is_relative, locate, run_folders, split
 from raytorch.text import shown
 
@@ -176,16 +176,10 @@ def read_manifest(folder: RunFolder, name: str) -> CheckpointManifest:
 
     Raises:
         RunNotFoundError: There is no such checkpoint.
-        CheckpointError: What it says is damaged.
+        CheckpointError: What it says is damaged, or no file that raytorch writes.
     """
-    path = f"{name}/{CHECKPOINT_MANIFEST}"
-    return parse_manifest(folder.read_bytes(path), folder.file(path))
-
-
-def parse_manifest(text: bytes, path: str) -> CheckpointManifest:
-    """The content of a ``checkpoint.json``, which is at ``path``. Raises CheckpointError."""
     try:
-        return parse_record(text, path, CheckpointManifest)
+        return read_record(folder, f"{name}/{CHECKPOINT_MANIFEST}", CheckpointManifest)
     except RecordError as error:
         raise CheckpointError(f"{error}; {RESUME_FROM_ANOTHER}") from None
 
@@ -250,11 +244,18 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_history(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, the newest of very many; what is none is left out and warned of."""
+    """The lines of a run's ``metrics.jsonl``, the newest of very many; what is none is left out and warned of.
+
+    So is the whole of it, if it is no file.
+    """
     if not folder.exists(METRICS_FILE):
         return []
-    with folder.open(METRICS_FILE) as stream:
-        return list(deque(read_metrics(stream, folder.file(METRICS_FILE)), LONGEST_HISTORY))
+    try:
+        with folder.open(METRICS_FILE) as stream:
+            return list(deque(read_metrics(stream, folder.file(METRICS_FILE)), LONGEST_HISTORY))
+    except RecordError as error:
+        logger.warning("%s", shown(error))
+        return []
 
 
 def _is_run(folder: RunFolder) -> bool:

@@ -102,7 +102,7 @@ def test_what_was_saved_comes_back(folder: RunFolder, tmp_path: Path) -> None:
 def test_weights_are_saved_contiguous_whatever_their_layout(local: RunFolder, tmp_path: Path) -> None:
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     keeper(local).save(model, ANY, {}, manifest(3))
-    assert torch.equal(SavedState(tmp_path / "run" / NAME).model(CPU)["weight"], model.weight)
+    assert torch.equal(opened(tmp_path / "run" / NAME).model(CPU)["weight"], model.weight)
 
 
 def test_a_local_checkpoint_is_in_place_when_it_has_been_saved_and_can_be_read_by_others(local: RunFolder) -> None:
@@ -279,7 +279,7 @@ def test_one_that_replaces_what_a_killed_attempt_left_is_put_in_place(local: Run
     (tmp_path / "run" / NAME / "model.safetensors").unlink()  # a kill while it was deleted, to be replaced
     stage(local, fill=5.0)
     keeper(local)
-    assert torch.equal(SavedState(tmp_path / "run" / NAME).model(CPU)["weight"], torch.full((3, 2), 5.0))
+    assert torch.equal(opened(tmp_path / "run" / NAME).model(CPU)["weight"], torch.full((3, 2), 5.0))
     assert local.folders() == [NAME]
 
 
@@ -346,7 +346,7 @@ def test_a_file_that_is_missing_is_named(local: RunFolder, tmp_path: Path, name:
     path.unlink()
     with pytest.raises(CheckpointError) as failure:
         read_all(path.parent)
-    assert str(failure.value) == f"{path} is missing; {ANOTHER}"
+    assert str(failure.value) == f"{path} is missing, or no file; {ANOTHER}"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "state.safetensors"])
@@ -361,7 +361,7 @@ def test_a_file_that_was_cut_short_is_named(local: RunFolder, tmp_path: Path, na
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as failure:
-        SavedState(tmp_path)
+        opened(tmp_path)
     assert str(failure.value) == f"{tmp_path}/checkpoint.json is missing; {ANOTHER}"
 
 
@@ -369,7 +369,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_is_damaged_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "checkpoint.json").write_text(text)
     with pytest.raises(CheckpointError) as failure:
-        SavedState(tmp_path)
+        opened(tmp_path)
     assert str(failure.value).startswith(f"{tmp_path}/checkpoint.json is damaged, or none of raytorch's: ")
     assert str(failure.value).endswith(f"; {ANOTHER}")
 
@@ -378,7 +378,7 @@ def test_an_older_format_is_refused_with_what_to_do(local: RunFolder, tmp_path: 
     path = save(local, tmp_path)
     change_manifest(path, format=1)
     with pytest.raises(CheckpointError) as failure:
-        SavedState(path)
+        opened(path)
     assert str(failure.value) == (
         f"{path} has format 1, which cannot be resumed; this raytorch reads format 2; resume it with the raytorch that "
         f"wrote it, or take its weights alone, with raytorch.serialization.load_model('{path}/model.safetensors')"
@@ -468,12 +468,18 @@ def test_weights_that_are_damaged_are_named(local: RunFolder, tmp_path: Path) ->
     path = save(local, tmp_path) / "model.safetensors"
     path.write_bytes(b"\xff" * path.stat().st_size)
     with pytest.raises(CheckpointError) as failure:
-        SavedState(path.parent).model(CPU)
+        opened(path.parent).model(CPU)
     assert str(failure.value).startswith(f"{path} is damaged: its header claims 18,446,744,073,709,551,615 bytes")
 
 
+def opened(path: Path) -> SavedState:
+    """The checkpoint in a folder."""
+    with open_checkpoint(RunFolder(str(path.parent.parent), path.parent.name), path.name) as saved:
+        return saved
+
+
 def read_all(path: Path) -> None:
-    saved = SavedState(path)
+    saved = opened(path)
     saved.model(CPU)
     saved.state()
 
