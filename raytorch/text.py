@@ -9,8 +9,9 @@ _LINE = re.compile(f"[{_COMMANDING}\t\n]")
 _LOG = re.compile(rf"(\x1b\[[0-9;]*m)|(?!\r)[{_COMMANDING}]")
 _WORD = re.compile(r"[^\s'\"]+")
 _ADDRESS = re.compile(
-    r"(\b[A-Za-z][\w+.-]{0,31}://)"
-    r"(?:[^\s/'\"?#@:]*:(?!\d+(?:[/?#\s'\"]|$))[^\s'\"]*@"  # key:secret@, and the secret may hold what it should not
+    r"(\b(?:((?i:s3a?|gc?s|abfss?|wasbs?))|[A-Za-z][\w+.-]{0,31})://)"
+    # key:secret@, and the secret may hold what it should not; what looks like a port is none before a bucket
+    r"(?:[^\s/'\"?#@:]*:(?(2)|(?!\d+(?:[/?#\s'\"]|$)))[^\s'\"]*@"
     r"|[^\s/'\"?#]*@)"
 )
 _OPTION = re.compile(

@@ -18,6 +18,10 @@ from raytorch.text import shown, shown_line, without_secrets
 SECRETS = {
     "s3://AKIAKEY:SECRETWORD@bucket/runs": "s3://***@bucket/runs",
     "s3://AKIAKEY:SEC/RETWORD+x=@bucket/runs?region=eu": "s3://***@bucket/runs?region=eu",
+    "s3://AKIAKEY:7/SECRETWORD@bucket/runs": "s3://***@bucket/runs",  # buckets have no ports
+    "S3://AKIAKEY:7?SECRETWORD@bucket": "S3://***@bucket",
+    "gs://key:443#SECRETWORD@bucket": "gs://***@bucket",
+    "abfss://key:0/SECRETWORD@account/x": "abfss://***@account/x",
     "s3://AKIAKEY@bucket/runs": "s3://***@bucket/runs",
     "gs://bucket/runs?access_token=SECRETWORD&retry_limit_seconds=5": (
         "gs://bucket/runs?access_token=***&retry_limit_seconds=5"
@@ -27,7 +31,8 @@ SECRETS = {
 }
 PLAIN = [
     *("s3://bucket/me@home/runs", "http://127.0.0.1:8265/#/jobs/a@b", "http://[::1]:8265", "s3://bucket/a:b/c"),
-    *("mail me@home: key=value", "/data/me:x@home/runs", "s3://bucket:9000/me@home"),
+    *("mail me@home: key=value", "/data/me:x@home/runs", "hdfs://host:9000/me@home"),
+    *("s3://bucket/runs?endpoint_override=localhost:9000", "ray://head:10001/a@b", "http://s3:9000/a@b"),
 ]
 
 
@@ -51,6 +56,7 @@ MADE_TO_LAST = {
     "addresses without an @": "a://b:" * LONG,
     "addresses behind an @": "a://k:s@" + "a://b:" * LONG,
     "addresses before an @": "a://b:1/" * LONG + "@",
+    "buckets before an @": "s3://b:1/" * LONG + "@",
     "schemes": "://" + "a." * LONG,
     "options": "a://?" + "key" * LONG,
     "questions": "a://" + "?key" * LONG,
