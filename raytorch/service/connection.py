@@ -16,7 +16,7 @@ from raytorch.access import TOKEN_PLACES, find_token
 from raytorch.cluster import AUTOSCALER_LABEL
 from raytorch.errors import ClusterError, JobNotFoundError
 from raytorch.service.capacity import Node
-from raytorch.service.http import Answer, Server, readable
+from raytorch.service.http import PROXY, Answer, Server, readable
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Ray's default, and where ``ray dashboard`` and ``kubectl port-forward`` lead by default."""
@@ -172,7 +172,12 @@ class Connection:
         except (OSError, HTTPException) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {self.url} ({_reason(error)}); is the address right, and the port "
-                "forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?"
+                f"forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?{self._about_proxies()}"
+            ) from None
+        except ValueError as error:  # of the name of the host, or of a proxy
+            raise ClusterError(
+                f"{self.url} cannot be asked: {_reason(error)}; give the URL of the cluster's dashboard, such as "
+                f"{DEFAULT_ADDRESS}, and in {PROXY}, if it is set, that of a proxy"
             ) from None
         if answer.status_code != 200:
             raise self._refused(answer.status_code)
@@ -180,6 +185,14 @@ class Connection:
             answer.json()["ray_version"]
         except (ValueError, KeyError, TypeError):
             raise ClusterError(f"what answers at {self.url} is no Ray dashboard; give its URL with --address") from None
+
+    def _about_proxies(self) -> str:
+        if not self.server.passes_proxy():
+            return ""
+        return (
+            " http_proxy is not used for clusters, whose token it could read: if one is to be used all the same, name "
+            f"it in {PROXY}"
+        )
 
     def _refused(self, status: int) -> ClusterError:
         if status in (401, 403):

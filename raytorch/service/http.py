@@ -2,9 +2,11 @@
 
 What carries a token goes to the server that was named and to no other: a redirect is refused. The bytes of an answer
 and the time that it may take, name look-up and headers included, are bounded. Nothing is unpacked, so no answer grows.
+A proxy that is set for the web is used for HTTPS alone, of which it sees nothing.
 """
 
 import json
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +14,11 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import IncompleteRead
+from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.parse import urlencode, urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
 from raytorch.errors import ClusterError
 
@@ -28,6 +31,9 @@ SLOWEST = 64 * 1024
 BLOCK = 64 * 1024
 QUEUED = 16
 """Blocks of an answer that wait for their reader."""
+
+PROXY = "RAYTORCH_PROXY"
+"""Environment variable that names the proxy to clusters, which sees what is asked of them by HTTP, and the token."""
 
 Result = TypeVar("Result")
 
@@ -73,6 +79,12 @@ class Server:
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self.url, self._headers = url, dict(headers)
+
+    def passes_proxy(self) -> bool:
+        """Whether a proxy that is set for the web would be between here and the server, if it were used."""
+        host = urlsplit(self.url).hostname or ""
+        web = self.url.startswith("http://") and "http" in getproxies()
+        return web and not (os.environ.get(PROXY) or _is_here(host) or proxy_bypass(host))
 
     def ask(
         self,
@@ -122,7 +134,7 @@ class Server:
     def _open(self, request: Request, timeout: float) -> Any:
         """The answer to a request, whatever its status, as soon as its headers are there."""
         try:
-            return build_opener(_Redirects()).open(request, timeout=timeout)
+            return build_opener(ProxyHandler(_proxies(self.url)), _Redirects()).open(request, timeout=timeout)
         except HTTPError as error:
             return error
 
@@ -176,6 +188,22 @@ class _Redirects(HTTPRedirectHandler):
         )
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _proxies(url: str) -> dict[str, str]:
+    """The proxies on the way to a server, by the scheme of its URL; none of those for hosts in ``no_proxy``."""
+    if _is_here(urlsplit(url).hostname or ""):
+        return {}
+    if named := os.environ.get(PROXY):
+        return {"http": named, "https": named}
+    return {scheme: proxy for scheme, proxy in getproxies().items() if scheme == "https"}
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def readable(text: str, longest: int = 2000) -> str:
