@@ -137,6 +137,15 @@ class Registry:
         if self._storages:
             self._storages.recount(handles, and_growing=and_growing)
 
+    def poison_overgrown(self, error: RemoteOpError) -> None:
+        """Put a call's error in place of tensors that it has left larger than their memory.
+
+        PyTorch does so where memory that is not its own should be resized, and reads beyond it ever after.
+        """
+        for handle, value in list(self.values.items()):
+            if isinstance(value, Tensor) and not is_lazy(value) and _is_overgrown(value):
+                self.put(handle, Poison(error))
+
     def __contains__(self, handle: int) -> bool:
         return handle in self.values
 
@@ -237,6 +246,13 @@ class _Storages:
 def _storages_of(value: Any) -> dict[int, int]:
     storages = [tensor.untyped_storage() for tensor in tensors_of(value)]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _is_overgrown(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or not tensor.numel():
+        return False
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return bool((tensor.storage_offset() + last + 1) * tensor.element_size() > tensor.untyped_storage().nbytes())
 
 
 def _can_grow(value: Any) -> bool:

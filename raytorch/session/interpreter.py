@@ -36,6 +36,7 @@ from raytorch.session.program import (
     bind,
 )
 from raytorch.session.results import describe, require_portable, shapes_of
+from raytorch.session.transfer import advised
 
 T = TypeVar("T")
 OnLeaf = dict[str, Callable[[Any], Any]]
@@ -129,6 +130,7 @@ class Interpreter:
                 failure = calls[instruction[0]].failure(instruction, error)
                 failure.instruction = (state.programs, place)
                 state.errors.append(failure)
+                self.registry.poison_overgrown(failure)
                 self._poison(calls[instruction[0]], instruction, failure, outgrown=isinstance(error, QuotaError))
 
     def _poison(self, call: "_Call", instruction: Instruction, error: RemoteOpError, *, outgrown: bool = False) -> None:
@@ -270,7 +272,7 @@ class _Call:
             rank=self._interpreter.rank,
             file=pattern.file,
             line=pattern.line,
-            reason=_said(lambda: f"{type(error).__name__}: {error}", f"{type(error).__name__} (it cannot say why)"),
+            reason=_said(lambda: advised(error), f"{type(error).__name__} (it cannot say why)"),
             traceback="" if isinstance(error, RaytorchError) else _said(lambda: _below(error), ""),
         )
         failure.cause = _said(lambda: failure_cause(error), Cause.ERROR)

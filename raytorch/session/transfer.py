@@ -122,6 +122,17 @@ class AdoptedMemory:
         return payload
 
 
+def advised(error: BaseException) -> str:
+    """What an error says, with what to do where it is about memory that came from the client."""
+    reason = f"{type(error).__name__}: {error}"
+    if "storage that is not resizable" not in reason:
+        return reason
+    return (
+        f"{reason}; a large tensor from the client keeps the memory that it came in: upload it anew, and resize a copy "
+        "of it, x = x.clone()"
+    )
+
+
 class _Writable:
     """An array that Ray marks read-only, as others could have it too, without the mark."""
 

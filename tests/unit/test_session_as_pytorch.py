@@ -194,6 +194,27 @@ def test_an_uploaded_tensor_can_be_resized(session: Session, length: int) -> Non
     assert out.tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("how", ["in place", "out", "function"])
+def test_a_large_uploaded_tensor_says_how_it_can_be_resized(session: Session, how: str) -> None:
+    """Its memory is not PyTorch's own, which takes several times as long to fill; PyTorch would read beyond it."""
+    x, other = session.tensor(torch.ones(400_000)), session.ones(3)
+    resize: dict[str, Callable[[], Any]] = {
+        "in place": lambda: x.resize_(500_000),
+        "out": lambda: torch.cat([session.ones(500_000)], out=x),
+        "function": lambda: session.run(grow, x),
+    }
+    for ask in (lambda: [resize[how](), session.synchronize()], lambda: x.sum().item(), lambda: x[3].item()):
+        with pytest.raises(RemoteOpError, match=r"storage that is not resizable; .* a copy of it, x = x\.clone\(\)"):
+            ask()
+    assert other.tolist() == [1, 1, 1]
+    x = session.tensor(torch.ones(400_000)).clone()
+    assert x.resize_(500_000)[:400_000].sum().item() == 400_000
+
+
+def grow(x: Tensor) -> None:
+    x.resize_(500_000)
+
+
 # -- hooks -------------------------------------------------------------------------------------------------------------
 
 SEEN: list[Any] = []
