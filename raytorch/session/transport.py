@@ -182,7 +182,10 @@ class Group:
         return WorkerGroupTrainer(
             _serve,
             worker_class=SessionWorker,
-            environment={"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": LONGEST_CALL_S},
+            environment={
+                "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": LONGEST_CALL_S,
+                "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # by which Ray 2.55 takes what is printed from the session
+            },
             train_loop_config={"setup": setup},
             backend_config=ProcessGroupConfig(self.resolved_backend, self.timeout_s),
             scaling_config=ray.train.ScalingConfig(
