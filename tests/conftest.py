@@ -49,11 +49,10 @@ def mnist_root(tmp_path_factory: pytest.TempPathFactory, mnist_archives: list[Pa
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    import ray
+    from own_ray import own_ray  # here, as unit tests need no ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with own_ray(num_cpus=2):
+        yield
 
 
 @pytest.fixture

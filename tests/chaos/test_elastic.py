@@ -1,11 +1,9 @@
 """Nodes of a cluster are killed and added: elastic runs go on with the workers that there are, and miss no sample."""
 
-import gc
 import json
 import os
 import sys
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from own_ray import rays_leftovers
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
@@ -42,15 +41,14 @@ class Nodes:
 
     def kill(self) -> None:
         """Kill a node's raylet, with which its workers end."""
-        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+        with rays_leftovers():
+            self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
 
     def close(self) -> None:
-        """Shut the cluster down and, where nobody minds, collect the sockets that it never closes."""
-        self._cluster.shutdown()
-        del self._cluster, self._nodes
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+        """Shut the cluster down."""
+        with rays_leftovers():
+            self._cluster.shutdown()
+            del self._cluster, self._nodes
 
     def replace_lost(self) -> None:
         while len(self._nodes) < 2:

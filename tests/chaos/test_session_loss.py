@@ -15,6 +15,7 @@ import cloudpickle
 import pytest
 import ray
 import torch
+from own_ray import own_ray
 from ray.util.state import list_actors, list_placement_groups
 
 import raytorch
@@ -45,16 +46,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    started = ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=True,
-        dashboard_port=0,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield Cluster(ray.get_runtime_context().gcs_address, f"http://{started.dashboard_url}")
-    ray.shutdown()
+    with own_ray(num_cpus=2, include_dashboard=True, dashboard_port=0) as started:
+        yield Cluster(ray.get_runtime_context().gcs_address, f"http://{started.dashboard_url}")
 
 
 def more(tensor: Any) -> Any:

@@ -21,11 +21,10 @@ ONE_GPU = {"workers": 1, "gpus_per_worker": 1}
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_with_a_gpu() -> Iterator[None]:
-    import ray
+    from own_ray import own_ray
 
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with own_ray(num_cpus=2, num_gpus=1):
+        yield
 
 
 def test_a_worker_with_a_gpu_trains_on_it_over_nccl_in_bf16(small_run: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import cloudpickle
 import pytest
 import ray
 import torch
+from own_ray import own_ray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,9 +34,8 @@ NAME = "shared"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray of this machine; yields its address."""
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    with own_ray(num_cpus=4):
+        yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")

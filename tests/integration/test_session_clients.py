@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from own_ray import own_ray
 
 import raytorch
 from raytorch import collectives
@@ -30,9 +31,8 @@ LARGE = 1 << 17
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray of this machine; yields its address."""
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    with own_ray(num_cpus=4):
+        yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,27 @@
+"""A Ray of this machine for the tests of a module."""
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+
+@contextmanager
+def own_ray(**options: Any) -> Iterator[Any]:
+    """Start a Ray and yield what ``ray.init`` gives; it ends with the context."""
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"} | options
+    yield ray.init("local", **options)
+    with rays_leftovers():
+        ray.shutdown()
+
+
+@contextmanager
+def rays_leftovers() -> Iterator[None]:
+    """Collect what Ray leaves to the garbage collector as it ends: sockets and, in 2.55, processes and files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
