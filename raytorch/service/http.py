@@ -79,6 +79,8 @@ class Server:
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self.url, self._headers = url, dict(headers)
+        # Once: from Python 3.12 on it reads all certificates of the machine.
+        self._opener = build_opener(ProxyHandler(_proxies(url)), _Redirects())
 
     def passes_proxy(self) -> bool:
         """Whether a proxy that is set for the web would be between here and the server, if it were used."""
@@ -134,7 +136,7 @@ class Server:
     def _open(self, request: Request, timeout: float) -> Any:
         """The answer to a request, whatever its status, as soon as its headers are there."""
         try:
-            return build_opener(ProxyHandler(_proxies(self.url)), _Redirects()).open(request, timeout=timeout)
+            return self._opener.open(request, timeout=timeout)
         except HTTPError as error:
             return error
 
