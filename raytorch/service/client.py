@@ -194,8 +194,9 @@ class Client:
             archive = staging / "project.zip"
             digest = fill(archive)
             mark(archive, job_id)
-            environment = _runtime_environment(run, archive, values, staging)
+            environment = _runtime_environment(run, values, staging)
             with self._connection.explaining():
+                environment["working_dir"] = self._connection.send(archive)
                 try:
                     self._connection.jobs.submit_job(
                         entrypoint=command,
@@ -343,10 +344,9 @@ class Client:
         )
 
 
-def _runtime_environment(run: str, archive: Path, values: Mapping[str, str], staging: Path) -> dict[str, Any]:
+def _runtime_environment(run: str, values: Mapping[str, str], staging: Path) -> dict[str, Any]:
     [package] = raytorch.__path__
     environment: dict[str, Any] = {
-        "working_dir": str(archive),
         "py_modules": [package],
         "excludes": ["__pycache__"],
         # The job's own folder, where it runs, ends with the cluster.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -98,6 +99,14 @@ class Connection:
                 return list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
             except RayStateApiException as error:
                 raise RuntimeError(error) from None
+
+    def send(self, archive: Path) -> str:
+        """Send a zip archive to the cluster; answers with the URI that it has there.
+
+        Of itself Ray 2.55's client of jobs sends folders alone. Its method for a file is Ray 2.60's too.
+        """
+        uri: str = self.jobs._upload_package_if_needed(str(archive), include_gitignore=False, is_file=True)
+        return uri
 
     @contextmanager
     def explaining(self, job: str | None = None) -> Iterator[None]:

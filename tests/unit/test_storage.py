@@ -91,7 +91,7 @@ def test_a_way_up_is_refused_in_a_uri(monkeypatch: pytest.MonkeyPatch, store: st
 
 @pytest.mark.parametrize("storage", ["/mnt/raytorch", "/shared", "s3://b/me", "s3://b", "s3://b/runs?region=eu"])
 def test_the_base_of_a_job_is_the_storage_of_its_record(storage: str, tmp_path: Path) -> None:
-    environment = _runtime_environment(join(storage, "first"), tmp_path / "project.zip", {}, tmp_path)
+    environment = _runtime_environment(join(storage, "first"), {}, tmp_path)
     assert environment["env_vars"][BASE] == storage
 
 
