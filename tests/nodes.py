@@ -5,12 +5,15 @@ up, and takes them down when its standard input closes.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
 if __name__ == "__main__":
     temp, port, head_cpus, *cpus = sys.argv[1:]
+    # Where Ray notes the address of a head, whatever the head's own folder: it fails if no Ray has made it yet.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     head = {
         "num_cpus": int(head_cpus),
         "include_dashboard": True,
