@@ -34,6 +34,7 @@ def train_and_tell_steps(job: dict[str, Any]) -> None:
     training.train(training.Job(**job))
 
 
+@pytest.mark.timeout(600 + 180 * KILLS)
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
     for module in (killing, sys.modules[__name__]):

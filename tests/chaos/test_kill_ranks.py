@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from killing import Killer, often_saved, tell_steps
 from whole_runs import assert_bitwise_equal, plan, weights
 
@@ -77,6 +78,7 @@ def train(run: RunPlan, meetings: Path, killer: Killer | None = None) -> int:
     raise AssertionError("the run does not end")
 
 
+@pytest.mark.timeout(600 + 120 * KILLS)
 def test_a_run_whose_ranks_are_killed_again_and_again_ends_with_the_same_bits(
     small_run: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -24,8 +24,13 @@ from raytorch.session.client import Session
 NAME = "crowded"
 ROUNDS = int(os.environ.get("RAYTORCH_TEST_ROUNDS", "60"))
 REPEATS = int(os.environ.get("RAYTORCH_TEST_REPEATS", "1"))
+PATIENCE_S = 120 + ROUNDS
+"""Seconds within which all rounds are done, on however busy a machine."""
 ELEMENTS = 64
 LARGE = 1 << 17
+
+
+pytestmark = pytest.mark.timeout(300 + 2 * PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,7 @@ def test_two_clients_in_collectives_at_once_get_their_own_sums(session: Session,
     with guest(cluster, 1_000_000, ROUNDS) as other:
         start(other)
         mine = reduce_in_rounds(session, 1 + repeat, ROUNDS)
-        theirs, errors = other.communicate(timeout=120)
+        theirs, errors = other.communicate(timeout=PATIENCE_S)
     assert (mine, theirs) == ([], "done\n"), errors[-3000:]
 
 
@@ -116,7 +121,7 @@ def test_a_client_that_is_killed_in_the_middle_of_collectives_stops_nobody(sessi
         assert reduce_in_rounds(session, 1, ROUNDS // 2) == []
         dying.send_signal(signal.SIGKILL)
         assert reduce_in_rounds(session, 1, ROUNDS // 2) == []
-        theirs, errors = staying.communicate(timeout=120)
+        theirs, errors = staying.communicate(timeout=PATIENCE_S)
     assert theirs == "done\n", errors[-3000:]
 
 
@@ -127,7 +132,7 @@ def test_large_data_of_a_client_reaches_all_ranks_while_another_works(session: S
         for _ in range(3):
             assert torch.equal(torch.cat(session.scatter(local).fetch(all=True)), local)
             assert torch.equal(session.tensor(local[1]).fetch(all=True)[1], local[1])
-        theirs, errors = other.communicate(timeout=120)
+        theirs, errors = other.communicate(timeout=PATIENCE_S)
     assert theirs == "done\n", errors[-3000:]
 
 
