@@ -49,10 +49,12 @@ def absolute(path: str) -> str:
 
 def from_here(path: str) -> str:
     """``path`` as it is shortest named in a command: a folder below the current one without what leads there."""
-    here = Path.cwd()
-    if in_job() or "://" in path or not Path(path).is_relative_to(here):
+    try:
+        shorter = str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
         return path
-    shorter = str(Path(path).relative_to(here))
+    if in_job():  # whose current folder is not the reader's
+        return path
     return shorter if is_relative(shorter) and not shorter.startswith("-") else path
 
 
