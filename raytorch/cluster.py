@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
             is started here, and stopped after the block. A Ray that this process has already joined is used as it is.
 
     Raises:
-        ClusterError: No cluster answers at the address within seconds, or it refuses the token.
+        ClusterError: No cluster answers at the address within seconds, or it refuses the token; or no Ray starts here.
         UserError: The address is a dashboard's URL.
     """
     prepare_ray(address)
@@ -131,8 +132,8 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     with _without_dashboard(), _taking_the_token(cluster):
         try:
             joined = ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
-        except (ConnectionError, ValueError) as error:
-            raise ClusterError(f"the cluster at {cluster} cannot be joined: {error}") from None
+        except Exception as error:  # the type that Ray itself raises for a node that does not start (2.55 and 2.60)
+            raise ClusterError(_why_not_joined(cluster, error)) from None
     delete_abandoned()
     if not cluster:
         note_ray_session(joined.address_info["session_dir"])
@@ -143,6 +144,15 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
         while _set_here:
             os.environ.pop(_set_here.pop(), None)
+
+
+def _why_not_joined(cluster: str | None, error: Exception) -> str:
+    if cluster:
+        return f"the cluster at {cluster} cannot be joined: {error}"
+    return (
+        f"no Ray starts on this machine: {error}; on a machine with too much to do it may the next time, else look at "
+        f"the logs in {tempfile.gettempdir()}/ray/session_latest/logs"
+    )
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Whether a process has joined a Ray, asked while another thread still imports it."""
+"""Joining a Ray: asked while another thread still imports it, and where none can start."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 SLOW_RAY = """
 import time
@@ -27,3 +29,15 @@ importing.join()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
+
+
+def test_a_ray_that_cannot_start_is_told_with_the_reason(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)  # more than the path of a socket may have
+    folder.mkdir()
+    code = "from raytorch.cluster import joined_ray\nwith joined_ray(): pass"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
+    )
+    *_, told = result.stderr.splitlines()
+    assert "ClusterError: no Ray starts on this machine: validate_socket_filename failed: AF_UNIX path length" in told
+    assert result.returncode == 1
