@@ -9,71 +9,18 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
+from forged_sessions import good, making, refused, watched_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_process import local_session
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from safetensors.torch import save_file
+from torch import nn
 
 from raytorch.errors import RaytorchError, RemoteOpError, SessionError
 from raytorch.session import restoring
-
-LARGE = 32 * 2**20
-
-
-class WatchedMemory(TorchDispatchMode):
-    """Lets no tensor of many elements be made, and notes that it would have been."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[Any] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        shape = args[0] if args and isinstance(args[0], list) else []
-        on_meta = any(part.device.type == "meta" for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor))
-        is_large = all(isinstance(size, int) for size in shape) and torch.Size(shape).numel() > LARGE
-        if is_large and not on_meta and str(kwargs.get("device")) != "meta":
-            self.made.append(shape)
-            raise MemoryError(f"{function} would make a tensor of {shape}")
-        return function(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def watched_memory() -> Iterator[WatchedMemory]:
-    """Watches what the workers make while they restore."""
-    memory, restore = WatchedMemory(), restoring.restore
-
-    def watched(*args: Any, **options: Any) -> Any:
-        with memory:
-            return restore(*args, **options)
-
-    with mock.patch.object(restoring, "restore", watched):
-        yield memory
-
-
-def good(folder: Path) -> dict[str, Any]:
-    """Save a session; what its session.json says."""
-    session = local_session()
-    net = session.module(nn.Sequential, session.module(nn.Linear, 4, 3), session.module(nn.LSTM, 3, 2))
-    optimizer = session.optimizer("adam", net.parameters(), lr=0.1)
-    scheduler = session.scheduler(torch.optim.lr_scheduler.StepLR, optimizer, step_size=2)
-    leaf = session.ones(3, requires_grad=True)
-    session.save(folder)
-    assert session.handles()[-1]["handle"] == leaf.handle > scheduler.handle
-    return content_of(folder)
-
-
-def content_of(folder: Path) -> dict[str, Any]:
-    """What session.json says."""
-    content: dict[str, Any] = json.loads((folder / "rank-0" / "session.json").read_text())
-    return content
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +38,6 @@ def forged(content: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """A copy of what session.json says, to be changed and written with :func:`refused`."""
     yield copy.deepcopy(content)
     (folder / "rank-0" / "session.json").write_text(json.dumps(content))
-
-
-def refused(folder: Path, forged: Any, *, trust: bool = False) -> str:
-    """The only error of restoring what session.json is made to say, with nothing large made and no handle left."""
-    text = forged if isinstance(forged, str) else json.dumps(forged)
-    (folder / "rank-0" / "session.json").write_text(text)
-    session = local_session()
-    with watched_memory() as memory, pytest.raises(RaytorchError) as caught:
-        session.restore(folder, trust=trust)
-    assert not memory.made
-    assert "SessionError" in str(caught.value)
-    assert session.handles() == []
-    return str(caught.value)
-
-
-def making(name: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """An object of session.json's."""
-    return {"make": name, "args": list(args), "kwargs": kwargs, "groups": [], "state": None, "modes": {}}
 
 
 PLACES = [
@@ -166,59 +95,6 @@ def test_nothing_but_the_listed_classes_is_made(folder: Path, forged: dict[str, 
 def test_a_value_of_another_kind_is_refused(folder: Path, forged: dict[str, Any], value: Any) -> None:
     forged["objects"].append(making("torch.nn.Linear", 2, value))
     refused(folder, forged)
-
-
-SMALL = {"patch": 2, "dim": 4, "heads": 2, "feedforward": 8, "dropout": 0.0}
-BOMBS = {
-    "linear": making("torch.nn.Linear", 60_000, 60_000),
-    "linear_on_a_device": making("torch.nn.Linear", 60_000, 60_000, device="cpu"),
-    "overflowing": making("torch.nn.Linear", 2**62, 2**62),
-    "buffer": making("raytorch.layers.PositionalEncoding", 1024, 0.0, 10**9),
-    "deep": making("torch.nn.LSTM", 1, 1, num_layers=10**9),
-    "transformer": making("torch.nn.Transformer", 4, 2, 10**9),
-    "copies": making("torch.nn.TransformerEncoder", {"object": 0}, 10**9),
-    "copies_by_name": making("torch.nn.TransformerDecoder", num_layers=10**9, decoder_layer={"object": 0}),
-    "model": making("raytorch.models.mlp", {"tuple": [1, 4, 4]}, 3, hidden=[10**6, 10**6], dropout=0.0),
-    "layers": making("raytorch.models.vit", {"tuple": [1, 4, 4]}, 3, layers=10**9, **SMALL),
-    "convolution": making("torch.nn.Conv3d", 10_000, 10_000, 99),
-    "channels": making("torch.nn.BatchNorm1d", 10**11),
-    "a_number_of_a_thousand_digits": making("torch.nn.Linear", 1, int("9" * 1000)),
-}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved session of one module, which has no tensors."""
-    folder = tmp_path_factory.mktemp("plain") / "saved"
-    session = local_session()
-    net = session.module(nn.ReLU)
-    session.save(folder)
-    assert len(content_of(folder)["objects"]) == net.handle == 1
-    return folder
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_some_bytes_make_nothing_large(plain: Path, name: str) -> None:
-    forged = content_of(plain)
-    forged["objects"][1:] = [BOMBS[name]]
-    message = refused(plain, forged)
-    assert any(reason in message for reason in REASONS), message
-
-
-REASONS = (
-    "far more memory than its file",
-    "is missing",
-    "layers are more than the 0 modules",
-    "overflowed",
-    "out of range",
-)
-
-
-def test_layers_are_copied_no_oftener_than_the_file_lists_them(plain: Path) -> None:
-    forged = content_of(plain)
-    copies = making("torch.nn.TransformerEncoder", {"object": 0}, 1000, enable_nested_tensor=False)
-    forged["objects"][1:] = [copies | {"modes": {str(number): True for number in range(999)}}]
-    assert "more than the 999 modules" in refused(plain, forged)
 
 
 def test_sizes_that_are_not_the_files_are_refused(folder: Path, forged: dict[str, Any]) -> None:
@@ -430,61 +306,3 @@ def test_a_damaged_session_is_restored_or_refused(folder: Path, content: dict[st
     assert decoy.read_text() == "precious"
     assert sorted(file.name for file in folder.parent.iterdir()) == ["decoy", "saved"]
     assert sorted(file.name for file in (folder / "rank-0").iterdir()) == ["session.json", "tensors.safetensors"]
-
-
-def forged_of(folder: Path, objects: list[dict[str, Any]], **tensors: Tensor) -> str:
-    """The only error of restoring a session of these objects and tensors."""
-    session = local_session()
-    session.save(folder)
-    leaves = {f"tensor/{name}": content.is_floating_point() for name, content in tensors.items()}
-    said = content_of(folder) | {"objects": objects, "leaves": leaves}
-    path = folder / "rank-0" / "tensors.safetensors"
-    save_file(load_file(path) | {f"tensor/{name}": content for name, content in tensors.items()}, path)
-    return refused(folder, said)
-
-
-def sgd_state(**entries: Any) -> dict[str, Any]:
-    """The state of an SGD with these entries for its only parameter."""
-    group = [["params", [0]], ["lr", 0.1], ["momentum", 0], ["dampening", 0], ["weight_decay", 0], ["nesterov", False]]
-    group += [["maximize", False], ["foreach", None], ["differentiable", False], ["fused", None]]
-    state = {"dict": [[0, {"dict": [[key, value] for key, value in entries.items()]}]]}
-    return {"dict": [["state", state], ["param_groups", [{"dict": group}]]]}
-
-
-MUCH = "it would take far more memory than its file has tensors for"
-
-
-def test_many_objects_with_a_state_for_the_same_tensor_are_refused(tmp_path: Path) -> None:
-    objects = [making("torch.optim.Adagrad", [{"tensor": "tensor/a"}]) for _ in range(100)]
-    assert MUCH in forged_of(tmp_path / "saved", objects, a=torch.zeros(2**18))
-
-
-def test_a_state_that_makes_many_of_one_tensor_is_refused(tmp_path: Path) -> None:
-    state = sgd_state(**{f"k{number}": {"tensor": "tensor/b"} for number in range(100)})
-    objects = [making("torch.optim.SGD", [{"tensor": "tensor/a"}]) | {"state": state}]
-    told = forged_of(
-        tmp_path / "saved", objects, a=torch.zeros(1, dtype=torch.float64), b=torch.zeros(2**18, dtype=torch.int8)
-    )
-    assert MUCH in told
-
-
-@pytest.mark.parametrize("state", [None, {"dict": []}])
-def test_modules_that_share_modules_without_end_are_refused(tmp_path: Path, state: Any) -> None:
-    objects = [making("torch.nn.ReLU")]
-    for number in range(0, 60, 2):  # each has the one before it in two places
-        objects.append(making("torch.nn.Sequential", {"object": number}))
-        objects.append(making("torch.nn.Sequential", {"object": number}, {"object": number + 1}))
-    objects[-1]["state"] = state
-    assert "places and" in forged_of(tmp_path / "saved", objects)
-
-
-def test_modules_in_more_levels_than_any_has_are_refused(tmp_path: Path) -> None:
-    objects = [making("torch.nn.ReLU"), *(making("torch.nn.Sequential", {"object": n}) for n in range(200))]
-    assert "101 levels" in forged_of(tmp_path / "saved", objects)
-
-
-def test_a_schedule_takes_no_powers_of_whole_numbers(tmp_path: Path) -> None:
-    """Of which the least here has a hundred million digits."""
-    endless = making("torch.optim.lr_scheduler.MultiStepLR", {"object": 0}, {"counter": [[0, 10**9]]}, gamma=2**62 - 1)
-    objects = [making("torch.optim.SGD", [{"tensor": "tensor/a"}]), endless]
-    assert "OverflowError" in forged_of(tmp_path / "saved", objects, a=torch.zeros(1))

@@ -1,0 +1,32 @@
+"""What tests of runs share: their folders, as training leaves them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raytorch.config import RunConfig
+from raytorch.config_file import dump
+from raytorch.runs import (
+    plan_run,
+)
+from raytorch.storage import RunFolder
+
+
+def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
+    """A checkpoint whose manifest says that it has ``files`` of so many bytes; each has three."""
+    path = Path(folder.path, f"checkpoint_{step:08d}")
+    path.mkdir(parents=True)
+    for name in files:
+        (path / name).write_bytes(b"abc")
+    (path / "checkpoint.json").write_text(json.dumps({"format": 2, "step": step, "files": files}))
+    return path
+
+
+def started(config: RunConfig, name: str = "mine", **saved: Any) -> RunFolder:
+    """A run of which the configuration and a checkpoint are there."""
+    plan = plan_run(config, name)
+    plan.folder.write_text("config.yaml", dump(plan.config))
+    path = add_checkpoint(plan.folder, 5, {"model.safetensors": 3}) / "checkpoint.json"
+    saved |= {"config": plan.config.model_dump(mode="json")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | saved))
+    return plan.folder
