@@ -5,10 +5,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,16 @@ def running_cluster(home: Path, environment: pytest.MonkeyPatch) -> Iterator[Clu
     there.shut_down()
     process.stdout.close()
     subprocess.run(["rm", "-rf", str(temp)], check=True)
+
+
+def raytorch(cluster: Cluster, *arguments: str, at: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"RAY_API_SERVER_ADDRESS": cluster.url}
+    command = [str(BIN / "raytorch"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=at or cluster.home, env=environment, check=False)
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.2)

@@ -8,16 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from job_cluster import BIN, TESTS, Cluster, running_cluster
+from job_cluster import BIN, TESTS, Cluster, raytorch, running_cluster, wait_until
 from job_scripts import FAILING_STEP, ODD_SCRIPT, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
 from raytorch import Client
@@ -52,19 +50,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def client(cluster: Cluster) -> Client:
     return Client(cluster.url)
-
-
-def raytorch(cluster: Cluster, *arguments: str, at: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAY_API_SERVER_ADDRESS": cluster.url}
-    command = [str(BIN / "raytorch"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=at or cluster.home, env=environment, check=False)
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import cloudpickle
 import pytest
 import ray
 import torch
-from own_ray import own_ray
+from session_clients import guest, ray_of_this_machine, told_to_work, wait_until
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,9 +31,8 @@ NAME = "shared"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A Ray of this machine; yields its address."""
-    with own_ray(num_cpus=4):
-        yield ray.get_runtime_context().gcs_address
+    with ray_of_this_machine() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +46,6 @@ def session(opened: Session) -> Iterator[Session]:
     """The one session of these tests: each finds nothing in it, and leaves nothing."""
     yield opened
     wait_until(lambda: opened.handles() == [], 10)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------
@@ -327,45 +317,12 @@ def test_a_million_operations_leave_the_workers_memory_where_it_was(session: Ses
 
 # -- other clients -----------------------------------------------------------------------------------------------------
 
-GUEST = f"""
-import sys
-import raytorch
-with raytorch.connect(name={NAME!r}) as session:
-    sys.stdin.readline()
-    theirs = session.get(int(sys.argv[1]))
-    mine = theirs * 10
-    theirs += 1
-    print(session.workers, mine.fetch(all=True)[1].tolist(), flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def guest(cluster: str, handle: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that joins the session, works with a handle when it is told to, and stays until its input ends."""
-    command = [sys.executable, "-c", GUEST, str(handle)]
-    environment = os.environ | {"RAY_ADDRESS": cluster}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def told_to_work(process: subprocess.Popen[str]) -> str:
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return process.stdout.readline()
-
 
 def test_a_client_that_joins_by_name_sees_a_handle_and_its_own_are_freed_when_it_goes(
     session: Session, cluster: str
 ) -> None:
     tensor = session.scatter(torch.tensor([1.0, 2.0]))
-    with guest(cluster, tensor.handle) as leaving, guest(cluster, tensor.handle) as killed:
+    with guest(cluster, NAME, tensor.handle) as leaving, guest(cluster, NAME, tensor.handle) as killed:
         assert told_to_work(leaving) == "2 [20.0]\n"
         assert told_to_work(killed) == "2 [30.0]\n"
         assert tensor.fetch(all=True) == [torch.tensor([3.0]), torch.tensor([4.0])]

@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import ray
 import torch
-from own_ray import own_ray
+from session_clients import ray_of_this_machine, wait_until
 
 import raytorch
 from raytorch import collectives
@@ -35,22 +33,14 @@ pytestmark = pytest.mark.timeout(300 + 2 * PATIENCE_S)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """A Ray of this machine; yields its address."""
-    with own_ray(num_cpus=4):
-        yield ray.get_runtime_context().gcs_address
+    with ray_of_this_machine() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def session(cluster: str) -> Iterator[Session]:
     with raytorch.connect(workers=2, name=NAME, timeout_s=60) as session:
         yield session
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def reduce_in_rounds(session: Session, first: int, rounds: int) -> list[str]:
