@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +42,18 @@ _set_here: set[str] = set()
 """Settings that are to go again, as other processes that this one starts may join a cluster."""
 _is_confined = False
 """Whether ray was imported to be used on this machine alone, which lasts for as long as the process."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """The Ray that a :func:`joined_ray` has joined."""
+
+    is_own: bool
+    """Whether it was started here."""
+
+
+_joined: _Joined | None = None
+_leaving = threading.Lock()
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -118,6 +131,7 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
         ClusterError: No cluster answers at the address within seconds, or it refuses the token; or no Ray starts here.
         UserError: The address is a dashboard's URL.
     """
+    global _joined
     prepare_ray(address)
     import ray
 
@@ -131,19 +145,38 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     options = {} if cluster else {"include_dashboard": False}
     with _without_dashboard(), _taking_the_token(cluster):
         try:
-            joined = ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
+            context = ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
         except Exception as error:  # the type that Ray itself raises for a node that does not start (2.55 and 2.60)
             raise ClusterError(_why_not_joined(cluster, error)) from None
+    _joined = joined = _Joined(is_own=not cluster)
     delete_abandoned()
     if not cluster:
-        note_ray_session(joined.address_info["session_dir"])
+        note_ray_session(context.address_info["session_dir"])
     try:
         with _ending_on_sigterm():
             yield
     finally:
-        ray.shutdown()
+        if _joined is joined:  # and none that was joined after it was left
+            leave_ray()
         while _set_here:
             os.environ.pop(_set_here.pop(), None)
+
+
+def has_own_ray() -> bool:
+    """Whether the Ray that this process has joined was started by :func:`joined_ray`, and nobody will start its parts
+    again."""
+    return _joined is not None and _joined.is_own
+
+
+def leave_ray() -> None:
+    """Leave the Ray that :func:`joined_ray` has joined before its block ends; one that was joined before it stays."""
+    global _joined
+    import ray
+
+    with _leaving:
+        if _joined:
+            ray.shutdown()
+        _joined = None
 
 
 def _why_not_joined(cluster: str | None, error: Exception) -> str:

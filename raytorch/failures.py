@@ -1,39 +1,24 @@
 """What ends a run: failures that no restart can mend, and the cause as the workers told it and Ray saw it."""
 
-import os
 import re
-import socket
-import threading
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 import ray
 import ray.train
 
 from raytorch.causes import Cause, is_storage_fault
 from raytorch.monitor import Failure, Status
+from raytorch.ray_watch import HeadLostError, RayletLostError, is_raylet_lost
 from raytorch.worker_group import lost_workers
 
-LOOK_S = 2.0
-"""Seconds between two looks at Ray's head process and raylet."""
 NODE_NOTICE_S = 20.0
 """Ray takes a node for dead some 15 s after it fell silent."""
 
 _GRAVITY = (Cause.HOST_MEMORY, Cause.LOST_NODE, Cause.TIMEOUT, Cause.LOST_WORKER)
 """Where several workers were lost, the first of these explains the others."""
-
-
-class HeadLostError(ray.exceptions.RayError):
-    """Ray's head process, the GCS, no longer answers."""
-
-
-class RayletLostError(ray.exceptions.RayError):
-    """The raylet of the driver's machine is gone, and with it all of Ray there."""
-
-    def __init__(self) -> None:
-        super().__init__("the raylet of the driver's machine died, killed or crashed, and with it all of Ray there")
 
 
 _OF_RAY = (
@@ -47,48 +32,11 @@ _OF_RAY = (
     ray.exceptions.RpcError,
 )
 """What a call raises when a part of Ray is gone, and not because of what it called."""
-_PARTS = {"RunMonitor": "the run's monitor", "WorkerGroupController": "the run's controller"}
-
-
-class RayWatch:
-    """Asks in a thread of its own whether Ray's head process and the raylet here are there.
-
-    Without the one Ray ends this process after a minute, without the other after a quarter of one (Ray 2.60), before it
-    can say why.
-
-    Attributes:
-        patience: Seconds without the head process after which it is lost: half of those that Ray has, as it may be
-            started again. A raylet is not.
-    """
-
-    def __init__(self) -> None:
-        self.patience = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", 60)) / 2  # noqa: SIM112
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._head = (host.strip("[]"), int(port))
-        self._raylet = _raylet_address()
-        self._seen = time.monotonic()
-        self._is_raylet_gone = False
-        self._ended = threading.Event()
-
-    def require(self) -> None:
-        """Raise HeadLostError or RayletLostError if one of them is lost."""
-        if self._is_raylet_gone:
-            raise RayletLostError
-        if (silence := time.monotonic() - self._seen) > self.patience:
-            raise HeadLostError(f"Ray's head process (gcs_server) has not answered for {silence:.0f} s")
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._look, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-
-    def _look(self) -> None:
-        while not self._ended.wait(LOOK_S):
-            self._is_raylet_gone |= _is_deserted(self._raylet)
-            with suppress(OSError), socket.create_connection(self._head, timeout=LOOK_S):
-                self._seen = time.monotonic()
+_PARTS = {
+    "RunMonitor": "the run's monitor",
+    "WorkerGroupController": "the run's controller",
+    "Board": "the sweep's board",
+}
 
 
 class StopOnFinalFailure(ray.train.UserCallback):
@@ -133,29 +81,11 @@ def _lost_part(error: Exception) -> str:
     if isinstance(error, HeadLostError | RayletLostError):
         return str(error)
     with suppress(Exception):  # what tells it may be gone as well
-        if _is_deserted(_raylet_address()):
+        if is_raylet_lost():
             return str(RayletLostError())
     name = re.search(r"class_name: (\w+)", str(error))
     part = _PARTS.get(name[1] if name else "", "a process of Ray's")
     return f"{part} died, killed or crashed"
-
-
-def _raylet_address() -> tuple[str, int]:
-    """Where the raylet of this machine listens, on which a run's monitor and controller depend."""
-    here = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here)
-    return node["NodeManagerAddress"], node["NodeManagerPort"]
-
-
-def _is_deserted(address: tuple[str, int]) -> bool:
-    """Whether nobody listens there, as the system says at once on the same machine; what only is late does not."""
-    try:
-        socket.create_connection(address, timeout=LOOK_S).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _as_told(failure: Failure, cause: Cause) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
     """Start the workers, pass on their news, and write down how it ends."""
     import ray
 
-    from raytorch.failures import RayWatch
     from raytorch.monitor import Status, start_monitor
+    from raytorch.ray_watch import RayWatch
     from raytorch.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
 
     with record.kept():
@@ -83,7 +83,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
             with RayWatch() as parts:
                 if not _follow(fit, monitor, see, parts):
                     return record.abandon()
-            see(ray.get(monitor.status.remote()))
+                see(parts.wait_for(monitor.status.remote()))
         except ray.exceptions.RayError as error:  # what the workers end with is in fit.error
             _abandon(fit, error)
             raise record.fail(error, status) from None
@@ -100,15 +100,12 @@ def _follow(fit: Any, monitor: Any, watch: Watch, parts: Any) -> bool:
 
     The answer is False if the run was to stop before it had any workers, which may never come.
     """
-    import ray
-
     stopping = False
     while True:
         try:
             if fit.done.wait(POLL_INTERVAL_S):
                 return True
-            parts.require()
-            status = ray.get(monitor.status.remote())
+            status = parts.wait_for(monitor.status.remote())
             if watch(status):
                 monitor.request_stop.remote()
             if status.stopping and not status.attempts:
@@ -123,7 +120,7 @@ def _follow(fit: Any, monitor: Any, watch: Watch, parts: Any) -> bool:
 
 def _abandon(fit: Any, error: Exception) -> None:
     """End the workers after a part of Ray was lost, as far as what is left of it can."""
-    from raytorch.failures import HeadLostError, RayletLostError
+    from raytorch.ray_watch import HeadLostError, RayletLostError
 
     if isinstance(error, RayletLostError):
         living_children()  # a raylet of this process's own: let go of it, and what it has started sees that and ends

@@ -15,10 +15,10 @@ import psutil
 
 
 @contextmanager
-def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A ``raytorch train`` with an embedded Ray, which does not outlive the block."""
+def command(*arguments: str, name: str = "train") -> Iterator[subprocess.Popen[bytes]]:
+    """A ``raytorch train``, or another command, with an embedded Ray, which does not outlive the block."""
     with subprocess.Popen(
-        [Path(sys.executable).with_name("raytorch"), "train", *arguments],
+        [Path(sys.executable).with_name("raytorch"), name, *arguments],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

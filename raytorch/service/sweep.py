@@ -138,23 +138,31 @@ def _supervise(plan: SweepPlan, watch: Watch) -> dict[str, Any]:
 
 def _run_trials(plan: SweepPlan, record: "_Record", watch: Watch) -> dict[str, Any]:
     before = plan.results(record.stopped)
+    from ray.exceptions import RayError
+
+    from raytorch.ray_watch import RayWatch
     from raytorch.service.board import start_board
 
-    board = start_board()
-    tuning = _Tuning(plan, board, [result.is_over for result in before], record.stopped)
-    tuning.start()
-    stopping = _follow(tuning, board, record, lambda news, stopping: watch(_status(before, news, record, stopping)))
-    if tuning.error:
-        raise tuning.error
+    def show(news: Any, stopping: bool) -> None:
+        watch(_status(before, news, record, stopping))
+
+    try:
+        with RayWatch() as parts:
+            board = start_board()
+            tuning = _Tuning(plan, board, [result.is_over for result in before], record.stopped)
+            tuning.start()
+            stopping = _follow(tuning, board, parts, record, show)
+        if tuning.error:
+            raise tuning.error
+    except RayError as error:
+        raise record.lose_ray(error) from None
     results = plan.results(record.stopped)
     watch(SweepStatus([result.row() for result in results], stopping))
     return record.end(results, stopping)
 
 
-def _follow(tuning: "_Tuning", board: Any, record: "_Record", show: Callable[[Any, bool], None]) -> bool:
-    """Wait for the end; answers whether Ctrl-C has brought it about."""
-    import ray
-
+def _follow(tuning: "_Tuning", board: Any, parts: Any, record: "_Record", show: Callable[[Any, bool], None]) -> bool:
+    """Wait for the end; answers whether Ctrl-C has brought it about. Raises RayError if a part of Ray is lost."""
     stopping = False
     while True:
         try:
@@ -162,7 +170,7 @@ def _follow(tuning: "_Tuning", board: Any, record: "_Record", show: Callable[[An
                 record.keep()
                 return stopping
             record.keep()
-            show(ray.get(board.news.remote()), stopping)
+            show(parts.wait_for(board.news.remote()), stopping)
         except KeyboardInterrupt:
             if stopping:
                 raise
@@ -325,6 +333,19 @@ class _Record:
         if len(self._kept) != len(self.stopped):
             with suppress(StorageError):  # out of reach for a while, or for good, which the trials tell
                 self._write({})
+
+    def lose_ray(self, error: Exception) -> TrainingError:
+        """Write down that a part of Ray was lost; returns the exception to raise."""
+        from raytorch.failures import diagnose
+        from raytorch.monitor import Status
+
+        details = diagnose(error, Status())
+        self._update({"state": "failed", "error": details})
+        write_end(self._folder, RECORD_FILE, self._content)
+        return TrainingError(
+            f"{details['message']}\na part of Ray was lost, killed or crashed, for want of memory, say; raytorch sweep "
+            f"--resume {self._folder} goes on with the trials that are not over, from their latest checkpoints"
+        )
 
     def end(self, results: Sequence[Result], stopping: bool) -> dict[str, Any]:
         """Write down what the sweep came to.

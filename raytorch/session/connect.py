@@ -59,7 +59,8 @@ def connect(
     try:
         resources.enter_context(joined_ray(address))
         from raytorch.session.client import Session  # not before Ray's settings are chosen
-        from raytorch.session.transport import Connection, Group, Guest, Owner
+        from raytorch.session.connection import Connection
+        from raytorch.session.transport import Group, Guest, Owner
         from raytorch.session.worker import Limits
 
         if workers is None and name is not None:

@@ -1,13 +1,21 @@
-"""Parts of Ray that a run cannot do without are killed; the run says which, leaves nothing behind, and can go on."""
+"""Parts of Ray that nothing can do without are killed: whoever needs it is told which, and nothing stays behind."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from commands import command, is_alive, wait_until, with_its_children
 
 from raytorch.runs import latest_checkpoint, plan_resume, read_summary
+from raytorch.service.sweep import plan_resumed_sweep
 from raytorch.storage import RunFolder
 
+HEAD = "Ray's head process (gcs_server) died, killed or crashed"
+RAYLET = "the raylet of the driver's machine died, killed or crashed, and with it all of Ray there"
 GOES_ON = "a part of Ray was lost, killed or crashed, for want of memory, say; raytorch train --resume goes on"
 
 
@@ -16,7 +24,8 @@ GOES_ON = "a part of Ray was lost, killed or crashed, for want of memory, say; r
     [
         ("ray::RunMonitor", "the run's monitor died, killed or crashed"),
         ("ray::WorkerGroup", "the run's controller died, killed or crashed"),
-        ("raylet", "the raylet of the driver's machine died, killed or crashed, and with it all of Ray there"),
+        ("gcs_server", HEAD),
+        ("raylet", RAYLET),
     ],
 )
 def test_a_part_of_ray_that_is_killed_is_the_cause_that_the_run_ends_with(
@@ -26,9 +35,7 @@ def test_a_part_of_ray_that_is_killed_is_the_cause_that_the_run_ends_with(
     options = ["--set", "epochs=100000", "--set", "scaling.workers=1", "--name", "endless"]
     with command(str(small_config), *options) as running:
         wait_until(lambda: folder.exists() and latest_checkpoint(folder) is not None, running)
-        processes = with_its_children(running.pid)
-        (part,) = [process for process in processes if process.name().startswith(name)]
-        part.kill()
+        processes = kill_part(running.pid, name)
         output, errors = running.communicate(timeout=120)
     said = errors.decode()
     assert running.returncode == 1, said
@@ -39,5 +46,86 @@ def test_a_part_of_ray_that_is_killed_is_the_cause_that_the_run_ends_with(
     assert [line for line in said.splitlines() if "(raylet)" in line] == []
     summary = read_summary(folder)
     assert (summary["state"], summary["error"]["cause"], summary["error"]["message"]) == ("failed", "lost_ray", told)
-    wait_until(lambda: not any(is_alive(process) for process in processes))
+    wait_until(lambda: not any(map(is_alive, processes)))
     assert plan_resume(folder.path).folder.path == folder.path  # nothing is in its way
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("ray::Board", "the sweep's board died, killed or crashed"), ("gcs_server", HEAD)]
+)
+def test_a_sweep_that_loses_a_part_of_ray_keeps_what_is_finished_and_can_go_on(
+    small_run: dict[str, Any], tmp_path: Path, name: str, told: str
+) -> None:
+    storage = small_run.pop("storage")
+    run = small_run | {"scaling": {"workers": 1}}
+    sweep = {"name": "s", "run": run, "parameters": {"epochs": {"grid": [1, 100_000]}}, "storage": storage}
+    file, folder = tmp_path / "sweep.yaml", RunFolder(storage, "s")
+    file.write_text(yaml.safe_dump(sweep | {"concurrency": 1}))
+    endless = RunFolder(str(folder), "trial-001")
+    with command(str(file), "--name", "s", name="sweep") as running:
+        wait_until(lambda: endless.exists() and latest_checkpoint(endless) is not None, running)
+        processes = kill_part(running.pid, name)
+        output, errors = running.communicate(timeout=120)
+    said = errors.decode()
+    assert running.returncode == 1, said
+    assert output == b""
+    assert f"{told}\n" in said
+    assert f"raytorch sweep --resume {folder} goes on with the trials that are not over" in said
+    assert "Traceback" not in said
+    record = json.loads(folder.read_text("sweep.json"))
+    assert (record["state"], record["error"]["cause"], record["error"]["message"]) == ("failed", "lost_ray", told)
+    wait_until(lambda: not any(map(is_alive, processes)))
+    assert [result.is_over for result in plan_resumed_sweep(str(folder)).results({})] == [True, False]
+
+
+SESSION = """
+import sys, time
+import ray
+import raytorch
+from raytorch.errors import SessionLostError
+
+session = raytorch.connect(workers=1)
+tensor = session.ones(1)
+tensor.item()
+print("ready", flush=True)
+try:
+    session.run(time.sleep, 1000)
+except SessionLostError as lost:
+    print(lost, flush=True)
+while ray.is_initialized():  # which would end this process
+    time.sleep(0.1)
+for use in (tensor.item, lambda: session.ones(2), session.handles, session.stats):
+    try:
+        use()
+    except SessionLostError as lost:
+        print(lost, flush=True)
+with raytorch.connect(workers=1) as another:
+    session.close()
+    print(another.ones(1).item())
+"""
+
+
+@pytest.mark.parametrize(("name", "told"), [("gcs_server", HEAD), ("raylet", RAYLET)])
+def test_a_process_whose_session_loses_ray_is_told_and_can_connect_again(name: str, told: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SESSION], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as client:
+        try:
+            assert client.stdout
+            assert client.stdout.readline() == b"ready\n"
+            processes = kill_part(client.pid, name)
+            output, errors = client.communicate(timeout=170)
+        finally:
+            client.kill()
+    assert errors.decode() == ""
+    assert output.decode().splitlines() == [f"the session is lost: {told}; connect again"] * 5 + ["1.0"]
+    assert client.returncode == 0
+    wait_until(lambda: not any(map(is_alive, processes)))
+
+
+def kill_part(pid: int, name: str) -> list[Any]:
+    """Kill the process whose name begins so of those that one has started; answers with that and all of them."""
+    processes = with_its_children(pid)
+    (part,) = [process for process in processes if process.name().startswith(name)]
+    part.kill()
+    return processes

@@ -153,6 +153,27 @@ def test_a_client_that_joined_is_told_why_its_session_has_ended(cluster: Cluster
         guest.close()
 
 
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("SessionHost", "its host, the actor that brings clients and workers together, died, killed or crashed"),
+        ("WorkerGroupController", "its controller died, killed or crashed"),
+    ],
+)
+def test_an_actor_of_a_session_that_is_killed_ends_it_for_whoever_waits(cluster: Cluster, part: str, told: str) -> None:
+    wait_until(lambda: cluster.leftovers() == [], 30)
+    with raytorch.connect(workers=1) as session, ThreadPoolExecutor(1) as pool:
+        worker = session.run(os.getpid)
+        pending = pool.submit(session.run, time.sleep, 1000)
+        (actor,) = [each for each in list_actors(cluster.state) if each.class_name == part and each.state == "ALIVE"]
+        os.kill(actor.pid, signal.SIGKILL)
+        for wait in (lambda: pending.result(timeout=60), session.ones(1).item):
+            with pytest.raises(SessionLostError, match=f"^the session is lost: {told}; connect again$"):
+                wait()
+    wait_until(lambda: cluster.leftovers() == [], 30)
+    wait_until(lambda: not is_alive(worker), 10)
+
+
 OWNER = """
 import os, sys
 import raytorch

@@ -61,7 +61,9 @@ ROWS = [
     # ray
     "access",
     "cluster monitor worker_group session.host",
+    "ray_watch",
     "session.worker",
+    "session.connection",
     "session.transport",
     "session.connect elastic failures",
     "record training",
@@ -87,7 +89,7 @@ TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = [
     *ROWS[: ROWS.index("runs sweep_file") + 1],
     "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
-    "access cluster monitor worker_group elastic failures record trainer session.host session.connect",
+    "access cluster monitor worker_group ray_watch elastic failures record trainer session.host session.connect",
     *ROWS[ROWS.index("service") :],
 ]
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,17 @@ from ray.core.generated.common_pb2 import NodeDeathInfo
 from whole_runs import plan
 
 from raytorch import access, trainer
-from raytorch.cluster import AUTOSCALER_LABEL, joined_ray, prepare_ray, require_resources, scales_itself
+from raytorch.cluster import (
+    AUTOSCALER_LABEL,
+    has_own_ray,
+    joined_ray,
+    leave_ray,
+    prepare_ray,
+    require_resources,
+    scales_itself,
+)
 from raytorch.config import RunConfig, SweepConfig
-from raytorch.errors import ResourceError, UserError
+from raytorch.errors import ClusterError, ResourceError, UserError
 from raytorch.runs import RunPlan
 from raytorch.service import scaling, sweep
 from raytorch.sweep_file import Sweep, Trial
@@ -150,6 +159,42 @@ def test_other_addresses_in_the_environment_are_joined(
         with joined_ray():
             pass
     assert joined == [(address, address) for address in ("10.0.0.1:6379", "auto", "ray://head:10001")]
+
+
+def test_a_ray_that_was_left_early_is_not_left_again(
+    monkeypatch: pytest.MonkeyPatch, joined: list[tuple[str, str | None]]
+) -> None:
+    left: list[str] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: left.append(joined[-1][0]))
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(joined_ray())
+        assert has_own_ray()
+        leave_ray()
+        leave_ray()
+        assert not has_own_ray()
+        second.enter_context(joined_ray("auto"))
+        assert not has_own_ray()
+        first.close()
+        assert left == ["local"]  # what was joined since then is not the first one's to leave
+    assert left == ["local", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        (None, "no Ray starts on this machine: timed out"),
+        ("auto", "the cluster at auto cannot be joined: timed"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_told(
+    monkeypatch: pytest.MonkeyPatch, joined: list[tuple[str, str | None]], address: str | None, told: str
+) -> None:
+    def init(address: str, **_: object) -> None:
+        raise Exception("timed out during startup")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ClusterError, match=f"^{told}"), joined_ray(address):
+        pass
 
 
 def test_a_dashboard_that_is_to_be_joined_is_refused(joined: list[tuple[str, str | None]]) -> None:

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-from raytorch import failures
+from raytorch import failures, ray_watch
 from raytorch.causes import Cause
 from raytorch.failures import diagnose
 from raytorch.monitor import Failure, Status
@@ -131,7 +132,7 @@ def of_actor(name: str) -> Exception:
         (of_actor("RunMonitor"), "the run's monitor died, killed or crashed"),
         (of_actor("WorkerGroupController"), "the run's controller died, killed or crashed"),
         (ActorUnavailableError("RPC error: unavailable", None), "a process of Ray's died, killed or crashed"),
-        (failures.HeadLostError("Ray's head process is gone"), "Ray's head process is gone"),
+        (ray_watch.HeadLostError("Ray's head process is gone"), "Ray's head process is gone"),
     ],
 )
 def test_a_part_of_ray_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
@@ -161,7 +162,7 @@ def test_a_raylet_that_is_gone_takes_the_others_with_it(monkeypatch: pytest.Monk
 def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A head process and a raylet that listen until they are closed."""
     head, raylet = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
-    monkeypatch.setattr(failures, "LOOK_S", 0.01)
+    monkeypatch.setattr(ray_watch, "LOOK_S", 0.01)
     address, port = raylet.getsockname()
     node = {"NodeID": HERE, "Alive": True, "NodeManagerAddress": address, "NodeManagerPort": port}
     context = SimpleNamespace(gcs_address="{}:{}".format(*head.getsockname()), get_node_id=lambda: HERE)
@@ -171,7 +172,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(head=head, raylet=raylet)
 
 
-def look(watch: failures.RayWatch, parts: SimpleNamespace, times: int) -> None:
+def look(watch: ray_watch.RayWatch, parts: SimpleNamespace, times: int) -> None:
     """Let a watch look so many times at what there is."""
     parts.raylet.settimeout(20)
     for _ in range(times):
@@ -179,7 +180,7 @@ def look(watch: failures.RayWatch, parts: SimpleNamespace, times: int) -> None:
         watch.require()
 
 
-def require_again_and_again(watch: failures.RayWatch) -> None:
+def require_again_and_again(watch: ray_watch.RayWatch) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         watch.require()
@@ -187,20 +188,47 @@ def require_again_and_again(watch: failures.RayWatch) -> None:
 
 
 def test_a_head_process_is_lost_when_it_has_long_not_answered(parts: SimpleNamespace) -> None:
-    with failures.RayWatch() as watch:
+    with ray_watch.RayWatch() as watch:
         look(watch, parts, 100)
         parts.head.close()
         watch.patience = 0.5
         time.sleep(1)
-        with pytest.raises(failures.HeadLostError, match="has not answered for"):
+        with pytest.raises(ray_watch.HeadLostError, match="has not answered for"):
             watch.require()
 
 
+def test_a_head_process_that_was_started_here_is_lost_as_soon_as_it_refuses(
+    parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_watch, "has_own_ray", lambda: True)
+    lost: SimpleQueue[Exception] = SimpleQueue()
+    with ray_watch.RayWatch(lost.put) as watch:
+        look(watch, parts, 3)
+        parts.head.close()
+        assert isinstance(lost.get(timeout=20), ray_watch.HeadLostError)
+        with pytest.raises(ray_watch.HeadLostError, match="died, killed or crashed"):
+            watch.require()
+
+
+def test_who_waits_for_an_answer_is_told_that_a_part_of_ray_is_lost(
+    parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(reference: str, timeout: float) -> None:
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", get)
+    with ray_watch.RayWatch() as watch, pytest.raises(ray_watch.RayletLostError):
+        watch.wait_for("what is never there", parts.raylet.close)
+    monkeypatch.setattr(ray, "get", pytest.fail)
+    with pytest.raises(ray_watch.RayletLostError):
+        watch.wait_for("what would start another Ray")
+
+
 def test_a_raylet_is_lost_as_soon_as_it_refuses(parts: SimpleNamespace) -> None:
-    with failures.RayWatch() as watch:
+    with ray_watch.RayWatch() as watch:
         look(watch, parts, 3)
         parts.raylet.close()
-        with pytest.raises(failures.RayletLostError, match="the raylet of the driver's machine died"):
+        with pytest.raises(ray_watch.RayletLostError, match="the raylet of the driver's machine died"):
             require_again_and_again(watch)
 
 
