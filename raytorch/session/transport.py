@@ -182,6 +182,7 @@ class Owner(Connection):
     def _end(self) -> None:
         if self._fit.done.is_set():
             self._telling.join()
+            self._fit.end()  # a controller that was killed has left what it held
         else:
             self._is_closing = True
             for actor in self._actors:
