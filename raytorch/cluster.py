@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from raytorch import access
 from raytorch.errors import ClusterError, ResourceError, UserError
+from raytorch.processes import kill_writers
 from raytorch.temporary import delete_abandoned, note_ray_session
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -40,6 +42,8 @@ _EMBEDDED_SETTINGS = {
 
 _set_here: set[str] = set()
 """Settings that are to go again, as other processes that this one starts may join a cluster."""
+_AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")
+"""How the names of the processes begin that a raylet starts to help it (Ray 2.60)."""
 _is_confined = False
 """Whether ray was imported to be used on this machine alone, which lasts for as long as the process."""
 
@@ -48,8 +52,8 @@ _is_confined = False
 class _Joined:
     """The Ray that a :func:`joined_ray` has joined."""
 
-    is_own: bool
-    """Whether it was started here."""
+    session: Path | None
+    """The folder of its logs, if it was started here."""
 
 
 _joined: _Joined | None = None
@@ -148,10 +152,10 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
             context = ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
         except Exception as error:  # the type that Ray itself raises for a node that does not start (2.55 and 2.60)
             raise ClusterError(_why_not_joined(cluster, error)) from None
-    _joined = joined = _Joined(is_own=not cluster)
+    _joined = joined = _Joined(None if cluster else Path(context.address_info["session_dir"]))
     delete_abandoned()
-    if not cluster:
-        note_ray_session(context.address_info["session_dir"])
+    if joined.session:
+        note_ray_session(str(joined.session))
     try:
         with _ending_on_sigterm():
             yield
@@ -165,7 +169,7 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
 def has_own_ray() -> bool:
     """Whether the Ray that this process has joined was started by :func:`joined_ray`, and nobody will start its parts
     again."""
-    return _joined is not None and _joined.is_own
+    return _joined is not None and _joined.session is not None
 
 
 def leave_ray() -> None:
@@ -176,6 +180,8 @@ def leave_ray() -> None:
     with _leaving:
         if _joined:
             ray.shutdown()
+            if _joined.session:  # where another part has died they would go on for most of a minute
+                kill_writers(_joined.session, *_AGENTS)
         _joined = None
 
 

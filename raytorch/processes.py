@@ -101,11 +101,12 @@ def children() -> set[int]:
     return found
 
 
-def kill_writers(folder: Path, name: str) -> None:
-    """Kill those processes of this user's that keep a file below a folder open, and whose name begins so (Linux)."""
+def kill_writers(folder: Path, *names: str) -> None:
+    """Kill this user's processes that keep a file below a folder open and whose names begin so (Linux)."""
+    beginnings = tuple(name.encode() for name in names)
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (entry / "comm").read_bytes().startswith(name.encode()) and _keeps_open(entry, folder):
+            if (entry / "comm").read_bytes().startswith(beginnings) and _keeps_open(entry, folder):
                 os.kill(int(entry.name), signal.SIGKILL)
 
 

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -32,6 +33,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raytorch.storage import RunFolder
 
 START_POLL_S = 0.05
+ANSWER_POLL_S = 0.5
+"""Seconds after which who waits for the workers asks whether they were abandoned."""
 
 
 @dataclass
@@ -116,6 +119,11 @@ class WorkerGroupTrainer(DataParallelTrainer):
         super().__init__(function, **options)
         self._scaling_policy, self._worker_class = scaling_policy, worker_class
         self._environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **(environment or {})}
+        self._abandoned = threading.Event()
+
+    def abandon(self) -> None:
+        """Let :meth:`fit` end within a second, whatever becomes of the workers: who waits when Ray is left is ended."""
+        self._abandoned.set()
 
     def _create_default_callbacks(self) -> list[Any]:
         # No Ray Data is used, and workers do not outlive the driver: these actors would only delay the start.
@@ -130,10 +138,16 @@ class WorkerGroupTrainer(DataParallelTrainer):
         actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)(WorkerGroupController)
         self.controller = actor.remote(self._worker_class, **options | {"scaling_policy": policy})
         try:
-            ray.get(self.controller.run.remote())
-            return ray.get(self.controller.get_result.remote())
+            self._wait_for(self.controller.run.remote())
+            return self._wait_for(self.controller.get_result.remote())
         finally:
             self.controller = None
+
+    def _wait_for(self, answer: Any) -> Any:
+        while not self._abandoned.is_set():
+            with suppress(ray.exceptions.GetTimeoutError):
+                return ray.get(answer, timeout=ANSWER_POLL_S)
+        raise RuntimeError("the workers were abandoned")
 
 
 class BackgroundFit:
@@ -158,6 +172,11 @@ class BackgroundFit:
             ray.kill(controller)
         self.done.wait()
         free_abandoned_resources()
+
+    def abandon(self) -> None:
+        """Wait for the workers no longer, before a Ray is left that may have lost them."""
+        self._trainer.abandon()
+        self.done.wait(4 * ANSWER_POLL_S)
 
     def _run(self) -> None:
         try:

@@ -127,7 +127,11 @@ class Connection:
         """Leave what is left of Ray, which would end this process, once those who wait have heard of it."""
         self._lose(str(error))
         if not self._left.wait(2 * ANSWER_POLL_S):
+            self._abandon_workers()
             leave_ray()
+
+    def _abandon_workers(self) -> None:
+        """Wait for the workers no longer."""
 
     def _has_ray(self) -> bool:
         """Whether Ray is there, as it answers now."""

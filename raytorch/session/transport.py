@@ -107,6 +107,9 @@ class Owner(Connection):
                 raise self.lost(0, error) from None
         raise SessionLostError(f"the session's workers could not be started: {brief(self._fit.error)}")
 
+    def _abandon_workers(self) -> None:
+        self._fit.abandon()
+
     def _last_word(self, patience: float = LAST_WORD_S) -> str | None:
         if not self._fit.done.wait(patience):
             return None

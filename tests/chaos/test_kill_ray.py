@@ -80,11 +80,11 @@ def test_a_sweep_that_loses_a_part_of_ray_keeps_what_is_finished_and_can_go_on(
 
 SESSION = """
 import sys, time
-import ray
 import raytorch
 from raytorch.errors import SessionLostError
 
 session = raytorch.connect(workers=1)
+import ray
 tensor = session.ones(1)
 tensor.item()
 print("ready", flush=True)
