@@ -57,7 +57,7 @@ class _Joined:
 
 
 _joined: _Joined | None = None
-_leaving = threading.Lock()
+_leaving = threading.RLock()
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -139,6 +139,8 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     prepare_ray(address)
     import ray
 
+    with _leaving:  # a Ray that another thread is about to leave
+        pass
     if ray.is_initialized():
         with _ending_on_sigterm():
             yield
@@ -170,6 +172,13 @@ def has_own_ray() -> bool:
     """Whether the Ray that this process has joined was started by :func:`joined_ray`, and nobody will start its parts
     again."""
     return _joined is not None and _joined.session is not None
+
+
+@contextmanager
+def leaving_ray() -> Iterator[None]:
+    """Have whoever joins a Ray wait until the block, in which :func:`leave_ray` may be called, is done."""
+    with _leaving:
+        yield
 
 
 def leave_ray() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from raytorch.causes import Cause
-from raytorch.cluster import leave_ray
+from raytorch.cluster import leave_ray, leaving_ray
 from raytorch.errors import SessionError, SessionLostError
 from raytorch.ray_watch import ANSWER_POLL_S, RayWatch
 from raytorch.session.program import Report
@@ -125,10 +125,11 @@ class Connection:
 
     def _lose_ray(self, error: Exception) -> None:
         """Leave what is left of Ray, which would end this process, once those who wait have heard of it."""
-        self._lose(str(error))
-        if not self._left.wait(2 * ANSWER_POLL_S):
-            self._abandon_workers()
-            leave_ray()
+        with leaving_ray():
+            self._lose(str(error))
+            if not self._left.wait(2 * ANSWER_POLL_S):
+                self._abandon_workers()
+                leave_ray()
 
     def _abandon_workers(self) -> None:
         """Wait for the workers no longer."""

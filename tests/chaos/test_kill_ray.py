@@ -50,11 +50,8 @@ def test_a_part_of_ray_that_is_killed_is_the_cause_that_the_run_ends_with(
     assert plan_resume(folder.path).folder.path == folder.path  # nothing is in its way
 
 
-@pytest.mark.parametrize(
-    ("name", "told"), [("ray::Board", "the sweep's board died, killed or crashed"), ("gcs_server", HEAD)]
-)
 def test_a_sweep_that_loses_a_part_of_ray_keeps_what_is_finished_and_can_go_on(
-    small_run: dict[str, Any], tmp_path: Path, name: str, told: str
+    small_run: dict[str, Any], tmp_path: Path
 ) -> None:
     storage = small_run.pop("storage")
     run = small_run | {"scaling": {"workers": 1}}
@@ -64,16 +61,16 @@ def test_a_sweep_that_loses_a_part_of_ray_keeps_what_is_finished_and_can_go_on(
     endless = RunFolder(str(folder), "trial-001")
     with command(str(file), "--name", "s", name="sweep") as running:
         wait_until(lambda: endless.exists() and latest_checkpoint(endless) is not None, running)
-        processes = kill_part(running.pid, name)
+        processes = kill_part(running.pid, "gcs_server")
         output, errors = running.communicate(timeout=120)
     said = errors.decode()
     assert running.returncode == 1, said
     assert output == b""
-    assert f"{told}\n" in said
+    assert f"{HEAD}\n" in said
     assert f"raytorch sweep --resume {folder} goes on with the trials that are not over" in said
     assert "Traceback" not in said
     record = json.loads(folder.read_text("sweep.json"))
-    assert (record["state"], record["error"]["cause"], record["error"]["message"]) == ("failed", "lost_ray", told)
+    assert (record["state"], record["error"]["cause"], record["error"]["message"]) == ("failed", "lost_ray", HEAD)
     wait_until(lambda: not any(map(is_alive, processes)))
     assert [result.is_over for result in plan_resumed_sweep(str(folder)).results({})] == [True, False]
 
@@ -84,7 +81,6 @@ import raytorch
 from raytorch.errors import SessionLostError
 
 session = raytorch.connect(workers=1)
-import ray
 tensor = session.ones(1)
 tensor.item()
 print("ready", flush=True)
@@ -92,33 +88,30 @@ try:
     session.run(time.sleep, 1000)
 except SessionLostError as lost:
     print(lost, flush=True)
-while ray.is_initialized():  # which would end this process
-    time.sleep(0.1)
 for use in (tensor.item, lambda: session.ones(2), session.handles, session.stats):
     try:
         use()
     except SessionLostError as lost:
         print(lost, flush=True)
-with raytorch.connect(workers=1) as another:
+with raytorch.connect(workers=1) as another:  # at once
     session.close()
     print(another.ones(1).item())
 """
 
 
-@pytest.mark.parametrize(("name", "told"), [("gcs_server", HEAD), ("raylet", RAYLET)])
-def test_a_process_whose_session_loses_ray_is_told_and_can_connect_again(name: str, told: str) -> None:
+def test_a_process_whose_session_loses_ray_is_told_and_can_connect_again() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SESSION], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as client:
         try:
             assert client.stdout
             assert client.stdout.readline() == b"ready\n"
-            processes = kill_part(client.pid, name)
+            processes = kill_part(client.pid, "raylet")
             output, errors = client.communicate(timeout=170)
         finally:
             client.kill()
     assert errors.decode() == ""
-    assert output.decode().splitlines() == [f"the session is lost: {told}; connect again"] * 5 + ["1.0"]
+    assert output.decode().splitlines() == [f"the session is lost: {RAYLET}; connect again"] * 5 + ["1.0"]
     assert client.returncode == 0
     wait_until(lambda: not any(map(is_alive, processes)))
 
