@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -63,10 +63,7 @@ class ScriptRun:
         """
         if self._folder.exists(SUMMARY_FILE):
             raise RunExistsError(f"{self._folder} exists already; take another --name")
-        # A request to stop reaches the script as well: its end decides what is written down.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note_stop)
-        with self._folder.claimed():
+        with self._noting_stops(), self._folder.claimed():
             try:
                 with LiveFiles(self._folder) as files:
                     self._write(seen=_now())
@@ -78,6 +75,17 @@ class ScriptRun:
                     raise
                 _tell(f"the end of {LOG} could not be kept: {error}")
         return 128 - status if status < 0 else status
+
+    @contextmanager
+    def _noting_stops(self) -> Iterator[None]:
+        """Note requests to stop, which reach the script as well: its end decides what is written down."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._note_stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _follow(self, log: "Output", files: LiveFiles) -> int:
         """Start the script, pass its output on, and wait for its end."""
