@@ -58,6 +58,8 @@ class _Joined:
 
 _joined: _Joined | None = None
 _leaving = threading.RLock()
+_before_sigterm: list[Any] = []
+"""The handlers of SIGTERM that were there before each :func:`joined_ray` that goes on."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -232,11 +234,13 @@ def _ending_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _before_sigterm.append(signal.signal(signal.SIGTERM, signal.default_int_handler))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        before = _before_sigterm.pop()
+        if not _before_sigterm:  # the last to leave, who need not have been the first to come
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def require_resources(

@@ -24,6 +24,7 @@ app.add_typer(data.app, name="data", help="Download the files of a data set, or 
 
 def main() -> None:
     """Run the command line."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _run()
     except SystemExit as end:
@@ -33,10 +34,11 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _run() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         secrets.load()  # this may be the driver of a job
         sys.exit(app(standalone_mode=False) or 0)

@@ -64,8 +64,7 @@ class Connection:
         token = find_token()
         # Given with each request: whether Ray's clients look for a token themselves depends on RAY_AUTH_MODE.
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.server = Server(self.url, self._headers)
-        self._greet()
+        self.server = self._greet()
         from ray.job_submission import JobSubmissionClient
 
         _quieten()
@@ -174,33 +173,34 @@ class Connection:
             time.sleep(AGENT_PAUSE_S)
         return answer
 
-    def _greet(self) -> None:
+    def _greet(self) -> Server:
         """Ask for the version: Ray's client would import ray before it finds that nothing answers."""
         try:
-            answer = self.server.ask("/api/version", within=ANSWER_S, most=GREETING_BYTES)
+            server = Server(self.url, self._headers)
+        except ValueError as error:
+            raise self._unnamed(error) from None
+        try:
+            answer = server.ask("/api/version", within=ANSWER_S, most=GREETING_BYTES)
         except (OSError, HTTPException) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {self.url} ({_reason(error)}); is the address right, and the port "
-                f"forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?{self._about_proxies()}"
+                f"forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?{_about_proxies(server)}"
             ) from None
-        except ValueError as error:  # of the name of the host, or of a proxy
-            raise ClusterError(
-                f"{self.url} cannot be asked: {_reason(error)}; give the URL of the cluster's dashboard, such as "
-                f"{DEFAULT_ADDRESS}, and in {PROXY}, if it is set, that of a proxy"
-            ) from None
+        except ValueError as error:
+            raise self._unnamed(error) from None
         if answer.status_code != 200:
             raise self._refused(answer.status_code)
         try:
             answer.json()["ray_version"]
         except (ValueError, KeyError, TypeError):
             raise ClusterError(f"what answers at {self.url} is no Ray dashboard; give its URL with --address") from None
+        return server
 
-    def _about_proxies(self) -> str:
-        if not self.server.passes_proxy():
-            return ""
-        return (
-            " http_proxy is not used for clusters, whose token it could read: if one is to be used all the same, name "
-            f"it in {PROXY}"
+    def _unnamed(self, error: ValueError) -> ClusterError:
+        """What is wrong with the name of the host, or of a proxy."""
+        return ClusterError(
+            f"{self.url} cannot be asked: {_reason(error)}; give the URL of the cluster's dashboard, such as "
+            f"{DEFAULT_ADDRESS}, and in {PROXY}, if it is set, that of a proxy"
         )
 
     def _refused(self, status: int) -> ClusterError:
@@ -211,6 +211,15 @@ class Connection:
                 "which are looked into in this order"
             )
         return ClusterError(f"what answers at {self.url} is no Ray dashboard (HTTP {status}); give its URL")
+
+
+def _about_proxies(server: Server) -> str:
+    if not server.passes_proxy():
+        return ""
+    return (
+        " http_proxy is not used for clusters, whose token it could read: if one is to be used all the same, name it "
+        f"in {PROXY}"
+    )
 
 
 def _reason(error: Exception) -> str:

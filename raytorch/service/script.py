@@ -85,7 +85,7 @@ class ScriptRun:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def _follow(self, log: "Output", files: LiveFiles) -> int:
         """Start the script, pass its output on, and wait for its end."""

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +27,15 @@ SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("sweeps/*.yaml"
 def raytorch(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in ``folder``, so that its runs go there: in this process, from its entry point to its exit."""
     command = ["raytorch", *map(str, arguments)]
-    output, told, sigterm = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
-    with contextlib.chdir(folder), contextlib.redirect_stdout(output), contextlib.redirect_stderr(told):
-        try:
-            with patch.object(sys, "argv", command), pytest.raises(SystemExit) as end:
-                main()
-        finally:
-            signal.signal(signal.SIGTERM, sigterm)
+    output, told = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(told),
+        patch.object(sys, "argv", command),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
     return subprocess.CompletedProcess(command, int(end.value.code or 0), output.getvalue(), told.getvalue())
 
 

@@ -1,7 +1,6 @@
 """Joining a cluster: the token is taken where it is asked for, and whatever is wrong is told within seconds."""
 
 import os
-import signal
 import socket
 import sys
 import threading
@@ -203,13 +202,11 @@ def test_a_command_with_a_wrong_address_ends_in_one_line_and_leaves_nothing(
     command: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
     with silent() as address:
         monkeypatch.setattr(sys, "argv", ["raytorch", *map(str, command), "--address", address])
         monkeypatch.setattr(access, "ANSWER_S", 0.5)
         with pytest.raises(SystemExit) as end:
             main()
-    signal.signal(signal.SIGTERM, before)
     for thread in threading.enumerate():  # what a command imports beside the start of Ray
         if thread.daemon and "import_module" in thread.name:
             thread.join()

@@ -1,7 +1,6 @@
 """What a job writes is told whole, once, and to the job's end, whatever bytes it has and whatever breaks on the way."""
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,9 +71,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(job: ClusterWithJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(job: ClusterWithJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The command line; answers the exit status, and what it wrote to standard output and error."""
-    before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["raytorch", *arguments, "--address", job.url])
@@ -83,8 +81,7 @@ def run(job: ClusterWithJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         assert isinstance(end.value.code, int)
         return end.value.code, *capsys.readouterr()
 
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    return call
 
 
 def lines(output: str) -> list[str]:
