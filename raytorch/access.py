@@ -27,14 +27,26 @@ def find_token() -> str | None:
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
     try:
+        path = Path(named) if named else Path.home() / ".ray" / "auth_token"
         return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last where this user has no home
         if named:
             reason = getattr(error, "strerror", None) or error
             raise ClusterError(f"the token cannot be read: RAY_AUTH_TOKEN_PATH={named}: {reason}") from None
         return None
+
+
+def needs_token_here() -> bool:
+    """Whether a Ray that is started here has no token, and cannot keep one, as it does, in ``~/.ray``."""
+    if find_token() or os.environ.get(MODE, "token").lower() == "disabled":
+        return False
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return True
+    folder = home / ".ray"
+    return not os.access(folder if folder.exists() else home, os.W_OK)
 
 
 def mode_of(address: str) -> str | None:

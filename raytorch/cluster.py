@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from raytorch import access
@@ -40,6 +41,8 @@ _EMBEDDED_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|has been marked dead",
 }
 
+_OWN_TOKEN = token_hex(32)
+"""Of every Ray that this process starts where the user's home cannot take one: Ray keeps the first that it has read."""
 _set_here: set[str] = set()
 """Settings that are to go again, as other processes that this one starts may join a cluster."""
 _AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")
@@ -113,6 +116,9 @@ def prepare_ray(address: str | None) -> bool:
     for name in _EMBEDDED_SETTINGS.keys() - os.environ.keys() - early:
         os.environ[name] = _EMBEDDED_SETTINGS[name]
         _set_here.add(name)
+    if access.needs_token_here():
+        os.environ["RAY_AUTH_TOKEN"] = _OWN_TOKEN
+        _set_here.add("RAY_AUTH_TOKEN")
     return True
 
 
