@@ -6,6 +6,7 @@ Exit status: 0 success, 1 the run or the export failed, 2 the input has to chang
 import os
 import signal
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -24,6 +25,8 @@ app.add_typer(data.app, name="data", help="Download the files of a data set, or 
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, TextIOWrapper):  # letters that the locale does not have are escaped, as in errors
+        sys.stdout.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _run()

@@ -1,10 +1,13 @@
-"""What is printed for a person: tables."""
+"""What is printed for a person: tables, and letters that the locale does not have."""
 
-from io import StringIO
+import sys
+from io import BytesIO, StringIO, TextIOWrapper
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
+from raytorch.cli.main import main
 from raytorch.terminal import cell, say_table
 
 
@@ -16,3 +19,13 @@ def test_a_table_keeps_every_cell_whole_on_its_line_however_narrow_the_terminal_
     say_table(Console(file=written, width=40), table)
     lines = written.getvalue().splitlines()
     assert [line.split() for line in lines] == [["run", "state"], [name, "failed:", "lost_worker"], ["b", "finished"]]
+
+
+def test_a_letter_that_the_locale_does_not_have_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["raytorch", "schema"])
+    with pytest.raises(SystemExit):
+        main()
+    print("accuracy 0.9 \N{MIDDLE DOT} 3 epochs", flush=True)
+    assert written.getvalue().endswith(b"accuracy 0.9 \\xb7 3 epochs\n")
