@@ -221,3 +221,19 @@ def test_a_command_with_a_wrong_address_ends_in_one_line_and_leaves_nothing(
 def test_a_session_with_a_wrong_address_says_so() -> None:
     with nothing_there() as address, pytest.raises(ClusterError, match=r"^no Ray cluster answers at "):
         connect(workers=1, address=address)
+
+
+def test_a_ray_needs_a_token_of_its_own_where_the_home_can_keep_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not access.needs_token_here()
+    monkeypatch.setenv("HOME", str(tmp_path / "missing"))
+    assert access.needs_token_here()
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert not access.needs_token_here()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "one")
+    assert not access.needs_token_here()
