@@ -1,13 +1,13 @@
 """What is printed for a person: tables, and letters that the locale does not have."""
 
+import os
+import subprocess
 import sys
-from io import BytesIO, StringIO, TextIOWrapper
+from io import StringIO
 
-import pytest
 from rich.console import Console
 from rich.table import Table
 
-from raytorch.cli.main import main
 from raytorch.terminal import cell, say_table
 
 
@@ -21,11 +21,18 @@ def test_a_table_keeps_every_cell_whole_on_its_line_however_narrow_the_terminal_
     assert [line.split() for line in lines] == [["run", "state"], [name, "failed:", "lost_worker"], ["b", "finished"]]
 
 
-def test_a_letter_that_the_locale_does_not_have_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = BytesIO()
-    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
-    monkeypatch.setattr(sys, "argv", ["raytorch", "schema"])
-    with pytest.raises(SystemExit):
-        main()
-    print("accuracy 0.9 \N{MIDDLE DOT} 3 epochs", flush=True)
-    assert written.getvalue().endswith(b"accuracy 0.9 \\xb7 3 epochs\n")
+ASCII_ONLY = """
+import sys
+from raytorch.cli.main import main
+sys.argv = ["raytorch", "schema"]
+try:
+    main()
+except SystemExit:
+    print("accuracy 0.9 \\N{MIDDLE DOT} 3 epochs")
+"""
+
+
+def test_a_letter_that_the_locale_does_not_have_is_escaped() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-c", ASCII_ONLY], env=environment, capture_output=True, check=True)
+    assert done.stdout.endswith(b"accuracy 0.9 \\xb7 3 epochs\n")
