@@ -3,7 +3,7 @@
 ``ray.train.torch.TorchTrainer`` imports torch in the driver and, to read its ``TorchConfig``, in the controller too,
 which delays the first step by seconds. :class:`WorkerGroupTrainer` is the same data-parallel trainer with a backend
 that imports torch in the workers only. What it needs of Ray's internals is all here, checked with Ray 2.55 and 2.60,
-and tested in ``tests/integration/test_worker_group.py``.
+and tested in ``tests/integration/training/test_worker_group.py``.
 """
 
 import os

@@ -35,6 +35,14 @@ def with_its_children(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def kill_part(pid: int, name: str) -> list[psutil.Process]:
+    """Kill the latest process whose name begins so of those that one has started; answers with all of them."""
+    processes = with_its_children(pid)
+    parts = [process for process in processes if process.name().startswith(name)]
+    max(parts, key=psutil.Process.create_time).kill()
+    return processes
+
+
 def is_alive(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)

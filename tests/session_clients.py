@@ -1,4 +1,4 @@
-"""What tests of sessions on a real Ray share: the Ray, waiting, and a client in a process of its own."""
+"""What tests of sessions on a real Ray share: waiting, and a client in a process of its own."""
 
 import os
 import subprocess
@@ -6,9 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import ray
-from own_ray import own_ray
 
 GUEST = """
 import sys
@@ -21,13 +18,6 @@ with raytorch.connect(name=sys.argv[1]) as session:
     print(session.workers, mine.fetch(all=True)[1].tolist(), flush=True)
     sys.stdin.read()
 """
-
-
-@contextmanager
-def ray_of_this_machine() -> Iterator[str]:
-    """A Ray for several clients; yields its address."""
-    with own_ray(num_cpus=4):
-        yield ray.get_runtime_context().gcs_address
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from ray import cloudpickle  # which brings psutil along
 # isort: split
 import killing
 import psutil
-from commands import command, is_alive, wait_until, with_its_children
+from commands import command, is_alive, kill_part, wait_until, with_its_children
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.errors import TrainingError
@@ -22,8 +22,9 @@ from raytorch.runs import RunPlan, latest_checkpoint, read_history, read_summary
 from raytorch.storage import RunFolder
 from raytorch.trainer import train
 
-KILLS = int(os.environ.get("RAYTORCH_KILLS", "2"))
+KILLS = int(os.environ.get("RAYTORCH_KILLS", "1"))
 """How often a run is killed; the suite is content with few."""
+ALONE = {"epochs": 100_000, "scaling": {"workers": 1}}
 
 
 def train_and_tell_steps(job: dict[str, Any]) -> None:
@@ -69,11 +70,37 @@ def kill_at(step: int, rank: int) -> Any:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_is_killed_too_often_ends_the_run_with_its_cause(small_run: dict[str, Any]) -> None:
-    run: RunPlan = plan(small_run | {"epochs": 40}, "mortal", failure={"max_restarts": 0})
+    run: RunPlan = plan(small_run | ALONE, "mortal", failure={"max_restarts": 0})
     with pytest.raises(TrainingError, match="a worker was lost, killed or crashed; raytorch train --resume goes on"):
-        train(run, watch=kill_at(step=4, rank=1))
+        train(run, watch=kill_at(step=4, rank=0))
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_worker")
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ray::RunMonitor", "the run's monitor died, killed or crashed"),
+        ("ray::WorkerGroup", "the run's controller died, killed or crashed"),
+    ],
+)
+def test_an_actor_of_a_run_that_is_killed_is_the_cause_that_it_ends_with(
+    small_run: dict[str, Any], name: str, told: str
+) -> None:
+    run: RunPlan = plan(small_run | ALONE, "orphaned")
+    killed = False
+
+    def watch(status: Status) -> None:
+        nonlocal killed
+        if not killed and latest_checkpoint(run.folder):
+            kill_part(os.getpid(), name)
+            killed = True
+
+    with pytest.raises(TrainingError, match=f"^{told}\n"):
+        train(run, watch=watch)
+    summary = read_summary(run.folder)
+    assert (summary["state"], summary["error"]["cause"], summary["error"]["message"]) == ("failed", "lost_ray", told)
 
 
 def test_a_command_is_killed_resumed_and_interrupted(small_config: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import command, is_alive, wait_until, with_its_children
+from commands import command, is_alive, kill_part, wait_until
 
 from raytorch.runs import latest_checkpoint, plan_resume, read_summary
 from raytorch.service.sweep import plan_resumed_sweep
@@ -22,8 +22,6 @@ GOES_ON = "a part of Ray was lost, killed or crashed, for want of memory, say; r
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("ray::RunMonitor", "the run's monitor died, killed or crashed"),
-        ("ray::WorkerGroup", "the run's controller died, killed or crashed"),
         ("gcs_server", HEAD),
         ("raylet", RAYLET),
     ],
@@ -114,11 +112,3 @@ def test_a_process_whose_session_loses_ray_is_told_and_can_connect_again() -> No
     assert output.decode().splitlines() == [f"the session is lost: {RAYLET}; connect again"] * 5 + ["1.0"]
     assert client.returncode == 0
     wait_until(lambda: not any(map(is_alive, processes)))
-
-
-def kill_part(pid: int, name: str) -> list[Any]:
-    """Kill the process whose name begins so of those that one has started; answers with that and all of them."""
-    processes = with_its_children(pid)
-    (part,) = [process for process in processes if process.name().startswith(name)]
-    part.kill()
-    return processes

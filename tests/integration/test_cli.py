@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 import yaml
 from data_files import write_mnist
 
@@ -187,24 +186,6 @@ def test_a_storage_of_an_unknown_kind_is_refused(write: Any, tmp_path: Path) -> 
 )
 def test_a_mistake_on_the_command_line_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
     assert refused(tmp_path, *arguments).startswith(message)
-
-
-def test_more_workers_than_the_machine_has_cpus_are_refused(write: Any, tmp_path: Path) -> None:
-    cpus = os.cpu_count() or 1
-    told = refused(tmp_path, "train", write(batch_size=4096), "--workers", cpus + 1, run=process)
-    assert told == (
-        f"{cpus + 1} workers with 1 CPU each need {cpus + 1} CPUs, but this machine has {cpus}; "
-        "lower scaling.workers or scaling.cpus_per_worker"
-    )
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_where_there_is_none_is_refused(write: Any, tmp_path: Path) -> None:
-    told = refused(tmp_path, "train", write(scaling={"gpus_per_worker": 1}), run=process)
-    assert told == (
-        "1 workers with 1 GPU each need 1 GPUs, but this machine has 0; "
-        "lower scaling.workers or scaling.gpus_per_worker"
-    )
 
 
 # -- what needs no run -------------------------------------------------------------------------------------------------

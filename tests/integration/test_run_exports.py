@@ -26,7 +26,7 @@ def said(folder: Path, *command: object) -> str:
 
 
 def test_a_finished_training_leaves_verified_exports(small_run: dict[str, Any], tmp_path: Path) -> None:
-    config = {**small_run, "epochs": 1, "export": ["onnx", "safetensors"], "storage": "runs"}
+    config = {**small_run, "epochs": 1, "scaling": {"workers": 1}, "export": ["onnx", "safetensors"], "storage": "runs"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     told = said(tmp_path, COMMAND, "train", "run.yaml", "--name", "mine")
     run = tmp_path / "runs" / "mine"

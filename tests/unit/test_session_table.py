@@ -209,7 +209,7 @@ def test_checkpoint_of_raytorch_takes_handles(session: Session) -> None:
     assert_same(use(session.tensor(A, requires_grad=True), session.checkpoint), local)
 
 
-# -- distributed: alone, a group of one; see tests/integration/test_session.py for more --------------------------------
+# -- distributed: alone, a group of one; see tests/integration/session/test_session.py for more ------------------------
 
 
 @pytest.mark.parametrize("op", ["sum", "mean", "product", "min", "max"])

@@ -24,13 +24,13 @@ from raytorch.trainer import train
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 EPOCHS = 8
-RATES = [1e-2, 2e-2, 1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 1e30]
+RATES = [1e-2, 2e-2, 1e-6, 2e-6, 1e30]
 """Good ones, ones that learn nothing and are stopped early, and one with which the loss becomes infinite."""
 
 
 @pytest.fixture
 def sweep_file(tmp_path: Path) -> Path:
-    """Eight trials of one worker; an epoch takes about half a second."""
+    """Five trials of one worker; an epoch takes about half a second."""
     sweep = {
         "name": "rates",
         "run": {
@@ -61,15 +61,15 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     states = {row["trial"]: row["state"] for row in summary["trials"]}
     assert summary["state"] == "finished"
     assert set(states.values()) == {"finished", "stopped early", "failed"}
-    assert states["trial-007"] == "failed"
+    assert states["trial-004"] == "failed"
     early = [row for row in summary["trials"] if row["state"] == "stopped early"]
-    assert len(early) >= 3
+    assert len(early) >= 2
     assert all(row["epoch"] < EPOCHS for row in early)
     assert len(list_runs(str(folder))) == len(RATES)  # each a full run
     for name, text in before.items():  # was not touched again
         assert (Path(folder.path) / name / "summary.json").read_text() == text
-    assert "the loss became" in summary["trials"][7]["error"]
-    diverged = read_summary(place(folder, "trial-007"))
+    assert "the loss became" in summary["trials"][4]["error"]
+    diverged = read_summary(place(folder, "trial-004"))
     assert (diverged["restarts"], diverged["error"]["kind"]) == (0, "DivergedError")
 
     rows = list(csv.DictReader((Path(folder.path) / "results.csv").read_text().splitlines()))

@@ -10,8 +10,8 @@ import torch
 from conformance.operators import run_operators
 from conformance.skipped import SKIPPED
 
-import raytorch
 from raytorch.precision import choose_attention
+from raytorch.session.client import Session
 
 
 @pytest.fixture
@@ -24,9 +24,8 @@ def _attention_of_the_workers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_attention_of_the_workers")
-def test_operators_give_on_a_worker_what_pytorch_gives_here() -> None:
-    with raytorch.connect(workers=1) as session:
-        outcome = run_operators(session, samples=1, gradients=False, every=2)
+def test_operators_give_on_workers_what_pytorch_gives_here(opened: Session) -> None:
+    outcome = run_operators(opened, samples=1, gradients=False, every=2)
     different = outcome.different.keys() - SKIPPED.keys()
     assert not different, "\n".join(f"{name}: {outcome.different[name]}" for name in sorted(different))
     assert len(outcome.equal) >= 300

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from session_clients import ray_of_this_machine, wait_until
+from session_clients import wait_until
 
-import raytorch
 from raytorch import collectives
 from raytorch.session.client import Session
 
-NAME = "crowded"
+NAME = "shared"
 ROUNDS = int(os.environ.get("RAYTORCH_TEST_ROUNDS", "60"))
 REPEATS = int(os.environ.get("RAYTORCH_TEST_REPEATS", "1"))
 PATIENCE_S = 120 + ROUNDS
@@ -31,16 +30,9 @@ LARGE = 1 << 17
 pytestmark = pytest.mark.timeout(300 + 2 * PATIENCE_S)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    with ray_of_this_machine() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def session(cluster: str) -> Iterator[Session]:
-    with raytorch.connect(workers=2, name=NAME, timeout_s=60) as session:
-        yield session
+@pytest.fixture
+def session(opened: Session) -> Session:
+    return opened
 
 
 def reduce_in_rounds(session: Session, first: int, rounds: int) -> list[str]:
@@ -59,7 +51,7 @@ GUEST = f"""
 import sys
 sys.path[:0] = {sys.path!r}
 import raytorch
-from test_session_clients import NAME, reduce_in_rounds
+from session.test_session_clients import NAME, reduce_in_rounds
 with raytorch.connect(name=NAME) as session:
     print("joined", flush=True)
     sys.stdin.readline()

@@ -88,15 +88,16 @@ def test_workers_share_a_gloo_group_and_the_controller_imports_no_torch(tmp_path
     assert (tmp_path / "controller").read_text() == "ray"
 
 
-def hold_a_cpu(name: str) -> Any:
-    """An actor of a class of that name which has reserved a CPU."""
+def hold_a_cpu(name: str) -> tuple[Any, Any]:
+    """An actor of a class of that name which has reserved a CPU, and what it has reserved."""
 
-    def reserve(self: Any) -> None:
-        ray.get(placement_group([{"CPU": 1}]).ready())
+    def reserve(self: Any) -> Any:
+        reserved = placement_group([{"CPU": 1}])
+        ray.get(reserved.ready())
+        return reserved
 
     actor = ray.remote(num_cpus=0)(type(name, (), {"reserve": reserve})).remote()
-    ray.get(actor.reserve.remote())
-    return actor
+    return actor, ray.get(actor.reserve.remote())
 
 
 def reserved_cpus(state: str = "CREATED") -> int:
@@ -143,10 +144,10 @@ def test_nothing_waits_for_workers_after_a_run_that_was_left_while_it_did(
 
 @pytest.mark.usefixtures("local_ray")
 def test_resources_of_a_controller_that_was_killed_are_freed_and_no_others() -> None:
-    actors = [hold_a_cpu(name) for name in ("WorkerGroupController", "SomethingElse")]
+    holding = [hold_a_cpu(name) for name in ("WorkerGroupController", "SomethingElse")]
     free_abandoned_resources()
     assert reserved_cpus() == 2
-    for actor in actors:
+    for actor, _ in holding:
         ray.kill(actor)
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(actor.reserve.remote())
@@ -156,6 +157,7 @@ def test_resources_of_a_controller_that_was_killed_are_freed_and_no_others() -> 
         free_abandoned_resources()
     free_abandoned_resources()
     assert reserved_cpus() == 1
+    remove_placement_group(holding[1][1])
 
 
 def test_the_driver_imports_no_torch(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from data_files import write_mnist
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "prepare_data.py"
+JOB = Path(__file__).resolve().parents[3] / "jobs" / "prepare_data.py"
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -5,7 +5,6 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-from ray.util import placement_group
+from ray.util import placement_group, remove_placement_group
 from torch.nn.functional import cross_entropy
 from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
 from raytorch.config import AdamW, ConstantSchedule, DigitsData, MlpModel
 from raytorch.datasets import TrainLoader, load
-from raytorch.errors import RunExistsError, TrainingError, UserError
+from raytorch.errors import ResourceError, RunExistsError, TrainingError, UserError
 from raytorch.models import build_model
 from raytorch.monitor import Status
 from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, read_history, read_summary
@@ -37,15 +36,8 @@ PLAIN = {
     "epochs": None,
 }
 """What :func:`plain_pytorch` trains."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where torch.compile puts its code on the workers, which take the environment of the Ray that is started next."""
-    folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
-        yield folder
+ALONE = {"scaling": {"workers": 1}}
+"""What takes half the time to start, where the number of workers is of no matter."""
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +76,13 @@ def plain_pytorch(steps: int, seed: int) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_workers_equal_one_process_with_the_joined_batch(small_run: dict[str, Any], accumulate: int) -> None:
-    run = plan(small_run, f"ddp-{accumulate}", **PLAIN, steps=20, accumulate=accumulate)
+@pytest.mark.parametrize(("accumulate", "compile_"), [(2, False), (1, True)], ids=["accumulated", "compiled"])
+def test_two_workers_equal_one_process_with_the_joined_batch(
+    small_run: dict[str, Any], compiled: Path, accumulate: int, compile_: bool
+) -> None:
+    run = plan(small_run, "ddp", **PLAIN, steps=20, accumulate=accumulate, compile=compile_)
     train(run)
-    expected = plain_pytorch(steps=20, seed=small_run["seed"])
-    for name, tensor in weights(run.folder).items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
-
-
-def test_a_compiled_run_has_the_same_numbers(small_run: dict[str, Any], compiled: Path) -> None:
-    run = plan(small_run, "compiled", **PLAIN, compile=True, steps=20)
-    train(run)
-    assert list(compiled.rglob("*.so"))
+    assert not compile_ or list(compiled.rglob("*.so"))
     expected = plain_pytorch(steps=20, seed=small_run["seed"])
     for name, tensor in weights(run.folder).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
@@ -169,7 +155,7 @@ def test_nothing_in_a_checkpoint_is_code(finished: tuple[RunPlan, dict[str, Any]
 
 
 def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) -> None:
-    run = plan(small_run, "diverged", optimizer={"name": "sgd", "lr": 1e30})
+    run = plan(small_run, "diverged", **ALONE, optimizer={"name": "sgd", "lr": 1e30})
     with pytest.raises(
         TrainingError, match=r"the loss became (nan|inf) at step \d+ of \d+; lower optimizer.lr \(now 1e\+30\)"
     ):
@@ -186,7 +172,8 @@ def test_a_run_has_one_driver_at_a_time(small_run: dict[str, Any]) -> None:
 
 
 def test_a_model_that_the_last_step_ruins_is_not_saved(small_run: dict[str, Any]) -> None:
-    run = plan(small_run, "ruined", optimizer={"name": "sgd", "lr": 1e38}, schedule="constant", epochs=None, steps=1)
+    schedule = {"optimizer": {"name": "sgd", "lr": 1e38}, "schedule": "constant", "epochs": None, "steps": 1}
+    run = plan(small_run, "ruined", **ALONE, **schedule)
     with pytest.raises(TrainingError, match=r"the test loss became (nan|inf) at step 1 of 1; lower optimizer.lr"):
         train(run)
     assert latest_checkpoint(run.folder) is None
@@ -241,7 +228,7 @@ def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it
 
 
 def test_a_watcher_that_fails_ends_the_run(small_run: dict[str, Any]) -> None:
-    run = plan(small_run, "watched", epochs=2_000)
+    run = plan(small_run, "watched", **ALONE, epochs=2_000)
 
     def watch(status: Status) -> None:
         if status.progress:
@@ -257,6 +244,24 @@ def test_a_watcher_that_fails_ends_the_run(small_run: dict[str, Any]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize(
+    ("scaling", "told"),
+    [
+        ({"workers": 3}, "3 workers with 1 CPU each need 3 CPUs, but this machine has 2; lower scaling.workers or "),
+        ({"gpus_per_worker": 1}, "1 workers with 1 GPU each need 1 GPUs, but this machine has 0; lower "),
+    ],
+)
+def test_what_the_machine_can_never_give_is_refused_at_once(
+    small_run: dict[str, Any], scaling: dict[str, int], told: str
+) -> None:
+    if "gpus_per_worker" in scaling and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    run = plan(small_run, "refused", scaling=scaling)
+    with pytest.raises(ResourceError, match=f"^{told}"):
+        train(run)
+    assert not run.folder.exists()
+
+
 def test_a_run_that_waits_for_room_is_stopped_at_once(small_run: dict[str, Any]) -> None:
     reserved = placement_group([{"CPU": 1}])
     ray.get(reserved.ready())
@@ -267,5 +272,6 @@ def test_a_run_that_waits_for_room_is_stopped_at_once(small_run: dict[str, Any])
 
     run = plan(small_run, "waiting")
     summary = train(run, watch=press_ctrl_c)
+    remove_placement_group(reserved)
     assert summary["state"] == read_summary(run.folder)["state"] == "stopped"
     assert latest_checkpoint(run.folder) is None
