@@ -5,7 +5,8 @@ from pathlib import Path
 
 from raytorch import onnx
 from raytorch.export import example, export_run
-from raytorch.runs import find_run, latest_checkpoint
+from raytorch.runs.catalog import find_run
+from raytorch.runs.checkpoint_folders import latest_checkpoint
 from raytorch.serialization import load_model, read_architecture
 
 if __name__ == "__main__":

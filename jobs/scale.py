@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raytorch.service.scaling import plan_study, run_study
-from raytorch.service.scaling_report import table, write_picture
+from raytorch.scaling.picture import write_picture
+from raytorch.scaling.study import plan_study, run_study
+from raytorch.scaling.table import table
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:

@@ -6,7 +6,7 @@ The cluster is that of RAY_API_SERVER_ADDRESS, by default the one whose dashboar
 import sys
 
 import raytorch
-from raytorch.config_file import load
+from raytorch.config.file import load
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

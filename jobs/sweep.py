@@ -6,10 +6,10 @@ import shlex
 
 from rich.console import Console
 
-from raytorch.service.sweep import SweepPlan, plan_resumed_sweep, plan_sweep, run_sweep
-from raytorch.service.sweep_display import SweepDisplay, print_sweep
-from raytorch.storage import BASE
-from raytorch.sweep_file import load_sweep
+from raytorch.runs.storage import BASE
+from raytorch.sweeps.file import load_sweep
+from raytorch.sweeps.live_table import SweepDisplay, print_sweep
+from raytorch.sweeps.sweep import SweepPlan, plan_resumed_sweep, plan_sweep, run_sweep
 
 
 def planned() -> SweepPlan:

@@ -4,10 +4,10 @@ import sys
 
 from rich.console import Console
 
-from raytorch.config_file import load
-from raytorch.progress import ProgressDisplay, print_summary
-from raytorch.runs import plan_run
-from raytorch.trainer import train
+from raytorch.cli.progress import ProgressDisplay, print_summary
+from raytorch.config.file import load
+from raytorch.runs.plan import plan_run
+from raytorch.training.driver import train
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raytorch import autograd, distributed, layers, losses, optimizers, tensor_ops
     from raytorch.service.client import Client
+    from raytorch.session import registry
     from raytorch.session.connect import connect
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "layers",
     "losses",
     "optimizers",
+    "registry",
     "tensor_ops",
 ]
 
@@ -28,6 +30,8 @@ def __getattr__(name: str) -> Any:
         return import_module("raytorch.service.client").Client
     if name == "connect":
         return import_module("raytorch.session.connect").connect
+    if name == "registry":
+        return import_module("raytorch.session.registry")
     if name in __all__:
         return import_module(f"raytorch.{name}")
     raise AttributeError(f"module 'raytorch' has no attribute {name!r}")

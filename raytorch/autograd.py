@@ -9,7 +9,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from raytorch.errors import UserError
-from raytorch.overrides import OVERRIDABLE, overridable
+from raytorch.tensor_ops import OVERRIDABLE, overridable
 
 backward = torch.autograd.backward
 grad = torch.autograd.grad

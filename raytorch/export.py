@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from raytorch import onnx
-from raytorch.agreement import Axes, Difference, evaluating, fresh_inputs, require_agreement
-from raytorch.datasets.sources import END, PAD
+from raytorch.config.export_formats import ExportFormat
+from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ExportError, RunNotFoundError, UserError
-from raytorch.model_files import ExportFormat
-from raytorch.models import Architecture
-from raytorch.runs import MODEL_FILE, latest_checkpoint
+from raytorch.models.networks import Architecture
+from raytorch.runs.checkpoint_folders import MODEL_FILE, latest_checkpoint
+from raytorch.runs.storage import RunFolder
 from raytorch.serialization import (
     capture,
     load_model,
@@ -30,8 +30,8 @@ from raytorch.serialization import (
     save_model,
     script,
 )
-from raytorch.storage import RunFolder
-from raytorch.temporary import temporary_folder
+from raytorch.serialization.comparison import Axes, Difference, evaluating, fresh_inputs, require_agreement
+from raytorch.system.temporary_folders import temporary_folder
 
 SUFFIXES: dict[ExportFormat, str] = {
     "onnx": ".onnx",

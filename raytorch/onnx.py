@@ -22,10 +22,11 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from raytorch.agreement import TOLERANCE, Axes, Difference, batch_axes, fresh_inputs, require_agreement
 from raytorch.errors import ExportError, ModelFileError, UserError
-from raytorch.model_files import Kind, require
-from raytorch.serialization import by_argument, capture, recurrent_layers_captured
+from raytorch.serialization import capture
+from raytorch.serialization.comparison import TOLERANCE, Axes, Difference, batch_axes, fresh_inputs, require_agreement
+from raytorch.serialization.exported_programs import by_argument, recurrent_layers_captured
+from raytorch.serialization.file_kinds import Kind, require
 
 FIRST_OPSET = 18
 """The oldest opset that PyTorch's exporter writes."""

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from raytorch import checkpoint
-from raytorch.checkpoint import Checkpoints, SavedState, open_checkpoint
 from raytorch.config import Checkpointing, MlpModel
-from raytorch.models import Architecture
-from raytorch.storage import RunFolder
+from raytorch.models.networks import Architecture
+from raytorch.runs.storage import RunFolder
+from raytorch.training import checkpoint
+from raytorch.training.checkpoint import Checkpoints, SavedState, open_checkpoint
 
 NAME = "checkpoint_00000003"
 ANOTHER = "delete that checkpoint to resume from the one before it"

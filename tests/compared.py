@@ -8,8 +8,8 @@ import torch
 from in_process import registries
 from torch import Tensor
 
-from raytorch.session.client import Session
-from raytorch.session.tensor import RemoteTensor
+from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.session import Session
 
 
 def assert_same(remote: Any, local: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raytorch.config import RunConfig
-from raytorch.config_file import load
+from raytorch.config.file import load
 from raytorch.errors import ConfigError
 
 

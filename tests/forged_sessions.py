@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raytorch.errors import RaytorchError
-from raytorch.session import restoring
+from raytorch.session import restore as restoring
 
 LARGE = 32 * 2**20
 

@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from raytorch.registry import Registry
-from raytorch.session.client import Session
+from raytorch.session.instruction_stream import Future, Parts
 from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
-from raytorch.session.stream import Future, Parts
+from raytorch.session.registry import Registry
+from raytorch.session.session import Session
 
 
 class Done:

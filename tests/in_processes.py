@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing import get_context
 
-from raytorch.session.client import Session
+from raytorch.session.instruction_stream import Future, Parts
 from raytorch.session.program import Report
-from raytorch.session.stream import Future, Parts
+from raytorch.session.session import Session
 
 TIMEOUT_S = 60
 
@@ -27,12 +27,12 @@ def work(rank: int, world_size: int, port: int, pipe: Connection) -> None:
     import ray.train.torch
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    from raytorch.collectives import agree_through
-    from raytorch.distributed import RenewableGroup, connect_store
-    from raytorch.registry import Registry
+    from raytorch.cluster.worker_group import _meeting_point
+    from raytorch.distributed.collectives import agree_through
+    from raytorch.distributed.process_group import RenewableGroup, connect_store
     from raytorch.session.interpreter import Interpreter
-    from raytorch.session.peers import Peers
-    from raytorch.worker_group import _meeting_point
+    from raytorch.session.rank_agreement import Peers
+    from raytorch.session.registry import Registry
 
     def wrapped(module: nn.Module, parallel_strategy_kwargs: dict[str, Any]) -> nn.Module:
         return nn.parallel.DistributedDataParallel(module, **parallel_strategy_kwargs)

@@ -53,7 +53,7 @@ Training.train_step = fail_on_rank_1
 STORING_SCRIPT = """
 import ray
 
-from raytorch.storage import RunFolder
+from raytorch.runs.storage import RunFolder
 
 
 @ray.remote(num_cpus=0)

@@ -8,8 +8,8 @@ from random import Random
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
-from raytorch.runs import checkpoint_names, checkpoint_step, is_complete_checkpoint
-from raytorch.storage import RunFolder
+from raytorch.runs.checkpoint_folders import checkpoint_names, checkpoint_step, is_complete_checkpoint
+from raytorch.runs.storage import RunFolder
 
 EVERY, KEEP = 20, 2
 STEPS_PER_KILL = 60
@@ -28,7 +28,7 @@ def often_saved(kills: int) -> dict[str, Any]:
 
 def tell_steps() -> None:
     """Have rank 0 of a training in this process write down the number of each optimizer step when it is done."""
-    from raytorch.training import Training
+    from raytorch.training.loop import Training
 
     train_step = Training.train_step
 

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from raytorch.config import RunConfig
-from raytorch.config_file import dump
-from raytorch.runs import (
-    plan_run,
-)
-from raytorch.storage import RunFolder
+from raytorch.config.file import dump
+from raytorch.runs.plan import plan_run
+from raytorch.runs.storage import RunFolder
 
 
 def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:

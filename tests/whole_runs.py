@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raytorch.config import RunConfig
-from raytorch.runs import RunPlan, latest_checkpoint, plan_run
-from raytorch.storage import RunFolder
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import RunPlan, plan_run
+from raytorch.runs.storage import RunFolder
 
 SMALL_RUN: dict[str, Any] = {
     "name": "small",

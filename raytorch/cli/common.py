@@ -33,7 +33,7 @@ def config_from_options(
     file: Path | None, overrides: list[str] | None, workers: int | None, name: str | None, resume: str | None
 ) -> Any:
     """The configuration that the command line describes; None for a run that is resumed with its own."""
-    from raytorch.config_file import load
+    from raytorch.config.file import load
 
     changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
     if resume and name:

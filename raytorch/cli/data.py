@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from raytorch.cli.common import errors, new_app, output
-from raytorch.terminal import say
+from raytorch.system.terminal import say
 
 app = new_app()
 
@@ -16,8 +16,8 @@ DataRoot = Annotated[str, typer.Option(help="Folder of the files, data.root of a
 @app.command("prepare")
 def prepare_data(name: DataName, root: DataRoot = "data") -> None:
     """Download what a data set lacks, verify it and unpack it."""
+    from raytorch.cli.progress import DownloadDisplay
     from raytorch.datasets import prepare
-    from raytorch.progress import DownloadDisplay
 
     with DownloadDisplay(errors) as display:
         prepare(_stored(name, root), display)

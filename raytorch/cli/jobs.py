@@ -26,8 +26,8 @@ from raytorch.cli.common import (
     output,
 )
 from raytorch.errors import UserError
-from raytorch.terminal import cell, pass_on, say, say_labelled, say_table
-from raytorch.text import without_secrets
+from raytorch.system.safe_text import without_secrets
+from raytorch.system.terminal import cell, pass_on, say, say_labelled, say_table
 
 app = new_app()
 
@@ -74,7 +74,7 @@ def submit(
 ) -> int:
     """Send a run or a script to a cluster."""
     from raytorch.service.client import Client, EntrypointResources
-    from raytorch.sweep_file import is_sweep
+    from raytorch.sweeps.file import is_sweep
 
     resources = EntrypointResources(entrypoint_cpus, entrypoint_gpus, entrypoint_memory)
     is_script = target is not None and target.suffix == ".py"
@@ -172,7 +172,7 @@ def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> Non
 @app.command()
 def result(job_id: JobId, address: Address = None, as_json: AsJson = False) -> int:
     """Print what a job came to. Exit status 1 if it failed."""
-    from raytorch.progress import print_summary
+    from raytorch.cli.progress import print_summary
     from raytorch.service.client import Client
 
     client = Client(address)

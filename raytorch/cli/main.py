@@ -10,15 +10,14 @@ from io import TextIOWrapper
 
 import typer
 
-from raytorch.causes import is_storage_fault
-from raytorch.cli import data, jobs, records, studies, training
+from raytorch.cli import data, jobs, runs, studies, train
 from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app
-from raytorch.errors import RaytorchError, UserError
+from raytorch.errors import RaytorchError, UserError, is_storage_fault
 from raytorch.service import secrets
-from raytorch.terminal import say
+from raytorch.system.terminal import say
 
 app = new_app()
-for group in (training.app, studies.app, records.app, jobs.app):
+for group in (train.app, studies.app, runs.app, jobs.app):
     app.add_typer(group)
 app.add_typer(data.app, name="data", help="Download the files of a data set, or verify them.")
 
@@ -31,7 +30,7 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        stores = sys.modules.get("raytorch.remote_folder")
+        stores = sys.modules.get("raytorch.runs.remote_folder")
         if stores and stores.calls_under_way():  # the client of a store that does not answer keeps Python from ending
             sys.stdout.flush()
             sys.stderr.flush()

@@ -9,8 +9,8 @@ import typer
 
 from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, errors, new_app, output
 from raytorch.errors import UserError
-from raytorch.terminal import say_labelled
-from raytorch.text import without_secrets
+from raytorch.system.safe_text import without_secrets
+from raytorch.system.terminal import say_labelled
 
 app = new_app()
 
@@ -28,9 +28,9 @@ def sweep(
     as_json: AsJson = False,
 ) -> int:
     """Train a run with many values of its keys, and find the best."""
-    from raytorch.service.sweep import plan_resumed_sweep, plan_sweep, run_sweep
-    from raytorch.service.sweep_display import SweepDisplay, print_sweep
-    from raytorch.sweep_file import load_sweep
+    from raytorch.sweeps.file import load_sweep
+    from raytorch.sweeps.live_table import SweepDisplay, print_sweep
+    from raytorch.sweeps.sweep import plan_resumed_sweep, plan_sweep, run_sweep
 
     if resume and (file or overrides or name):
         raise UserError("--resume goes on with a sweep as it was planned; give no file, --set or --name beside it")
@@ -65,8 +65,9 @@ def scale(
     as_json: AsJson = False,
 ) -> None:
     """Measure how far CONFIG scales: samples/s, efficiency, and where the time goes."""
-    from raytorch.service.scaling import RESULTS_FILE, plan_study, run_study
-    from raytorch.service.scaling_report import table, write_picture
+    from raytorch.scaling.picture import write_picture
+    from raytorch.scaling.study import RESULTS_FILE, plan_study, run_study
+    from raytorch.scaling.table import table
 
     study = plan_study(
         config, _numbers(workers), mode=mode, overrides=overrides or [], steps=steps, warmup=warmup, out=out
@@ -89,6 +90,6 @@ def _numbers(text: str) -> list[int]:
 
 
 def _display(plan: Any) -> AbstractContextManager[Any]:
-    from raytorch.progress import ProgressDisplay
+    from raytorch.cli.progress import ProgressDisplay
 
     return ProgressDisplay(errors, plan.config.name)

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from raytorch.config.data import Data, DigitsData
+from raytorch.config.export_formats import ExportFormat
 from raytorch.config.models import MlpModel, Model
 from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, Optimizer, Schedule
 from raytorch.config.section import ConflictError, Section, name_alone
-from raytorch.model_files import ExportFormat
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -129,7 +129,7 @@ RunName = Annotated[
     Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=128,
-        # Editors show this keyword in place of the pattern, and so does config_file.
+        # Editors show this keyword in place of the pattern, and so does config.messages.
         json_schema_extra={
             "patternErrorMessage": "1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
         },

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from raytorch.datasets.files import check
 
 if TYPE_CHECKING:
+    from raytorch.datasets.in_memory import END, PAD, Dataset, load
     from raytorch.datasets.loader import MicroBatch, TrainLoader, evaluation_batches
     from raytorch.datasets.preparation import prepare
-    from raytorch.datasets.sources import END, PAD, Dataset, load
 
 __all__ = ["END", "PAD", "Dataset", "MicroBatch", "TrainLoader", "check", "evaluation_batches", "load", "prepare"]
 
@@ -25,4 +25,4 @@ _HOMES = {"MicroBatch": "loader", "TrainLoader": "loader", "evaluation_batches":
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'sources')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'in_memory')}"), name)

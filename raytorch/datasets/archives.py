@@ -5,7 +5,7 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from raytorch.datasets.formats import fault, reading
+from raytorch.datasets.file_errors import fault, reading
 
 _CHUNK = 2**20
 

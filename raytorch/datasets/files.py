@@ -11,17 +11,9 @@ from typing import Literal
 import numpy as np
 
 from raytorch.config import Cifar10Data, Data, DigitsData, MnistData, StoredData
-from raytorch.datasets.formats import (
-    Bytes,
-    IdxFormat,
-    check_cifar10_batch,
-    check_idx,
-    checked_labels,
-    fault,
-    read_cifar10_batch,
-    read_idx,
-    reading,
-)
+from raytorch.datasets.cifar10_files import check_cifar10_batch, read_cifar10_batch
+from raytorch.datasets.file_errors import Bytes, checked_labels, fault, reading
+from raytorch.datasets.idx_files import IdxFormat, check_idx, read_idx
 from raytorch.errors import DataError
 
 Split = Literal["train", "test"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from raytorch.config import Augment
 from raytorch.config.run import steps_per_epoch
-from raytorch.datasets.pixels import mirror, shift
-from raytorch.datasets.sources import Dataset
+from raytorch.datasets.augmentation import mirror, shift
+from raytorch.datasets.in_memory import Dataset
 from raytorch.errors import CheckpointError, ConfigError
 
 

@@ -10,7 +10,7 @@ from raytorch.config import Cifar10Data, StoredData
 from raytorch.datasets import files
 from raytorch.datasets.archives import inflate, unpack
 from raytorch.datasets.download import Remote, Watch, fetch
-from raytorch.datasets.formats import fault
+from raytorch.datasets.file_errors import fault
 from raytorch.errors import DataError
 
 # Mirrors that PyTorch and Google (MNIST), the data set's author and PaddlePaddle (CIFAR-10) keep. The bytes are those

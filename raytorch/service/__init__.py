@@ -1,1 +1,1 @@
-"""Running on a cluster: jobs sent there, and what is built from them."""
+"""Sending work to a cluster, and following it there."""

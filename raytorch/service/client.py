@@ -13,19 +13,20 @@ from typing import Any
 from urllib.parse import quote
 
 import raytorch
+from raytorch.cluster.capacity import require_capacity, require_node, run_here
 from raytorch.config import RunConfig, StoredData
-from raytorch.config_file import dump, load
+from raytorch.config.file import dump, load
 from raytorch.errors import JobError, RunExistsError, RunNotFoundError, UserError
-from raytorch.runs import SUMMARY_FILE, checked_name, full_root, plan_resume, timed_name
+from raytorch.runs.catalog import SUMMARY_FILE
+from raytorch.runs.plan import checked_name, full_root, plan_resume, timed_name
+from raytorch.runs.storage import BASE, RunFolder, join, locate, split
 from raytorch.service import secrets
-from raytorch.service.capacity import require_capacity, require_node, run_here
-from raytorch.service.connection import Connection
+from raytorch.service.dashboard import Connection
 from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
 from raytorch.service.logs import BLOCK, JobLog, behind, states, whole
 from raytorch.service.packages import mark, pack
 from raytorch.service.projects import collect, is_text, shown
-from raytorch.storage import BASE, RunFolder, join, locate, split
-from raytorch.temporary import temporary_folder
+from raytorch.system.temporary_folders import temporary_folder
 
 CONFIG_NAME = "run.yaml"
 STOP_WAIT_S = 120
@@ -92,7 +93,7 @@ class Client:
         return self._submit_run(config, name, f"--name {name}", name, env)
 
     def resume(self, run: str, config: RunConfig | None = None, *, env: Iterable[str] = ()) -> Job:
-        """Send an earlier run to be continued from its latest checkpoint; see :func:`raytorch.runs.plan_resume`.
+        """Send an earlier run to be continued from its latest checkpoint; see :func:`raytorch.runs.plan.plan_resume`.
 
         Args:
             run: The run's name or path; its folder has to be readable from here.
@@ -124,7 +125,7 @@ class Client:
             arguments: What stands behind it on the command line.
             name: Name of the job and of its record's folder; by default the script's and the time.
             storage: Folder or URI where the record is kept: output, exit status, the last traceback. A relative storage
-                in the script is taken in it; see :func:`raytorch.storage.locate`.
+                in the script is taken in it; see :func:`raytorch.runs.storage.locate`.
             env: As for :meth:`submit`.
             resources: What the script's own process reserves.
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from raytorch.causes import STORAGE_FAULT, Cause
-from raytorch.errors import UserError
-from raytorch.records import moment
-from raytorch.runs import SUMMARY_FILE, read_summary
+from raytorch.errors import STORAGE_FAULT, Cause, UserError
+from raytorch.runs.catalog import SUMMARY_FILE, read_summary
+from raytorch.runs.records import moment
+from raytorch.runs.storage import RunFolder, split
 from raytorch.service.tracebacks import exception_of, last_traceback, plain, shortened, snippets
-from raytorch.storage import RunFolder, split
 
 Kind = Literal["train", "script", "other"]
 State = Literal["pending", "running", "finished", "failed", "stopped"]
@@ -52,7 +51,7 @@ class Failure:
     """Why a job did not finish."""
 
     cause: str
-    """A :class:`~raytorch.causes.Cause`, or ``stop``."""
+    """A :class:`~raytorch.errors.Cause`, or ``stop``."""
     message: str
     rank: int | None = None
     """The first rank that failed, where it was one."""

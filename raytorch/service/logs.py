@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from raytorch.errors import ClusterError, JobNotFoundError
-from raytorch.service.connection import Connection
+from raytorch.service.dashboard import Connection
 
 POLL_S = 1.0
 BLOCK = 1024**2

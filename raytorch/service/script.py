@@ -18,16 +18,15 @@ from pathlib import Path
 from select import select
 from typing import Any
 
-from raytorch.causes import Cause
-from raytorch.errors import RunExistsError, StorageError, UserError
-from raytorch.processes import POLL_S, Process, adopt_orphans, children, end_children, living_children
-from raytorch.record import write_end
-from raytorch.runs import HEARTBEAT_S, SUMMARY_FILE
+from raytorch.errors import Cause, RunExistsError, StorageError, UserError
+from raytorch.runs.catalog import HEARTBEAT_S, SUMMARY_FILE
+from raytorch.runs.records import write_end
+from raytorch.runs.storage import LiveFiles, RunFolder, split
 from raytorch.service import secrets
 from raytorch.service.job import Failure, failure_told
 from raytorch.service.tracebacks import ended, plain
-from raytorch.storage import LiveFiles, RunFolder, split
-from raytorch.text import shown
+from raytorch.system.processes import POLL_S, Process, adopt_orphans, children, end_children, living_children
+from raytorch.system.safe_text import shown
 
 LOG = "logs/driver.log"
 TAIL = 64 * 1024

@@ -3,7 +3,7 @@
 import re
 import signal
 
-from raytorch.causes import message_of_group
+from raytorch.errors import message_of_group
 
 HEAD = "Traceback (most recent call last):"
 LONGEST = 60

@@ -1,0 +1,1 @@
+"""Tensors, modules and autograd on workers, by handles."""

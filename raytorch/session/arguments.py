@@ -1,6 +1,6 @@
 """The arguments of a call, taken apart: a template, which is the same each time, and the leaves, which are not."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,9 +9,10 @@ import torch
 from torch.autograd import forward_ad
 
 from raytorch.errors import HandleError, SessionError
+from raytorch.session.handles import Reference, first_reference
 from raytorch.session.pickling import Pickler, dumps
 from raytorch.session.program import CODE, COPY, HANDLE, MOST_PATTERNS, VALUE, Template
-from raytorch.session.transfer import Payload
+from raytorch.session.tensor_transfer import Payload
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -35,29 +36,6 @@ class Memory(dict[K, V]):
         super().__setitem__(key, value)
 
 
-class Reference:
-    """Stands on the client for a value on the workers, which is freed when the reference is collected.
-
-    ``recorder`` is the :class:`~raytorch.session.recorder.Recorder` that gave it its handle.
-    """
-
-    __slots__ = ("__weakref__", "_handle", "_rank", "_recorder")
-
-    def __init__(self, recorder: Any, handle: int, rank: int | None = None) -> None:
-        self._recorder, self._handle, self._rank = recorder, handle, rank
-
-    def __del__(self) -> None:
-        self._recorder.stream.freed.append(self._handle)  # takes no lock: this may run in the midst of anything
-
-    def __reduce__(self) -> Any:
-        raise SessionError("a handle cannot be pickled: pass it on its own, or in a list, tuple or dictionary")
-
-    @property
-    def handle(self) -> int:
-        """The integer that names the value on the workers."""
-        return self._handle
-
-
 class ObjectReference(Reference):
     """Stands for an object, and knows what its calls give."""
 
@@ -74,18 +52,6 @@ class ObjectReference(Reference):
             self._expected.clear()
             self._expected_at = self._recorder.changes
         return self._expected
-
-
-def first_reference(values: Iterable[Any]) -> Reference | None:
-    """The first reference among values, and in the lists, tuples and dictionaries among them."""
-    for value in values:
-        if isinstance(value, Reference):
-            return value
-        if isinstance(value, tuple | list | dict):
-            found = first_reference(value.values() if isinstance(value, dict) else value)
-            if found is not None:
-                return found
-    return None
 
 
 @dataclass(frozen=True, eq=False)

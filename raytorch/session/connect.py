@@ -4,11 +4,12 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from raytorch.cluster import joined_ray, require_resources
+from raytorch.cluster.capacity import require_resources
+from raytorch.cluster.joining import joined_ray
 from raytorch.errors import SessionError
 
 if TYPE_CHECKING:
-    from raytorch.session.client import Session
+    from raytorch.session.session import Session
 
 
 def connect(
@@ -58,10 +59,10 @@ def connect(
     resources = contextlib.ExitStack()
     try:
         resources.enter_context(joined_ray(address))
-        from raytorch.session.client import Session  # not before Ray's settings are chosen
-        from raytorch.session.connection import Connection
-        from raytorch.session.transport import Group, Guest, Owner
-        from raytorch.session.worker import Limits
+        from raytorch.session.open_or_join import Group, Guest, Owner
+        from raytorch.session.session import Session  # not before Ray's settings are chosen
+        from raytorch.session.worker_actor import Limits
+        from raytorch.session.worker_connection import Connection
 
         if workers is None and name is not None:
             connection: Connection = Guest(name, resources)

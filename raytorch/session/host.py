@@ -105,7 +105,7 @@ class SessionHost:
         Args:
             client: Its number.
             packed: The program.
-            parts: For each rank, what :meth:`raytorch.session.worker.SessionWorker.run_relayed` takes beside it.
+            parts: For each rank, what :meth:`raytorch.session.worker_actor.SessionWorker.run_relayed` takes beside it.
 
         Returns:
             References to the reports, by rank; None if the client counts as gone.

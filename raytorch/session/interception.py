@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from raytorch.errors import SessionError
-from raytorch.session import functions, primitives
-from raytorch.session.arguments import Reference, first_reference
+from raytorch.session import function_names, worker_functions
+from raytorch.session.handles import Reference, first_reference
 
 
 @functools.cache
@@ -21,7 +21,7 @@ def intercept() -> None:
             checked = _refusing_handles(function.__name__, function.forward)
             function.forward = staticmethod(checked)  # type: ignore[method-assign]
     Function.apply = classmethod(_giving_over(vars(Function)["apply"]))
-    for name in functions.ON_LISTS:
+    for name in function_names.ON_LISTS:
         _intercept_lists(name)
 
 
@@ -39,7 +39,7 @@ def _giving_over(plain: Any) -> Callable[..., Any]:
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         reference = first_reference((*args, *kwargs.values()))
         if reference is not None:
-            return reference._recorder.call(primitives.apply, (cls, *args), kwargs)
+            return reference._recorder.call(worker_functions.apply, (cls, *args), kwargs)
         result = plain.__get__(None, cls)(*args, **kwargs)
         if first_reference([result]) is not None:
             raise SessionError(
@@ -53,7 +53,7 @@ def _giving_over(plain: Any) -> Callable[..., Any]:
 
 def _intercept_lists(name: str) -> None:
     module, _, last = name.rpartition(".")
-    function: Any = functions.function_named(name)
+    function: Any = function_names.function_named(name)
     (cell,) = function.__closure__ or (None,)
     if cell is not None:  # it wraps the one that works: whatever name it was given before comes here too
         cell.cell_contents = _giving_over_lists(name, cell.cell_contents)
@@ -75,7 +75,7 @@ def _giving_over_lists(name: str, plain: Callable[..., Any]) -> Callable[..., An
             return plain(*args, **kwargs)
         if any(isinstance(part, Tensor) for value in values if isinstance(value, list | tuple) for part in value):
             raise SessionError(f"{name} takes handles, or local tensors, but not both in one call")
-        return reference._recorder.call(functions.function_named(name), args, kwargs)
+        return reference._recorder.call(function_names.function_named(name), args, kwargs)
 
     return public
 

@@ -13,14 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from raytorch.causes import Cause
-from raytorch.distributed import failure_cause, may_communicate
-from raytorch.errors import HandleError, QuotaError, RaytorchError, RemoteOpError, SessionError
-from raytorch.registry import Poison, Registry
-from raytorch.session import functions
-from raytorch.session.peers import Peers, Poisoned
-from raytorch.session.primitives import ON_WORKER
-from raytorch.session.printed import Printing
+from raytorch.distributed import failure_cause
+from raytorch.distributed.ddp import may_communicate
+from raytorch.errors import Cause, HandleError, QuotaError, RaytorchError, RemoteOpError, SessionError
+from raytorch.session import function_names
 from raytorch.session.program import (
     ATTACHMENT,
     CODE,
@@ -35,8 +31,12 @@ from raytorch.session.program import (
     Result,
     bind,
 )
-from raytorch.session.results import describe, require_portable, shapes_of
-from raytorch.session.transfer import advised
+from raytorch.session.rank_agreement import Peers, Poisoned
+from raytorch.session.registry import Poison, Registry
+from raytorch.session.result_structure import describe, require_portable, shapes_of
+from raytorch.session.tensor_transfer import advised
+from raytorch.session.worker_functions import ON_WORKER
+from raytorch.session.worker_output import Printing
 
 T = TypeVar("T")
 OnLeaf = dict[str, Callable[[Any], Any]]
@@ -173,14 +173,14 @@ class Interpreter:
 
     def resolve(self, name: str) -> Callable[..., Any]:
         """The function of that name; what makes tensors of numbers alone makes them on this worker's device."""
-        function = functions.function_named(name)
-        if name.removeprefix("torch.") in functions.FACTORIES:
+        function = function_names.function_named(name)
+        if name.removeprefix("torch.") in function_names.FACTORIES:
             return functools.partial(function, device=self.device)
         return functools.partial(function, self) if name in ON_WORKER else function
 
     def _ready(self, pattern: Pattern) -> "_Call":
         is_counted = self.registry.is_limited and _changes(pattern)
-        if self.peers and pattern.rank is None and functions.may_communicate(pattern.function):
+        if self.peers and pattern.rank is None and function_names.may_communicate(pattern.function):
             return (_CountedJointCall if is_counted else _JointCall)(pattern, self)
         return (_CountedCall if is_counted else _Call)(pattern, self)
 
@@ -304,7 +304,7 @@ class _CountedCall(_Call):
 
     def __init__(self, pattern: Pattern, interpreter: Interpreter) -> None:
         super().__init__(pattern, interpreter)
-        self._may_grow = functions.may_grow(pattern.function)
+        self._may_grow = function_names.may_grow(pattern.function)
         self._is_of_handle = pattern.args[:1] == (HANDLE,)
 
     def run(self, instruction: Instruction) -> None:
@@ -338,9 +338,9 @@ class _JointCall(_Call):
     def _arguments(self, instruction: Instruction) -> tuple[list[Any], dict[str, Any]]:
         args, kwargs = super()._arguments(instruction)
         name, peers = self.pattern.function, self._interpreter.peers
-        if functions.is_collective(name) or (functions.is_backward(name) and peers.averages_gradients):
+        if function_names.is_collective(name) or (function_names.is_backward(name) and peers.averages_gradients):
             peers.agree(f"{name}({self._shapes(instruction)})", is_whole=True)
-        elif not functions.is_backward(name) and may_communicate(args[0]):
+        elif not function_names.is_backward(name) and may_communicate(args[0]):
             peers.agree(f"{name}({shapes_of(args[:1])})")
         return args, kwargs
 
@@ -383,7 +383,7 @@ def _state(tensor: Tensor, function: str) -> Any:
 
 
 def _changes(pattern: Pattern) -> bool:
-    return functions.changes_first_argument(pattern.function) or functions.may_grow(pattern.function)
+    return function_names.changes_first_argument(pattern.function) or function_names.may_grow(pattern.function)
 
 
 def _unpickled(code: bytes) -> Any:

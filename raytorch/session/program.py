@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.precision import autocast
 from raytorch.session.pickling import dumps
-from raytorch.session.printed import Printed
+from raytorch.session.worker_output import Printed
+from raytorch.training.precision import autocast
 
 MOST_PATTERNS = 10_000
 """Patterns that a client remembers, and that its programs let the workers remember, before both forget them all."""
@@ -209,7 +209,7 @@ class Report(NamedTuple):
     """What a worker says of a program."""
 
     answer: Any = None
-    """The description of the last instruction's result, if that was asked for; see :mod:`raytorch.session.results`."""
+    """The description of the last instruction's result, if that was asked for; see :mod:`.result_structure`."""
     failure: RemoteOpError | None = None
     """Why there is no answer."""
     errors: tuple[RemoteOpError, ...] = ()

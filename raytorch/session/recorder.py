@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.registry import Kind
-from raytorch.session import functions, primitives
-from raytorch.session.arguments import VALUES, Arguments, Function, Memory, ObjectReference, Reference, Shape
+from raytorch.session import function_names, worker_functions
+from raytorch.session.arguments import VALUES, Arguments, Function, Memory, ObjectReference, Shape
+from raytorch.session.handles import Reference
+from raytorch.session.instruction_stream import Parts, Stream, Transport
 from raytorch.session.interception import intercept
 from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, Result
-from raytorch.session.results import Description, count_held, fixed_tensors, is_tensor, rebuild
-from raytorch.session.stream import Parts, Stream, Transport
+from raytorch.session.registry import Kind
+from raytorch.session.result_structure import Description, count_held, fixed_tensors, is_tensor, rebuild
 
 HANDLES_PER_CLIENT = 1 << 40
 
@@ -142,7 +143,7 @@ class Recorder:
             SessionError: A local tensor that requires grad is an argument, or in one beside a handle.
         """
         self.changes += any(isinstance(value, ObjectReference) for value in (*args, *kwargs.values()))
-        return self._ask_with(Arguments(self, rank, has_graph=True), primitives.call, (function, *args), kwargs)
+        return self._ask_with(Arguments(self, rank, has_graph=True), worker_functions.call, (function, *args), kwargs)
 
     def ask_all(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call a function on every rank that has the arguments, and wait for the results, which are plain values.
@@ -165,7 +166,7 @@ class Recorder:
         """Record that a tensor is made of the client's data: one payload for all ranks, for ``rank``, or for each."""
         if rank is not None:
             parts = [parts[0] if place == rank else None for place in range(self.stream.transport.world_size)]
-        shape = Shape(self._known(primitives.upload), (ATTACHMENT,), ())
+        shape = Shape(self._known(worker_functions.upload), (ATTACHMENT,), ())
         tensor = self._tensor(self, next(self._handles), rank)
         self.stream.append_upload(self._pattern(shape, rank, Result.TENSOR), tensor._handle, parts)
         return tensor
@@ -185,14 +186,14 @@ class Recorder:
     def _known(self, function: Callable[..., Any]) -> Function:
         known = self._functions.get(function)
         if known is None:
-            name = functions.name_of(function)
+            name = function_names.name_of(function)
             known = Function(
                 name,
-                functions.changes_first_argument(name),
+                function_names.changes_first_argument(name),
                 name not in _ASKED_EACH_TIME,
-                functions.gives_value(name),
-                function in (primitives.call, primitives.method),
-                functions.is_operator(name),
+                function_names.gives_value(name),
+                function in (worker_functions.call, worker_functions.method),
+                function_names.is_operator(name),
             )
             self._functions[function] = known
         return known
@@ -277,7 +278,7 @@ class Recorder:
         if known:
             return known[0]
         name, args, kwargs = shape.function.name, shape.args, shape.kwargs
-        if rank is not None and functions.is_collective(name):
+        if rank is not None and function_names.is_collective(name):
             self.require_every_rank(name, rank)
         pattern = Pattern(name, args, kwargs, result, modes, rank, code.co_filename, frame.f_lineno or 0)
         self._patterns[key] = pattern, code
@@ -304,7 +305,7 @@ class Recorder:
         whole = Reference(self, handle, rank)
         handles = tuple(itertools.islice(self._handles, count_held(answer)))
         arguments = Arguments(self, rank)
-        shape = arguments.shape(self._known(primitives.unpack), [whole], {})
+        shape = arguments.shape(self._known(worker_functions.unpack), [whole], {})
         self._record(shape, arguments, Result.TENSORS, handles)
         taken = iter(handles)
         return rebuild(answer, lambda kind: self._stand_in(kind)(self, next(taken), rank))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raytorch.errors import SessionError
-from raytorch.model_files import read_safetensors_header
+from raytorch.serialization.file_kinds import read_safetensors_header
 
 FORMAT = 2
 SESSION, TENSORS, OWN_CODE = "session.json", "tensors.safetensors", "own_code.pickle"

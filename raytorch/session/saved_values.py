@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raytorch.errors import SessionError
-from raytorch.session.allowed import ACTIVATIONS, DTYPES, STATEFUL, name_of
+from raytorch.session.saved_names import ACTIVATIONS, DTYPES, STATEFUL, name_of
 
 DEEPEST = 50
 """Levels of values in values."""

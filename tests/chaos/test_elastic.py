@@ -17,10 +17,10 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 from whole_runs import plan
 
-from raytorch import trainer
 from raytorch.errors import TrainingError
-from raytorch.monitor import Status
-from raytorch.runs import read_summary
+from raytorch.runs.catalog import read_summary
+from raytorch.training import driver
+from raytorch.training.monitor import Status
 
 SAMPLES, BATCH, EPOCHS = 1_500, 64, 12
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
@@ -72,10 +72,10 @@ def train_and_record(job: dict[str, Any]) -> None:
 
     A group of one takes its time, so that there is some to add a node, and saves only when it is asked to.
     """
-    from raytorch import training
-    from raytorch.stopping import Wish
+    from raytorch.training import loop
+    from raytorch.training.stopping import Wish
 
-    load, train_step = training.load, training.Training.train_step
+    load, train_step = loop.load, loop.Training.train_step
     given: list[int] = []
 
     def load_recording(data: Any, split: str, device: Any) -> Any:
@@ -104,9 +104,9 @@ def train_and_record(job: dict[str, Any]) -> None:
         with Path(run.folder.file(f"given-{os.getpid()}.jsonl")).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    training.load = load_recording  # type: ignore[assignment]
-    training.Training.train_step = step_recorded  # type: ignore[method-assign]
-    training.train(training.Job(**job))
+    loop.load = load_recording  # type: ignore[assignment]
+    loop.Training.train_step = step_recorded  # type: ignore[method-assign]
+    loop.train(loop.Job(**job))
 
 
 class Trajectory:
@@ -139,8 +139,8 @@ class Trajectory:
 def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_and_sees_each_sample_once(
     nodes: Nodes, small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_train_on_worker", train_and_record)
-    monkeypatch.setattr(trainer, "RESIZE_INTERVAL_S", 1.0)
+    monkeypatch.setattr(driver, "_train_on_worker", train_and_record)
+    monkeypatch.setattr(driver, "RESIZE_INTERVAL_S", 1.0)
     monkeypatch.setenv(
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3"
     )  # wait less for a node that is not known to be dead
@@ -161,7 +161,7 @@ def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_an
         checkpoint={"every_steps": 20, "every_epochs": None},
         failure={"max_restarts": 1},  # a change of size is none
     )
-    summary = trainer.train(run, watch=watch)
+    summary = driver.train(run, watch=watch)
 
     assert (summary["state"], summary["workers"]) == ("finished", 2)
     assert (summary["restarts"], summary["resizes"]) == (1, 1)
@@ -191,7 +191,7 @@ def test_a_lost_node_is_named_as_the_cause_when_nothing_may_be_restarted(
 
     run = plan(small_run, "bereft", epochs=1_000, failure={"max_restarts": 0})
     with pytest.raises(TrainingError, match="a node of the cluster was lost; raytorch train --resume goes on"):
-        trainer.train(run, watch=watch)
+        driver.train(run, watch=watch)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_node")
 
@@ -209,4 +209,4 @@ def test_a_run_that_starts_after_a_node_was_lost_waits_for_another(nodes: Nodes,
             assert not status.attempts
             nodes.replace_lost()
 
-    assert trainer.train(plan(small_run, "patient"), watch=watch)["state"] == "finished"
+    assert driver.train(plan(small_run, "patient"), watch=watch)["state"] == "finished"

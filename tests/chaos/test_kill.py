@@ -17,10 +17,12 @@ from commands import command, is_alive, kill_part, wait_until, with_its_children
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.errors import TrainingError
-from raytorch.monitor import Status
-from raytorch.runs import RunPlan, latest_checkpoint, read_history, read_summary
-from raytorch.storage import RunFolder
-from raytorch.trainer import train
+from raytorch.runs.catalog import read_history, read_summary
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import RunPlan
+from raytorch.runs.storage import RunFolder
+from raytorch.training.driver import train
+from raytorch.training.monitor import Status
 
 KILLS = int(os.environ.get("RAYTORCH_KILLS", "1"))
 """How often a run is killed; the suite is content with few."""
@@ -29,10 +31,10 @@ ALONE = {"epochs": 100_000, "scaling": {"workers": 1}}
 
 def train_and_tell_steps(job: dict[str, Any]) -> None:
     """Train, and write down each step."""
-    from raytorch import training
+    from raytorch.training import loop
 
     killing.tell_steps()
-    training.train(training.Job(**job))
+    loop.train(loop.Job(**job))
 
 
 @pytest.mark.timeout(600 + 180 * KILLS)

@@ -11,7 +11,7 @@ from killing import Killer, often_saved, tell_steps
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.config import RunConfig
-from raytorch.runs import RunPlan
+from raytorch.runs.plan import RunPlan
 
 KILLS = int(os.environ.get("RAYTORCH_KILLS", "8"))
 """How often the run is killed; the suite is content with few."""
@@ -33,23 +33,23 @@ def take_part(config: RunConfig, rank: int, meeting: str) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from raytorch import training
     from raytorch.distributed import Worker
-    from raytorch.metrics import log_to_file
-    from raytorch.storage import LiveFiles, RunFolder
+    from raytorch.runs.metrics import log_to_file
+    from raytorch.runs.storage import LiveFiles, RunFolder
+    from raytorch.training import loop
 
     ray.get = lambda answer: answer  # type: ignore[assignment]
-    training.data_parallel = lambda net: DistributedDataParallel(net, broadcast_buffers=False)
+    loop.data_parallel = lambda net: DistributedDataParallel(net, broadcast_buffers=False)
     tell_steps()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     worker = Worker(rank, 2, torch.device("cpu"))
     with LiveFiles(RunFolder(config.storage, config.name)) as files, log_to_file(files.extend(f"logs/rank-{rank}.log")):
-        part = training.Training(training.Job(config, Silent(), 0.0), worker, files)
+        part = loop.Training(loop.Job(config, Silent(), 0.0), worker, files)
         try:
             part.restore()
             part.run()
         except Exception:
-            training.logger.exception("failed, as its peer was killed")
+            loop.logger.exception("failed, as its peer was killed")
             raise SystemExit(1) from None
         finally:
             part.close()
@@ -59,7 +59,7 @@ def take_part(config: RunConfig, rank: int, meeting: str) -> None:
 def train(run: RunPlan, meetings: Path, killer: Killer | None = None) -> int:
     """Train on two ranks and, when one has died, anew; answers how often that was."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["raytorch.training", "sklearn.datasets", "torch.distributed"])
+    context.set_forkserver_preload(["raytorch.training.loop", "sklearn.datasets", "torch.distributed"])
     for attempt in range(KILLS + 1 if killer else 1):
         arguments = [(run.config, rank, str(meetings / f"{run.config.name}-{attempt}")) for rank in range(2)]
         ranks = [context.Process(target=take_part, args=each) for each in arguments]

@@ -10,9 +10,11 @@ import pytest
 import yaml
 from commands import command, is_alive, kill_part, wait_until
 
-from raytorch.runs import latest_checkpoint, plan_resume, read_summary
-from raytorch.service.sweep import plan_resumed_sweep
-from raytorch.storage import RunFolder
+from raytorch.runs.catalog import read_summary
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import plan_resume
+from raytorch.runs.storage import RunFolder
+from raytorch.sweeps.sweep import plan_resumed_sweep
 
 HEAD = "Ray's head process (gcs_server) died, killed or crashed"
 RAYLET = "the raylet of the driver's machine died, killed or crashed, and with it all of Ray there"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from raytorch.errors import RaytorchError, RemoteOpError
-from raytorch.session.client import Session
-from raytorch.session.functions import FACTORIES
-from raytorch.session.tensor import RemoteTensor
-from raytorch.session.transfer import Payload
+from raytorch.session.function_names import FACTORIES
+from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.session import Session
+from raytorch.session.tensor_transfer import Payload
 
 SEED = 42
 """The seed that PyTorch's table sets before operators that draw random numbers."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from whole_runs import assert_bitwise_equal, plan, weights
 
-from raytorch.timed_training import train_timed
-from raytorch.trainer import train
+from raytorch.scaling.timed_training import train_timed
+from raytorch.training.driver import train
 
 pytestmark = [
     pytest.mark.gpu,

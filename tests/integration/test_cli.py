@@ -16,7 +16,7 @@ import yaml
 from data_files import write_mnist
 
 from raytorch.cli.main import main
-from raytorch.config_file import schema
+from raytorch.config.json_schema import schema
 
 COMMAND = str(Path(sys.executable).parent / "raytorch")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -19,7 +19,7 @@ from job_cluster import BIN, TESTS, Cluster, raytorch, running_cluster, wait_unt
 from job_scripts import FAILING_STEP, ODD_SCRIPT, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
 from raytorch import Client
-from raytorch.config_file import load
+from raytorch.config.file import load
 from raytorch.errors import (
     ClusterError,
     JobNotFoundError,
@@ -29,10 +29,11 @@ from raytorch.errors import (
     RunNotFoundError,
     UserError,
 )
-from raytorch.runs import latest_checkpoint, list_runs
+from raytorch.runs.catalog import list_runs
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.storage import RunFolder
 from raytorch.service import client as client_module
 from raytorch.service.job import failure_told
-from raytorch.storage import RunFolder
 
 QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
 SECRET = "f4fb3fcf-a-secret"
@@ -169,7 +170,7 @@ def test_a_training_that_fails_names_the_first_rank_and_shows_its_traceback(
 ) -> None:
     changed = cluster.home / "changed" / "raytorch"
     shutil.copytree(client_module.raytorch.__path__[0], changed, ignore=shutil.ignore_patterns("__pycache__"))
-    with (changed / "training.py").open("a") as training:
+    with (changed / "training" / "loop.py").open("a") as training:
         training.write(FAILING_STEP)
     with monkeypatch.context() as here:
         here.setattr(client_module.raytorch, "__path__", [str(changed)])
@@ -301,7 +302,7 @@ def test_a_request_without_the_token_is_refused(cluster: Cluster, monkeypatch: p
 
 JOINING = """
 import sys
-from raytorch.cluster import joined_ray
+from raytorch.cluster.joining import joined_ray
 
 with joined_ray(sys.argv[1]):
     import ray

@@ -23,5 +23,5 @@ def signal_handlers() -> Iterator[None]:
 def unanswered_calls() -> Iterator[None]:
     """Forget the calls of a test that no store answers: a command that ends while there are any ends its process."""
     yield
-    if stores := sys.modules.get("raytorch.remote_folder"):
+    if stores := sys.modules.get("raytorch.runs.remote_folder"):
         stores._under_way.clear()

@@ -16,10 +16,11 @@ import pytest
 import ray
 from dashboards import dashboard
 
-from raytorch import access, connect
-from raytorch.access import mode_of
+from raytorch import connect
 from raytorch.cli.main import main
-from raytorch.cluster import joined_ray
+from raytorch.cluster import token as access
+from raytorch.cluster.joining import joined_ray
+from raytorch.cluster.token import mode_of
 from raytorch.errors import ClusterError
 
 TOKEN = "0123456789abcdef" * 4

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from raytorch.allocator import keep_freed_memory
+from raytorch.system.allocator import keep_freed_memory
 
 FAULTS = """
 import resource
 import torch
-from raytorch.allocator import keep_freed_memory
+from raytorch.system.allocator import keep_freed_memory
 keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,101 +1,156 @@
-"""The layers of the package: who may import whom, and what is loaded when."""
+"""The rooms of the package: who may import whom, and what is loaded when.
+
+``python tests/unit/test_architecture.py`` writes the rooms into README.md anew.
+"""
 
 import ast
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import raytorch
 
 PACKAGE = Path(raytorch.__file__).parent
+README = Path(__file__).parents[2] / "README.md"
 
-# From the bottom up: a module imports only from rows above its own, whether at its top or inside a function.
-# A package's own name stands for its ``__init__``, below the modules inside it, which it re-exports.
-ROWS = [
-    "causes deletion pictures processes text",
-    "temporary",
-    "errors",
-    "local_folder remote_folder terminal",
-    "model_files",
-    "torch_files",
-    "config.section",
-    "config.data config.models config.optimization",
-    "config.run",
-    "config.sweep config.resuming",
-    "config",
-    "allocator yaml_tree storage metrics stopping",
-    "config_file records",
-    "runs sweep_file",
+# From the bottom up: a room imports only from rooms above its own in this list, whether at its top or inside a
+# function, and a file of a room only from rows of the room above its own. A room without rows is a file. The
+# ``__init__`` of a room comes after its files, which it may export.
+ROOMS = {
+    "system": [
+        "allocator deletion processes safe_text",
+        "temporary_folders terminal",
+    ],
+    "errors": [],
     # torch, no ray
-    "datasets.download datasets.formats datasets.pixels",
-    "datasets.archives datasets.files",
-    "datasets.preparation",
-    "datasets.sources",
-    "datasets.loader",
-    "datasets",
-    "overrides",
-    "autograd collectives tensor_ops",
-    "layers.attention layers.conv layers.rnn layers.transformer losses optimizers precision",
-    "layers models",
-    "agreement",
-    "serialization",
-    "state_files",
-    "onnx",
-    "export",
-    "tasks",
-    "distributed",
-    "checkpoint reproducibility registry session step_timer",
-    "session.hooks session.pickling session.printed",
-    "session.peers session.program session.transfer session.interrupts session.untold",
-    "session.results session.allowed session.outline session.saved_files",
-    "session.saved_values",
-    "session.snapshot session.restoring",
-    "session.primitives",
-    "session.functions session.stream session.arguments",
-    "session.interpreter session.interception",
-    "session.recorder",
-    "session.tensor",
-    "session.objects",
-    "session.client",
+    "tensor_ops": [],
+    "autograd": [],
+    "losses": [],
+    "layers": [
+        "attention conv rnn transformer",
+    ],
+    "config": [
+        "export_formats section yaml_tree",
+        "data models optimization",
+        "run",
+        "json_schema resuming sweep",
+        "messages",
+        "file",
+    ],
+    "optimizers": [],
+    "runs": [
+        "local_folder remote_folder",
+        "metrics storage",
+        "records",
+        "catalog checkpoint_folders",
+        "curves plan",
+    ],
+    "datasets": [
+        "augmentation download file_errors",
+        "archives cifar10_files idx_files",
+        "files",
+        "preparation",
+        "in_memory",
+        "loader",
+    ],
+    "models": [
+        "networks",
+        "tasks",
+    ],
+    "serialization": [
+        "comparison file_kinds",
+        "refusals torch_pickles",
+        "exported_programs torchscript weights",
+        "nested_state whole_models",
+    ],
+    "onnx": [],
+    "export": [],
     # ray
-    "access",
-    "cluster monitor worker_group session.host",
-    "ray_watch",
-    "session.worker",
-    "session.connection",
-    "session.transport",
-    "session.connect elastic failures",
-    "record training",
-    "timed_training",
-    "trainer",
+    "distributed": [
+        "collectives exception_causes worker",
+        "ddp",
+        "process_group",
+    ],
+    "cluster": [
+        "capacity elastic token worker_group",
+        "joining",
+        "ray_watch",
+    ],
+    "training": [
+        "checkpoint precision reproducibility stopping",
+        "monitor",
+        "failures loop",
+        "run_record",
+        "driver",
+    ],
+    "session": [
+        "handles hooks host interrupts module_outline pickling rank_agreement registry saved_files saved_names",
+        "tensor_transfer unreported_errors worker_output",
+        "program saved_values",
+        "arguments instruction_stream restore result_structure save",
+        "worker_functions",
+        "function_names",
+        "interception interpreter remote_tensor",
+        "recorder remote_objects",
+        "session worker_actor",
+        "worker_connection",
+        "open_or_join",
+        "connect",
+    ],
     # what a person uses
-    "service",
-    "service.projects",
-    "service.packages service.secrets service.capacity service.tracebacks service.scaling service.http",
-    "service.job",
-    "service.connection service.script service.scaling_report service.board service.sweep_results service.trial",
-    "service.logs",
-    "service.client service.sweep service.sweep_display",
-    "progress report cli",
-    "cli.common",
-    "cli.training cli.jobs cli.studies cli.records cli.data",
-    "cli.main",
-    "__main__",
-]
-ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
+    "sweeps": [
+        "file trial_monitor trials",
+        "live_table results",
+        "picture",
+        "result_files",
+        "sweep",
+    ],
+    "scaling": [
+        "step_timer table",
+        "picture timed_training",
+        "study",
+    ],
+    "service": [
+        "http projects secrets tracebacks",
+        "dashboard job packages",
+        "logs script",
+        "client",
+    ],
+    "cli": [
+        "common progress",
+        "data jobs runs studies train",
+        "main",
+    ],
+}
+MOST_ROOMS = 22
+MOST_ARROWS = 90
+"""Ordered pairs of rooms of which a file of the one imports from the other."""
+
+ROW = {
+    module: (number, row)
+    for number, (room, rows) in enumerate([*ROOMS.items(), ("__main__", [])])
+    for row, names in enumerate([*rows, ""])
+    for module in ([f"{room}.{name}" for name in names.split()] or [room])
+}
+"""Where each file stands, by its module's name; a room's own name stands for its ``__init__``."""
 
 TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
-WITHOUT_TORCH = [
-    *ROWS[: ROWS.index("runs sweep_file") + 1],
-    "datasets.archives datasets.download datasets.files datasets.formats datasets.preparation",
-    "access cluster monitor worker_group ray_watch elastic failures record trainer session.host session.connect",
-    *ROWS[ROWS.index("service") :],
-]
+WITHOUT_TORCH = """
+    system errors config runs cluster sweeps service cli __main__
+    datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
+    datasets.preparation training.driver training.failures training.monitor training.run_record training.stopping
+    session.connect session.host scaling.picture scaling.study scaling.table
+"""
+"""Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package but its ``__init__``, by the name that ROWS gives it."""
+    """Every module of the package but its ``__init__``, by the name that ROW gives it."""
     paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
@@ -111,7 +166,7 @@ def imported(path: Path) -> Iterator[tuple[str, bool]]:
             assert not node.level, f"{path}:{node.lineno}: relative import"
             yield from ((f"{node.module}.{alias.name}", at_top) for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("raytorch."):
-            yield node.value, False  # as import_module("raytorch.worker_group") has it
+            yield node.value, False  # as import_module("raytorch.cluster.worker_group") has it
 
 
 def own_module(name: str) -> str | None:
@@ -120,6 +175,21 @@ def own_module(name: str) -> str | None:
     while parts and ".".join(parts) not in ROW:
         parts.pop()
     return ".".join(parts) or None
+
+
+def edges() -> set[tuple[str, str]]:
+    """Pairs of modules of which the first imports from the second."""
+    return {
+        (module, target)
+        for module, path in modules().items()
+        for name, _ in imported(path)
+        if (target := own_module(name)) and target not in (module, room_of(module))
+    }
+
+
+def room_of(module: str) -> str:
+    """The room that a module is in."""
+    return module.partition(".")[0]
 
 
 def texts_of_the_locale(path: Path) -> Iterator[str]:
@@ -140,40 +210,57 @@ def test_text_is_utf_8_whatever_the_locale() -> None:
     assert [call for path in modules().values() for call in texts_of_the_locale(path)] == []
 
 
-def test_every_module_has_a_row() -> None:
+def test_every_file_has_a_row_of_its_room() -> None:
+    files = {room for room, rows in ROOMS.items() if not rows}
     assert sorted(modules()) == sorted(ROW)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == files | {"__init__", "__main__"}
 
 
-def test_a_module_imports_only_from_rows_above_its_own() -> None:
-    edges = {
-        (module, target)
-        for module, path in modules().items()
-        for name, _ in imported(path)
-        if (target := own_module(name)) and target != module
-    }
-    assert len(edges) > 40  # imports are found at all
+def test_a_file_imports_only_from_rooms_and_rows_above_its_own() -> None:
+    found = edges()
+    assert len(found) > 400  # imports are found at all
     upwards = [
-        f"{module} (row {ROW[module]}) imports {target} (row {ROW[target]})"
-        for module, target in sorted(edges)
-        if ROW[target] >= ROW[module]
+        f"{module} {ROW[module]} imports {target} {ROW[target]}"
+        for module, target in sorted(found)
+        if ROW[target] >= ROW[module] or (room_of(module) != room_of(target) and ROW[target][0] == ROW[module][0])
     ]
     assert upwards == []
 
 
+def test_the_rooms_are_few_and_few_know_each_other() -> None:
+    entries = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"]
+    assert len([path for path in entries if path.stem not in ("__init__", "__main__")]) <= MOST_ROOMS
+    arrows = {(room_of(module), room_of(target)) for module, target in edges() if module != "__main__"}
+    arrows = {(room, other) for room, other in arrows if room != other}
+    assert len(arrows) <= MOST_ARROWS, sorted(arrows)
+
+
+@pytest.mark.parametrize("of", ["files", "rooms"])
+def test_no_circle_of_imports(of: str) -> None:
+    """Whatever the order says: a file that imports itself by way of others, at its top or in a function, is one."""
+    graph: dict[str, set[str]] = {}
+    for module, target in edges():
+        pair = (module, target) if of == "files" else (room_of(module), room_of(target))
+        if pair[0] != pair[1]:
+            graph.setdefault(pair[0], set()).add(pair[1])
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
 def test_what_runs_on_the_driver_imports_no_torch_at_its_top() -> None:
-    light = {module for row in WITHOUT_TORCH for module in row.split()}
+    named = set(WITHOUT_TORCH.split())
+    light = {module for module in ROW if named & {module, room_of(module)}} | {room_of(module) for module in named}
     paths = modules()
     found = [
         f"{module} imports {name}"
         for module in sorted(light)
         for name, at_top in imported(paths[module])
-        if at_top and (name.split(".")[0] in TORCH or own_module(name) in set(ROW) - light - {"datasets"})
+        if at_top and (name.split(".")[0] in TORCH or own_module(name) in set(ROW) - light)
     ]
     assert found == []
 
 
 def test_torch_code_below_the_line_knows_no_ray() -> None:
-    line = ROW["tasks"]
+    line = ROW["export"]
     found = [
         f"{module} imports {name}"
         for module, path in modules().items()
@@ -197,13 +284,40 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 def test_the_driver_loads_no_torch() -> None:
     packages = loaded_by(
-        "import raytorch.service.scaling, raytorch.worker_group, raytorch.monitor, raytorch.service.trial"
+        "import raytorch.scaling.study, raytorch.cluster.worker_group, raytorch.training.monitor, "
+        "raytorch.sweeps.trials"
     )
     assert "ray" in packages
     assert not packages & {"torch", "torchvision", "safetensors", "matplotlib", "sklearn"}
 
 
 def test_the_driver_alone_loads_no_ray() -> None:
-    modules = "service.scaling, runs, report, service.sweep, service.sweep_display, service.client"
+    modules = (
+        "scaling.study, runs.catalog, runs.plan, runs.curves, sweeps.sweep, sweeps.live_table, service.client, "
+        "training.driver"
+    )
     imports = ", ".join(f"raytorch.{module}" for module in modules.split(", "))
     assert not loaded_by(f"import {imports}") & {"torch", "ray", "matplotlib"}
+
+
+def rooms() -> str:
+    """The rooms as README.md shows them: what each is, in the first line of its docstring, and its files."""
+    paths = modules()
+    lines = ["raytorch/"]
+    for room, rows in ROOMS.items():
+        doc = ast.get_docstring(ast.parse(paths[room].read_text(encoding="utf-8"))) or ""
+        name = f"  {room}/" if rows else f"  {room}.py"
+        lines += textwrap.wrap(doc.partition("\n")[0], 116, initial_indent=f"{name:<20}", subsequent_indent=" " * 20)
+        files = " ".join(f"{file}.py" for row in rows for file in row.split())
+        indent = " " * 22
+        lines += textwrap.wrap(files, 116, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
+
+
+def test_the_readme_shows_the_rooms() -> None:
+    assert rooms() in README.read_text(encoding="utf-8"), f"run python {Path(__file__).name}"
+
+
+if __name__ == "__main__":
+    before, _, behind = README.read_text(encoding="utf-8").partition("raytorch/\n  ")
+    README.write_text(f"{before}{rooms()}jobs/ {behind.partition('jobs/ ')[2]}", encoding="utf-8")

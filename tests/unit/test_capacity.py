@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from raytorch.cluster.capacity import Node, require_capacity, require_node, run_here
 from raytorch.errors import ResourceError
-from raytorch.service.capacity import Node, require_capacity, require_node, run_here
 
 HEAD = Node("a", {"memory": 1e9})
 WORKERS = [Node("b", {"CPU": 2.0, "GPU": 1.0}), Node("c", {"CPU": 3.0})]

@@ -25,12 +25,13 @@ from checkpoints import (
 from pyarrow import fs
 from torch import nn
 
-from raytorch import checkpoint, storage
-from raytorch.checkpoint import Checkpoints, open_checkpoint
 from raytorch.config import Checkpointing
 from raytorch.errors import StorageError
-from raytorch.runs import is_complete_checkpoint, latest_checkpoint
-from raytorch.storage import RunFolder
+from raytorch.runs import storage
+from raytorch.runs.checkpoint_folders import is_complete_checkpoint, latest_checkpoint
+from raytorch.runs.storage import RunFolder
+from raytorch.training import checkpoint
+from raytorch.training.checkpoint import Checkpoints, open_checkpoint
 
 
 @pytest.fixture

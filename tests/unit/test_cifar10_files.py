@@ -11,7 +11,7 @@ import pytest
 from data_files import PIXELS, ROWS, binary, python2_pickle, refused, store
 
 from raytorch.config import Cifar10Data
-from raytorch.datasets import files, formats
+from raytorch.datasets import cifar10_files, files
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_cifar10_layouts(tmp_path, batch, layout):
     else:
         data = np.asfortranarray(pixels) if "columns" in layout else pixels
         path = store(tmp_path / "data_batch_1", pickle.dumps({"data": data, "labels": labels.tolist()}, protocol=4))
-    read_pixels, read_labels = formats.read_cifar10_batch(path)
+    read_pixels, read_labels = cifar10_files.read_cifar10_batch(path)
     assert np.array_equal(read_pixels, pixels.reshape(-1, 3, 32, 32))
     assert np.array_equal(read_labels, labels)
 
@@ -59,7 +59,7 @@ def test_cifar10_splits(tmp_path, batch, layout):
 @pytest.fixture
 def any_size(monkeypatch) -> None:
     """Lets a test write a small pickle, which the check of its size would refuse."""
-    monkeypatch.setattr(formats, "_PYTHON_BYTES", range(2**25))
+    monkeypatch.setattr(cifar10_files, "_PYTHON_BYTES", range(2**25))
 
 
 @pytest.mark.parametrize("name", ["data_batch_1.bin", "data_batch_1"])
@@ -68,7 +68,7 @@ def test_cifar10_wrong_size(tmp_path, name, size):
     path = tmp_path / name
     with path.open("wb") as stream:
         stream.truncate(size)
-    for read in (formats.check_cifar10_batch, formats.read_cifar10_batch):
+    for read in (cifar10_files.check_cifar10_batch, cifar10_files.read_cifar10_batch):
         refused(path, read)
 
 
@@ -77,7 +77,7 @@ def test_cifar10_labels_out_of_range(tmp_path, batch):
     labels[77] = 10
     for name, write in (("batch.bin", binary), ("batch", python2_pickle)):
         assert "labels from 0 to 9, found 10;" in refused(
-            store(tmp_path / name, write(pixels, labels)), formats.read_cifar10_batch
+            store(tmp_path / name, write(pixels, labels)), cifar10_files.read_cifar10_batch
         )
 
 
@@ -97,16 +97,16 @@ def test_cifar10_labels_out_of_range(tmp_path, batch):
     ],
 )
 def test_pickles_of_other_things(tmp_path, any_size, fields):
-    refused(store(tmp_path / "data_batch_1", pickle.dumps(fields, protocol=4)), formats.read_cifar10_batch)
+    refused(store(tmp_path / "data_batch_1", pickle.dumps(fields, protocol=4)), cifar10_files.read_cifar10_batch)
 
 
 def test_pickle_cut_short(tmp_path, any_size, batch):
     whole = python2_pickle(*batch)
     path = store(tmp_path / "data_batch_1", whole[:-1])
-    assert "a pickle, which ends in a full stop" in refused(path, formats.check_cifar10_batch)
+    assert "a pickle, which ends in a full stop" in refused(path, cifar10_files.check_cifar10_batch)
     for length in (*range(200), 20_000, len(whole) - 2):
         store(path, whole[:length] + b".")
-        refused(path, formats.read_cifar10_batch)
+        refused(path, cifar10_files.read_cifar10_batch)
 
 
 MALICIOUS = {
@@ -130,7 +130,7 @@ MALICIOUS = {
 def test_hostile_pickle_runs_nothing(tmp_path, any_size, name):
     marker = tmp_path / "ran"
     path = store(tmp_path / "data_batch_1", malicious(name, marker))
-    refused(path, formats.read_cifar10_batch)
+    refused(path, cifar10_files.read_cifar10_batch)
     assert not marker.exists()
 
 
@@ -164,7 +164,7 @@ def malicious(name: str, marker: Path) -> bytes:
 def test_sizes_claimed_in_a_pickle_are_not_allocated(tmp_path, any_size, stream):
     path = store(tmp_path / "data_batch_1", b"\x80\x05" + stream)
     tracemalloc.start()
-    refused(path, formats.read_cifar10_batch)
+    refused(path, cifar10_files.read_cifar10_batch)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20

@@ -12,21 +12,16 @@ import ray
 from ray.core.generated.common_pb2 import NodeDeathInfo
 from whole_runs import plan
 
-from raytorch import access, trainer
-from raytorch.cluster import (
-    AUTOSCALER_LABEL,
-    has_own_ray,
-    joined_ray,
-    leave_ray,
-    prepare_ray,
-    require_resources,
-    scales_itself,
-)
+from raytorch.cluster import token
+from raytorch.cluster.capacity import AUTOSCALER_LABEL, require_resources, scales_itself
+from raytorch.cluster.joining import has_own_ray, joined_ray, leave_ray, prepare_ray
 from raytorch.config import RunConfig, SweepConfig
 from raytorch.errors import ClusterError, ResourceError, UserError
-from raytorch.runs import RunPlan
-from raytorch.service import scaling, sweep
-from raytorch.sweep_file import Sweep, Trial
+from raytorch.runs.plan import RunPlan
+from raytorch.scaling import study as scaling
+from raytorch.sweeps import sweep
+from raytorch.sweeps.file import Sweep, Trial
+from raytorch.training import driver
 
 ONE_CPU = {"CPU": 1.0}
 
@@ -72,7 +67,7 @@ def autoscaled(cluster: Cluster) -> Cluster:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The plans of the runs that were let in; none of them trains."""
     plans: list[Any] = []
-    monkeypatch.setattr(trainer, "_supervise", lambda plan, *_: plans.append(plan) or {"state": "stopped"})
+    monkeypatch.setattr(driver, "_supervise", lambda plan, *_: plans.append(plan) or {"state": "stopped"})
     monkeypatch.setattr(sweep, "_supervise", lambda plan, watch: plans.append(plan) or {"state": "stopped"})
     return plans
 
@@ -134,7 +129,7 @@ def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, s
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(access, "mode_of", lambda address: None)
+    monkeypatch.setattr(token, "mode_of", lambda address: None)
     return calls
 
 
@@ -214,7 +209,7 @@ def test_a_run_that_can_never_start_is_refused_by_a_cluster_that_was_joined(
     cluster: Cluster, started: list[Any], small_run: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ResourceError, match=r"the cluster has 3; lower scaling.workers or scaling.cpus_per_worker$"):
-        trainer.train(plan(small_run, "wide", scaling={"workers": 4}))
+        driver.train(plan(small_run, "wide", scaling={"workers": 4}))
     assert not (tmp_path / "runs").exists()
     assert not started
 
@@ -223,16 +218,16 @@ def test_a_run_is_let_in_if_it_fits_and_an_elastic_one_if_its_fewest_workers_do(
     cluster: Cluster, started: list[Any], small_run: dict[str, Any]
 ) -> None:
     for workers in (3, {"min": 3, "max": 50}):
-        trainer.train(plan(small_run, "fits", scaling={"workers": workers}))
+        driver.train(plan(small_run, "fits", scaling={"workers": workers}))
     assert len(started) == 2
     with pytest.raises(ResourceError, match=r"^4 workers "):
-        trainer.train(plan(small_run, "wide", scaling={"workers": {"min": 4, "max": 50}}))
+        driver.train(plan(small_run, "wide", scaling={"workers": {"min": 4, "max": 50}}))
 
 
 def test_a_run_waits_for_nodes_that_an_autoscaler_adds(
     autoscaled: Cluster, started: list[Any], small_run: dict[str, Any]
 ) -> None:
-    trainer.train(plan(small_run, "wide", scaling={"workers": 4}))
+    driver.train(plan(small_run, "wide", scaling={"workers": 4}))
     assert len(started) == 1
 
 

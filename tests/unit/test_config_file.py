@@ -11,7 +11,8 @@ import yaml
 from config_texts import read
 
 from raytorch.config import RunConfig
-from raytorch.config_file import dump, load, schema
+from raytorch.config.file import dump, load
+from raytorch.config.json_schema import schema
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [
@@ -175,6 +176,6 @@ def test_the_schema_accepts_shipped_configs(path: Path) -> None:
 
 
 def test_reading_a_config_imports_nothing_heavy() -> None:
-    code = "import sys, raytorch.config_file; print(sorted({'torch', 'ray', 'numpy'} & set(sys.modules)))"
+    code = "import sys, raytorch.config.file; print(sorted({'torch', 'ray', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

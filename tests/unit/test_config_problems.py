@@ -8,7 +8,7 @@ import pytest
 from config_texts import problems, read
 
 from raytorch.config import RunConfig
-from raytorch.config_file import dump, load
+from raytorch.config.file import dump, load
 from raytorch.errors import ConfigError
 
 TOP = ", ".join(RunConfig.model_fields)

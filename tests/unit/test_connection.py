@@ -9,11 +9,11 @@ from threading import Thread
 
 import pytest
 
-from raytorch.access import find_token
+from raytorch.cluster.capacity import Node
+from raytorch.cluster.token import find_token
 from raytorch.errors import ClusterError
-from raytorch.service import connection
-from raytorch.service.capacity import Node
-from raytorch.service.connection import Connection, find_address
+from raytorch.service import dashboard as connection
+from raytorch.service.dashboard import Connection, find_address
 
 
 @pytest.fixture(autouse=True)

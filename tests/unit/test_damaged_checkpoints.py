@@ -9,10 +9,10 @@ import pytest
 import torch
 from checkpoints import ANOTHER, ANY, CPU, NAME, change_manifest, keeper, manifest, opened, save, small_model
 
-from raytorch.checkpoint import open_checkpoint
 from raytorch.errors import CheckpointError, ModelFileError
-from raytorch.state_files import load_saved_state, save_state
-from raytorch.storage import RunFolder
+from raytorch.runs.storage import RunFolder
+from raytorch.serialization.nested_state import load_saved_state, save_state
+from raytorch.training.checkpoint import open_checkpoint
 
 
 @pytest.fixture

@@ -25,31 +25,25 @@ from hypothesis import strategies as st
 from in_process import local_session
 from torch import nn
 
-from raytorch.checkpoint import Checkpoints, open_checkpoint
-from raytorch.cli.records import _row
+from raytorch.cli.runs import _row
 from raytorch.config import Checkpointing, RunConfig
-from raytorch.config_file import dump
+from raytorch.config.file import dump
 from raytorch.errors import RaytorchError
-from raytorch.metrics import MetricsLog
-from raytorch.models import Architecture
-from raytorch.record import RunRecord
-from raytorch.registry import Registry
-from raytorch.report import write_report
-from raytorch.runs import (
-    _require_more_to_do,
-    latest_checkpoint,
-    list_runs,
-    plan_resume,
-    plan_run,
-    read_history,
-    read_manifest,
-)
+from raytorch.models.networks import Architecture
+from raytorch.runs.catalog import list_runs, read_history
+from raytorch.runs.checkpoint_folders import latest_checkpoint, read_manifest
+from raytorch.runs.curves import write_report
+from raytorch.runs.metrics import MetricsLog
+from raytorch.runs.plan import _require_more_to_do, plan_resume, plan_run
+from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.service.job import describe, failure_of, summary_of
-from raytorch.service.sweep import SweepPlan, _Record, plan_resumed_sweep, plan_sweep
-from raytorch.service.sweep_results import best_config, find_best, table
-from raytorch.session.restoring import restore
-from raytorch.storage import LiveFiles, RunFolder
-from raytorch.sweep_file import load_sweep
+from raytorch.session.registry import Registry
+from raytorch.session.restore import restore
+from raytorch.sweeps.file import load_sweep
+from raytorch.sweeps.results import best_config, find_best, table
+from raytorch.sweeps.sweep import SweepPlan, _Record, plan_resumed_sweep, plan_sweep
+from raytorch.training.checkpoint import Checkpoints, open_checkpoint
+from raytorch.training.run_record import RunRecord
 
 EXAMPLES = int(os.environ.get("RAYTORCH_EXAMPLES", "12"))
 MOST_GROWTH = 500 * 2**20

@@ -9,8 +9,8 @@ from data_files import idx
 
 from raytorch.config import Cifar10Data, DigitsData, MnistData, MnistStripsData, MovingMnistData
 from raytorch.datasets import END, PAD, load
+from raytorch.datasets.augmentation import mirror, shift
 from raytorch.datasets.files import read_digits
-from raytorch.datasets.pixels import mirror, shift
 from raytorch.errors import DataError
 
 TRAIN, TEST = 40, 12

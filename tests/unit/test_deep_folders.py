@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from raytorch import temporary
-from raytorch.deletion import delete_tree
 from raytorch.errors import PackageError
-from raytorch.runs import latest_checkpoint, list_runs
+from raytorch.runs.catalog import list_runs
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.storage import RunFolder
 from raytorch.service.projects import collect
-from raytorch.storage import RunFolder
+from raytorch.system import temporary_folders
+from raytorch.system.deletion import delete_tree
 
 LEVELS = 1100
 
@@ -57,14 +58,14 @@ def test_a_deep_folder_is_deleted_from_a_run(root: Path, name: str) -> None:
 
 
 def test_a_deep_temporary_folder_is_deleted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(temporary.tempfile, "gettempdir", lambda: str(root))
-    with temporary.temporary_folder() as path:
+    monkeypatch.setattr(temporary_folders.tempfile, "gettempdir", lambda: str(root))
+    with temporary_folders.temporary_folder() as path:
         (path / "file").touch()
     assert not path.exists()
     abandoned = path.with_name("999999999-1-" + path.name.split("-", 2)[2])
     fill(abandoned / "deep")
-    temporary.delete_abandoned.cache_clear()
-    temporary.delete_abandoned()
+    temporary_folders.delete_abandoned.cache_clear()
+    temporary_folders.delete_abandoned()
     assert not abandoned.exists()
 
 

@@ -13,10 +13,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-from raytorch import failures, ray_watch
-from raytorch.causes import Cause
-from raytorch.failures import diagnose
-from raytorch.monitor import Failure, Status
+from raytorch.cluster import ray_watch
+from raytorch.errors import Cause
+from raytorch.training import failures
+from raytorch.training.failures import diagnose
+from raytorch.training.monitor import Failure, Status
 
 HERE, THERE = "the driver's node", "another"
 

@@ -16,8 +16,6 @@ from reductions import REDUCTIONS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raytorch.causes import Cause
-from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
 from raytorch.distributed import (
     barrier,
     broadcast_buffers,
@@ -30,7 +28,8 @@ from raytorch.distributed import (
     is_available,
     leaving_process_group,
 )
-from raytorch.errors import StorageError, UserError
+from raytorch.distributed.collectives import all_gather, all_reduce, broadcast, reduce_scatter
+from raytorch.errors import Cause, StorageError, UserError
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,6 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from raytorch.causes import Cause
-from raytorch.collectives import all_gather, all_reduce, broadcast, reduce_scatter
 from raytorch.datasets import MicroBatch
 from raytorch.distributed import (
     Worker,
@@ -30,8 +28,9 @@ from raytorch.distributed import (
     gradient_sync,
     init_process_group,
 )
-from raytorch.errors import UserError
-from raytorch.step_timer import StepTimer
+from raytorch.distributed.collectives import all_gather, all_reduce, broadcast, reduce_scatter
+from raytorch.errors import Cause, UserError
+from raytorch.scaling.step_timer import StepTimer
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from raytorch import onnx, serialization
-from raytorch.agreement import batch_axes, fresh_inputs, require_agreement
 from raytorch.config import MlpModel, Seq2SeqModel
 from raytorch.datasets import END
 from raytorch.errors import ExportError, UserError
 from raytorch.export import example, export_model
-from raytorch.models import Architecture, Seq2Seq
+from raytorch.models.networks import Architecture, Seq2Seq
 from raytorch.serialization import load_model, load_torchscript, save_model, script, trace
+from raytorch.serialization.comparison import batch_axes, fresh_inputs, require_agreement
 
 MLP = Architecture(MlpModel(hidden=[8]), (1, 4, 4), 3)
 STRIPS = Architecture(

@@ -12,14 +12,15 @@ from pyarrow import fs
 from torch import nn
 
 import raytorch.export
-from raytorch import onnx, storage
+from raytorch import onnx
 from raytorch.cli.main import main
 from raytorch.config import MlpModel, RunConfig
 from raytorch.errors import ModelFileError, RunNotFoundError
 from raytorch.export import SUFFIXES, export_run
-from raytorch.models import Architecture
+from raytorch.models.networks import Architecture
+from raytorch.runs import storage
+from raytorch.runs.storage import RunFolder
 from raytorch.serialization import save_model
-from raytorch.storage import RunFolder
 
 MLP = Architecture(MlpModel(hidden=[8]), (1, 4, 4), 3)
 

@@ -13,7 +13,8 @@ from dashboards import Answering, Dashboard, dashboard, raw, send, send_json
 
 from raytorch import Client
 from raytorch.errors import ClusterError, JobNotFoundError, UserError
-from raytorch.service import connection, http
+from raytorch.service import dashboard as connection
+from raytorch.service import http
 
 TOKEN = "0123456789abcdef" * 4
 HEAD = b"HTTP/1.1 200 OK\r\n"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import raytorch.onnx
 from raytorch.config import MlpModel, VitModel
 from raytorch.errors import ModelFileError, UntrustedFileError
-from raytorch.models import Architecture
+from raytorch.models.networks import Architecture
 from raytorch.serialization import (
     capture,
     load_model,

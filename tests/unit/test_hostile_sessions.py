@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from raytorch.errors import RaytorchError, RemoteOpError, SessionError
-from raytorch.session import restoring
+from raytorch.session import restore
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ PLACES = [
     *("importlib.import_module", "torch.load", "torch.hub.load", "torch.jit.load", "torch.nn.Module"),
     *("torch.nn.Linear.__init__", "torch.nn.Linear.get_submodule", "torch.nn.Linear.__init__.__globals__"),
     *("torch.nn.modules.linear.Linear", "torch.nn.functional.relu", "torch.nn.init.ones_", "torch.nn.DataParallel"),
-    *("torch.optim.Optimizer", "raytorch.session.restoring.restore", "raytorch.models.torch.hub.load", "antigravity"),
+    *("torch.optim.Optimizer", "raytorch.session.restore.restore", "raytorch.models.torch.hub.load", "antigravity"),
     *("", "object/0", "in/0/get_submodule", "in/0/forward.__globals__", "__builtins__", "torch.nn.Linear\u0000"),
 ]
 
@@ -199,7 +199,7 @@ def test_own_code_is_not_touched_without_trust(tmp_path: Path, monkeypatch: pyte
     for name in ("recipes.pkl", "states.pt"):
         (part / name).write_bytes(pickle.dumps(Marking(tmp_path / "ran")))
     opened: list[str] = []
-    monkeypatch.setattr(restoring, "read_own_code", lambda folder: opened.append(folder))
+    monkeypatch.setattr(restore, "read_own_code", lambda folder: opened.append(folder))
     local_session().restore(tmp_path / "saved")  # its session.json needs none
     content = json.loads((part / "session.json").read_text())
     message = refused(tmp_path / "saved", content | {"own_code": ["__main__.Net"]})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raytorch.causes import Cause
+from raytorch.errors import Cause
 from raytorch.service.job import Failure, Job, describe, failure_of, failure_told, summary_of
 from raytorch.service.tracebacks import LONGEST, exception_of, last_traceback
 

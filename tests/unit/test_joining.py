@@ -18,7 +18,7 @@ def test_a_ray_that_is_being_imported_is_waited_for(tmp_path):
     code = f"""
 import sys, threading
 sys.path.insert(0, {str(tmp_path)!r})
-from raytorch.cluster import prepare_ray
+from raytorch.cluster.joining import prepare_ray
 importing = threading.Thread(target=__import__, args=["ray"])
 importing.start()
 while "ray" not in sys.modules:
@@ -34,7 +34,7 @@ importing.join()
 def test_a_ray_that_cannot_start_is_told_with_the_reason(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)  # more than the path of a socket may have
     folder.mkdir()
-    code = "from raytorch.cluster import joined_ray\nwith joined_ray(): pass"
+    code = "from raytorch.cluster.joining import joined_ray\nwith joined_ray(): pass"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"TMPDIR": str(folder)}
     )

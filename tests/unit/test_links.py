@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 
 from raytorch.cli.main import app
 from raytorch.config import RunConfig
-from raytorch.config_file import dump
+from raytorch.config.file import dump
 from raytorch.errors import RaytorchError, UserError
-from raytorch.metrics import MetricsLog, log_to_file
-from raytorch.record import RunRecord
-from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, plan_run
+from raytorch.runs.catalog import list_runs
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.metrics import MetricsLog, log_to_file
+from raytorch.runs.plan import RunPlan, plan_resume, plan_run
+from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.service.script import ScriptRun
-from raytorch.storage import LiveFiles, RunFolder
+from raytorch.training.run_record import RunRecord
 
 PRECIOUS = "precious\n"
 

@@ -17,14 +17,8 @@ from typer.testing import CliRunner
 from raytorch.cli.main import app
 from raytorch.config import RunConfig
 from raytorch.errors import UserError
-from raytorch.processes import Process
-from raytorch.runs import (
-    HEARTBEAT_S,
-    LOST_AFTER_S,
-    list_runs,
-    read_history,
-    read_summary,
-)
+from raytorch.runs.catalog import HEARTBEAT_S, LOST_AFTER_S, list_runs, read_history, read_summary
+from raytorch.system.processes import Process
 
 
 @pytest.fixture
@@ -117,7 +111,7 @@ def test_a_driver_in_another_container_is_not_taken_for_dead_as_its_number_is_no
 
 @pytest.mark.skipif(HERE.began is None, reason="this system does not tell that a process only waits for its parent")
 def test_a_driver_that_has_ended_but_is_not_let_go_of_is_lost(config: RunConfig) -> None:
-    tells = "import json; from raytorch.processes import Process; print(json.dumps(vars(Process.current())))"
+    tells = "import json; from raytorch.system.processes import Process; print(json.dumps(vars(Process.current())))"
     with subprocess.Popen([sys.executable, "-c", tells], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         named = json.loads(process.stdout.read())

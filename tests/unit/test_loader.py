@@ -11,9 +11,9 @@ from torch import Tensor
 from raytorch.config import Augment
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import Dataset, MicroBatch, TrainLoader, evaluation_batches
-from raytorch.datasets.sources import MnistStrips, Moments
+from raytorch.datasets.in_memory import MnistStrips, Moments
 from raytorch.errors import CheckpointError, ConfigError
-from raytorch.state_files import load_saved_state, save_state
+from raytorch.serialization.nested_state import load_saved_state, save_state
 
 WORLDS = [1, 2, 3]
 

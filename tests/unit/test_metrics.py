@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from raytorch import metrics
-from raytorch.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, read_metrics, versions
+from raytorch.runs import metrics
+from raytorch.runs.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, read_metrics, versions
 
 
 class Time:
@@ -234,7 +234,7 @@ def test_versions_name_what_decides_the_numbers() -> None:
 FILLS_THE_DISK = """
 import resource, sys
 from pathlib import Path
-from raytorch.metrics import MetricsLog
+from raytorch.runs.metrics import MetricsLog
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 with MetricsLog(Path(sys.argv[1])) as log:  # the events take more than the lines
     for step in range(1000):
@@ -251,7 +251,7 @@ def test_a_full_disk_is_told_to_whoever_writes_metrics(tmp_path: Path) -> None:
 LOGS_MUCH = """
 import resource, sys
 from pathlib import Path
-from raytorch.metrics import log_to_file
+from raytorch.runs.metrics import log_to_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 with log_to_file(Path(sys.argv[1]).open("wb")) as log:
     for number in range(1000):

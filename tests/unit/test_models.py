@@ -23,8 +23,8 @@ from raytorch.config import (
 )
 from raytorch.datasets import END, PAD
 from raytorch.errors import ConfigError
-from raytorch.models import MODELS, Seq2Seq, build_model
-from raytorch.precision import autocast
+from raytorch.models.networks import MODELS, Seq2Seq, build_model
+from raytorch.training.precision import autocast
 
 CLASSES = 10
 TARGETS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])

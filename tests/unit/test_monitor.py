@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import ray
 
-from raytorch.causes import Cause
-from raytorch.errors import DataError, DivergedError
-from raytorch.monitor import DriverLink, Failure, RunMonitor, telling_failures
-from raytorch.stopping import Wish
+from raytorch.errors import Cause, DataError, DivergedError
+from raytorch.training.monitor import DriverLink, Failure, RunMonitor, telling_failures
+from raytorch.training.stopping import Wish
 
 
 def failure(rank: int, *, at: float, final: bool) -> Failure:
@@ -144,7 +143,7 @@ class Rank0:
         self.progress = self
         monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
         monkeypatch.setattr(ray, "get", lambda answer: answer)
-        monkeypatch.setattr("raytorch.monitor.PROGRESS_INTERVAL_S", 0)
+        monkeypatch.setattr("raytorch.training.monitor.PROGRESS_INTERVAL_S", 0)
         self._link = DriverLink(self)
 
     def remote(self, update: dict[str, Any]) -> Wish:

@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from raytorch.checkpoint import Checkpoints, open_checkpoint
 from raytorch.config import Checkpointing, RunConfig
-from raytorch.config_file import dump
+from raytorch.config.file import dump
 from raytorch.errors import CheckpointError, RecordError
-from raytorch.models import Architecture
-from raytorch.runs import latest_checkpoint, list_runs, plan_resume, plan_run, read_history, read_summary
-from raytorch.service.sweep_results import read_result
-from raytorch.storage import LARGEST_RECORD, RunFolder
-from raytorch.sweep_file import Trial
+from raytorch.models.networks import Architecture
+from raytorch.runs.catalog import list_runs, read_history, read_summary
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import plan_resume, plan_run
+from raytorch.runs.storage import LARGEST_RECORD, RunFolder
+from raytorch.sweeps.file import Trial
+from raytorch.sweeps.results import read_result
+from raytorch.training.checkpoint import Checkpoints, open_checkpoint
 
 
 def make_socket(path: Path) -> None:

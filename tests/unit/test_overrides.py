@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from raytorch import autograd, collectives, distributed, tensor_ops
-from raytorch.overrides import OVERRIDABLE, overridable
+from raytorch import autograd, distributed, tensor_ops
+from raytorch.distributed import collectives
+from raytorch.tensor_ops import OVERRIDABLE, overridable
 
 
 class Handle:
@@ -104,10 +105,10 @@ def test_functions_are_named_by_where_they_are() -> None:
             "autograd.grad": torch.autograd.grad,
             "autograd.CustomFunction.apply": autograd.CustomFunction.apply,
             "autograd.checkpoint": autograd.checkpoint,
-            "collectives.all_reduce": collectives.all_reduce,
-            "collectives.all_gather": collectives.all_gather,
-            "collectives.broadcast": collectives.broadcast,
-            "collectives.reduce_scatter": collectives.reduce_scatter,
+            "distributed.collectives.all_reduce": collectives.all_reduce,
+            "distributed.collectives.all_gather": collectives.all_gather,
+            "distributed.collectives.broadcast": collectives.broadcast,
+            "distributed.collectives.reduce_scatter": collectives.reduce_scatter,
             "distributed.is_available": torch.distributed.is_available,
             "distributed.init_process_group": distributed.init_process_group,
             "distributed.destroy_process_group": distributed.destroy_process_group,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from raytorch.errors import ConfigError
-from raytorch.precision import Precision, has_bf16
+from raytorch.training.precision import Precision, has_bf16
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_a_forward_pass_computes_in_it_and_weights_stay_float32(bf16: bool, dtyp
 LSTMS = """
 import torch
 from torch import nn
-from raytorch.precision import autocast
+from raytorch.training.precision import autocast
 
 
 def train(model, rows, context):

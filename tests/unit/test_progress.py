@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raytorch import progress
-from raytorch.monitor import Status
-from raytorch.progress import DownloadDisplay, ProgressDisplay, print_summary
-from raytorch.storage import BASE
+from raytorch.cli import progress
+from raytorch.cli.progress import DownloadDisplay, ProgressDisplay, print_summary
+from raytorch.runs.storage import BASE
+from raytorch.training.monitor import Status
 
 NEWS = {
     "phase": "training",

@@ -14,7 +14,7 @@ from dashboards import Dashboard, dashboard, send_json
 
 from raytorch import Client
 from raytorch.errors import ClusterError
-from raytorch.service import connection
+from raytorch.service import dashboard as connection
 
 TOKEN = "0123456789abcdef" * 4
 HEAD = "head.invalid:8265"

@@ -48,7 +48,7 @@ COMMANDS = {
 }
 
 EXPORTS = {
-    "raytorch": "Client __version__ autograd connect distributed layers losses optimizers tensor_ops",
+    "raytorch": "Client __version__ autograd connect distributed layers losses optimizers registry tensor_ops",
     "raytorch.config": """
         Adam AdamW Asha AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
         Conv3dModel ConvNetModel CosineSchedule Data DigitsData Failure ImageData Logging Loss MlpModel
@@ -76,6 +76,10 @@ EXPORTS = {
     """,
     "raytorch.layers.rnn": "GRU LSTM RNN",
     "raytorch.layers.transformer": "TransformerDecoderLayer TransformerEncoderLayer",
+    "raytorch.serialization": """
+        capture load_model load_program load_state load_tensors load_torchscript load_weights read_architecture
+        save_model save_tensors script trace
+    """,
 }
 
 ERRORS = {

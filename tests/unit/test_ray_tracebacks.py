@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
-from raytorch.causes import message_of
+from raytorch.errors import message_of
 from raytorch.service.job import failure_told
 from raytorch.service.tracebacks import last_traceback
 

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from raytorch import record
-from raytorch.causes import Cause
 from raytorch.config import RunConfig
-from raytorch.errors import DataError, StorageError, TrainingError, UserError
-from raytorch.monitor import Failure, Status
-from raytorch.processes import Process
-from raytorch.record import RunRecord
-from raytorch.runs import RunPlan, plan_run
-from raytorch.storage import RunFolder, reaching
+from raytorch.errors import Cause, DataError, StorageError, TrainingError, UserError
+from raytorch.runs.plan import RunPlan, plan_run
+from raytorch.runs.storage import RunFolder, reaching
+from raytorch.system.processes import Process
+from raytorch.training import run_record
+from raytorch.training.monitor import Failure, Status
+from raytorch.training.run_record import RunRecord
 
 OUTCOME = {"state": "finished", "accuracy": 0.9, "first_step_at": None, "seconds": {"training": 2.0}}
 
@@ -70,8 +69,8 @@ def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while
     plan: RunPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter(range(1_000_000))
-    monkeypatch.setattr(record, "HEARTBEAT_S", 0.001)
-    monkeypatch.setattr(record, "_timestamp", lambda seconds=None: next(moments))
+    monkeypatch.setattr(run_record, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(run_record, "_timestamp", lambda seconds=None: next(moments))
     file, aside = (Path(plan.folder.file(name)) for name in ("summary.json", "aside.json"))
     with RunRecord(plan).kept():
         wait_until(lambda: summary(plan)["seen"] > 3)
@@ -84,7 +83,7 @@ def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while
 
 
 def test_nothing_is_written_over_the_end_of_a_run(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(run_record, "HEARTBEAT_S", 0.001)
     kept = RunRecord(plan)
     with kept.kept():
         returned = kept.end(Status(outcome=OUTCOME, attempts=4, resizes=2, begun_at=kept.started + 3))

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from raytorch.autograd import Context, CustomFunction
 from raytorch.errors import HandleError, QuotaError, RemoteOpError, SessionError
-from raytorch.registry import Kind, Poison, Registry, kind_of
+from raytorch.session.registry import Kind, Poison, Registry, kind_of
 
 KIB = torch.zeros(256)
 """A tensor of 1,024 bytes."""

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import StepLR
 
 from raytorch.autograd import Context
-from raytorch.registry import Registry, tensors_of
+from raytorch.session.registry import Registry, tensors_of
 
 
 def kib() -> Tensor:

@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from raytorch.errors import RunNotFoundError, UserError
-from raytorch.pictures import scale
-from raytorch.report import write_report
-from raytorch.storage import RunFolder
+from raytorch.runs.curves import scale, write_report
+from raytorch.runs.storage import RunFolder
 
 
 @pytest.fixture

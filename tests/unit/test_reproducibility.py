@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raytorch.distributed import Worker
-from raytorch.reproducibility import generator_states, restore_generators, seed_everything
+from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
 
 CPU = torch.device("cpu")
 

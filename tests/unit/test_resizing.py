@@ -10,10 +10,10 @@ import ray
 import ray.train
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
+from raytorch.cluster.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
 from raytorch.config import RunConfig, Scaling, WorkerRange
-from raytorch.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
-from raytorch.runs import plan_run
-from raytorch.trainer import _build_trainer
+from raytorch.runs.plan import plan_run
+from raytorch.training.driver import _build_trainer
 
 MORE = ResizeDecision(num_workers=3, resources_per_worker={"CPU": 1})
 

@@ -10,17 +10,13 @@ import pytest
 from run_folders import add_checkpoint, started
 
 from raytorch.config import RunConfig
+from raytorch.config.file import dump
 from raytorch.config.resuming import RULES
-from raytorch.config_file import dump
 from raytorch.errors import CheckpointError, ConfigError, RunExistsError, RunNotFoundError, UserError
-from raytorch.runs import (
-    RunPlan,
-    find_run,
-    latest_checkpoint,
-    plan_resume,
-    plan_run,
-)
-from raytorch.storage import BASE
+from raytorch.runs.catalog import find_run
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import RunPlan, plan_resume, plan_run
+from raytorch.runs.storage import BASE
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import yaml
 from matplotlib.image import imread
 from rich.console import Console
 
-from raytorch.cluster import room
+from raytorch.cluster.capacity import room
 from raytorch.config import RunConfig
 from raytorch.errors import ConfigError, RunExistsError, TrainingError, UserError
-from raytorch.service.scaling import Study, compared, measured, plan_study
-from raytorch.service.scaling_report import table, write_picture
-from raytorch.storage import RunFolder
+from raytorch.runs.storage import RunFolder
+from raytorch.scaling.picture import write_picture
+from raytorch.scaling.study import Study, compared, measured, plan_study
+from raytorch.scaling.table import table
 
 
 def configs(study: Study) -> list[RunConfig]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from raytorch.runs import list_runs, read_summary
+from raytorch.runs.catalog import list_runs, read_summary
+from raytorch.runs.storage import RunFolder
 from raytorch.service import script, secrets
-from raytorch.storage import RunFolder
 
 
 def start(

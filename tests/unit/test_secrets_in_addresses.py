@@ -12,8 +12,8 @@ import pytest
 from pyarrow import fs
 
 from raytorch import errors
-from raytorch.storage import RunFolder, join
-from raytorch.text import shown, shown_line, without_secrets
+from raytorch.runs.storage import RunFolder, join
+from raytorch.system.safe_text import shown, shown_line, without_secrets
 
 SECRETS = {
     "s3://AKIAKEY:SECRETWORD@bucket/runs": "s3://***@bucket/runs",
@@ -99,7 +99,7 @@ def test_a_storage_that_cannot_be_opened_is_told_without_its_secret() -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run's folder in an object store, whose address has a secret in it."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr("raytorch.storage.open_storage", lambda storage: (store, "bucket/runs"))
+    monkeypatch.setattr("raytorch.runs.storage.open_storage", lambda storage: (store, "bucket/runs"))
     return RunFolder("s3://AKIAKEY:SECRETWORD@bucket/runs", "one")
 
 

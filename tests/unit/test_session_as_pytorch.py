@@ -11,8 +11,8 @@ from in_process import local_session
 from torch import Tensor, nn
 
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.session.client import Session
 from raytorch.session.program import Modes
+from raytorch.session.session import Session
 
 
 @pytest.fixture

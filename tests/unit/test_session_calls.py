@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from raytorch.autograd import checkpoint
 from raytorch.errors import RemoteOpError, UserError
-from raytorch.session.client import Session
-from raytorch.session.objects import RemoteModule, RemoteObject
+from raytorch.session.remote_objects import RemoteModule, RemoteObject
+from raytorch.session.session import Session
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from in_process import InProcess, local_session
 from torch import nn
 
 from raytorch.errors import SessionLostError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 
 def test_after_it_was_closed_everything_raises_that_the_session_is_lost() -> None:

@@ -23,7 +23,7 @@ from raytorch.errors import (
     SessionLostError,
     UnknownFunctionError,
 )
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 TIMEOUT_S = 30.0
 

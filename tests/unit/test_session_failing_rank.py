@@ -17,11 +17,12 @@ from in_processes import session_of_processes
 from torch import nn
 from torch.nn import functional as F
 
-from raytorch import collectives, distributed
+from raytorch import distributed
+from raytorch.distributed import collectives
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.session import primitives
-from raytorch.session.client import Session
-from raytorch.session.tensor import RemoteTensor
+from raytorch.session import worker_functions
+from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.session import Session
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -195,7 +196,7 @@ def test_every_rank_has_the_error_of_the_one_that_failed(session: Session) -> No
     every = index_out_of_range_in_all_gather(session)
     for rank in range(session.workers):
         with pytest.raises(RemoteOpError, match=r"__getitem__\(.*failed on rank 1"):
-            session._recorder.ask(primitives.fetch, every, rank=rank)
+            session._recorder.ask(worker_functions.fetch, every, rank=rank)
 
 
 def test_ddp_goes_on_with_its_weights_and_averages_after_a_failure(session: Session) -> None:
@@ -248,7 +249,7 @@ def test_work_of_one_rank_waits_for_no_other(session: Session) -> None:
     def wait() -> None:
         time.sleep(3)
 
-    session._recorder.do(primitives.call, wait, rank=1)
+    session._recorder.do(worker_functions.call, wait, rank=1)
     begun = time.monotonic()
     assert session.rank(0).run(os.getpid) > 0
     assert session.rank(0).ones(2).sum().item() == 2

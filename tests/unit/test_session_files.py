@@ -11,9 +11,9 @@ from torch import nn
 from raytorch import onnx, serialization
 from raytorch.config import MlpModel
 from raytorch.errors import RemoteOpError
-from raytorch.models import Architecture, build_model
-from raytorch.session.client import Session
-from raytorch.session.objects import RemoteModule
+from raytorch.models.networks import Architecture, build_model
+from raytorch.session.remote_objects import RemoteModule
+from raytorch.session.session import Session
 
 ARCHITECTURE = Architecture(MlpModel(hidden=[8], dropout=0.5), (1, 4, 4), 10)
 IMAGES = torch.randn(3, 1, 4, 4)

@@ -10,24 +10,24 @@ from in_process import local_session
 from torch.nn import functional as F
 
 from raytorch.errors import SessionError, UnknownFunctionError
-from raytorch.overrides import OVERRIDABLE
-from raytorch.session import functions, primitives
+from raytorch.session import function_names, worker_functions
+from raytorch.tensor_ops import OVERRIDABLE
 
 
 def test_every_function_that_pytorch_lists_as_overridable_has_a_name() -> None:
     listed = [each for several in torch.overrides.get_overridable_functions().values() for each in several]
     assert len(listed) > 1_400
     for function in listed:
-        assert functions.function_named(functions.name_of(function)) == function
+        assert function_names.function_named(function_names.name_of(function)) == function
 
 
 def test_every_name_resolves_to_a_function_of_that_name() -> None:
-    table = functions._functions()
+    table = function_names._functions()
     assert len(table) > 2_000
-    assert len(table) == len(functions._names())
+    assert len(table) == len(function_names._names())
     for name, function in table.items():
-        assert functions.name_of(function) == name
-        assert functions.function_named(name) is function
+        assert function_names.name_of(function) == name
+        assert function_names.function_named(name) is function
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_every_name_resolves_to_a_function_of_that_name() -> None:
     [torch.ops.aten.mul, torch.ops.aten.mul.Tensor, torch.ops.aten.relu.default, torch.ops.prims.cos],
 )
 def test_operators_of_the_dispatcher_resolve_too(function: object) -> None:
-    assert functions.function_named(functions.name_of(function)) is function
+    assert function_names.function_named(function_names.name_of(function)) is function
 
 
 @pytest.mark.parametrize(
@@ -47,27 +47,27 @@ def test_operators_of_the_dispatcher_resolve_too(function: object) -> None:
     ],
 )
 def test_functions_that_pytorch_hands_to_handles_without_listing_them_resolve(function: object) -> None:
-    assert functions.function_named(functions.name_of(function)) == function
+    assert function_names.function_named(function_names.name_of(function)) == function
 
 
 def test_the_names_of_raytorchs_own_functions_are_the_tables_own() -> None:
-    for name, function in (OVERRIDABLE | primitives.PRIMITIVES | primitives.ON_WORKER).items():
+    for name, function in (OVERRIDABLE | worker_functions.PRIMITIVES | worker_functions.ON_WORKER).items():
         if name.startswith("raytorch."):  # other tests make functions of their own overridable
-            assert functions.function_named(functions.name_of(function)) == function
-    for name in functions.FACTORIES:
-        assert functions.name_of(getattr(torch, name)).removeprefix("torch.") in functions.FACTORIES
+            assert function_names.function_named(function_names.name_of(function)) == function
+    for name in function_names.FACTORIES:
+        assert function_names.name_of(getattr(torch, name)).removeprefix("torch.") in function_names.FACTORIES
 
 
 @pytest.mark.parametrize("name", ["torch.nothing", "torch.ops.aten.nothing", "torch.ops.load_library", "os.system"])
 def test_a_name_of_no_function_is_refused(name: str) -> None:
     with pytest.raises(UnknownFunctionError, match="has no function"):
-        functions.function_named(name)
+        function_names.function_named(name)
 
 
 @pytest.mark.parametrize("function", [print, torch.load, np.exp, lambda tensor: tensor])
 def test_a_function_that_takes_no_handles_is_refused_with_the_remedy(function: object) -> None:
     with pytest.raises(UnknownFunctionError, match=r"session\.run"):
-        functions.name_of(function)
+        function_names.name_of(function)
 
 
 # -- arguments and results that the operators' own samples do not have -------------------------------------------------

@@ -14,8 +14,8 @@ import torch
 from in_process import InProcess, local_session, registries
 
 from raytorch.errors import RemoteOpError, SessionLostError
-from raytorch.session import interrupts, stream
-from raytorch.session.client import Session
+from raytorch.session import instruction_stream, interrupts
+from raytorch.session.session import Session
 
 TIMEOUT_S = 30.0
 
@@ -132,7 +132,7 @@ def interrupted_again_and_again(step: Callable[[], None], times: int = 100) -> i
 
 
 def test_an_interrupt_at_any_line_leaves_what_is_recorded_whole(session: Session, monkeypatch: Any) -> None:
-    monkeypatch.setattr(stream, "BUSY_S", 0.0)
+    monkeypatch.setattr(instruction_stream, "BUSY_S", 0.0)
     counter, recorded = session.zeros(1), 0
 
     def step() -> None:

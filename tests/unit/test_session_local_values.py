@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 DATA = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 NO_GRADIENT = (

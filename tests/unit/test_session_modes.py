@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 DATA = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from raytorch.errors import RemoteOpError
 from raytorch.layers import attention, conv, rnn, transformer
 from raytorch.optimizers import OPTIMIZERS
-from raytorch.session.client import Session
-from raytorch.session.objects import RemoteModule
-from raytorch.session.tensor import RemoteTensor
+from raytorch.session.remote_objects import RemoteModule
+from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.session import Session
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from in_process import local_session
 
 from raytorch.errors import RaytorchError, RemoteOpError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 from in_process import local_session, registries
 from torch import nn
 
-from raytorch.session import arguments, stream
-from raytorch.session.client import Session
+from raytorch.session import arguments, instruction_stream
 from raytorch.session.program import MOST_PATTERNS, Program
+from raytorch.session.session import Session
 
 FEW = 20
 """Patterns that are remembered, where a test does not need many calls."""
@@ -29,7 +29,7 @@ def session() -> Iterator[Session]:
 
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (arguments, stream):
+    for module in (arguments, instruction_stream):
         monkeypatch.setattr(module, "MOST_PATTERNS", FEW)
 
 

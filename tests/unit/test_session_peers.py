@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from raytorch.causes import Cause
-from raytorch.errors import RemoteOpError, SessionError, UserError
-from raytorch.session.peers import Peers
+from raytorch.errors import Cause, RemoteOpError, SessionError, UserError
+from raytorch.session.rank_agreement import Peers
 
 RANKS = 3
 

@@ -11,8 +11,8 @@ from in_process import local_session
 from torch import Tensor, nn
 
 from raytorch.errors import RemoteOpError
-from raytorch.session import printed
-from raytorch.session.client import Session
+from raytorch.session import worker_output
+from raytorch.session.session import Session
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def flood() -> None:
 def test_a_flood_is_cut_short(
     session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(printed, "MOST_PRINTED", 1000)
+    monkeypatch.setattr(worker_output, "MOST_PRINTED", 1000)
     session.rank(0).run(flood)
     shown = capsys.readouterr().out
     assert len(shown) < 1200

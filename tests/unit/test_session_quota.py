@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch.errors import RemoteOpError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 KIB = 1024
 """Bytes of ``square()``, and of its gradient."""

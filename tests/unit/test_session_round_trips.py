@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 import raytorch
-from raytorch import models
-from raytorch.session.client import Session
+from raytorch.models import networks
+from raytorch.session.session import Session
 
 
 def saved(session: Session, path: Path, **options: Any) -> Session:
@@ -76,7 +76,7 @@ def test_what_cannot_be_written_is_left_out_and_told(tmp_path: Path) -> None:
 def test_a_failed_result_is_left_out(tmp_path: Path) -> None:
     session = local_session()
     failed = session.ones(2) @ session.ones(3)
-    with pytest.raises(raytorch.session.client.SessionError):
+    with pytest.raises(raytorch.session.session.SessionError):
         failed.item()
     assert session.save(tmp_path / "saved") == [failed.handle]
 
@@ -106,15 +106,15 @@ MODULES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], tu
     "positions": (raytorch.layers.PositionalEncoding, (4,), {"max_len": 7}, (2, 5, 4)),
     "lazy": (nn.LazyLinear, (3,), {}, (2, 4)),
     "lazy_norm": (nn.LazyBatchNorm1d, (), {}, (2, 4)),
-    "mlp": (models.MLP, ((1, 2, 2), 3), {"hidden": [5, 4], "dropout": 0.0}, (2, 1, 2, 2)),
-    "convnet": (models.ConvNet, ((1, 4, 4), 3), {"channels": [2], "dropout": 0.0}, (2, 1, 4, 4)),
+    "mlp": (networks.MLP, ((1, 2, 2), 3), {"hidden": [5, 4], "dropout": 0.0}, (2, 1, 2, 2)),
+    "convnet": (networks.ConvNet, ((1, 4, 4), 3), {"channels": [2], "dropout": 0.0}, (2, 1, 4, 4)),
     "vit": (
-        models.Vit,
+        networks.Vit,
         ((1, 4, 4), 3),
         {"patch": 2, "dim": 4, "heads": 2, "feedforward": 8, "layers": 2, "dropout": 0.0},
         (2, 1, 4, 4),
     ),
-    "resnet": (models.resnet18, ((3, 8, 8), 3), {}, (2, 3, 8, 8)),
+    "resnet": (networks.resnet18, ((3, 8, 8), 3), {}, (2, 3, 8, 8)),
 }
 
 
@@ -210,7 +210,7 @@ def trained(net: Any, optimizer: Any, x: Any, steps: int) -> None:
 def stepped(net: Any, optimizer: Any, x: Any, steps: int) -> None:
     """LBFGS takes a function that computes the loss."""
     for _ in range(steps):
-        net._recorder.ask(raytorch.session.primitives.call, _closure_step, net, optimizer, x)
+        net._recorder.ask(raytorch.session.worker_functions.call, _closure_step, net, optimizer, x)
 
 
 def _closure_step(net: Any, optimizer: Any, x: Any) -> None:

@@ -9,10 +9,10 @@ from in_process import InProcess, local_session
 from torch import nn
 
 from raytorch.errors import HandleError, RemoteOpError, SessionError
-from raytorch.registry import Registry
-from raytorch.session.client import Session
 from raytorch.session.connect import connect
 from raytorch.session.interpreter import Interpreter
+from raytorch.session.registry import Registry
+from raytorch.session.session import Session
 
 
 class Doubling(nn.Module):

@@ -10,8 +10,8 @@ from in_process import local_session, registries
 from torch import nn
 
 from raytorch.errors import RemoteOpError, SessionError, SessionLostError
-from raytorch.session.client import Session
-from raytorch.session.stream import PROGRAM_LENGTH
+from raytorch.session.instruction_stream import PROGRAM_LENGTH
+from raytorch.session.session import Session
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from in_process import local_session
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raytorch import autograd, collectives, distributed, tensor_ops
+from raytorch import autograd, distributed, tensor_ops
+from raytorch.distributed import collectives
 from raytorch.layers import LAYERS
 from raytorch.losses import LOSSES
 from raytorch.optimizers import OPTIMIZERS
-from raytorch.session.client import Session
-from raytorch.session.tensor import RemoteTensor
+from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.session import Session
 
 
 @pytest.fixture

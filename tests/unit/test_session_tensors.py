@@ -11,7 +11,7 @@ from in_process import local_session
 from torch.nn import functional as F
 
 from raytorch.errors import RemoteOpError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from compared import assert_same, held_by
 from in_process import InProcess, local_session, registries
 
 from raytorch.errors import HandleError, RemoteOpError, SessionError
-from raytorch.session.client import Session
-from raytorch.session.tensor import RemoteTensor
-from raytorch.session.transfer import AdoptedMemory, Payload
+from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.session import Session
+from raytorch.session.tensor_transfer import AdoptedMemory, Payload
 
 
 @pytest.fixture

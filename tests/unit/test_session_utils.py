@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_ as named_early
 from torch.nn.utils import parametrize, prune, rnn, stateless
 
 from raytorch.errors import RemoteOpError, SessionError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 DATA = [torch.tensor([[3.0, 4.0], [0.0, 12.0]]), torch.tensor([5.0, -84.0])]
 

@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 
 import raytorch
 from raytorch.cli.main import app
-from raytorch.config_file import load
+from raytorch.cli.progress import ProgressDisplay, print_summary
+from raytorch.config.file import load
 from raytorch.errors import ConfigError
-from raytorch.progress import ProgressDisplay, print_summary
-from raytorch.report import write_report
+from raytorch.runs.curves import write_report
+from raytorch.runs.storage import RunFolder
+from raytorch.scaling.table import table
 from raytorch.service.job import Failure, Job
-from raytorch.service.scaling_report import table
-from raytorch.service.sweep_display import print_sweep
-from raytorch.storage import RunFolder
-from raytorch.sweep_file import load_sweep
-from raytorch.terminal import pass_on
-from raytorch.text import shown, shown_line, shown_log
+from raytorch.sweeps.file import load_sweep
+from raytorch.sweeps.live_table import print_sweep
+from raytorch.system.safe_text import shown, shown_line, shown_log
+from raytorch.system.terminal import pass_on
 
 TITLE, CLEAR = "\x1b]0;owned\x07", "\x1b[2J"
 HOSTILE = f"[/red][bold]:smile: {TITLE}{CLEAR}\x9b31m\r\x08 \u202e right"

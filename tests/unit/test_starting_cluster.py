@@ -12,7 +12,7 @@ from dashboards import Answering, Dashboard, dashboard, send, send_json
 
 from raytorch import Client
 from raytorch.errors import ClusterError
-from raytorch.service import connection
+from raytorch.service import dashboard as connection
 
 NOT_YET = {
     "submit": "No available agent to submit job, please try again later.",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytorch.datasets import MicroBatch
-from raytorch.step_timer import StepTimer, StepTotals
+from raytorch.scaling.step_timer import StepTimer, StepTotals
 
 CPU = torch.device("cpu")
 PAUSE = 0.2

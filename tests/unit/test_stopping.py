@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from raytorch.stopping import INTERVAL_S, StopAgreement, Wish, steps_ahead
+from raytorch.training.stopping import INTERVAL_S, StopAgreement, Wish, steps_ahead
 
 
 class Workers:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from raytorch import storage
 from raytorch.errors import RunNotFoundError, UserError
+from raytorch.runs import storage
+from raytorch.runs.storage import BASE, LiveFiles, RunFolder, absolute, join, locate, open_storage, split
 from raytorch.service.client import _runtime_environment
-from raytorch.storage import BASE, LiveFiles, RunFolder, absolute, join, locate, open_storage, split
 
 
 @pytest.fixture

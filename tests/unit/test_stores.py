@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from raytorch import remote_folder
 from raytorch.errors import RunNotFoundError, UserError
-from raytorch.runs import find_run, list_runs
-from raytorch.storage import RunFolder
+from raytorch.runs import remote_folder
+from raytorch.runs.catalog import find_run, list_runs
+from raytorch.runs.storage import RunFolder
 
 COMMAND = Path(sys.executable).with_name("raytorch")
 SLACK_S = 8
@@ -88,7 +88,7 @@ def test_a_store_that_does_not_answer_is_told_in_time(
 
 @pytest.mark.parametrize("store", [google, amazon])
 def test_ctrl_c_ends_a_command_that_waits_for_a_store(silent: Silent, store: Callable[[str], str]) -> None:
-    code = "import raytorch.remote_folder as r; r.ANSWER_S = 600.0; import raytorch.cli.main as m; m.main()"
+    code = "import raytorch.runs.remote_folder as r; r.ANSWER_S = 600.0; import raytorch.cli.main as m; m.main()"
     command = [sys.executable, "-c", code, "runs", "--storage", store(silent.address)]
     with subprocess.Popen(command) as process:
         try:

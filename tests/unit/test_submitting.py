@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from raytorch.cluster.capacity import Node
 from raytorch.config import RunConfig
 from raytorch.errors import ResourceError
 from raytorch.service import client as client_module
-from raytorch.service.capacity import Node
 from raytorch.service.client import Client, EntrypointResources
 
 

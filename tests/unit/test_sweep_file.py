@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from raytorch.config import RunConfig, SweepConfig
-from raytorch.config_file import dump
+from raytorch.config.file import dump
 from raytorch.errors import ConfigError
-from raytorch.sweep_file import Sweep, is_sweep, load_sweep
+from raytorch.sweeps.file import Sweep, is_sweep, load_sweep
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

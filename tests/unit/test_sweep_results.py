@@ -11,14 +11,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from raytorch.config import Parameter, SweepConfig
-from raytorch.config_file import load
+from raytorch.config.file import load
 from raytorch.errors import RunExistsError, RunNotFoundError
-from raytorch.runs import placed
-from raytorch.service.sweep import SweepStatus, plan_resumed_sweep, plan_sweep
-from raytorch.service.sweep_display import SweepDisplay, print_sweep
-from raytorch.service.sweep_results import Result, find_best, picture, read_result, table, write_results
-from raytorch.storage import RunFolder
-from raytorch.sweep_file import Sweep, Trial
+from raytorch.runs.plan import placed
+from raytorch.runs.storage import RunFolder
+from raytorch.sweeps.file import Sweep, Trial
+from raytorch.sweeps.live_table import SweepDisplay, print_sweep
+from raytorch.sweeps.picture import picture
+from raytorch.sweeps.result_files import write_results
+from raytorch.sweeps.results import Result, find_best, read_result, table
+from raytorch.sweeps.sweep import SweepStatus, plan_resumed_sweep, plan_sweep
 
 CONFIG = SweepConfig.model_validate(
     {

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from raytorch.errors import UserError
-from raytorch.service import sweep, sweep_display
-from raytorch.storage import BASE
+from raytorch.runs.storage import BASE
+from raytorch.sweeps import live_table, sweep
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "jobs" / "sweep.py")
 
@@ -30,7 +30,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     told: list[Any] = []
     monkeypatch.setattr(sweep, "run_sweep", lambda plan, watch: {"path": str(plan.folder)})
     monkeypatch.setattr(
-        sweep_display, "print_sweep", lambda *arguments, resume: told.append((arguments[2]["path"], resume))
+        live_table, "print_sweep", lambda *arguments, resume: told.append((arguments[2]["path"], resume))
     )
     return told
 

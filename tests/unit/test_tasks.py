@@ -12,8 +12,8 @@ from raytorch.config import DigitsData, ResNet18Model, RunConfig
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import TrainLoader
 from raytorch.errors import ConfigError
-from raytorch.models import END, PAD, Architecture, build_model
-from raytorch.tasks import Classification, Task, Transcription, build_task, require_enough_samples
+from raytorch.models.networks import END, PAD, Architecture, build_model
+from raytorch.models.tasks import Classification, Task, Transcription, build_task, require_enough_samples
 
 LABELS = torch.tensor([3, 1, 0, 2])
 STRIPS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raytorch import temporary
-from raytorch.processes import Process
-from raytorch.temporary import delete_abandoned, make_temporary, note_ray_session, temporary_folder
+from raytorch.system import temporary_folders
+from raytorch.system.processes import Process
+from raytorch.system.temporary_folders import delete_abandoned, make_temporary, note_ray_session, temporary_folder
 
 SESSION = "session_2026-11-22_21-39-27_677000_4711"
 
@@ -25,7 +25,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def killed(place: Path, code: str) -> Path:
     """What a process prints as the path of its folder before it is killed."""
-    source = f"import os\nfrom raytorch.temporary import *\nprint({code}, flush=True)\nos.kill(os.getpid(), 9)"
+    imports = "import os\nfrom raytorch.system.temporary_folders import *"
+    source = f"{imports}\nprint({code}, flush=True)\nos.kill(os.getpid(), 9)"
     environment = os.environ | {"TMPDIR": str(place)}
     ended = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
     assert ended.returncode == -9, ended.stderr
@@ -50,7 +51,7 @@ def test_the_folder_of_a_killed_process_goes_with_the_next_start(place: Path) ->
 
 
 def test_the_folder_of_a_process_that_goes_on_stays(place: Path) -> None:
-    code = "from raytorch.temporary import make_temporary; print(make_temporary(), flush=True); input()"
+    code = "from raytorch.system.temporary_folders import make_temporary; print(make_temporary(), flush=True); input()"
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, text=True, env=os.environ | {"TMPDIR": str(place)}
@@ -136,4 +137,4 @@ def test_a_folder_that_somebody_else_has_made_is_not_used(place: Path) -> None:
     (place / "elsewhere").mkdir()
     (place / f"raytorch-{os.getuid()}").symlink_to(place / "elsewhere")
     with pytest.raises(PermissionError, match="not a folder of this user's"):
-        temporary.make_temporary()
+        temporary_folders.make_temporary()

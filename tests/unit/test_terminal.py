@@ -8,7 +8,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from raytorch.terminal import cell, say_table
+from raytorch.system.terminal import cell, say_table
 
 
 def test_a_table_keeps_every_cell_whole_on_its_line_however_narrow_the_terminal_is() -> None:

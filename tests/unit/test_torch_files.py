@@ -13,7 +13,7 @@ from torch import nn
 
 from raytorch.errors import ModelFileError
 from raytorch.serialization import load_state, load_weights
-from raytorch.torch_files import MOST_OPERATIONS
+from raytorch.serialization.torch_pickles import MOST_OPERATIONS
 
 GIB = 2**30
 

@@ -12,14 +12,15 @@ import torch
 from pyarrow import fs
 from whole_runs import SMALL_RUN, assert_bitwise_equal
 
-from raytorch import monitor, storage, training
-from raytorch.checkpoint import open_checkpoint
 from raytorch.config import RunConfig
 from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError
-from raytorch.runs import latest_checkpoint
-from raytorch.storage import LiveFiles, RunFolder
-from raytorch.training import Job, Training
+from raytorch.runs import storage
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.storage import LiveFiles, RunFolder
+from raytorch.training import loop, monitor
+from raytorch.training.checkpoint import open_checkpoint
+from raytorch.training.loop import Job, Training
 
 
 class Monitor:
@@ -37,7 +38,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An object store, and no Ray."""
     bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
-    monkeypatch.setattr(training, "data_parallel", lambda model: model)
+    monkeypatch.setattr(loop, "data_parallel", lambda model: model)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic

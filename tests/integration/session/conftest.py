@@ -7,7 +7,7 @@ import ray
 from own_ray import own_ray
 
 import raytorch
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 
 @pytest.fixture(scope="package")

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import raytorch
-from raytorch import collectives, distributed
+from raytorch import distributed
+from raytorch.distributed import collectives
 from raytorch.errors import HandleError, RemoteOpError, SessionError, SessionLostError
-from raytorch.session.client import Session
+from raytorch.session.session import Session
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

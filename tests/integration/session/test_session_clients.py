@@ -15,8 +15,8 @@ import pytest
 import torch
 from session_clients import wait_until
 
-from raytorch import collectives
-from raytorch.session.client import Session
+from raytorch.distributed import collectives
+from raytorch.session.session import Session
 
 NAME = "shared"
 ROUNDS = int(os.environ.get("RAYTORCH_TEST_ROUNDS", "60"))

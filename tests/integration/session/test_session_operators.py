@@ -10,8 +10,8 @@ import torch
 from conformance.operators import run_operators
 from conformance.skipped import SKIPPED
 
-from raytorch.precision import choose_attention
-from raytorch.session.client import Session
+from raytorch.session.session import Session
+from raytorch.training.precision import choose_attention
 
 
 @pytest.fixture

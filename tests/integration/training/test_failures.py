@@ -14,14 +14,14 @@ import torch.distributed as dist
 from ray import cloudpickle
 from whole_runs import plan
 
-from raytorch import trainer
-from raytorch.collectives import all_reduce
 from raytorch.distributed import Worker, failure_cause
+from raytorch.distributed.collectives import all_reduce
 from raytorch.errors import StorageError, TrainingError
-from raytorch.monitor import telling_failures
-from raytorch.runs import read_summary
+from raytorch.runs.catalog import read_summary
+from raytorch.training import driver
+from raytorch.training.monitor import telling_failures
 
-train_on_worker = trainer._train_on_worker
+train_on_worker = driver._train_on_worker
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -69,10 +69,10 @@ def fail(
             do()
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(trainer, "_train_on_worker", on_worker)
+    monkeypatch.setattr(driver, "_train_on_worker", on_worker)
     run = plan(small_run, do.__name__, **changes)
     with pytest.raises(TrainingError) as failure:
-        trainer.train(run)
+        driver.train(run)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["restarts"], summary["resizes"]) == ("failed", 0, 0)
     error: dict[str, Any] = summary["error"]
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_is_the_cause_and_nothing_is_retried(small_run: dict
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     run = plan(small_run, "full", failure={"max_restarts": 3}, checkpoint={"every_steps": 5})
     with pytest.raises(StorageError, match="the storage failed; make room or mend the access to it") as failure:
-        trainer.train(run, work=fill_the_disk)
+        driver.train(run, work=fill_the_disk)
     assert "File too large" in str(failure.value)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["restarts"]) == ("failed", 0)

@@ -14,12 +14,14 @@ import pytest
 import ray
 import yaml
 
-from raytorch.config_file import load
-from raytorch.runs import latest_checkpoint, list_runs, plan_run, read_history, read_summary
-from raytorch.service.sweep import SweepPlan, SweepStatus, plan_resumed_sweep, plan_sweep, run_sweep
-from raytorch.storage import RunFolder
-from raytorch.sweep_file import load_sweep
-from raytorch.trainer import train
+from raytorch.config.file import load
+from raytorch.runs.catalog import list_runs, read_history, read_summary
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import plan_run
+from raytorch.runs.storage import RunFolder
+from raytorch.sweeps.file import load_sweep
+from raytorch.sweeps.sweep import SweepPlan, SweepStatus, plan_resumed_sweep, plan_sweep, run_sweep
+from raytorch.training.driver import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -20,11 +20,13 @@ from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 from raytorch.config import AdamW, ConstantSchedule, DigitsData, MlpModel
 from raytorch.datasets import TrainLoader, load
 from raytorch.errors import ResourceError, RunExistsError, TrainingError, UserError
-from raytorch.models import build_model
-from raytorch.monitor import Status
-from raytorch.runs import RunPlan, latest_checkpoint, list_runs, plan_resume, read_history, read_summary
-from raytorch.storage import RunFolder
-from raytorch.trainer import train
+from raytorch.models.networks import build_model
+from raytorch.runs.catalog import list_runs, read_history, read_summary
+from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import RunPlan, plan_resume
+from raytorch.runs.storage import RunFolder
+from raytorch.training.driver import train
+from raytorch.training.monitor import Status
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -90,16 +92,16 @@ def test_two_workers_equal_one_process_with_the_joined_batch(
 
 def train_slowly(job: dict[str, Any]) -> None:
     """Train with a pause after each step, so that there is time to stop in the middle of an epoch."""
-    from raytorch import training
+    from raytorch.training import loop
 
-    train_step = training.Training.train_step
+    train_step = loop.Training.train_step
 
     def step_and_pause(run: Any, micro_batches: Any) -> None:
         train_step(run, micro_batches)
         time.sleep(0.3)
 
-    training.Training.train_step = step_and_pause  # type: ignore[method-assign]
-    training.train(training.Job(**job))
+    loop.Training.train_step = step_and_pause  # type: ignore[method-assign]
+    loop.train(loop.Job(**job))
 
 
 def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(

@@ -20,17 +20,17 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from whole_runs import plan
 
-from raytorch.monitor import Status
-from raytorch.runs import read_summary
-from raytorch.storage import RunFolder
-from raytorch.trainer import train
-from raytorch.worker_group import (
+from raytorch.cluster.worker_group import (
     ProcessGroupConfig,
     WorkerGroupController,
     WorkerGroupTrainer,
     forget_snapshot,
     free_abandoned_resources,
 )
+from raytorch.runs.catalog import read_summary
+from raytorch.runs.storage import RunFolder
+from raytorch.training.driver import train
+from raytorch.training.monitor import Status
 
 
 class TorchInController(ray.train.UserCallback):
@@ -164,8 +164,8 @@ def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from raytorch.config import RunConfig
-from raytorch.runs import plan_run
-from raytorch.trainer import _build_trainer, _train_on_worker
+from raytorch.runs.plan import plan_run
+from raytorch.training.driver import _build_trainer, _train_on_worker
 plan = plan_run(RunConfig(epochs=1, storage={str(tmp_path)!r}), "mine")
 _build_trainer(plan, monitor=None, started=0.0, work=_train_on_worker)
 print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys()))

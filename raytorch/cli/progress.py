@@ -1,0 +1,146 @@
+"""What a person sees in the terminal: of a run one live line and a short summary at the end, of a download its bars."""
+
+import shlex
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from raytorch.runs.storage import from_here, in_job
+from raytorch.system.safe_text import shown_line
+from raytorch.system.terminal import say, say_labelled
+
+WAITING_S = 60.0
+"""Seconds without workers after which that is told."""
+
+
+class ProgressDisplay:
+    """A line for each evaluation and, on a terminal, a live one below them.
+
+    Call it with each :class:`~raytorch.training.monitor.Status`; use it as a context manager.
+    """
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}", "bold", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID = self._bar.add_task(shown_line(name), total=None, numbers="starting workers")
+        self._numbers = ""
+        self._evaluations = 0
+        self._attempts = 0
+        self._stopping = False
+        self._tell_at: float | None = time.monotonic() + WAITING_S
+        """When it is to be told that there are no workers yet; None when it has been."""
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, status: Any) -> None:
+        """Show the newest news."""
+        if self._tell_at is not None and not status.attempts and time.monotonic() >= self._tell_at:
+            self._tell_at = None
+            say(
+                self._console,
+                f"no workers after {WAITING_S:.0f} s: they are slow to start, or the cluster has no room for them yet, "
+                "which 'ray status' tells there; waiting on",
+            )
+        if status.attempts > max(1, self._attempts):
+            say(
+                self._console,
+                f"workers were lost or changed; restarted from the latest checkpoint (attempt {status.attempts})",
+            )
+        self._attempts = status.attempts
+        if status.stopping and not self._stopping:
+            self._stopping = True
+            say(self._console, "stopping after a last checkpoint; press Ctrl-C again to end at once")
+        for outcome in status.evaluations[self._evaluations :]:
+            say(self._console, f"epoch {outcome['epoch']:.4g}  step {outcome['step']}  {_metrics(outcome)}")
+        self._evaluations = len(status.evaluations)
+        if status.progress:
+            self._show(status.progress)
+
+    def _show(self, news: dict[str, Any]) -> None:
+        if "loss" in news:
+            rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
+            self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
+        text = self._numbers if news["phase"] == "training" else news["phase"]
+        self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=shown_line(text))
+
+
+class DownloadDisplay:
+    """On a terminal, a bar for each file that is downloaded. A :data:`~raytorch.datasets.download.Watch`."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+        )
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "DownloadDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, name: str, there: int, size: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(shown_line(name), total=size)
+        self._bar.update(self._tasks[name], completed=there)
+
+
+def print_summary(console: Console, summary: dict[str, Any], *, resume: str | None = None) -> None:
+    """Print what a run came to and where its files are.
+
+    Args:
+        console: Where to print.
+        summary: The run's ``summary.json``.
+        resume: The command that goes on with a run that follows it; by default that of where this process runs.
+    """
+    resume = resume or f"raytorch {'submit' if in_job() else 'train'} --resume"
+    rate = summary.get("samples_per_s")
+    facts = [
+        _metrics(summary) if "accuracy" in summary else summary["state"],
+        f"{summary['epochs']:.4g} epochs, {summary['step']} steps" if "step" in summary else "",
+        f"{rate:,.0f} samples/s" if rate else "",
+        f"{summary['seconds']['total']:.1f} s",
+    ]
+    say(console, "  ·  ".join(fact for fact in facts if fact), "bold")
+    path = from_here(summary["path"])
+    quoted = shlex.quote(path)  # what is copied into a shell is a name there, and nothing else
+    lines = [("run", path), ("curves", f"raytorch report {quoted}")]
+    lines += [("export", f"{path}/{export['file']}") for export in summary.get("exports", ())]
+    if summary["state"] == "stopped":
+        lines.append(("continue", f"{resume} {quoted}"))
+    for label, text in lines:
+        say_labelled(console, label, text)
+
+
+def _metrics(values: dict[str, Any]) -> str:
+    return f"test accuracy {values['accuracy']:.4f}  test loss {values['loss']:.4f}"

@@ -1,0 +1,93 @@
+"""Commands about runs that there are: listing, drawing, exporting them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from raytorch.cli.common import AsJson, Storage, new_app, output
+from raytorch.config.export_formats import ExportFormat
+from raytorch.system.safe_text import without_secrets
+from raytorch.system.terminal import cell, say, say_table
+
+app = new_app()
+
+
+@app.command()
+def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
+    """List the runs of a storage."""
+    from raytorch.runs.catalog import list_runs
+    from raytorch.runs.storage import locate
+
+    found = list_runs(storage)
+    if as_json:
+        print(without_secrets(json.dumps(found)))  # noqa: T201
+        return
+    table = Table("run", "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None)
+    for summary in found:
+        table.add_row(*map(cell, _row(summary)))
+    if found:
+        say_table(output, table)
+    else:
+        missing = "://" not in storage and not Path(locate(storage)).exists()
+        say(output, f"no runs in {storage}{': there is no such folder' if missing else ''}")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A run, by its name or path.")],
+    storage: Storage = "runs",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Picture to write (.png, .svg, .pdf); by default report.png in the run's folder."),
+    ] = None,
+) -> None:
+    """Draw a run's curves into a picture."""
+    from raytorch.runs.catalog import find_run
+    from raytorch.runs.curves import write_report
+
+    say(output, write_report(find_run(run, storage), out))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run, by its name or path.")],
+    kind: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; by default RUN and the format's suffix.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare the file's outputs with the model's.")] = True,
+    storage: Storage = "runs",
+) -> None:
+    """Export the model in a run's latest checkpoint."""
+    from raytorch.runs.catalog import find_run
+
+    folder = find_run(run, storage)
+    from raytorch.export import SUFFIXES, export_run  # torch takes seconds, a run that is not there should not
+
+    path = out or Path(f"{folder.name}{SUFFIXES[kind]}")
+    differences = export_run(folder, kind, path, verify=verify)
+    say(output, path)
+    for difference in differences:
+        say(output, f"verified  {difference}")
+
+
+def _state(summary: dict[str, Any]) -> str:
+    """How a run stands, and of a failed one why, where that was no error in it."""
+    cause = (summary.get("error") or {}).get("cause", "error")
+    return summary["state"] if cause == "error" else f"{summary['state']}: {cause}"
+
+
+def _row(summary: dict[str, Any]) -> list[str]:
+    def number(key: str, form: str) -> str:
+        return format(summary[key], form) if summary.get(key) is not None else ""
+
+    return [
+        summary["name"],
+        _state(summary),
+        number("accuracy", ".4f"),
+        number("loss", ".4f"),
+        number("epochs", ".4g"),
+        number("samples_per_s", ",.0f"),
+        format(summary.get("seconds", {}).get("total") or 0, ".1f"),
+    ]

@@ -1,0 +1,80 @@
+"""Commands that start runs, and that check and explain their files."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raytorch.cli.common import (
+    EXIT_STOPPED,
+    AsJson,
+    Name,
+    Overrides,
+    Workers,
+    config_from_options,
+    errors,
+    new_app,
+    output,
+)
+from raytorch.errors import UserError
+from raytorch.system.safe_text import without_secrets
+from raytorch.system.terminal import say
+
+app = new_app()
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of the run; with --resume, the run's own by default.")
+    ] = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    name: Name = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue a run, by its name or path.")] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default one is started here.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Train the model that CONFIG describes."""
+    from raytorch.cli.progress import ProgressDisplay, print_summary
+    from raytorch.runs.plan import plan_resume, plan_run
+    from raytorch.training.driver import train as run
+
+    changed = config_from_options(config, overrides, workers, name, resume)
+    plan = plan_resume(resume, changed) if resume else plan_run(changed, name)
+    with ProgressDisplay(errors, plan.config.name) as display:
+        summary = run(plan, address=address, watch=display)
+    if as_json:
+        print(without_secrets(json.dumps(summary)))  # noqa: T201
+    else:
+        print_summary(output, summary)
+    return EXIT_STOPPED if summary["state"] == "stopped" else 0
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="YAML files of runs and sweeps.")], overrides: Overrides = None
+) -> int:
+    """Check configuration files without running them."""
+    from raytorch.config.file import load
+    from raytorch.sweeps.file import is_sweep, load_sweep
+
+    problems = []
+    for file in files:
+        try:
+            (load_sweep if is_sweep(file) else load)(file, overrides or [])
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    say(output, f"{len(files)} valid")
+    return 0
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration file, for editors."""
+    from raytorch.config.json_schema import schema as json_schema
+
+    print(json.dumps(json_schema(), indent=2))  # noqa: T201

@@ -1,0 +1,1 @@
+"""Joining Ray, its worker groups, and what fits on its nodes: most of what touches Ray's internals."""

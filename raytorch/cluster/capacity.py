@@ -1,0 +1,140 @@
+"""What the nodes of a cluster can hold at all, and whether they run on this machine."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from raytorch.errors import ResourceError
+
+AUTOSCALER_LABEL = "ray.io/node-group"
+"""Label of the nodes, a head among them, that Ray's autoscaler or KubeRay has started."""
+
+
+def require_resources(
+    workers: int, each: Mapping[str, float], prefix: str = "", workers_key: str | None = None
+) -> None:
+    """Refuse what the cluster can never give, which Ray would wait for without end.
+
+    What other runs hold at the moment counts as there. A cluster that scales itself is not judged, nor one that has
+    lost a node, which may come back: a run, or a sweep's next trial, then waits for it.
+
+    Args:
+        workers: Number of workers.
+        each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
+        prefix: What stands before ``workers``, ``cpus_per_worker`` and ``gpus_per_worker`` where the user sets them.
+        workers_key: Where the user sets the number of workers, if elsewhere.
+
+    Raises:
+        ResourceError: There are too few CPUs or GPUs.
+    """
+    import ray
+
+    if scales_itself() or _has_lost_nodes():
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    place = "this machine has" if len(nodes) == 1 else "the cluster has"
+    lower = f"lower {workers_key or f'{prefix}workers'} or {prefix}"
+    for kind, amount in each.items():
+        there = sum(node.get(kind, 0) for node in nodes)
+        if workers * amount > there:
+            raise ResourceError(
+                f"{workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}s, but {place} "
+                f"{there:g}; {lower}{kind.lower()}s_per_worker"
+            )
+    if workers > (fitting := room(nodes, each)):
+        held = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+        raise ResourceError(
+            f"{workers} workers with {held} each do not fit on the nodes, which have room for {fitting}; "
+            f"{lower}{next(iter(each)).lower()}s_per_worker"
+        )
+
+
+def scales_itself() -> bool:
+    """Whether the cluster that was joined could add nodes by itself to those that it has."""
+    import ray
+
+    return any(AUTOSCALER_LABEL in node["Labels"] for node in ray.nodes() if node["Alive"])
+
+
+def _has_lost_nodes() -> bool:
+    """Whether a node of the cluster that was joined has crashed or was cut off, as Ray 2.55 and 2.60 say it.
+
+    What it had they no longer tell.
+    """
+    import ray
+    from ray.core.generated.common_pb2 import NodeDeathInfo
+
+    lost = (NodeDeathInfo.UNEXPECTED_TERMINATION, NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)
+    return any(node["DeathReason"] in lost for node in ray.nodes() if not node["Alive"])
+
+
+def room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:
+    """How many workers that hold ``each`` fit on nodes of these resources; no worker spans two of them."""
+    slack = 1e-9  # thirds and tenths do not add up to the bit
+    wanted = {kind: amount for kind, amount in each.items() if amount}
+    return sum(min(int(node.get(kind, 0) / amount + slack) for kind, amount in wanted.items()) for node in nodes)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is up."""
+
+    id: str
+    resources: Mapping[str, float]
+    """All that it has, in use or not: ``{"CPU": 8, "GPU": 1}``."""
+    scales: bool = False
+    """Whether an autoscaler, which could add more nodes, has started it."""
+
+
+def require_capacity(nodes: Sequence[Node], workers: int, each: Mapping[str, float]) -> None:
+    """Refuse what the nodes could not hold even with nothing else running, which Ray would wait for without end.
+
+    A cluster that can grow is not judged. Nor should one be that has lost a node, which may come back; see
+    ``Connection.has_lost_nodes``.
+
+    Args:
+        nodes: The cluster's nodes.
+        workers: Number of workers, the least that an elastic run starts with.
+        each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
+
+    Raises:
+        ResourceError: They do not fit.
+    """
+    fitting = room([node.resources for node in nodes], each)
+    if fitting >= workers or any(node.scales for node in nodes):
+        return
+    wanted = _listed(each)
+    there = " and ".join(f"{sum(node.resources.get(kind, 0) for node in nodes):g} {kind}" for kind in each)
+    lower = " or ".join(f"scaling.{kind.lower()}s_per_worker" for kind in each)
+    raise ResourceError(
+        f"the cluster can never hold {workers} workers with {wanted} each: its {len(nodes)} nodes have {there} in all, "
+        f"which is room for {fitting}; lower scaling.workers or {lower}, or add nodes"
+    )
+
+
+def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:
+    """Refuse a process that is larger than every node; see :func:`require_capacity`.
+
+    Raises:
+        ResourceError: No node could hold it.
+    """
+    if not any(node.scales or room([node.resources], each) for node in nodes):
+        raise ResourceError(f"no node of the cluster has {_listed(each)}; lower the --entrypoint options, or add nodes")
+
+
+def run_here(nodes: Sequence[Node]) -> bool:
+    """Whether all nodes run on this machine.
+
+    A node's address could be that of another machine's loopback, reached through a forwarded port, but its random id
+    is in the command lines of its own processes.
+    """
+    import ray  # noqa: F401 - it brings psutil along
+
+    # isort: split
+    import psutil
+
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return bool(nodes) and all(any(node.id in line for line in lines) for node in nodes)
+
+
+def _listed(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

@@ -1,0 +1,146 @@
+"""A run's YAML file: read, override, check and write it; each problem is one line that says where and what is allowed.
+
+The file becomes a tree of nodes that know where they stand. Overrides are grafted into it, and so one tree tells where
+a value that pydantic refuses came from. What is allowed instead is read off the JSON schema.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from raytorch.config import yaml_tree as tree
+from raytorch.config.json_schema import whole_schema
+from raytorch.config.messages import explain, must_be
+from raytorch.config.run import RunConfig
+from raytorch.config.section import Section
+from raytorch.config.yaml_tree import Problem
+
+Config = TypeVar("Config", bound=Section)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the run that a YAML file describes.
+
+    An override is written ``KEY=VALUE``: a dotted key, and a value in YAML. It wins over the file and over overrides
+    before it, and leaves the rest of its section as it is.
+
+    Raises:
+        ConfigError: the file or an override is invalid. Its message has one line for each problem, which starts with
+            ``FILE:LINE: KEY:``, or with ``--set KEY=VALUE: KEY:`` where an override is to blame.
+    """
+    root = read(path, RunConfig, "give at least epochs or steps")
+    for override in overrides:
+        apply_override(root, override, RunConfig)
+    return check(root, RunConfig)
+
+
+def dump(config: Section) -> str:
+    """Write a run in full, defaults included, as YAML that :func:`load` reads back to an equal run."""
+    return tree.dump(config.model_dump(mode="json"))
+
+
+def read(path: str | Path, kind: type[Section], least: str) -> yaml.MappingNode:
+    """The tree of a file; ``least`` says what an empty one lacks.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or holds something else than a mapping.
+    """
+    return compose(_read(path), str(path), kind, least)
+
+
+def compose(raw: bytes, name: str, kind: type[Section], least: str) -> yaml.MappingNode:
+    """As :func:`read`, of the content of the file ``name``."""
+    root = tree.compose(_decoded(raw, name), name)
+    if root is None:
+        raise tree.invalid(f"{name}: the file is empty; {least}")
+    if not isinstance(root, yaml.MappingNode):
+        raise tree.report([Problem(root.start_mark, (), must_be([whole_schema(kind)], root))])
+    return root
+
+
+def parse(raw: bytes, name: str, kind: type[Config], least: str = "it is damaged") -> Config:
+    """The configuration in the content of the file ``name``.
+
+    Raises:
+        ConfigError: As :func:`load` does.
+    """
+    return check(compose(raw, name, kind, least), kind)
+
+
+def check(root: yaml.MappingNode, kind: type[Config]) -> Config:
+    """The configuration that a tree stands for.
+
+    Raises:
+        ConfigError: The tree does not fit ``kind``.
+    """
+    try:
+        return kind.model_validate(tree.construct(root))
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        told, untold = details[: tree.MOST_PROBLEMS], details[tree.MOST_PROBLEMS :]
+        raise tree.report([explain(each, root, whole_schema(kind)) for each in told], len(untold)) from None
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(tree.LARGEST + 1)  # of a device without end, say
+    except FileNotFoundError:
+        raise tree.invalid(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null character
+        raise tree.invalid(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    tree.check_size(len(raw), name)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise tree.invalid(f"{name}:{line}: not UTF-8; save the file as UTF-8") from None
+
+
+def apply_override(root: yaml.MappingNode, override: str, kind: type[Section]) -> None:
+    """Graft the value of ``optimizer.lr=0.01`` into the tree of a configuration.
+
+    Raises:
+        ConfigError: The override is not ``KEY=VALUE``, or the value not YAML.
+    """
+    name = tree.OVERRIDE + override
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(key and key.isprintable() for key in keys):
+        raise tree.invalid(f"{name}: must be KEY=VALUE, such as optimizer.lr=0.01")
+    mark = tree.mark_at(name)
+    graft(root, keys, tree.compose(text, name, tuple(keys)) or tree.scalar("", mark, tree.NULL), mark, kind)
+
+
+def graft(root: yaml.MappingNode, keys: list[str], value: yaml.Node, mark: yaml.Mark, kind: type[Section]) -> None:
+    """Put ``value`` where ``keys`` lead, in new mappings at ``mark``: what shares the old ones stays as it is."""
+    mapping = root
+    fields: Mapping[str, Any] = kind.model_fields
+    for key in keys[:-1]:
+        field = fields.get(key)
+        mapping = _open(mapping, tree.scalar(key, mark), default=getattr(field and field.default, "name", None))
+        fields = getattr(field and field.annotation, "model_fields", {})
+    tree.put(mapping, tree.scalar(keys[-1], mark), value)
+
+
+def _open(parent: yaml.MappingNode, key: yaml.ScalarNode, default: str | None) -> yaml.MappingNode:
+    """Make the value of ``key`` a mapping to write into: a copy, since aliases may share what is there.
+
+    A name that stands alone goes under ``name``, and so does ``default`` where nothing stands.
+    """
+    old_key, value = tree.pair(parent, key.value) or (key, None)
+    if isinstance(value, yaml.MappingNode):
+        key, pairs = old_key, list(value.value)
+    elif isinstance(value, yaml.ScalarNode) and value.tag == tree.STR:
+        key, pairs = old_key, [(tree.scalar("name", value.start_mark), value)]
+    else:
+        pairs = [(tree.scalar("name", key.start_mark), tree.scalar(default, key.start_mark))] if default else []
+    mapping = yaml.MappingNode(tree.MAP, pairs, key.start_mark, key.end_mark)
+    tree.put(parent, key, mapping)
+    return mapping

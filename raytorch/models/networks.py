@@ -1,0 +1,285 @@
+"""The models that runs train; the fields of a model's section in the config are its keyword arguments."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from raytorch.config import ConflictError, Model
+from raytorch.datasets.in_memory import END, PAD
+from raytorch.errors import ConfigError
+from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
+from raytorch.layers.conv import AdaptiveAvgPool3d, BatchNorm3d, Conv2d, Conv3d, MaxPool2d, MaxPool3d
+from raytorch.layers.rnn import GRU, LSTM, RNN
+from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
+
+_BEGIN = 11  # what the decoder reads before the first digit
+
+
+def build_model(config: Model, *, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Build the model that ``config`` names, with PyTorch's default initialization from the global generator.
+
+    Args:
+        config: The model and its sizes.
+        input_shape: Shape of one input: (channels, height, width), for clips (channels, frames, height, width).
+        num_classes: Number of classes; seq2seq writes the ten digits whatever it is.
+
+    Raises:
+        ConfigError: The model does not fit the input.
+    """
+    try:
+        config.check_input(input_shape)
+    except ConflictError as error:
+        raise ConfigError(f"model.{error}") from None
+    return MODELS[config.name](input_shape, num_classes, **config.model_dump(exclude={"name"}))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that a model is built from, to be kept beside its weights; see :func:`build_model`."""
+
+    config: Model
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    def build(self) -> nn.Module:
+        """A new model of this architecture.
+
+        Raises:
+            ConfigError: The model does not fit the input.
+        """
+        return build_model(self.config, input_shape=self.input_shape, num_classes=self.num_classes)
+
+
+class MLP(nn.Sequential):
+    """Fully connected layers with ReLU: images (B, C, H, W) to logits (B, num_classes)."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, hidden: list[int], dropout: float) -> None:
+        channels, height, width = input_shape
+        widths = [channels * height * width, *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
+        super().__init__(*layers, nn.Linear(widths[-1], num_classes))
+
+
+class ConvNet(nn.Sequential):
+    """3 x 3 convolutions with ReLU and 2 x 2 max-pooling: images (B, C, H, W) to logits (B, num_classes)."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, channels: list[int], dropout: float) -> None:
+        _, height, width = input_shape
+        height, width = height >> len(channels), width >> len(channels)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise([input_shape[0], *channels]):
+            # ReLU of the maximum is the maximum of the ReLUs, on a quarter of the values.
+            layers += [Conv2d(fan_in, fan_out, 3, padding=1), MaxPool2d(2), nn.ReLU()]
+        super().__init__(
+            *layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels[-1] * height * width, num_classes)
+        )
+
+
+def resnet18(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """torchvision's ResNet-18 (He et al., arXiv:1512.03385): images (B, C, H, W) to logits (B, num_classes).
+
+    Images of up to 64 pixels keep their resolution at first: a 3 x 3 stem without stride or pooling, as in the paper's
+    CIFAR-10 networks (section 4.2).
+    """
+    # Here, because torchvision takes a second to import and no other model needs it.
+    from torchvision.models import resnet18 as build
+
+    channels, height, width = input_shape
+    model: nn.Module = build(num_classes=num_classes)
+    if max(height, width) <= 64:
+        model.conv1 = Conv2d(channels, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    elif channels != 3:
+        model.conv1 = Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return model
+
+
+class Rnn(nn.Module):
+    """A recurrent network over an image's rows: images (B, C, H, W) to logits (B, num_classes).
+
+    The last layer's final state is classified; with ``bidirectional``, the final states of both directions.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        *,
+        cell: str,
+        hidden: int,
+        layers: int,
+        bidirectional: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        channels, _, width = input_shape
+        build = {"rnn": RNN, "lstm": LSTM, "gru": GRU}[cell]
+        self.cell = build(
+            channels * width, hidden, layers, batch_first=True, bidirectional=bidirectional, dropout=dropout
+        )
+        self.bidirectional = bidirectional
+        self.head = nn.Linear(2 * hidden if bidirectional else hidden, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.transpose(1, 2).flatten(2)  # (B, H, C * W)
+        outputs, _ = self.cell(rows)  # (B, H, directions * hidden)
+        last = outputs[:, -1]
+        if self.bidirectional:
+            forwards, backwards = outputs.tensor_split(2, dim=2)
+            last = torch.cat([forwards[:, -1], backwards[:, 0]], dim=1)
+        logits: Tensor = self.head(last)
+        return logits
+
+
+class Vit(nn.Module):
+    """A small vision transformer: images (B, C, H, W) to logits (B, num_classes).
+
+    Patches become tokens (Dosovitskiy et al., arXiv:2010.11929); a learned query attends to the encoded tokens and
+    reads the class from them (Zhai et al., arXiv:2106.04560, section 3.3).
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        *,
+        patch: int,
+        dim: int,
+        heads: int,
+        feedforward: int,
+        layers: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.embed = Conv2d(channels, dim, patch, stride=patch)
+        self.position = PositionalEncoding(dim, dropout, max_len=(height // patch) * (width // patch))
+        self.encoder = _encoder(dim, heads, feedforward, layers, dropout)
+        self.query = nn.Parameter(torch.randn(1, 1, dim) * dim**-0.5)
+        self.pool = MultiheadAttention(dim, heads, batch_first=True)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.embed(images).flatten(2).transpose(1, 2)  # (B, patches, dim)
+        encoded = self.encoder(self.position(patches))
+        query = self.query.expand(images.shape[0], -1, -1)
+        pooled, _ = self.pool(query, encoded, encoded, need_weights=False)  # (B, 1, dim)
+        logits: Tensor = self.head(pooled.squeeze(1))
+        return logits
+
+
+class Conv3dNet(nn.Sequential):
+    """3 x 3 x 3 convolutions over time and space: clips (B, C, T, H, W) to logits (B, num_classes).
+
+    Pooling halves height and width and keeps the frames apart; the last features are averaged over all three.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, channels: list[int]) -> None:
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise([input_shape[0], *channels]):
+            layers += [
+                Conv3d(fan_in, fan_out, 3, padding=1, bias=False),  # batch normalization brings its own bias
+                BatchNorm3d(fan_out),
+                nn.ReLU(),
+                MaxPool3d((1, 2, 2)),
+            ]
+        super().__init__(*layers, AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes))
+
+
+class Seq2Seq(nn.Module):
+    """An encoder-decoder transformer (Vaswani et al., arXiv:1706.03762) that writes out the digits of an image strip.
+
+    Targets are int64 (B, L): digits 0..9, then END, then PAD. The strip is read as slices of
+    ``columns`` pixels' width.
+    """
+
+    # TorchScript sees a class's constants, but not a module's.
+    begin: Final = _BEGIN
+    end: Final = END
+    pad: Final = PAD
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        *,
+        columns: int,
+        dim: int,
+        heads: int,
+        feedforward: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.embed = Conv2d(channels, dim, (height, columns), stride=(height, columns))
+        self.embed_token = nn.Embedding(_BEGIN + 1, dim)
+        # A digit takes at least one column of pixels, and END follows the last.
+        self.position = PositionalEncoding(dim, dropout, max_len=width + 1)
+        self.encoder = _encoder(dim, heads, feedforward, encoder_layers, dropout)
+        self.decoder = nn.ModuleList(
+            TransformerDecoderLayer(dim, heads, feedforward, dropout, batch_first=True, norm_first=True)
+            for _ in range(decoder_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, END + 1)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return logits (B, L, 11) of each target, given the strip (B, C, H, W) and the true targets before it."""
+        begin = torch.full((targets.shape[0], 1), self.begin, device=targets.device)
+        previous = torch.cat([begin, targets], dim=1)[:, :-1]
+        return self._decode(previous.where(previous != self.pad, self.end), self._encode(images))
+
+    @torch.jit.export
+    def greedy(self, images: Tensor, length: int) -> Tensor:
+        """Write ``length`` tokens, int64 (B, length), each the likeliest after those before it; END repeats itself."""
+        with torch.no_grad():
+            memory = self._encode(images)
+            tokens = torch.full((images.shape[0], 1), self.begin, device=images.device)
+            for _ in range(length):
+                likeliest = self._decode(tokens, memory)[:, -1].argmax(dim=1)
+                following = likeliest.where(tokens[:, -1] != self.end, self.end)
+                tokens = torch.cat([tokens, following.unsqueeze(1)], dim=1)
+            return tokens[:, 1:]
+
+    def _encode(self, images: Tensor) -> Tensor:
+        slices = self.embed(images).flatten(2).transpose(1, 2)  # (B, W / columns, dim)
+        memory: Tensor = self.encoder(self.position(slices))
+        return memory
+
+    def _decode(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        mask = torch.full((length, length), float("-inf"), device=tokens.device).triu(1)  # causal
+        states = self.position(self.embed_token(tokens))
+        for layer in self.decoder:
+            states = layer(states, memory, tgt_mask=mask, tgt_is_causal=True)
+        logits: Tensor = self.head(self.norm(states))
+        return logits
+
+
+def _encoder(dim: int, heads: int, feedforward: int, layers: int, dropout: float) -> nn.Sequential:
+    """Encoder layers, normalized before each block and so also at the end (Xiong et al., arXiv:2002.04745)."""
+    blocks = (
+        TransformerEncoderLayer(dim, heads, feedforward, dropout, batch_first=True, norm_first=True)
+        for _ in range(layers)
+    )
+    return nn.Sequential(*blocks, nn.LayerNorm(dim))
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "convnet": ConvNet,
+    "resnet18": resnet18,
+    "rnn": Rnn,
+    "vit": Vit,
+    "conv3d": Conv3dNet,
+    "seq2seq": Seq2Seq,
+}
+"""Every model by name: a function of the input shape, the number of classes and the fields of its section."""

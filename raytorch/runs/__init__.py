@@ -1,0 +1,1 @@
+"""A run's folder: where it is stored, what it holds, and which runs there are."""

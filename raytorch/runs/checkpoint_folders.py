@@ -1,0 +1,73 @@
+"""The checkpoints in a run's folder: their names, what they list, and which are complete."""
+
+import re
+from pathlib import Path
+
+from raytorch.errors import CheckpointError, RecordError, RunNotFoundError
+from raytorch.runs.records import CheckpointManifest, read_record
+from raytorch.runs.storage import RunFolder
+
+MODEL_FILE = "model.safetensors"
+"""The file of a checkpoint that has the model's weights and architecture."""
+CHECKPOINT_PREFIX = "checkpoint_"
+CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}[0-9]{{8,12}}")
+"""Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
+CHECKPOINT_MANIFEST = "checkpoint.json"
+"""The file of a checkpoint that is written last and lists the others."""
+CHECKPOINT_FORMAT = 2
+"""1 had a pickle of tensors, ``state.pt``."""
+RESUME_FROM_ANOTHER = "delete that checkpoint to resume from the one before it"
+
+
+def latest_checkpoint(folder: RunFolder) -> str | None:
+    """Name of the newest complete checkpoint in a run's folder."""
+    names = checkpoint_names(folder)
+    return next((name for name in reversed(names) if is_complete_checkpoint(folder, name)), None)
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint's folder after so many optimizer steps."""
+    return f"{CHECKPOINT_PREFIX}{step:08d}"
+
+
+def checkpoint_step(name: str) -> int:
+    """The step that :func:`checkpoint_name` was given."""
+    return int(name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def checkpoint_names(folder: RunFolder) -> list[str]:
+    """The folders in a run's that are named as checkpoints are, complete or not, oldest first."""
+    named = [name for name in folder.folders() if CHECKPOINT_NAME.fullmatch(name)]
+    return sorted((name for name in named if name == checkpoint_name(checkpoint_step(name))), key=checkpoint_step)
+
+
+def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
+    """Whether all files that a checkpoint's manifest lists are there in full size."""
+    try:
+        sizes = read_manifest(folder, name).files
+    except (RunNotFoundError, CheckpointError):  # not there, no longer there, or damaged
+        return False
+    return all(folder.size(f"{name}/{file}") == size for file, size in sizes.items())
+
+
+def read_manifest(folder: RunFolder, name: str) -> CheckpointManifest:
+    """What a checkpoint says of itself.
+
+    Raises:
+        RunNotFoundError: There is no such checkpoint.
+        CheckpointError: What it says is damaged, or no file that raytorch writes.
+    """
+    try:
+        return read_record(folder, f"{name}/{CHECKPOINT_MANIFEST}", CheckpointManifest)
+    except RecordError as error:
+        raise CheckpointError(f"{error}; {RESUME_FROM_ANOTHER}") from None
+
+
+def require_format(manifest: CheckpointManifest, path: str) -> None:
+    """Refuse a checkpoint, which is at ``path``, that this raytorch cannot go on from. Raises CheckpointError."""
+    if manifest.format != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path} has format {manifest.format}, which cannot be resumed; this raytorch reads format "
+            f"{CHECKPOINT_FORMAT}; resume it with the raytorch that wrote it, or take its weights alone, with "
+            f"raytorch.serialization.load_model({str(Path(path) / MODEL_FILE)!r})"
+        )

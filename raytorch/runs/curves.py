@@ -1,0 +1,84 @@
+"""A picture of a run's curves."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from raytorch.errors import RunNotFoundError, UserError
+from raytorch.runs.catalog import read_history
+from raytorch.runs.storage import RunFolder
+from raytorch.system.safe_text import shown_line
+
+DECADES = 100.0
+"""How many times the smallest value the largest is from which on a linear axis would hide the small ones."""
+
+
+def scale(axes: Any, direction: Literal["x", "y"], values: Iterable[float]) -> None:
+    """Give an axis of matplotlib's a logarithmic scale if ``values`` are above 0 and span two decades or more."""
+    values = list(values)
+    if values and min(values) > 0 and max(values) >= DECADES * min(values):
+        axes.set(**{f"{direction}scale": "log"})
+
+
+PICTURE_FILE = "report.png"
+
+
+def write_report(folder: RunFolder, out: Path | None = None) -> str:
+    """Draw loss, test accuracy, learning rate and samples per second over epochs into a picture.
+
+    Args:
+        folder: The run's folder.
+        out: The file to write; its ending (.png, .svg, .pdf) decides on the format. By default ``report.png`` in the
+            run's folder.
+
+    Returns:
+        Where the picture is.
+
+    Raises:
+        RunNotFoundError: The run has recorded nothing yet.
+        UserError: ``out`` has another ending, or cannot be written.
+    """
+    history = read_history(folder)
+    if not history:
+        raise RunNotFoundError(f"{folder} has recorded no metrics yet")
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    figure.suptitle(shown_line(folder.name), parse_math=False)
+    loss, accuracy, rate, throughput = figure.subplots(2, 2, sharex=True).flat
+    _draw(loss, history, {"train": "loss", "test": "loss"}, "loss")
+    _draw(accuracy, history, {"test": "accuracy"}, "test accuracy")
+    _draw(rate, history, {"train": "lr"}, "learning rate")
+    _draw(throughput, history, {"train": "samples_per_s"}, "samples/s")
+    for axes in (rate, throughput):
+        axes.set_xlabel("epoch")
+    if out is None:
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=120)
+        folder.write_bytes(PICTURE_FILE, content.getvalue())
+        return folder.file(PICTURE_FILE)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=120)
+    except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
+        raise UserError(f"{out} cannot be written: {error}; give another --out, such as {folder.name}.png") from None
+    return str(out)
+
+
+def _draw(axes: Any, history: list[dict[str, Any]], series: dict[str, str], title: str) -> None:
+    """Plot one key of the lines of each split, on a logarithmic scale where its values span decades."""
+    drawn: list[float] = []
+    for split, key in series.items():
+        points = [
+            (line["epoch"], line[key]) for line in history if line["split"] == split and line.get(key) is not None
+        ]
+        if points:
+            marker, color = ("o", "C1") if split == "test" else ("", "C0")
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=color, label=split)
+            drawn += (value for _, value in points)
+    scale(axes, "y", drawn)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    if len(series) > 1:
+        axes.legend()

@@ -1,0 +1,237 @@
+"""A folder on a local disk that others may have written to: no link in it is followed.
+
+Links are refused where they are: in the name of the folder itself, and in that of anything in it. What leads to the
+folder, the storage, may be one. New files have random names and are created, never opened, until they are complete.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedRandom, BufferedReader, BufferedWriter
+from pathlib import Path
+from posixpath import split
+from secrets import token_hex
+from typing import Any
+
+from raytorch.errors import RecordError, RunExistsError, UserError
+from raytorch.system.deletion import delete_tree
+
+LOCK_FILE = ".lock"
+CHUNK = 2**20
+BLOCK = 512
+"""Bytes in which a file's room on the disk is counted, whatever its blocks are."""
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe without a writer would be waited for
+_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
+_NEW = os.O_WRONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL
+_GROWING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CREAT
+_NO_FILE = (errno.ENXIO, errno.EISDIR)
+"""Why sockets, and folders that are to be written, cannot be opened."""
+
+
+class LocalFolder:
+    """Reads and writes files by their names in a folder, such as ``logs/rank-0.log``.
+
+    Every method raises OSError as the system does.
+
+    Raises:
+        UserError: A link is in the way.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def exists(self, name: str = "") -> bool:
+        """Whether anything of that name is there, a link included."""
+        return self._status(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None of what is not there, or is no file."""
+        found = self._status(name)
+        return found.st_size if found and stat.S_ISREG(found.st_mode) else None
+
+    def folders(self) -> list[str]:
+        """Names of the folders in this one, sorted."""
+        try:
+            with self._opened() as at, os.scandir(at) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
+    def make(self, name: str = "") -> Path:
+        """Make a folder, and those above it, unless it is there."""
+        with self._opened(name, create=True):
+            return Path(self.path, name)
+
+    def open(self, name: str) -> BufferedReader:
+        """A file to read.
+
+        Raises:
+            RecordError: It is no regular file.
+        """
+        above, last = split(name)
+        with self._opened(above) as at, self._explaining(name):
+            file: BufferedReader = self._regular(os.open(last, _READ, dir_fd=at), name, "rb")
+        return file
+
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Write a file whole: a reader sees the old content or the new one, never a part; it may be made of pieces."""
+        above, last = split(name)
+        with self._opened(above, create=True) as at:
+            self._replace(at, last, content)
+
+    def write_over(self, name: str, contents: Iterable[bytes]) -> bool:
+        """Write the first content that fits into the blocks of a file that is there, which a full disk takes as well.
+
+        Answers whether one did. A reader may see a part of it for a moment.
+        """
+        above, last = split(name)
+        with self._opened(above) as at, self._explaining(name):
+            descriptor = os.open(last, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+            file: BufferedRandom = self._regular(descriptor, name, "r+b")
+        with file:
+            there = os.fstat(descriptor)
+            room = max(there.st_size, there.st_blocks * BLOCK) if there.st_nlink == 1 else 0
+            content = next((content for content in contents if len(content) <= room), None)
+            if content is None:
+                return False
+            whole = content.ljust(there.st_size)  # nothing of the old content is left behind it at any time
+            written = os.pwrite(descriptor, whole, 0)
+            os.truncate(descriptor, len(content))
+            return written == len(whole)
+
+    def append(self, name: str) -> BufferedWriter:
+        """A file to write at the end of, there from now on.
+
+        Raises:
+            RecordError: It is no regular file.
+        """
+        above, last = split(name)
+        with self._opened(above, create=True) as at, self._explaining(name):
+            descriptor = os.open(last, _GROWING | os.O_APPEND, 0o666, dir_fd=at)
+            file: BufferedWriter = self._regular(descriptor, name, "ab")
+            if os.fstat(descriptor).st_nlink > 1:  # a link as well: the file has another name elsewhere
+                with file, self.open(name) as before:
+                    self._replace(at, last, iter(lambda: before.read(CHUNK), b""))
+                return self.append(name)
+            return file
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against other processes while the block runs.
+
+        Raises:
+            RunExistsError: Another process holds it.
+        """
+        with self._opened(create=True) as at, self._explaining(LOCK_FILE):
+            lock = self._regular(os.open(LOCK_FILE, _GROWING, 0o666, dir_fd=at), LOCK_FILE, "r+b")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunExistsError(
+                    f"{self.path} is being run by another process; wait for its end or stop it"
+                ) from None
+            self._delete_partial_files()
+            yield
+
+    def delete(self, name: str) -> None:
+        """Delete a file, link or folder, however deep, if it is there; what a link leads to stays."""
+        above, last = split(name)
+        with suppress(FileNotFoundError), self._opened(above) as at:
+            if stat.S_ISDIR(os.stat(last, dir_fd=at, follow_symlinks=False).st_mode):
+                delete_tree(last, at)
+            else:
+                os.unlink(last, dir_fd=at)
+
+    def _status(self, name: str) -> os.stat_result | None:
+        above, last = split(name)
+        try:
+            if not name:
+                return os.lstat(self.path)
+            with self._opened(above) as at:
+                return os.stat(last, dir_fd=at, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    @contextmanager
+    def _opened(self, name: str = "", *, create: bool = False) -> Iterator[int]:
+        """A descriptor of this folder, or of the folder ``name`` in it; with ``create`` they are made."""
+        if create:
+            _make_above(Path(self.path).parent)
+        with self._explaining(""):
+            at = _enter(self.path, None, create)
+        try:
+            for part in name.split("/") if name else []:
+                with self._explaining(name):
+                    inner = _enter(part, at, create)
+                os.close(at)
+                at = inner
+            yield at
+        finally:
+            os.close(at)
+
+    @contextmanager
+    def _explaining(self, name: str) -> Iterator[None]:
+        """Tell what is a link, or no file, from other reasons why ``name`` cannot be opened."""
+        try:
+            yield
+        except OSError as error:
+            paths = [Path(self.path), *(Path(self.path, part) for part in _and_above(name))]
+            link = next((path for path in paths if path.is_symlink()), None)
+            if link:
+                raise UserError(f"{link} is a link, which is not followed; put in its place what it leads to") from None
+            if error.errno in _NO_FILE:
+                raise self._refusal(name) from None
+            raise
+
+    def _regular(self, descriptor: int, name: str, mode: str) -> Any:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise self._refusal(name)
+        return os.fdopen(descriptor, mode)
+
+    def _refusal(self, name: str) -> RecordError:
+        return RecordError(f"{self.path}/{name} is not a file, but a folder, a pipe or a device; move it away")
+
+    def _replace(self, at: int, name: str, content: bytes | Iterable[bytes]) -> None:
+        partial = f".{name}.{token_hex(8)}.partial"
+        descriptor = os.open(partial, _NEW, 0o666, dir_fd=at)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.writelines([content] if isinstance(content, bytes) else content)
+            os.rename(partial, name, src_dir_fd=at, dst_dir_fd=at)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial, dir_fd=at)
+            raise
+
+    def _delete_partial_files(self) -> None:
+        """Delete what a process left that was killed while it wrote."""
+        with self._opened() as at, os.scandir(at) as entries:
+            for name in [entry.name for entry in entries if _PARTIAL.fullmatch(entry.name)]:
+                self.delete(name)
+
+
+def _make_above(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+
+
+def _enter(folder: str, at: int | None, create: bool) -> int:
+    if create:
+        with suppress(FileExistsError):
+            os.mkdir(folder, dir_fd=at)
+    return os.open(folder, _FOLDER, dir_fd=at)
+
+
+def _and_above(name: str) -> list[str]:
+    """``a/b/c`` as ``a``, ``a/b`` and ``a/b/c``."""
+    parts = name.split("/")
+    return ["/".join(parts[: length + 1]) for length in range(len(parts))]

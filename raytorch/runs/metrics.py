@@ -1,0 +1,279 @@
+"""Meters and run records: what a run measures and the files it leaves. Imports neither torch nor ray."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from io import TextIOWrapper
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, BinaryIO, Self, TypeVar
+
+from raytorch import __version__
+from raytorch.runs.local_folder import LocalFolder
+from raytorch.system.safe_text import shown
+
+T = TypeVar("T")
+
+METRICS_FILE = "metrics.jsonl"
+LONGEST_LINE = 2**16
+"""Bytes of a line in it at most."""
+LONGEST_GAP = 2**24
+"""Bytes of a line that is too long, at most, before the rest of the file is given up."""
+_NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "accuracy", "loss")}
+"""What a line of each split has to say."""
+
+EVENTS_FLUSH_S = 30.0
+"""Seconds between two times that TensorBoard's events reach the disk."""
+
+logger = logging.getLogger("raytorch")
+
+
+class PhaseClock:
+    """Seconds spent per phase of a run; time outside every named phase counts as ``training``."""
+
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = {"training": 0.0, "data": 0.0, "evaluating": 0.0, "checkpointing": 0.0, **(seconds or {})}
+        self._phase = "training"
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block for ``name``."""
+        outer = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """Iterate, counting the time that ``items`` takes to yield for ``data``."""
+        iterator = iter(items)
+        while True:
+            with self.phase("data"):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def read(self) -> dict[str, float]:
+        """Seconds per phase until now."""
+        self._switch(self._phase)
+        return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+
+    def working_seconds(self) -> float:
+        """Seconds spent training and waiting for data until now."""
+        self._switch(self._phase)
+        return self.seconds["training"] + self.seconds["data"]
+
+    def _switch(self, phase: str) -> str:
+        now = time.perf_counter()
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        previous, self._phase, self._since = self._phase, phase, now
+        return previous
+
+
+class Throughput:
+    """Samples per second over all workers, while training or waiting for data; the first step is left out."""
+
+    def __init__(self) -> None:
+        self.first_step_at: float | None = None
+        """When this attempt's first optimizer step ended, in seconds since 1970."""
+        self._first = self._last = self._now = (0, 0.0)
+
+    def count(self, samples_seen: int, clock: PhaseClock) -> None:
+        """An optimizer step has ended, ``samples_seen`` samples after the run's beginning."""
+        self._now = (samples_seen, clock.working_seconds())
+        if self.first_step_at is None:
+            self.first_step_at = time.time()
+            self._first = self._last = self._now
+
+    def overall(self) -> float | None:
+        """Samples per second since the first step; None before the second."""
+        return _rate(self._first, self._now)
+
+    def recent(self) -> float | None:
+        """Samples per second since the last call; None if no step has ended since."""
+        rate = _rate(self._last, self._now)
+        self._last = self._now
+        return rate
+
+
+class MetricsLog:
+    """Appends a run's metrics to ``metrics.jsonl`` and, if wanted, to TensorBoard events below ``tensorboard/``.
+
+    A line is ``{"step": int, "epoch": float, "split": "train" | "test", "time": seconds since 1970, ...}``.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
+        files = LocalFolder(str(folder))
+        if files.exists(METRICS_FILE):
+            _drop_after(files, resume_step)
+        events = files.make("tensorboard") if tensorboard else None
+        self._file = TextIOWrapper(files.append(METRICS_FILE), "utf-8", line_buffering=True)
+        self._events = EventFile(events, resume_step) if events else None
+
+    def write(self, split: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
+        """Record ``values`` (plain numbers) of an optimizer step."""
+        line = {"step": step, "epoch": round(epoch, 4), "split": split, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        if self._events:
+            for name, value in values.items():
+                if value is not None:
+                    self._events.write(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the files. That the disk takes no more was raised when it was written to."""
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            if self._events:
+                self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    """Read a ``metrics.jsonl``; a last line that is still being written is left out, and so is what is no such line.
+
+    Args:
+        stream: The file.
+        name: Its path, for the warning that tells how many lines are damaged.
+    """
+    odd = 0
+    for line in _whole_lines(stream):
+        values = _parsed(line)
+        if values is not None:
+            yield values
+        elif line.strip():
+            odd += 1
+    if odd:
+        logger.warning("%s: %d lines are damaged, or none of raytorch's, and left out", shown(name), odd)
+
+
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines that end; one that is too long is no line, and behind one that does not end nothing is looked for."""
+    while line := stream.readline(LONGEST_LINE):
+        if line.endswith(b"\n"):
+            yield line
+        elif len(line) == LONGEST_LINE:
+            yield b"?"
+            for _ in range(LONGEST_GAP // LONGEST_LINE):
+                if not (rest := stream.readline(LONGEST_LINE)) or rest.endswith(b"\n"):
+                    break
+            else:
+                return
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it is not as :class:`MetricsLog` writes it."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    split = values.pop("split", None) if isinstance(values, dict) else None
+    if not isinstance(split, str) or split not in _NEEDED:
+        return None
+    needed = all(_is_number(values.get(key)) for key in _NEEDED[split])
+    numbers = all(value is None or _is_number(value) for value in values.values())
+    return {**values, "split": split} if needed and numbers and type(values["step"]) is int else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    packages = ("torch", "torchvision", "ray", "numpy")
+    own = {"python": platform.python_version(), "raytorch": __version__}  # a job brings raytorch along, uninstalled
+    return own | {package: metadata.version(package) for package in packages}
+
+
+def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
+    samples, seconds = end[0] - begin[0], end[1] - begin[1]
+    return round(samples / seconds, 1) if seconds > 0 else None
+
+
+def _drop_after(files: LocalFolder, step: int) -> None:
+    """Forget the steps that a resumed run will take again."""
+    with files.open(METRICS_FILE) as stream:
+        lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
+        files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in lines if line["step"] <= step))
+
+
+class EventFile:
+    """TensorBoard events, written by the thread that calls, which a full disk is told: tensorboardX's own would hang.
+
+    It begins with a mark of where it goes on: what was written of later steps counts no more.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        # By its suffix nobody can guess the file's name, and put a link there.
+        self._file = EventsWriter(str(folder / "events"), f".{token_hex(8)}")
+        self._event, self._scalar = Event, scalar
+        start = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        self._flush_at = 0.0
+
+    def write(self, name: str, value: float, step: int) -> None:
+        """Record a number of an optimizer step."""
+        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+        if time.monotonic() >= self._flush_at:
+            self._file.flush()
+            self._flush_at = time.monotonic() + EVENTS_FLUSH_S
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._file.close()
+
+
+class _LogHandler(logging.StreamHandler[TextIOWrapper]):
+    """A log that never ends what it is about: that its disk takes no more is told once, on standard error."""
+
+    is_broken = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Tell the first line that could not be written, and why."""
+        if not self.is_broken:
+            self.is_broken = True
+            super().handleError(record)
+
+
+@contextmanager
+def log_to_file(file: BinaryIO) -> Iterator[logging.Logger]:
+    """Send the ``raytorch`` logger and Python warnings to a file while the block runs, and close it."""
+    text = TextIOWrapper(file, "utf-8", errors="backslashreplace", write_through=True)
+    handler = _LogHandler(text)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger("raytorch"), logging.getLogger("py.warnings")]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield loggers[0]
+    finally:
+        logging.captureWarnings(False)
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+        with suppress(OSError):
+            text.close()

@@ -1,0 +1,148 @@
+"""Planning a run: a new one, or one that goes on from its latest checkpoint. Imports neither torch nor ray."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import TypeAdapter, ValidationError
+
+from raytorch.config import RunConfig, RunName, StoredData
+from raytorch.config.file import parse
+from raytorch.config.resuming import refused_changes, rule_of
+from raytorch.errors import ConfigError, RunExistsError, UserError
+from raytorch.runs.catalog import CONFIG_FILE, find_run
+from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
+from raytorch.runs.records import CheckpointManifest
+from raytorch.runs.storage import RunFolder, absolute, in_job, is_relative, locate
+
+LONGEST_NAME = 128
+"""Characters of a run's name at most; see RunName."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A configuration that is ready to run: with its final name and absolute paths."""
+
+    config: RunConfig
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.config.storage, self.config.name)
+
+
+def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
+    """Plan a new run, called ``name`` or by the configuration's name and the time.
+
+    Raises:
+        RunExistsError: The storage holds a run of that name already.
+        ConfigError: ``name`` cannot name a folder everywhere.
+    """
+    name = checked_name(name) if name is not None else timed_name(config.name)
+    plan = RunPlan(placed(config, name, config.storage))
+    if plan.folder.exists(CONFIG_FILE) or latest_checkpoint(plan.folder):
+        raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
+    return plan
+
+
+def timed_name(name: str, suffix: str = "") -> str:
+    """``name`` with the time, and ``suffix`` where names are made faster than seconds pass."""
+    time = f"-{datetime.now():%Y%m%d-%H%M%S}{suffix}"
+    return name[: LONGEST_NAME - len(time)] + time
+
+
+def checked_name(name: str) -> str:
+    """``name``, if a run can have it.
+
+    Raises:
+        ConfigError: It cannot name a folder everywhere.
+    """
+    try:
+        return TypeAdapter(RunName).validate_python(name)
+    except ValidationError:
+        raise ConfigError(
+            f"--name {name}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
+            "letter or digit"
+        ) from None
+
+
+def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
+    """Plan to continue a run from its latest complete checkpoint; one that has saved none yet starts again.
+
+    Args:
+        run: The run's name or path.
+        config: A changed configuration (more epochs, other workers); by default the run's own.
+        storage: Where to look for a run that is given by its name, if there is no ``config``.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        ConfigError: A key has changed that must not (see :mod:`raytorch.config.resuming`); or the run's own
+            configuration is unreadable.
+        CheckpointError: The checkpoint has the format of another raytorch.
+    """
+    folder = find_run(run, config.storage if config else storage)
+    before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
+    config = placed(config, folder.name, folder.storage) if config else before
+    latest, source = latest_checkpoint(folder), CONFIG_FILE
+    if latest:
+        manifest, source = read_manifest(folder, latest), f"{latest}/{CHECKPOINT_MANIFEST}"
+        require_format(manifest, folder.file(latest))
+        _require_more_to_do(config, manifest, folder.file(source))
+        before = _saved_config(manifest, before)
+    for key, there, here in refused_changes(before, config):
+        raise ConfigError(
+            f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
+            f"{rule_of(key).remark}; give it as it was, or begin a new run"
+        )
+    return RunPlan(config)
+
+
+def _saved_config(manifest: CheckpointManifest, otherwise: RunConfig) -> RunConfig:
+    """The configuration that a checkpoint was trained by; its ``config.yaml`` may have been edited since then."""
+    try:
+        return placed(RunConfig.model_validate(manifest.config), otherwise.name, otherwise.storage)
+    except ValidationError:  # of another version of raytorch
+        return otherwise
+
+
+def _require_more_to_do(config: RunConfig, manifest: CheckpointManifest, path: str) -> None:
+    for key, wanted, done in (("steps", config.steps, manifest.step), ("epochs", config.epochs, manifest.epoch)):
+        if wanted is not None and wanted < done:
+            raise ConfigError(
+                f"{key} is {wanted:,}, but the run that is resumed has done {done:,g} already ({path}); give at least "
+                f"as many"
+            )
+
+
+def _read_config(folder: RunFolder) -> RunConfig:
+    """The configuration that a run was started with, under the folder's name and storage."""
+    try:
+        config = parse(folder.read_bytes(CONFIG_FILE), folder.file(CONFIG_FILE), RunConfig)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\ncorrect the file to resume the run") from None
+    return placed(config, folder.name, folder.storage)
+
+
+def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
+    """``config`` under its final name, with paths that hold whatever folder a worker runs in.
+
+    Raises:
+        UserError: As for :func:`full_root` and :func:`raytorch.runs.storage.locate`.
+    """
+    data = config.data
+    if isinstance(data, StoredData):
+        data = data.model_copy(update={"root": full_root(data.root)})
+    return config.model_copy(update={"name": name, "storage": locate(storage), "data": data})
+
+
+def full_root(root: str) -> str:
+    """``data.root`` made absolute.
+
+    Raises:
+        UserError: It is relative in a submitted job: below the job's folder, where no data was sent.
+    """
+    if in_job() and is_relative(root):
+        raise UserError(
+            f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give the "
+            "folder in full, as all nodes reach it, e.g. data.root=/shared/data"
+        )
+    return absolute(root)

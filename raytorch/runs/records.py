@@ -1,0 +1,204 @@
+"""What raytorch's records hold: a schema for each kind, by which a file is checked before anything relies on it.
+
+A record may be damaged, or have come from somebody else. What it names is a name of the form that raytorch gives, never
+a path; keys that it has besides are kept.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from raytorch.errors import RecordError, UserError
+from raytorch.runs.storage import RunFolder
+from raytorch.system.safe_text import shown
+
+logger = logging.getLogger("raytorch")
+
+SHORT = 500
+"""Characters of an error's message in a record that has little room."""
+
+DEEPEST = 40
+"""Mappings and lists in each other at most."""
+
+
+def moment(text: str) -> datetime:
+    """The time that a record tells, with this host's zone where it has none.
+
+    Raises:
+        ValueError: It is no time.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except OverflowError:
+        raise ValueError("before the first or after the last year") from None
+
+
+def _is_time(text: str) -> str:
+    if text:
+        moment(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_is_time)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Seconds = dict[str, float | None]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+"""A file of a checkpoint: a name, not a path."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", use_attribute_docstrings=True)
+
+
+class Driver(_Record):
+    """The process that started a run."""
+
+    host: str
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    began: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    boot: str | None = None
+    namespace: str | None = None
+
+
+class FailureNote(_Record):
+    """Why a run failed."""
+
+    cause: str = "error"
+    message: str = ""
+    rank: Count | None = None
+    traceback: str | None = None
+    kind: str | None = None
+
+
+class ExportNote(_Record):
+    """A file that a finished run has exported its model to."""
+
+    file: Annotated[str, Field(pattern=r"^export/[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+
+
+class Summary(_Record):
+    """A run's ``summary.json``."""
+
+    state: Annotated[str, Field(pattern=r"^[a-z_ ]{1,40}$")]
+    started: Time
+    seen: Time | None = None
+    driver: Driver | None = None
+    error: FailureNote | None = None
+    exports: list[ExportNote] = []
+    seconds: Seconds = {}
+    accuracy: float | None = None
+    loss: float | None = None
+    epochs: float | None = None
+    step: Count | None = None
+    samples_per_s: float | None = None
+
+
+class CheckpointManifest(_Record):
+    """A checkpoint's ``checkpoint.json``."""
+
+    format: int
+    files: dict[FileName, NonNegativeInt]
+    """The size of each."""
+    step: Annotated[int, Field(ge=0, lt=10**12)]
+    epoch: float = 0.0
+    metrics: dict[str, float] = {}
+    """The outcome of the newest evaluation."""
+    evaluated: bool = False
+    """Whether that was of this very model."""
+    seconds: dict[str, float] = {}
+    """Spent until then, by phase."""
+    config: dict[str, Any] = {}
+
+
+class SweepRecord(_Record):
+    """A sweep's ``sweep.json``, as far as a resumed sweep relies on it."""
+
+    started: Time = ""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    stopped: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], float] = {}
+
+
+Record = TypeVar("Record", bound=_Record)
+
+
+def read_record(folder: RunFolder, name: str, kind: type[Record]) -> Record:
+    """Read a record of a run or sweep.
+
+    Raises:
+        RunNotFoundError: It is not there.
+        RecordError: It is damaged, or none of raytorch's.
+        UserError: It cannot be read, or a link is in its place.
+    """
+    return parse_record(folder.read_bytes(name), folder.file(name), kind)
+
+
+def parse_record(text: str | bytes, name: str, kind: type[Record]) -> Record:
+    """The record that ``text`` holds, the content of the file ``name``.
+
+    Raises:
+        RecordError: It is damaged, or none of raytorch's.
+    """
+    try:
+        return kind.model_validate(_plain_json(text))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        reason = f"{key:.80}: {first['msg']}"
+    except (ValueError, OverflowError) as error:
+        reason = str(error)
+    raise RecordError(f"{name} is damaged, or none of raytorch's: {shown(reason)}")
+
+
+def _plain_json(text: str | bytes) -> Any:
+    """The content of a JSON text. Raises ValueError."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from None
+    if _is_deeper(content, DEEPEST):
+        raise ValueError("nested too deeply")
+    return content
+
+
+def _is_deeper(content: Any, levels: int) -> bool:
+    layer = [content]
+    for _ in range(levels):
+        layer = [
+            inner
+            for each in layer
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return any(isinstance(each, dict | list) for each in layer)
+
+
+def write_end(folder: RunFolder, file: str, record: dict[str, Any]) -> bool:
+    """Write a record for the last time; answers whether that worked, and warns where it did not.
+
+    A full disk has no room for a new file, but what fits into the blocks of the old one is written over it.
+    """
+    try:
+        folder.write_json(file, record)
+    except (UserError, OSError) as error:
+        with suppress(UserError, OSError):
+            if folder.write_over(file, _shorter_and_shorter(record)):
+                return True
+        logger.warning("the end of %s could not be written down: %s", folder, error)
+        return False
+    return True
+
+
+def _shorter_and_shorter(record: dict[str, Any]) -> Iterator[bytes]:
+    """A record as JSON, whole, without the traceback, and with no more than the beginning of what went wrong."""
+    error = record.get("error", {})
+    brief = {key: value for key, value in error.items() if key != "traceback"}
+    shortest = brief | {"message": str(error.get("message", ""))[:SHORT]}
+    for each in [error, brief, shortest] if error else [{}]:
+        yield (json.dumps(record | ({"error": each} if each else {}), indent=2) + "\n").encode()

@@ -1,0 +1,392 @@
+"""A run's folder in its storage: a local folder or any URI that pyarrow can open (s3://, gs://, hdfs://)."""
+
+import json
+import logging
+import os
+import posixpath
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from pyarrow import fs
+
+from raytorch.errors import RecordError, RunNotFoundError, StorageError, UserError
+from raytorch.runs.local_folder import LocalFolder
+from raytorch.runs.remote_folder import ANSWER_S, RemoteFolder, ask
+from raytorch.system.safe_text import shown, without_secrets
+from raytorch.system.temporary_folders import make_temporary
+
+LARGEST_RECORD = 8 * 2**20
+"""Bytes of a record at most, which is read as a whole."""
+BASE = "RAYTORCH_STORAGE_BASE"
+"""Environment variable that is set in a submitted job: the folder or URI that its relative storages are in."""
+
+logger = logging.getLogger("raytorch")
+
+
+def in_job() -> bool:
+    """Whether this process belongs to a submitted job, whose current folder ends with the cluster."""
+    return bool(os.environ.get(BASE))
+
+
+def absolute(path: str) -> str:
+    """``path`` made absolute, with ``~`` expanded; a URI is returned as it is.
+
+    Raises:
+        UserError: ``~`` names a user that is not there, or the path holds a null character or half a character.
+    """
+    if "://" in path:
+        return path
+    _require_encodable(path)
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user; give the folder in full") from None
+
+
+def from_here(path: str) -> str:
+    """``path`` as it is shortest named in a command: a folder below the current one without what leads there."""
+    try:
+        shorter = str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
+        return path
+    if in_job():  # whose current folder is not the reader's
+        return path
+    return shorter if is_relative(shorter) and not shorter.startswith("-") else path
+
+
+def _require_encodable(path: str) -> None:
+    try:
+        if b"\0" not in os.fsencode(path):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise UserError(f"{path!a} cannot be a path: it holds what no file's name can")
+
+
+def is_relative(path: str) -> bool:
+    """Whether what a path means depends on the current folder."""
+    return "://" not in path and not path.startswith(("/", "~"))
+
+
+def locate(storage: str) -> str:
+    """A storage's full address; a relative one is in what RAYTORCH_STORAGE_BASE names, else in the current folder.
+
+    If its first part is also the base's last one, it counts once: in ``s3://b/runs``, ``runs`` is the base itself and
+    ``runs/a`` its ``a``. A ``..`` stops at the base.
+
+    Raises:
+        UserError: A ``..`` would be in a URI; or as for :func:`absolute`.
+    """
+    if not in_job() or not is_relative(storage):
+        return absolute(storage)
+    base = os.environ[BASE]
+    parts = _parts_below(base, storage)
+    if parts[:1] == [split(base)[1]]:
+        del parts[0]
+    return absolute(join(base, "/".join(parts)) if parts else base)
+
+
+def _parts_below(base: str, path: str) -> list[str]:
+    if "://" in base and ".." in Path(path).parts:
+        raise UserError(f"storage {path!r}: there is no '..' in {base}; give the storage in full, or without it")
+    return [part for part in os.path.normpath(f"/{path}").split("/") if part]
+
+
+def join(storage: str, name: str) -> str:
+    """The address of ``name`` in a storage; what a URI says after ``?`` stays behind it."""
+    base, mark, options = storage.partition("?") if "://" in storage else (storage, "", "")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def split(address: str) -> tuple[str, str]:
+    """A storage and the name in it, the reverse of :func:`join`."""
+    base, mark, options = address.partition("?") if "://" in address else (address, "", "")
+    storage, _, name = base.rstrip("/").rpartition("/")
+    return f"{storage or '/'}{mark}{options}", name
+
+
+def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
+    """The file system that holds ``storage`` and the path on it.
+
+    Raises:
+        UserError: The URI's scheme is unknown, its address cannot be used, or nothing answers there.
+    """
+    address = locate(storage)
+    if "://" not in address:
+        return fs.LocalFileSystem(), address.rstrip("/") or "/"
+    try:
+        filesystem, path = ask(storage, fs.FileSystem.from_uri, _with_bounds(address))
+    except (ValueError, OSError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"storage {storage!r} cannot be opened: {reason}; give a folder or a URI such as s3://bucket/runs"
+        ) from None
+    return filesystem, path
+
+
+def _with_bounds(uri: str) -> str:
+    """``uri`` with a bound on the retries of Google's client, which goes on for a quarter of an hour by itself."""
+    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={ANSWER_S:g}"
+
+
+def run_folders(storage: str) -> Iterator["RunFolder"]:
+    """The folders in a storage, which may be runs, sorted by their names.
+
+    Links are left out; one that leads elsewhere is warned of.
+
+    Raises:
+        UserError: The storage cannot be reached, or is in a bucket that is not there.
+    """
+    filesystem, root = open_storage(storage)
+    with reaching(storage):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            names = _folders_in(root)
+        else:
+            names = (store := RemoteFolder(filesystem, root, storage)).folders()
+            if not names:
+                store.require_bucket()
+    return (RunFolder(storage, name) for name in names)
+
+
+def _folders_in(root: str) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    for entry in found:
+        if entry.is_symlink() and _leads_elsewhere(entry, root):
+            logger.warning("%s is a link, which is not followed: its runs are listed where it leads", shown(entry.path))
+    return [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+
+
+def _leads_elsewhere(link: os.DirEntry[str], root: str) -> bool:
+    """Whether a link leads to a folder that is not in ``root`` itself, as far as it can be followed."""
+    try:
+        return link.is_dir() and Path(link).resolve().parent != Path(root).resolve()
+    except (OSError, RuntimeError):  # in a circle, or to where this user may not look
+        return False
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[None]:
+    """Explain what goes wrong with a storage in the block.
+
+    Raises:
+        StorageError: It cannot be reached, has no room left, or may not be read or written.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{address} cannot be used: {error}; check the storage and your access to it") from error
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Raises:
+        UserError: The storage cannot be opened; from its methods too, where it cannot be reached, does not answer, may
+            not be read or written, or where a link is in the way.
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        _require_encodable(name)
+        self.storage = locate(storage)
+        self.name = name
+        self.filesystem, root = open_storage(storage)
+        self.path = f"{root.rstrip('/')}/{name}"
+        self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+        self._files = LocalFolder(self.path) if self.is_local else RemoteFolder(self.filesystem, self.path, str(self))
+
+    def __str__(self) -> str:
+        """The folder for people: :attr:`address` without the secrets that it may hold."""
+        return without_secrets(self.address)
+
+    @property
+    def address(self) -> str:
+        """The folder as the command line takes it: a path, or a URI."""
+        return self.path if self.is_local else join(self.storage, self.name)
+
+    def file(self, name: str) -> str:
+        """Path of ``name`` in this folder, on :attr:`filesystem`.
+
+        Raises:
+            UserError: ``name`` would lead out of the folder.
+        """
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise UserError(
+                f"{name!r} names nothing in {self}: a name in a run's folder has no '..' and no '/' before it"
+            )
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the folder, or the file ``name`` in it, exists."""
+        with self._reaching(name):
+            return self._files.exists(name)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None of what is not there, or is no file."""
+        with self._reaching(name):
+            return self._files.size(name)
+
+    def folders(self) -> list[str]:
+        """Names of the folders in this one, sorted."""
+        with self._reaching():
+            return self._files.folders()
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read.
+
+        Raises:
+            RunNotFoundError: The file is not there.
+            RecordError: It is no file.
+        """
+        with self._reaching(name):
+            try:
+                file = self._files.open(name)
+                with file as stream:
+                    yield stream
+            except FileNotFoundError:
+                raise RunNotFoundError(
+                    f"{self.file(name)} does not exist; 'raytorch runs' lists the runs of a storage"
+                ) from None
+
+    def read_bytes(self, name: str, most: int = LARGEST_RECORD) -> bytes:
+        """The content of a file; see :meth:`open`.
+
+        Raises:
+            RecordError: It has more than ``most`` bytes.
+        """
+        with self.open(name) as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise RecordError(f"{self.file(name)} has more than {most:,} bytes; none that raytorch writes has")
+        return content
+
+    def read_text(self, name: str) -> str:
+        """The text of a file; see :meth:`read_bytes`.
+
+        Raises:
+            RecordError: It is not UTF-8.
+        """
+        try:
+            return self.read_bytes(name).decode()
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{self.file(name)} is damaged: not UTF-8 at byte {error.start:,}") from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole: a reader sees the old content or the new one, never a part.
+
+        The key and secret of an address are left out: who may read the folder need not have them.
+        """
+        self.write_bytes(name, without_secrets(text).encode(errors="backslashreplace"))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file whole; see :meth:`write_text`."""
+        with self._reaching(name):
+            self._files.write(name, content)
+
+    def write_over(self, name: str, contents: Iterable[bytes]) -> bool:
+        """Write over a local file in place, with the first content for which it has room; answers whether one had.
+
+        For a disk that is full, where :meth:`write_bytes` has no room for a new file.
+        """
+        with self._reaching(name):
+            return isinstance(self._files, LocalFolder) and self._files.write_over(name, contents)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write an object as JSON; see :meth:`write_text`."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def upload(self, local: Path, name: str = "") -> None:
+        """Copy what a local folder holds into this folder, which is not local, or into the folder ``name`` in it."""
+        assert isinstance(self._files, RemoteFolder)
+        with self._reaching(name):
+            self._files.upload(local, name)
+
+    def fetch(self, name: str, local: Path) -> None:
+        """Copy a file of this folder to a new local one."""
+        with self.open(name) as source, local.open("xb") as target:
+            shutil.copyfileobj(source, target)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold a local folder against other processes while the block runs.
+
+        Object stores have no locks: there the caller has to see to it that nobody else writes.
+
+        Raises:
+            RunExistsError: Another process holds the folder.
+        """
+        with ExitStack() as held:
+            with self._reaching():
+                if isinstance(self._files, LocalFolder):
+                    held.enter_context(self._files.locked())
+                else:
+                    self._files.require_bucket()
+                    self._files.make()
+            yield
+
+    def delete(self, name: str) -> None:
+        """Delete a file or folder, if it is there."""
+        with self._reaching(name):
+            self._files.delete(name)
+
+    def _reaching(self, name: str = "") -> AbstractContextManager[None]:
+        if name:
+            self.file(name)
+        return reaching(str(self))
+
+
+class LiveFiles:
+    """A local folder for files that grow while a run goes on: the run's own folder, or one that is sent there.
+
+    Object stores cannot append, so for them :meth:`sync` uploads the files again. Each worker has a folder of its own,
+    with the files that it writes and no others. Used as a context manager it is closed however the block ends.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.path = Path(folder.path) if folder.is_local else make_temporary()
+        self._files = LocalFolder(str(self.path))
+
+    def extend(self, name: str) -> BufferedWriter:
+        """A file that this worker appends to, with what an earlier attempt sent of it."""
+        if not self._folder.is_local and not self._files.exists(name) and self._folder.exists(name):
+            self._files.make(posixpath.dirname(name))
+            self._folder.fetch(name, self.path / name)
+        with reaching(str(self._folder)):
+            return self._files.append(name)
+
+    def make(self, name: str) -> Path:
+        """The local path of a folder in this one, made unless it is there."""
+        with reaching(str(self._folder)):
+            return self._files.make(name)
+
+    def sync(self) -> None:
+        """Send what was written to the storage, where the storage is not local."""
+        if not self._folder.is_local:
+            self._folder.upload(self.path)
+
+    def close(self) -> None:
+        """Sync for the last time and remove the local copy."""
+        try:
+            self.sync()
+        finally:
+            if not self._folder.is_local:
+                shutil.rmtree(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""A scaling study, from its plan to its picture."""

@@ -1,0 +1,224 @@
+"""What a model's file really is, found out by its content and without running anything in it."""
+
+import json
+import pickletools
+import zipfile
+from enum import StrEnum
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from raytorch.errors import ModelFileError
+
+LONGEST_HEADER = 2 * 2**20
+"""Bytes of a safetensors header at most: room for some 20,000 tensors. The format's own limit is 100 MB."""
+LONGEST_TEXT_PICKLE = 2**16
+_MOST_DIMENSIONS = 64  # PyTorch's own limit
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+
+
+class Kind(StrEnum):
+    """What a file can be, in words."""
+
+    SAFETENSORS = "a safetensors file"
+    STATE_DICT = "a file that torch.save wrote"
+    TORCHSCRIPT = "a TorchScript program"
+    PT2 = "an exported program (.pt2)"
+    ONNX = "an ONNX graph"
+    PICKLE = "a bare pickle, which could run commands"
+    ZIP = "a zip archive that PyTorch did not write"
+    BROKEN_ZIP = "a zip archive that is damaged or cut short"
+    EMPTY = "empty"
+    UNKNOWN = "in no format that raytorch knows"
+
+
+_REMEDIES = {
+    Kind.SAFETENSORS: "read it with raytorch.serialization.load_weights or load_model",
+    Kind.STATE_DICT: "read it with raytorch.serialization.load_weights",
+    Kind.TORCHSCRIPT: "read it with raytorch.serialization.load_torchscript",
+    Kind.PT2: "read it with raytorch.serialization.load_program",
+    Kind.ONNX: "read it with raytorch.onnx.load",
+    Kind.PICKLE: "nothing in it was read; ask for the weights as safetensors",
+}
+
+
+def require(path: Path, *expected: Kind) -> Kind:
+    """What the file is, if that is one of ``expected``.
+
+    Raises:
+        ModelFileError: It is something else, or there is no such file.
+    """
+    found = detect(path)
+    if found not in expected:
+        remedy = _REMEDIES.get(found, "write it again, or fetch it again")
+        raise ModelFileError(f"{path} is {found}; expected {' or '.join(expected)}; {remedy}")
+    return found
+
+
+def detect(path: Path) -> Kind:
+    """What the file is, by its content; its name counts only where the content is no format's.
+
+    Raises:
+        ModelFileError: There is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            return _detect(file, path.suffix)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected a model's file") from None
+
+
+def _detect(file: BinaryIO, suffix: str) -> Kind:
+    head = file.read(LONGEST_TEXT_PICKLE)
+    if not head:
+        return Kind.EMPTY
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_archive(file)
+    if head[8:9] == b"{" and head[4:8] == bytes(4):
+        return Kind.SAFETENSORS
+    if _is_pickle(head):
+        return Kind.PICKLE
+    if _is_onnx(file):
+        return Kind.ONNX
+    return Kind.SAFETENSORS if suffix == ".safetensors" else Kind.UNKNOWN
+
+
+def _kind_of_archive(file: BinaryIO) -> Kind:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = {name.partition("/")[2] or name for name in archive.namelist()}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError):
+        return Kind.BROKEN_ZIP
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return Kind.PT2
+    if "constants.pkl" in names:
+        return Kind.TORCHSCRIPT
+    return Kind.STATE_DICT if "data.pkl" in names else Kind.ZIP
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Whether the file opens as a pickle of protocol 2 to 5, or is a whole one of the older, textual protocols."""
+    if head[0] == 0x80 and len(head) > 2 and 2 <= head[1] <= 5:
+        return True
+    try:
+        return [operation.name for operation, _, _ in pickletools.genops(head)][-1] == "STOP" and len(head) > 1
+    except (ValueError, IndexError, EOFError, OverflowError):
+        return False
+
+
+def _is_onnx(file: BinaryIO) -> bool:
+    """Whether the file reads as a protobuf message with the fields ir_version (1) and graph (7) of a ModelProto."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    seen: set[tuple[int, int]] = set()
+    for _ in range(1000):
+        tag = _varint(file)
+        field, wire_type = tag >> 3, tag & 7
+        if not field or wire_type not in (0, 1, 2, 5):
+            return False
+        seen.add((field, wire_type))
+        if {(1, 0), (7, 2)} <= seen:
+            return True
+        length = _varint(file) if wire_type in (0, 2) else {1: 8, 5: 4}[wire_type]
+        if wire_type:
+            file.seek(min(length, size), 1)
+    return False
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            break
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            break
+    return value
+
+
+def refuse_packed_archive(path: Path) -> None:
+    """Refuse a zip archive whose entries would unpack to more than the file; PyTorch stores them as they are.
+
+    Raises:
+        ModelFileError: They are compressed, or overlap.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ModelFileError(
+            f"{path} has {size:,} bytes and would unpack to {unpacked:,}; expected entries as torch.save writes them, "
+            "not compressed; write it again with torch.save"
+        )
+
+
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: dtype, shape and place of each tensor by name, and ``__metadata__``.
+
+    Raises:
+        ModelFileError: It does not describe the bytes that follow it: no gaps, no overlaps, nothing missing.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, LONGEST_HEADER):
+            raise _damaged(
+                path,
+                f"its header claims {length:,} bytes",
+                f"at most {min(max(size - 8, 0), LONGEST_HEADER):,} in a file of {size:,}",
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _damaged(path, "its header is not JSON", "a JSON object") from None
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise _damaged(path, "its header is not a JSON object", "tensors by name")
+    _check_tensors(path, header, size - 8 - length)
+    return header
+
+
+def _check_tensors(path: Path, header: dict[str, Any], size: int) -> None:
+    """Check that the tensors fill the ``size`` bytes after the header one after the other."""
+    place = 0
+    tensors = {name: _described(path, name, entry) for name, entry in header.items() if name != "__metadata__"}
+    for name, (shape, bits, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        needed = -(-prod(shape) * bits // 8)
+        if end - begin != needed:
+            raise _damaged(path, f"tensor {name!r:.99} of shape {shape} has {end - begin:,} bytes", f"{needed:,}")
+        if end > size:
+            raise _damaged(path, f"tensor {name!r:.99} ends at byte {end:,} of its data", f"at most {size:,}")
+        if begin != place:
+            problem = "overlaps the one before it" if begin < place else "leaves a gap before it"
+            raise _damaged(path, f"tensor {name!r:.99} {problem}: it begins at byte {begin:,}", f"{place:,}")
+        place = end
+    if place != size:
+        raise _damaged(path, f"{size:,} bytes follow the header", f"the {place:,} that its tensors take")
+
+
+def _described(path: Path, name: str, entry: Any) -> tuple[list[int], int, int, int]:
+    """Shape, bits of an element, and first and last place of a tensor."""
+    try:
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        bits = _BITS[entry["dtype"]]
+    except (TypeError, KeyError, ValueError):
+        raise _damaged(path, f"tensor {name!r:.99} is not described", "dtype, shape and data_offsets") from None
+    numbers = [*shape, begin, end] if isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS else [None]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise _damaged(path, f"tensor {name!r:.99} has impossible sizes", "64 dimensions at most, of 64 bits each")
+    return shape, bits, begin, end
+
+
+def _damaged(path: Path, found: str, expected: str) -> ModelFileError:
+    return ModelFileError(f"{path} is damaged: {found}; expected {expected}; write it again, or fetch it again")

@@ -1,0 +1,94 @@
+"""Nested state in two files that can run no code: its structure as JSON, its tensors as safetensors.
+
+In the JSON a tensor is ``{"$tensor": "3"}``, by its name in the safetensors file. Everything else is what JSON has:
+dictionaries with text as keys, lists, numbers, text, true, false and null. Numbers come back to the last bit.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raytorch.errors import ModelFileError
+from raytorch.serialization.weights import load_tensors, save_tensors
+
+STRUCTURE_FILE = "state.json"
+TENSORS_FILE = "state.safetensors"
+LARGEST_STRUCTURE = 16 * 2**20
+"""Bytes of the JSON at most: room for the optimizer of some 100,000 parameters."""
+
+_TENSOR = "$tensor"
+
+
+def save_state(state: dict[str, Any], folder: Path) -> None:
+    """Write ``state.json`` and ``state.safetensors`` into a folder.
+
+    Args:
+        state: Nested dictionaries and lists of tensors and of what JSON has.
+        folder: Where they are written.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def packed(value: Any) -> Any:
+        match value:
+            case Tensor():
+                name = str(len(tensors))
+                tensors[name] = value
+                return {_TENSOR: name}
+            case dict() if not value.keys() & {_TENSOR} and all(isinstance(key, str) for key in value):
+                return {key: packed(part) for key, part in value.items()}
+            case dict():
+                raise TypeError(f"keys {[*value]!r:.99}; JSON takes text, and {_TENSOR} stands for a tensor")
+            case list():
+                return [packed(part) for part in value]
+            case _:
+                return value
+
+    (folder / STRUCTURE_FILE).write_text(json.dumps(packed(state)), encoding="utf-8")
+    save_tensors(tensors, folder / TENSORS_FILE)
+
+
+def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What :func:`save_state` wrote; nothing in the files is run, and nothing larger than they are is built.
+
+    Raises:
+        ModelFileError: One of them is missing, damaged, or not what it should be.
+    """
+    path = folder / STRUCTURE_FILE
+    structure = _read_json(path)
+    # As the file has them the tensors lie at odd addresses, where products are slower and their last bits others.
+    tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / TENSORS_FILE, device).items()}
+
+    def unpacked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return tensors.pop(value[_TENSOR]) if _TENSOR in value else {key: unpacked(it) for key, it in value.items()}
+        return [unpacked(it) for it in value] if isinstance(value, list) else value
+
+    try:
+        state = unpacked(structure)
+    except (KeyError, TypeError, RecursionError):
+        raise _damaged(
+            path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or is nested too deep"
+        ) from None
+    if not isinstance(state, dict):
+        raise _damaged(path, f"it holds a {type(state).__name__}, not an object")
+    return state
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_STRUCTURE + 1)
+        if len(content) > LARGEST_STRUCTURE:
+            raise _damaged(path, f"it has more than {LARGEST_STRUCTURE:,} bytes")
+        return json.loads(content)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except (ValueError, RecursionError):
+        raise _damaged(path, "it is not JSON") from None
+
+
+def _damaged(path: Path, reason: str) -> ModelFileError:
+    return ModelFileError(f"{path} is damaged: {reason}; write it again, or fetch it again")

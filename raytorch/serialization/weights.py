@@ -1,0 +1,68 @@
+"""Tensors in files: safetensors, and the state dicts of ``torch.save``, of which nothing is run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raytorch.errors import ModelFileError
+from raytorch.serialization.file_kinds import Kind, read_safetensors_header, require
+from raytorch.serialization.refusals import StrPath, explaining_damage
+from raytorch.serialization.torch_pickles import refuse_bombs
+
+
+def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a state dict that ``torch.save`` wrote, by name.
+
+    Nothing in the file is run, whatever it holds.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, of another format, or holds more than tensors.
+    """
+    path = Path(path)
+    if require(path, Kind.SAFETENSORS, Kind.STATE_DICT) == Kind.SAFETENSORS:
+        return load_tensors(path, device)
+    content = load_state(path, device)
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} holds a {type(content).__name__}; expected a state dict, tensors by name")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise ModelFileError(
+                f"{path} holds a {type(value).__name__} as {name!r:.99}; expected a state dict, tensors by name; save "
+                "model.state_dict() alone, or read the file with load_state"
+            )
+    return dict(content)
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name. Raises ModelFileError as :func:`load_weights` does."""
+    require(path, Kind.SAFETENSORS)
+    read_safetensors_header(path)
+    with explaining_damage(path):
+        return load_file(path, device=str(device))
+
+
+def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
+    """What ``torch.save`` wrote, if it is made of tensors, plain values, lists and dicts.
+
+    Nothing in the file is run, whatever it holds, and nothing is built that is larger than what it holds.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, of another format, or holds anything else.
+    """
+    path = Path(path)
+    require(path, Kind.STATE_DICT)
+    refuse_bombs(path)
+    with explaining_damage(path), path.open("rb") as file:  # from the path torch.load would judge by its suffix
+        return torch.load(file, map_location=device, weights_only=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, with the permissions that a new file has here."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)  # safetensors writes what only its owner can read

@@ -1,0 +1,97 @@
+"""Whole models in files: their weights as safetensors, with the architecture that rebuilds them."""
+
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from raytorch.errors import ConfigError, ModelFileError
+from raytorch.models.networks import Architecture
+from raytorch.serialization.file_kinds import Kind, read_safetensors_header, require
+from raytorch.serialization.refusals import StrPath
+from raytorch.serialization.weights import load_weights, save_tensors
+
+METADATA_KEY = "raytorch"
+"""Where a safetensors file's metadata has the model's architecture, as JSON."""
+_LARGEST_CONSTANTS = (
+    64 * 2**20
+)  # bytes that a model may hold beside its file's weights; the shipped ones have kilobytes
+_architectures = TypeAdapter(Architecture)
+
+
+def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> None:
+    """Write a model's weights and buffers as safetensors, with the ``architecture`` that :func:`load_model` builds."""
+    save_tensors(model.state_dict(), Path(path), {METADATA_KEY: _architectures.dump_json(architecture).decode()})
+
+
+def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:
+    """The model that :func:`save_model` wrote, in evaluation mode; a run's checkpoints have one, too.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, of another format, or its weights are not its architecture's.
+    """
+    path = Path(path)
+    architecture = read_architecture(path)
+    _check_fit(path, architecture)
+    with torch.random.fork_rng(devices=[]):
+        model = architecture.build()
+    # As the file has them the tensors lie at odd addresses, where products are slower and their last bits others.
+    weights = {name: tensor.clone() for name, tensor in load_weights(path).items()}
+    model.load_state_dict(weights, assign=True)  # not copied into the model's own, which would change their dtype
+    return model.to(device).eval()
+
+
+def read_architecture(path: StrPath) -> Architecture:
+    """What a file of :func:`save_model` says of its model.
+
+    Raises:
+        ModelFileError: It says nothing, or what no model can be built from.
+    """
+    path = Path(path)
+    require(path, Kind.SAFETENSORS)
+    text = read_safetensors_header(path).get("__metadata__", {}).get(METADATA_KEY)
+    if not isinstance(text, str):
+        raise ModelFileError(
+            f"{path} has weights but does not say of which model; expected a file that save_model or a run wrote; "
+            "build the model yourself and give it load_weights(path)"
+        )
+    try:
+        return _architectures.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _unfit(path, f"its architecture cannot be built: {where}: {first['msg']}"[:300]) from None
+
+
+def _check_fit(path: Path, architecture: Architecture) -> None:
+    """Check, before memory is taken, that the architecture's weights are those in the file."""
+    header = read_safetensors_header(path)
+    there = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    fields = architecture.config.model_dump()
+    depths = [len(value) for value in fields.values() if isinstance(value, list)]
+    depths += [value for name, value in fields.items() if name.endswith("layers")]
+    if max(depths, default=0) > len(there):  # each layer has weights
+        raise _unfit(path, f"{len(there)} tensors are too few for {max(depths)} layers")
+    try:
+        with torch.device("meta"):  # shapes without memory
+            outline = architecture.build()
+    except (ConfigError, RuntimeError, ValueError, TypeError, AssertionError, OverflowError) as error:
+        raise _unfit(path, f"its architecture cannot be built: {str(error).partition(chr(10))[0]}"[:300]) from None
+    expected = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
+    for name in sorted(expected.keys() | there.keys()):
+        if expected.get(name) != there.get(name):
+            raise _unfit(path, f"tensor {name!r:.99} is {_shape(there.get(name))}, not {_shape(expected.get(name))}")
+    constants = sum(buffer.nbytes for name, buffer in outline.named_buffers() if name not in expected)
+    if constants > _LARGEST_CONSTANTS:
+        raise _unfit(path, f"its input_shape {architecture.input_shape} would take {constants:,} bytes of constants")
+
+
+def _unfit(path: Path, found: str) -> ModelFileError:
+    return ModelFileError(
+        f"{path} does not fit the architecture that it names: {found}; expected a file that save_model or a run wrote"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"of shape {shape}"

@@ -1,0 +1,247 @@
+"""The way to a cluster: its dashboard's address, the token, and Ray's clients behind them. Imports ray when used."""
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from raytorch.cluster.capacity import AUTOSCALER_LABEL, Node
+from raytorch.cluster.token import TOKEN_PLACES, find_token
+from raytorch.errors import ClusterError, JobNotFoundError
+from raytorch.service.http import PROXY, Answer, Server, readable
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+"""Ray's default, and where ``ray dashboard`` and ``kubectl port-forward`` lead by default."""
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+ANSWER_S = 5.0
+"""Within which a dashboard has told its version."""
+GREETING_BYTES = 64 * 1024
+MOST_NODES = 10_000
+AGENT_S, AGENT_PAUSE_S = 60.0, 1.0
+"""How long the head of a cluster that has just started is waited for to take jobs, and between two requests."""
+_NO_AGENT = re.compile("No available agent to submit job|Failed to get head node agent")
+"""What a dashboard says, with status 500, that knows no agent yet, to which it gives jobs (Ray 2.60).
+
+Nothing was begun then. It has looked for ten seconds itself.
+"""
+_LOSSES = ("Unexpected termination", "Terminated due to preemption")
+"""How the state message of a node begins that has crashed, was cut off, or was taken back (Ray 2.60)."""
+_environment = threading.Lock()
+
+
+def find_address(address: str | None) -> str:
+    """The URL of the cluster's dashboard: ``address``, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or Ray's default.
+
+    Raises:
+        ClusterError: It is no URL.
+    """
+    if address is None:
+        there = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
+        address = next((value for value in there if _is_url(value)), DEFAULT_ADDRESS)
+    if not _is_url(address):
+        raise ClusterError(f"{address}: give the URL of the cluster's dashboard, such as {DEFAULT_ADDRESS}")
+    return address.rstrip("/")
+
+
+class Connection:
+    """Ray's clients of one cluster, with errors that say what to do.
+
+    Raises:
+        ClusterError: No Ray dashboard answers at the address, or it refuses the token.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.url = find_address(address)
+        token = find_token()
+        # Given with each request: whether Ray's clients look for a token themselves depends on RAY_AUTH_MODE.
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.server = self._greet()
+        from ray.job_submission import JobSubmissionClient
+
+        _quieten()
+        with self.explaining(), _without_addresses():
+            self.jobs: Any = self._bounded(JobSubmissionClient)(self.url, headers=dict(self._headers))
+
+    def nodes(self) -> list[Node]:
+        """The cluster's nodes that are up."""
+        return [
+            Node(node["node_id"], node["resources_total"], scales=AUTOSCALER_LABEL in (node["labels"] or {}))
+            for node in self._list_nodes()
+            if node["state"] == "ALIVE"
+        ]
+
+    def has_lost_nodes(self) -> bool:
+        """Whether a node of the cluster was lost, which may come back; see :mod:`raytorch.cluster.capacity`."""
+        return any(
+            node["state"] == "DEAD" and (node["state_message"] or "").startswith(_LOSSES) for node in self._list_nodes()
+        )
+
+    def _list_nodes(self) -> list[Any]:
+        """Ray's ``NodeState`` of the nodes that are up and of those that were."""
+        from ray.util.state import StateApiClient
+        from ray.util.state.common import ListApiOptions, StateResource
+        from ray.util.state.exception import RayStateApiException
+
+        with self.explaining(), _without_addresses():
+            client = self._bounded(StateApiClient)(self.url, headers=dict(self._headers))
+            options = ListApiOptions(limit=MOST_NODES, detail=True)
+            try:
+                return list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
+            except RayStateApiException as error:
+                raise RuntimeError(error) from None
+
+    def send(self, archive: Path) -> str:
+        """Send a zip archive to the cluster; answers with the URI that it has there.
+
+        Of itself Ray 2.55's client of jobs sends folders alone. Its method for a file is Ray 2.60's too.
+        """
+        uri: str = self.jobs._upload_package_if_needed(str(archive), include_gitignore=False, is_file=True)
+        return uri
+
+    @contextmanager
+    def explaining(self, job: str | None = None) -> Iterator[None]:
+        """Turn what Ray's clients raise in the block into errors that say what to do.
+
+        Raises:
+            ClusterError: The cluster does not answer, or refuses.
+            JobNotFoundError: There is no ``job``.
+        """
+        try:
+            yield
+        except (OSError, HTTPException) as error:
+            raise ClusterError(f"the cluster at {self.url} no longer answers: {_reason(error)}") from None
+        except RuntimeError as error:
+            if "status code 404" in str(error) and job is not None:
+                raise JobNotFoundError(f"no job {job} on {self.url}; 'raytorch jobs' lists them") from None
+            raise ClusterError(f"the cluster at {self.url} refuses: {_reason(error)}") from None
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ClusterError(
+                f"the cluster at {self.url} gives an answer that is not Ray's: {_reason(error)}"
+            ) from None
+
+    def _bounded(self, client: Any) -> Any:
+        """Ray's ``client`` class, sending its requests through :attr:`server`; its own go without bounds.
+
+        They all go through its ``_do_request`` (Ray 2.55 and 2.60).
+        """
+
+        def do_request(
+            _: Any,
+            method: str,
+            endpoint: str,
+            *,
+            data: bytes | None = None,
+            json_data: Any = None,
+            params: Any = None,
+            timeout: float | None = None,
+        ) -> Answer:
+            query = f"?{urlencode(params, doseq=True)}" if params else ""
+            kind = "application/octet-stream" if data else "application/json"
+            content = json.dumps(json_data).encode() if json_data else data
+
+            def ask() -> Answer:
+                return self.server.ask(
+                    quote(endpoint, safe="/%") + query, method=method, content=content, kind=kind, within=timeout
+                )
+
+            answer = self._once_there_is_an_agent(ask)
+            if answer.status_code in (401, 403):
+                raise self._refused(answer.status_code)
+            return answer
+
+        return type(client.__name__, (client,), {"_do_request": do_request})
+
+    def _once_there_is_an_agent(self, ask: Callable[[], Answer]) -> Answer:
+        """An answer, asked for again while the cluster takes no jobs yet."""
+        deadline = time.monotonic() + AGENT_S
+        while (answer := ask()).status_code == 500 and _NO_AGENT.search(answer.text):
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the cluster at {self.url} takes no jobs: the agent on its head has not started, as far as its "
+                    "dashboard knows; if the cluster has just started, try again, else look at dashboard_agent.log on "
+                    "the head"
+                )
+            time.sleep(AGENT_PAUSE_S)
+        return answer
+
+    def _greet(self) -> Server:
+        """Ask for the version: Ray's client would import ray before it finds that nothing answers."""
+        try:
+            server = Server(self.url, self._headers)
+        except ValueError as error:
+            raise self._unnamed(error) from None
+        try:
+            answer = server.ask("/api/version", within=ANSWER_S, most=GREETING_BYTES)
+        except (OSError, HTTPException) as error:
+            raise ClusterError(
+                f"no Ray cluster answers at {self.url} ({_reason(error)}); is the address right, and the port "
+                f"forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?{_about_proxies(server)}"
+            ) from None
+        except ValueError as error:
+            raise self._unnamed(error) from None
+        if answer.status_code != 200:
+            raise self._refused(answer.status_code)
+        try:
+            answer.json()["ray_version"]
+        except (ValueError, KeyError, TypeError):
+            raise ClusterError(f"what answers at {self.url} is no Ray dashboard; give its URL with --address") from None
+        return server
+
+    def _unnamed(self, error: ValueError) -> ClusterError:
+        """What is wrong with the name of the host, or of a proxy."""
+        return ClusterError(
+            f"{self.url} cannot be asked: {_reason(error)}; give the URL of the cluster's dashboard, such as "
+            f"{DEFAULT_ADDRESS}, and in {PROXY}, if it is set, that of a proxy"
+        )
+
+    def _refused(self, status: int) -> ClusterError:
+        if status in (401, 403):
+            what = "refuses the token" if self._headers else "asks for a token, and there is none here"
+            return ClusterError(
+                f"the cluster at {self.url} {what} (HTTP {status}); give the cluster's token in one of {TOKEN_PLACES}, "
+                "which are looked into in this order"
+            )
+        return ClusterError(f"what answers at {self.url} is no Ray dashboard (HTTP {status}); give its URL")
+
+
+def _about_proxies(server: Server) -> str:
+    if not server.passes_proxy():
+        return ""
+    return (
+        " http_proxy is not used for clusters, whose token it could read: if one is to be used all the same, name it "
+        f"in {PROXY}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, which may be in the server's words; at least its kind."""
+    return readable(str(getattr(error, "reason", None) or error) or type(error).__name__)
+
+
+def _is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+@contextmanager
+def _without_addresses() -> Iterator[None]:
+    """Hide the variables that would win over the address that Ray's clients are given."""
+    with _environment:
+        hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
+        try:
+            yield
+        finally:
+            os.environ.update(hidden)
+
+
+def _quieten() -> None:
+    """Keep Ray's clients from telling each package and each address that they try."""
+    for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)

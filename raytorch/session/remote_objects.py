@@ -1,0 +1,238 @@
+"""Modules, optimizers and other objects that live on the workers of a session."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from raytorch.errors import SessionError
+from raytorch.session import worker_functions
+from raytorch.session.arguments import ObjectReference
+from raytorch.session.handles import Reference
+from raytorch.session.hooks import require_hooks_without_effects
+from raytorch.session.registry import Kind
+from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.result_structure import rebuilt
+from raytorch.session.tensor_transfer import Payload
+
+
+class RemoteObject(ObjectReference):
+    """An object on the workers: methods are called there, and attributes read there, and waited for."""
+
+    __slots__ = ()
+    kind: ClassVar[Kind] = Kind.OBJECT
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the object on the workers."""
+        return self._recorder.call(worker_functions.call, (self, *args), kwargs)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method on the workers; ``method`` may be dotted (``encoder.forward``).
+
+        Raises:
+            SessionError: It registers a hook that is to change something here, of which the workers have a copy.
+        """
+        if "hook" in method:
+            require_hooks_without_effects((*args, *kwargs.values()))
+        return self._recorder.call(worker_functions.method, (self, method, *args), kwargs)
+
+    def get(self, attribute: str) -> Any:
+        """Read an attribute on the workers; ``attribute`` may be dotted (``encoder.training``)."""
+        return self._recorder.ask(worker_functions.attribute, self, attribute)
+
+    def set(self, attribute: str, value: Any) -> None:
+        """Assign to an attribute on the workers."""
+        self._recorder.do(worker_functions.set_attribute, self, attribute, value)
+        self._recorder.changes += 1  # it, and what it is in, may give results of another structure now
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r} here: get({name!r}) reads it on the workers, "
+            f"call({name!r}, ...) calls it, and a function of the object runs there by session.run(function, ...)"
+        )
+
+    def free(self) -> None:
+        """Free the object now, on every worker."""
+        self._recorder.stream.free(self._handle)
+
+    def _do(self, method: str, *args: Any) -> None:
+        self._recorder.do(worker_functions.method, self, method, *args)
+
+    def __repr__(self) -> str:
+        rank = "" if self._rank is None else f", rank={self._rank}"
+        return f"{type(self).__name__}(handle={self._handle}{rank})"
+
+
+class RemoteModule(RemoteObject):
+    """A ``torch.nn.Module`` on the workers."""
+
+    __slots__ = ()
+    kind = Kind.MODULE
+
+    def parameters(self) -> Iterator[RemoteTensor]:
+        """The parameters, as handles."""
+        return iter(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, RemoteTensor]:
+        """The parameters by their dotted names."""
+        named: dict[str, RemoteTensor] = self._recorder.ask(worker_functions.named_parameters, self)
+        return named
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and buffers by their dotted names, as local CPU tensors; rank 0's."""
+        state: dict[str, Tensor] = _unpacked(self._recorder.ask(worker_functions.state_of, self))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        """Give every rank's module the parameters and buffers of ``state``. See ``torch.nn.Module``."""
+        self._recorder.ask(worker_functions.load_state, self, dict(state), strict)
+
+    @property
+    def parametrizations(self) -> Any:
+        """Not to be had here, for ``torch.nn.utils.parametrize`` not to take the module for a plain one."""
+        raise SessionError("a module is parametrized on the workers: session.run(parametrize.is_parametrized, module)")
+
+    def train(self, mode: bool = True) -> "RemoteModule":
+        """Set training mode. See ``torch.nn.Module.train``."""
+        self._do("train", mode)
+        self._recorder.changes += 1  # it, and what it is in, may give results of another structure now
+        return self
+
+    def eval(self) -> "RemoteModule":
+        """Set evaluation mode."""
+        return self.train(False)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the parameters' gradients."""
+        self._do("zero_grad", set_to_none)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "RemoteModule":
+        """Whether autograd records on the parameters."""
+        self._do("requires_grad_", requires_grad)
+        return self
+
+
+class RemoteDDP(RemoteModule):
+    """A module whose gradients are averaged over the ranks in the backward pass."""
+
+    __slots__ = ()
+    kind = Kind.DDP
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes of forward passes in the block leave each rank its own gradients."""
+        self.set_sync(False)
+        try:
+            yield
+        finally:
+            self.set_sync(True)
+
+    def set_sync(self, enabled: bool) -> None:
+        """Whether backward passes of the forward passes from here on average the gradients."""
+        self._recorder.do(worker_functions.set_gradient_sync, self, enabled)
+
+
+class RemoteOptimizer(RemoteObject):
+    """A ``torch.optim.Optimizer`` on the workers."""
+
+    __slots__ = ()
+    kind = Kind.OPTIMIZER
+
+    def step(self) -> None:
+        """Take a step."""
+        self._do("step")
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the optimizer's parameters."""
+        self._do("zero_grad", set_to_none)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group; assigning sets that of all groups."""
+        rate: float = self._recorder.ask(worker_functions.learning_rate, self)
+        return rate
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._recorder.do(worker_functions.set_learning_rate, self, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as local CPU tensors and values; rank 0's. See ``torch.optim.Optimizer.state_dict``."""
+        state: dict[str, Any] = _unpacked(self._recorder.ask(worker_functions.state_of, self))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give every rank's optimizer this state."""
+        self._recorder.ask(worker_functions.load_state, self, dict(state))
+
+
+class RemoteScheduler(RemoteObject):
+    """A learning-rate scheduler on the workers."""
+
+    __slots__ = ()
+    kind = Kind.SCHEDULER
+
+    def step(self) -> None:
+        """Go on to the next learning rate."""
+        self._do("step")
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate of each parameter group."""
+        rates: list[float] = self._recorder.ask(worker_functions.method, self, "get_last_lr")
+        return rates
+
+
+class RemoteContext(RemoteObject):
+    """A :class:`raytorch.autograd.Context` on the workers."""
+
+    __slots__ = ()
+    kind = Kind.CONTEXT
+
+    def save_tensor(self, tensor: RemoteTensor) -> None:
+        """Keep a tensor."""
+        self._do("save_tensor", tensor)
+
+    def save_value(self, name: str, value: Any) -> None:
+        """Keep a value under a name."""
+        self._do("save_value", name, value)
+
+    @property
+    def saved_tensors(self) -> tuple[RemoteTensor, ...]:
+        """The tensors, in the order in which they were saved."""
+        return tuple(self.get("saved_tensors"))
+
+    def value(self, name: str) -> Any:
+        """The value that was saved under a name."""
+        return self._recorder.ask(worker_functions.method, self, "value", name)
+
+
+class RemoteFunction(RemoteObject):
+    """A :class:`raytorch.autograd.CustomFunction` on the workers."""
+
+    __slots__ = ()
+    kind = Kind.FUNCTION
+
+    def apply(self, *args: Any) -> Any:
+        """Apply it, as a ``torch.autograd.Function``."""
+        return self.call("apply", *args)
+
+
+def _unpacked(value: Any) -> Any:
+    """``value`` with tensors in place of the payloads in it."""
+    return rebuilt(value, Payload, Payload.tensor)
+
+
+_STAND_INS: dict[Kind, type[Reference]] = {
+    Kind.TENSOR: RemoteTensor,
+    Kind.SCRIPT: RemoteModule,
+    **{
+        remote.kind: remote
+        for remote in (RemoteModule, RemoteDDP, RemoteOptimizer, RemoteScheduler, RemoteContext, RemoteFunction)
+    },
+}
+
+
+def stand_in(kind: Kind) -> type[Reference]:
+    """The class of the client's objects for values of that kind on the workers."""
+    return _STAND_INS.get(kind, RemoteObject)

@@ -1,0 +1,207 @@
+"""Functions that sessions call on the workers beside PyTorch's own."""
+
+import functools
+from collections.abc import Callable
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from raytorch.errors import SessionError
+from raytorch.session import restore as restoring
+from raytorch.session import save as snapshot
+from raytorch.session.registry import Kind, Recipe, Registry, kind_of
+from raytorch.session.result_structure import parts_of, rebuilt
+from raytorch.session.saved_names import STATEFUL
+from raytorch.session.tensor_transfer import Payload
+
+
+class Place(Protocol):
+    """Where a function runs."""
+
+    registry: Registry
+    rank: int
+    device: torch.device
+
+
+def create(place: Place, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What ``factory`` makes: a module, an optimizer, any object."""
+    recipe = Recipe(factory, args, kwargs)
+    made = recipe.make(place.device)
+    if isinstance(made, STATEFUL):
+        place.registry.recipes[made] = recipe
+    return made
+
+
+def call(held: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call an object that lives on the worker: a module, say."""
+    return held(*args, **kwargs)
+
+
+def method(held: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of an object that lives on the worker; ``name`` may be dotted."""
+    return attribute(held, name)(*args, **kwargs)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    """Apply a function with a backward pass of its own, in a graph that this differentiates."""
+    return function.apply(*args, **kwargs)
+
+
+def attribute(held: Any, name: str) -> Any:
+    """Read an attribute; ``name`` may be dotted."""
+    return functools.reduce(getattr, name.split("."), held)
+
+
+def set_attribute(held: Any, name: str, value: Any) -> None:
+    """Assign to an attribute."""
+    setattr(held, name, value)
+
+
+def unpack(held: Any) -> list[Any]:
+    """The values that a result holds, which could not leave the worker, in the order of its description."""
+    return parts_of(held)
+
+
+def fetch(tensor: Tensor) -> Payload:
+    """A tensor's content for the client."""
+    return Payload.of(tensor)
+
+
+def state_of(held: Any) -> Any:
+    """The state dict of a module or an optimizer, for the client."""
+    return rebuilt(held.state_dict(), Tensor, Payload.of)
+
+
+def load_state(held: Any, state: Any, *options: Any) -> None:
+    """Load a state dict."""
+    held.load_state_dict(state, *options)
+
+
+def named_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters by their dotted names."""
+    return dict(module.named_parameters())
+
+
+def set_gradient_sync(module: nn.Module, enabled: bool) -> None:
+    """Whether DistributedDataParallel averages gradients; see its ``no_sync``."""
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = enabled
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """The learning rate of the first parameter group."""
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def set_learning_rate(optimizer: Optimizer, value: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def upload(place: Place, payload: Payload) -> Tensor:
+    """A tensor of the client's content, on the worker's device."""
+    tensor = payload.adopted() if payload.is_private else payload.resizable()
+    if place.device.type == "cpu":
+        return tensor
+    return tensor.detach().to(place.device).requires_grad_(tensor.requires_grad)
+
+
+def stats(place: Place) -> dict[str, Any]:
+    """See :meth:`raytorch.session.registry.Registry.stats`."""
+    return place.registry.stats()
+
+
+def listing(place: Place) -> list[dict[str, Any]]:
+    """Every handle, in order, with what it names."""
+    return [{"handle": handle, **_described(value)} for handle, value in sorted(place.registry, key=itemgetter(0))]
+
+
+def kind_of_handle(place: Place, handle: int) -> str | None:
+    """The kind of what a handle names; None if it names nothing."""
+    return kind_of(place.registry.get(handle)) if handle in place.registry else None
+
+
+def lookup(place: Place, handle: int) -> Any:
+    """What a handle names."""
+    return place.registry.get(handle)
+
+
+def save(place: Place, folder: str, final: str) -> list[int]:
+    """Write what this rank holds into its part of a folder; see :func:`raytorch.session.save.save`.
+
+    Raises:
+        SessionError: There is something by the name that the folder will have in the end.
+    """
+    if Path(final).exists():
+        raise SessionError(f"{final} exists already; choose a new folder")
+    return snapshot.save(place.registry, _part(place, folder), place.device)
+
+
+def finish_save(folder: str, final: str) -> None:
+    """Give a folder that all ranks have written its name."""
+    Path(folder).rename(final)
+
+
+def look_at_saved(place: Place, folder: str, workers: int, trust: bool) -> tuple[list[int], int]:
+    """What :func:`save` wrote; see :func:`raytorch.session.restore.look`.
+
+    Raises:
+        SessionError: It was written by another number of workers, or the folder holds no saved session, or one that
+            needs trust.
+    """
+    parts = len(list(Path(folder).glob("rank-*")))
+    if parts and parts != workers:
+        raise SessionError(f"{folder} was saved by {parts} workers: connect with workers={parts}, not {workers}")
+    return restoring.look(_part(place, folder), trust=trust)
+
+
+def restore(place: Place, folder: str, trust: bool) -> list[int]:
+    """Read what :func:`save` wrote; see :func:`raytorch.session.restore.restore`."""
+    return restoring.restore(place.registry, _part(place, folder), place.device, trust=trust)
+
+
+def _part(place: Place, folder: str) -> Path:
+    return Path(folder) / f"rank-{place.rank}"
+
+
+def _described(value: Any) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        shape = None if is_lazy(value) else tuple(value.shape)
+        return {"kind": str(Kind.TENSOR), "type": dtype, "shape": shape, "device": str(value.device)}
+    return {"kind": str(kind_of(value)), "type": type(value).__name__}
+
+
+PRIMITIVES: dict[str, Callable[..., Any]] = {
+    f"raytorch.session.{function.__name__}": function
+    for function in (
+        call,
+        method,
+        apply,
+        attribute,
+        set_attribute,
+        unpack,
+        fetch,
+        finish_save,
+        state_of,
+        load_state,
+        named_parameters,
+        set_gradient_sync,
+        learning_rate,
+        set_learning_rate,
+    )
+}
+"""Each by the name in its instructions."""
+
+ON_WORKER: dict[str, Callable[..., Any]] = {
+    f"raytorch.session.{function.__name__}": function
+    for function in (create, upload, stats, listing, kind_of_handle, lookup, save, look_at_saved, restore)
+}
+"""Those that take the worker's registry and device as their first argument."""

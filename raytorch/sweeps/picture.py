@@ -1,0 +1,99 @@
+"""A sweep as a picture: the trials' curves, and where they ended beside each parameter."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from raytorch.config import SweepConfig
+from raytorch.runs.curves import scale
+from raytorch.sweeps.results import Result, find_best
+from raytorch.system.safe_text import shown_line
+
+FEW = 10
+"""Trials at most that a picture names."""
+
+
+def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes:
+    """The trials' curves, and where they ended beside each parameter, as PNG."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    varied = [key for key in config.parameters if len({repr(result.trial.parameters[key]) for result in results}) > 1]
+    columns = min(3, 1 + len(varied))
+    lines = -(-(1 + len(varied)) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
+    figure.suptitle(shown_line(title), parse_math=False)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    styles = _styles(results, find_best(results, config.metric))
+    _draw_curves(axes[0], config.metric, results, styles)
+    for place, key in zip(axes[1:], varied, strict=False):
+        _draw_parameter(place, config, key, results, styles)
+    for place in axes[1 + len(varied) :]:
+        place.set_axis_off()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
+
+
+def _draw_curves(axes: Any, metric: str, results: Sequence[Result], styles: Sequence[dict[str, Any]]) -> None:
+    values: list[float] = []
+    for result, style in zip(results, styles, strict=True):
+        curve = [(line["epoch"], line[metric]) for line in result.history]
+        if curve:
+            axes.plot(*zip(*curve, strict=True), markersize=3, **style)
+            values += (value for _, value in curve)
+    scale(axes, "y", values)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title(f"test {metric}", fontsize=10)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
+
+
+def _draw_parameter(
+    axes: Any, config: SweepConfig, key: str, results: Sequence[Result], styles: Sequence[dict[str, Any]]
+) -> None:
+    """Where the trials ended over one parameter; values that are no numbers stand side by side."""
+    values = [result.trial.parameters[key] for result in results]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    names = list(dict.fromkeys(map(str, config.parameters[key].values)))
+    ends: list[float] = []
+    for result, value, style in zip(results, values, styles, strict=True):
+        if result.history:
+            ends.append(result.history[-1][config.metric])
+            axes.plot(value if numeric else names.index(str(value)), ends[-1], **(style | {"linestyle": ""}))
+    scale(axes, "y", ends)
+    if config.parameters[key].log_uniform:
+        axes.set_xscale("log")
+    elif numeric:
+        scale(axes, "x", values)
+    else:
+        axes.set_xticks(range(len(names)), [shown_line(name) for name in names])
+        axes.margins(x=0.2)
+    axes.set_xlabel(key)
+    axes.set_title(f"last test {config.metric}", fontsize=10)
+    axes.grid(alpha=0.3)
+
+
+def _styles(results: Sequence[Result], best: Result | None) -> list[dict[str, Any]]:
+    """A colour for each trial; the best one stands out, those that did not finish are crosses on broken lines.
+
+    The legend names the trials where they are few, else the best one alone.
+    """
+    from matplotlib import colormaps
+
+    few = len(results) <= FEW
+    styles: list[dict[str, Any]] = []
+    for number, result in enumerate(results):
+        color = colormaps["tab10"](number) if few else colormaps["turbo"](number / len(results))
+        finished, name = result.state == "finished", result.trial.name
+        style: dict[str, Any] = {
+            "color": color,
+            "marker": "o" if finished else "x",
+            "linestyle": "-" if finished else "--",
+        }
+        style |= {"linewidth": 1.2, "label": name if few else None}
+        if result is best:
+            style |= {"linewidth": 2.4, "marker": "D", "zorder": 3, "label": f"{name}, the best"}
+        styles.append(style)
+    return styles

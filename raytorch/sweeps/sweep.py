@@ -1,0 +1,384 @@
+"""A sweep from its plan to its results: Ray Tune runs the trials, each a full run with a folder of its own.
+
+What a sweep is, and how far it has come, is all in its folder. Nothing of Ray Tune's own state is kept or read again,
+for that is pickled: a resumed sweep draws the same trials from ``sweep.yaml``, reads off their folders which are over,
+and tells Tune their evaluations anew. Imports no torch.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import import_module
+from typing import Any
+
+from raytorch.cluster.capacity import require_resources, scales_itself
+from raytorch.cluster.joining import joined_ray, prepare_ray
+from raytorch.config import RunConfig
+from raytorch.config.file import dump
+from raytorch.datasets.files import check
+from raytorch.errors import RecordError, RunExistsError, RunNotFoundError, StorageError, TrainingError
+from raytorch.runs.plan import checked_name, placed, timed_name
+from raytorch.runs.records import SweepRecord, read_record, write_end
+from raytorch.runs.storage import RunFolder, split
+from raytorch.sweeps.file import Sweep, recorded_sweep
+from raytorch.sweeps.result_files import BEST_FILE, write_results
+from raytorch.sweeps.results import Result, find_best, read_result
+from raytorch.system.safe_text import shown
+from raytorch.system.temporary_folders import temporary_folder
+
+SWEEP_FILE = "sweep.yaml"
+"""What was asked for, with the run in it."""
+RECORD_FILE = "sweep.json"
+"""How far the sweep has come, and in the end what it came to."""
+POLL_INTERVAL_S = 0.25
+logger = logging.getLogger("raytorch")
+_QUIET_TUNE = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that is ready to run, and where."""
+
+    sweep: Sweep
+    folder: RunFolder
+
+    def results(self, stopped: dict[int, float]) -> list[Result]:
+        """What every trial has come to; ``stopped`` has the epochs of those that were to be stopped early."""
+        return [read_result(self.folder, trial, trial.number in stopped) for trial in self.sweep.trials]
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """How a sweep stands."""
+
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """Of each: ``state``, and ``epoch``, ``accuracy`` and ``loss`` once there are such."""
+    stopping: bool = False
+    """Whether the trials have been asked to end."""
+
+
+Watch = Callable[[SweepStatus], None]
+"""Called several times a second while trials run."""
+
+
+def plan_sweep(sweep: Sweep, name: str | None = None) -> SweepPlan:
+    """Plan a new sweep, called ``name`` or by its own name and the time.
+
+    Raises:
+        RunExistsError: The storage holds a sweep of that name already.
+        ConfigError: ``name`` cannot name a folder everywhere.
+    """
+    folder = RunFolder(sweep.config.storage, checked_name(name) if name else timed_name(sweep.config.name))
+    if folder.exists():
+        raise RunExistsError(
+            f"{folder} exists already; take another --name, or continue a sweep with --resume {folder}"
+        )
+    return SweepPlan(sweep, folder)
+
+
+def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
+    """Plan to go on with a sweep: with the trials that have neither finished nor been stopped early.
+
+    Args:
+        sweep: The sweep's name or path.
+        storage: Where to look for one that is given by its name.
+
+    Raises:
+        RunNotFoundError: There is no such sweep.
+        ConfigError: Its ``sweep.yaml`` is damaged.
+    """
+    if "/" in sweep:
+        storage, sweep = split(sweep)
+    folder = RunFolder(storage, sweep)
+    if not folder.exists(SWEEP_FILE):
+        raise RunNotFoundError(f"no sweep {sweep} in {storage}: it has no {SWEEP_FILE}")
+    return SweepPlan(recorded_sweep(folder.read_bytes(SWEEP_FILE), folder.file(SWEEP_FILE)), folder)
+
+
+def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lambda status: None) -> dict[str, Any]:
+    """Run the trials that are not over, write the results, and return the content of ``sweep.json``.
+
+    Ctrl-C, as KeyboardInterrupt, lets the trials save a checkpoint and end; a second one is raised.
+
+    Args:
+        plan: What to run; see :func:`plan_sweep` and :func:`plan_resumed_sweep`.
+        address: As :func:`raytorch.training.driver.train` takes it.
+        watch: Called with the sweep's status while it goes on.
+
+    Raises:
+        ResourceError: The machine or cluster can never give the CPUs or GPUs that a trial asks for.
+        UserError: The input has to change: a data file is missing or corrupt, say.
+        TrainingError: No trial has finished; the message has the first one's.
+    """
+    configs = [trial.config for trial in plan.sweep.trials]
+    sources = {repr(config.data): placed(config, "", "").data for config in configs}.values()
+    if prepare_ray(address):
+        for data in sources:
+            check(data)
+    importing = threading.Thread(target=import_module, args=["raytorch.sweeps.trials"], daemon=True)
+    importing.start()  # beside the start of Ray, which takes as long
+    with joined_ray(address):
+        for config in configs:
+            require_resources(config.scaling.min_workers, config.scaling.worker_resources, "scaling.")
+        importing.join()
+        with plan.folder.claimed():
+            return _supervise(plan, watch)
+
+
+def _supervise(plan: SweepPlan, watch: Watch) -> dict[str, Any]:
+    """Let Ray Tune run the trials, show how they stand, and write down what they came to."""
+    record = _Record(plan)
+    with record.kept():
+        return _run_trials(plan, record, watch)
+
+
+def _run_trials(plan: SweepPlan, record: "_Record", watch: Watch) -> dict[str, Any]:
+    before = plan.results(record.stopped)
+    from ray.exceptions import RayError
+
+    from raytorch.cluster.ray_watch import RayWatch
+    from raytorch.sweeps.trial_monitor import start_board
+
+    def show(news: Any, stopping: bool) -> None:
+        watch(_status(before, news, record, stopping))
+
+    try:
+        with RayWatch() as parts:
+            board = start_board()
+            tuning = _Tuning(plan, board, [result.is_over for result in before], record.stopped)
+            tuning.start()
+            stopping = _follow(tuning, board, parts, record, show)
+        if tuning.error:
+            raise tuning.error
+    except RayError as error:
+        raise record.lose_ray(error) from None
+    results = plan.results(record.stopped)
+    watch(SweepStatus([result.row() for result in results], stopping))
+    return record.end(results, stopping)
+
+
+def _follow(tuning: "_Tuning", board: Any, parts: Any, record: "_Record", show: Callable[[Any, bool], None]) -> bool:
+    """Wait for the end; answers whether Ctrl-C has brought it about. Raises RayError if a part of Ray is lost."""
+    stopping = False
+    while True:
+        try:
+            if tuning.done.wait(POLL_INTERVAL_S):
+                record.keep()
+                return stopping
+            record.keep()
+            show(parts.wait_for(board.news.remote()), stopping)
+        except KeyboardInterrupt:
+            if stopping:
+                raise
+            stopping = True
+            board.end_all.remote()
+
+
+def _status(
+    before: Sequence[Result], news: dict[int, dict[str, Any]], record: "_Record", stopping: bool
+) -> SweepStatus:
+    """What the trials have told since the sweep was started, else what they were before."""
+    trials = []
+    for result in before:
+        number = result.trial.number
+        now = {**result.row(), **({"state": "waiting"} if not result.is_over else {}), **news.get(number, {})}
+        if number in record.stopped and now["state"] in ("stopped", "lost"):
+            now["state"] = "stopped early"
+        trials.append(now)
+    return SweepStatus(trials, stopping)
+
+
+class _Tuning:
+    """Ray Tune, in a thread of its own.
+
+    Attributes:
+        done: Set when the trials have ended.
+        error: Why they ended, if not by themselves.
+    """
+
+    def __init__(self, plan: SweepPlan, board: Any, over: Sequence[bool], stopped: dict[int, float]) -> None:
+        self._plan, self._board, self._over, self._stopped = plan, board, over, stopped
+        self.done = threading.Event()
+        self.error: Exception | None = None
+
+    def start(self) -> None:
+        """Begin with the trials."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            with temporary_folder() as scratch, _without_output():
+                self._build(str(scratch)).fit()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+    def _build(self, scratch: str) -> Any:
+        from ray import tune
+
+        from raytorch.sweeps.trials import GentleAsha, TrialJob, TrialRun
+
+        config = self._plan.sweep.config
+        trials, folder = self._plan.sweep.trials, self._plan.folder.address
+        configs = [placed(trial.config, trial.name, folder) for trial in trials]
+        jobs = [TrialJob(run, over) for run, over in zip(configs, self._over, strict=True)]
+        mode = "max" if config.metric == "accuracy" else "min"
+        trainable = tune.with_parameters(TrialRun, jobs=jobs, board=self._board)
+        return tune.Tuner(
+            tune.with_resources(
+                trainable, {"memory": 1}
+            ),  # a byte, for Tune refuses nothing at all: the run's workers hold what it needs
+            param_space={"number": tune.grid_search(list(range(len(jobs))))},
+            tune_config=tune.TuneConfig(
+                scheduler=config.asha and GentleAsha(config.asha, config.metric, mode, self._board, self._stopped),
+                max_concurrent_trials=config.concurrency or _concurrency(configs),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03}",
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Silence Ray Tune, whose news the sweep tells itself, and keep it from writing logs of its own."""
+    logger = logging.getLogger("ray.tune")
+    level, before = logger.level, {name: os.environ.get(name) for name in _QUIET_TUNE}
+    os.environ.update(_QUIET_TUNE)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _concurrency(configs: Sequence[RunConfig]) -> int:
+    """Trials that the cluster has, or may make, room for at a time, going by the one that needs the most."""
+    import ray
+
+    if scales_itself():
+        return len(configs)
+    there = ray.cluster_resources()
+    return min(
+        max(1, int(there.get(kind, 0) / (config.scaling.max_workers * amount)))
+        for config in configs
+        for kind, amount in config.scaling.worker_resources.items()
+    )
+
+
+def _read_before(folder: RunFolder) -> SweepRecord:
+    """What a sweep that is resumed has written down; of a damaged record nothing: its trials know the rest."""
+    try:
+        return read_record(folder, RECORD_FILE, SweepRecord)
+    except RunNotFoundError:
+        return SweepRecord()
+    except RecordError as error:
+        logger.warning("%s; which trials were stopped early is not known", shown(error))
+        return SweepRecord()
+
+
+class _Record:
+    """Keeps a sweep's ``sweep.yaml`` and ``sweep.json``."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self._plan, self._folder, self._began = plan, plan.folder, time.time()
+        before = _read_before(plan.folder)
+        self.stopped: dict[int, float] = {int(number): epoch for number, epoch in before.stopped.items()}
+        """The trials that were to be stopped early, and after which epoch."""
+        self._kept = dict(self.stopped)
+        self._content: dict[str, Any] = {
+            "name": plan.folder.name,
+            "path": str(plan.folder),
+            "state": "running",
+            "started": before.started or datetime.now().astimezone().isoformat(timespec="seconds"),
+            "metric": plan.sweep.config.metric,
+        }
+        self._seconds = before.seconds
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Write down what is about to run, and an error in the block."""
+        config = self._plan.sweep.config
+        if not self._folder.exists(SWEEP_FILE):
+            run = placed(config.run, config.run.name, config.run.storage)
+            self._folder.write_text(SWEEP_FILE, dump(config.model_copy(update={"run": run})))
+        self._write({})
+        try:
+            yield
+        except BaseException as error:
+            if self._content["state"] == "running":
+                self._update({"state": "stopped" if isinstance(error, KeyboardInterrupt) else "failed"})
+                write_end(self._folder, RECORD_FILE, self._content)
+            raise
+
+    def keep(self) -> None:
+        """Write down which trials were to be stopped early, if there are new ones."""
+        if len(self._kept) != len(self.stopped):
+            with suppress(StorageError):  # out of reach for a while, or for good, which the trials tell
+                self._write({})
+
+    def lose_ray(self, error: Exception) -> TrainingError:
+        """Write down that a part of Ray was lost; returns the exception to raise."""
+        from raytorch.training.failures import diagnose
+        from raytorch.training.monitor import Status
+
+        details = diagnose(error, Status())
+        self._update({"state": "failed", "error": details})
+        write_end(self._folder, RECORD_FILE, self._content)
+        return TrainingError(
+            f"{details['message']}\na part of Ray was lost, killed or crashed, for want of memory, say; raytorch sweep "
+            f"--resume {self._folder} goes on with the trials that are not over, from their latest checkpoints"
+        )
+
+    def end(self, results: Sequence[Result], stopping: bool) -> dict[str, Any]:
+        """Write down what the sweep came to.
+
+        Raises:
+            TrainingError: No trial has finished, and nobody has stopped them.
+        """
+        config = self._plan.sweep.config
+        write_results(self._folder, config, results)
+        best = find_best(results, config.metric)
+        cut_short = stopping and not all(result.is_over or result.state == "failed" for result in results)
+        state = "stopped" if cut_short else "finished" if best else "failed"
+        self._write(
+            {
+                "state": state,
+                "best": best and {**best.row(), "config": self._folder.file(BEST_FILE)},
+                "trials": [result.row() for result in results],
+            }
+        )
+        if state == "failed":
+            errors = [message for result in results if (message := result.row()["error"])]
+            raise TrainingError(f"no trial has finished; the first error: {errors[0] if errors else 'none was told'}")
+        return self._content
+
+    def _write(self, values: dict[str, Any]) -> None:
+        stopped = self._update(values)
+        self._folder.write_json(RECORD_FILE, self._content)
+        self._kept = stopped
+
+    def _update(self, values: dict[str, Any]) -> dict[int, float]:
+        stopped = dict(self.stopped)
+        seconds = round(self._seconds + time.time() - self._began, 2)
+        self._content |= {"stopped": {str(number): epoch for number, epoch in stopped.items()}, "seconds": seconds}
+        self._content |= values
+        return stopped

@@ -1,0 +1,36 @@
+"""The actor through which a sweep's trials tell the command their progress, and the command asks them to end."""
+
+from typing import Any
+
+from raytorch.training.monitor import start_here
+
+
+class Board:
+    """The actor itself; see :func:`start_board`."""
+
+    def __init__(self) -> None:
+        self._news: dict[int, dict[str, Any]] = {}
+        self._ending: set[int] = set()
+        self._all_end = False
+
+    def tell(self, number: int, news: dict[str, Any]) -> bool:
+        """Take a trial's newest numbers; answers whether it should end."""
+        self._news[number] = self._news.get(number, {}) | news
+        return self._all_end or number in self._ending
+
+    def news(self) -> dict[int, dict[str, Any]]:
+        """What every trial has told."""
+        return self._news
+
+    def end(self, number: int) -> None:
+        """Ask a trial to save a checkpoint and end."""
+        self._ending.add(number)
+
+    def end_all(self) -> None:
+        """Ask all trials to save a checkpoint and end, those too that have not begun."""
+        self._all_end = True
+
+
+def start_board() -> Any:
+    """Start the actor; its handle travels to the trials."""
+    return start_here(Board)

@@ -1,0 +1,164 @@
+"""A sweep's trial as Ray Tune sees it: an actor that holds no resources, starts a run and tells its evaluations.
+
+A trial is never cut off. When it should end, early or by Ctrl-C, it hears so from the board, its run saves a last
+checkpoint, and Tune learns that the trial is done: Tune itself would kill an actor that takes long to stop.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from raytorch.config import Asha, RunConfig
+from raytorch.errors import RunExistsError, UserError
+from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
+from raytorch.runs.plan import RunPlan, plan_resume
+from raytorch.runs.storage import RunFolder
+from raytorch.training.driver import train
+from raytorch.training.monitor import Status
+
+NEVER = 10**9
+"""More epochs than any run has."""
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What a trial's actor has to know."""
+
+    config: RunConfig
+    """The run, under its final name and storage."""
+    over: bool
+    """Whether nothing is left to train: its evaluations are told from its records, for others to be compared with."""
+
+
+class TrialRun(tune.Trainable):
+    """Runs one trial, and then others: an actor serves many."""
+
+    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], board: Any) -> None:
+        """Called once in each actor."""
+        self._jobs, self._board = jobs, board
+        self._run: BackgroundRun | None = None
+        self._results = self._begin(config["number"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on to another trial."""
+        self.cleanup()
+        self._results = self._begin(new_config["number"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The outcome of the next evaluation, or, marked as done, of the last."""
+        return next(self._results)
+
+    def cleanup(self) -> None:
+        """Called before the actor ends; a run that still trains saves a checkpoint and stops."""
+        if self._run:
+            self._run.stop()
+
+    def _begin(self, number: int) -> Iterator[dict[str, Any]]:
+        job = self._jobs[number]
+        folder = RunFolder(job.config.storage, job.config.name)
+        last = {"epoch": 0.0, "accuracy": float("nan"), "loss": float("nan")}
+        for outcome in recorded_evaluations(folder):
+            last = outcome
+            yield last
+        if not job.over and not ray.get(self._board.tell.remote(number, {"state": "starting"})):
+            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
+            self._run = BackgroundRun(number, plan, self._board)
+            for outcome in self._run.evaluations():
+                last = outcome
+                yield last
+            self._run.require_end()
+        state = read_summary(folder)["state"] if folder.exists(CONFIG_FILE) else "waiting"
+        ray.get(self._board.tell.remote(number, {"state": state}))
+        yield last | {"done": True}
+
+
+def recorded_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
+    """The outcomes of the evaluations that a run has written down."""
+    tests = (line for line in read_history(folder) if line["split"] == "test")
+    return [{key: line[key] for key in ("epoch", "accuracy", "loss")} for line in tests]
+
+
+class BackgroundRun:
+    """A run that trains in a thread of its own."""
+
+    def __init__(self, number: int, plan: RunPlan, board: Any) -> None:
+        self._number, self._plan, self._board = number, plan, board
+        self._outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._seen = 0
+        self._failed_for_good = False
+        self._error: Exception | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._train, daemon=True)
+        self._thread.start()
+
+    def evaluations(self) -> Iterator[dict[str, Any]]:
+        """Their outcomes, as they come, until the run has ended."""
+        while outcome := self._outcomes.get():
+            yield outcome
+
+    def require_end(self) -> None:
+        """Raise what a new attempt from the latest checkpoint may get over; other failures are in the run's records."""
+        final = isinstance(self._error, UserError) and not isinstance(self._error, RunExistsError)
+        if self._error and not final and not self._failed_for_good:
+            raise self._error
+
+    def stop(self) -> None:
+        """Save a checkpoint and end; returns when it has."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _train(self) -> None:
+        try:
+            train(self._plan, watch=self._watch)
+        except Exception as error:
+            self._error = error
+        finally:
+            self._outcomes.put(None)
+
+    def _watch(self, status: Status) -> bool:
+        self._failed_for_good = bool(status.cause and status.cause.cause.is_final)
+        for outcome in status.evaluations[self._seen :]:
+            self._outcomes.put({key: outcome[key] for key in ("epoch", "accuracy", "loss")})
+        self._seen = len(status.evaluations)
+        news = {**(status.progress or {}), **(status.evaluations[-1] if status.evaluations else {})}
+        state = {"state": "training"} if status.progress else {}
+        shown = {key: news[key] for key in ("epoch", "accuracy", "loss") if key in news}
+        return self._stopped.is_set() or ray.get(self._board.tell.remote(self._number, state | shown))
+
+
+class GentleAsha(ASHAScheduler):
+    """Ray Tune's ASHA, which asks the trials that it stops to end.
+
+    Attributes:
+        stopped: By number of the trial, the epoch after which it was stopped.
+    """
+
+    def __init__(self, asha: Asha, metric: str, mode: str, board: Any, stopped: dict[int, float]) -> None:
+        super().__init__(
+            time_attr="epoch",
+            metric=metric,
+            mode=mode,
+            max_t=NEVER,
+            grace_period=asha.grace_epochs,
+            reduction_factor=asha.reduction,
+            stop_last_trials=False,
+        )
+        self._board = board
+        self.stopped = stopped
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Called by Ray Tune with each evaluation of each trial."""
+        number = trial.config["number"]
+        if result["epoch"] > self.stopped.get(number, NEVER):
+            return str(TrialScheduler.CONTINUE)  # it is about to end, and no longer one to be compared with
+        if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
+            self.stopped[number] = result["epoch"]
+            self._board.end.remote(number)
+        return str(TrialScheduler.CONTINUE)

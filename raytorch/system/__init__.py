@@ -1,0 +1,1 @@
+"""This machine: its processes, temporary folders, memory and terminal, and text that is safe to show."""

@@ -1,0 +1,1 @@
+"""A run from its driver to the loop on each worker."""

@@ -1,0 +1,272 @@
+"""Checkpoints of a run, which rank 0 saves into the run's folder and all ranks restore from there.
+
+A checkpoint is a folder ``checkpoint_<step>`` of the run with
+
+- ``model.safetensors``: the model's weights and buffers, and what it was built from,
+- ``state.json`` and ``state.safetensors``: optimizer, loader and random-number generators (see
+  :mod:`raytorch.serialization.nested_state`),
+- ``checkpoint.json``: step, epoch, metrics, configuration, versions, and the size of each file; written last.
+
+Nothing in it can run code. It is made beside its place and moved there whole, so a process that is killed while it
+saves leaves no checkpoint rather than half of one. The run's folder is the truth: what is complete there counts, and
+nothing else is written down of it.
+"""
+
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from raytorch.config import Checkpointing
+from raytorch.errors import CheckpointError, ModelFileError, RunNotFoundError, StorageError
+from raytorch.models.networks import Architecture
+from raytorch.runs.checkpoint_folders import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_MANIFEST,
+    MODEL_FILE,
+    RESUME_FROM_ANOTHER,
+    checkpoint_name,
+    checkpoint_names,
+    checkpoint_step,
+    is_complete_checkpoint,
+    read_manifest,
+    require_format,
+)
+from raytorch.runs.records import CheckpointManifest
+from raytorch.runs.storage import RunFolder
+from raytorch.serialization import load_tensors, save_model
+from raytorch.serialization.nested_state import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
+from raytorch.system.safe_text import without_secrets
+from raytorch.system.temporary_folders import make_temporary, temporary_folder
+
+STAGING = ".saving-"
+
+_STAGED = re.compile(rf"{re.escape(STAGING)}[0-9a-f]{{32}}")
+logger = logging.getLogger("raytorch")
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder, in the hands of rank 0.
+
+    At any time there are at most ``keep`` + 2: the best, the latest, and the one that is being saved.
+
+    Args:
+        folder: The run's folder.
+        config: How many to keep, and by what they are ranked.
+        on_saved: Called once a checkpoint is complete in the folder.
+    """
+
+    def __init__(self, folder: RunFolder, config: Checkpointing, on_saved: Callable[[], object]) -> None:
+        self._folder, self._config, self._on_saved = folder, config, on_saved
+        self._kept: dict[str, tuple[float, int]] = {}
+        """The complete checkpoints, by name, each with what it is ranked by."""
+        self._uploads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._upload: Future[None] | None = None
+
+    def recover(self) -> str | None:
+        """Put the folder in order after whatever happened to earlier attempts; the name of its newest checkpoint.
+
+        What was complete but not yet in place is put there, and what was not is deleted.
+        """
+        folder = self._folder
+        for staged in filter(_STAGED.fullmatch, folder.folders() if folder.is_local else []):
+            if is_complete_checkpoint(folder, staged):
+                name = checkpoint_name(read_manifest(folder, staged).step)
+                if not is_complete_checkpoint(folder, name):
+                    folder.delete(name)
+                    Path(folder.file(staged)).replace(folder.file(name))
+                    logger.info("put %s in place, which an earlier attempt had written", name)
+            folder.delete(staged)
+        for name in checkpoint_names(folder):
+            if is_complete_checkpoint(folder, name):
+                manifest = read_manifest(folder, name)
+                self._kept[name] = self._rank(name, manifest.metrics if manifest.evaluated else {})
+            else:
+                folder.delete(name)
+        self._prune()
+        return max(self._kept, key=checkpoint_step, default=None)
+
+    def save(
+        self, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
+    ) -> None:
+        """Save a checkpoint: into a local folder at once, to an object store while training goes on.
+
+        One that is still on its way there is waited for first.
+
+        Args:
+            model: The bare model, not its DDP wrapper.
+            architecture: What it was built from.
+            state: Nested dictionaries and lists of tensors and of what JSON has.
+            manifest: ``step``, ``metrics``, whether they are those of this very model (``evaluated``), and whatever
+                else a reader should know; JSON types only.
+
+        Raises:
+            StorageError: The storage is full, or cannot be written.
+        """
+        self.wait()
+        staged = _stage(self._folder, model, architecture, state, manifest)
+        if self._folder.is_local:
+            self._publish(staged, manifest)
+        else:
+            self._upload = self._uploads.submit(self._publish, staged, manifest)
+
+    def wait(self) -> None:
+        """Return once what was saved is complete in the folder. Raises StorageError if it cannot be written there."""
+        upload, self._upload = self._upload, None
+        if upload:
+            upload.result()
+
+    def _publish(self, staged: Path, manifest: dict[str, Any]) -> None:
+        """Make a staged checkpoint appear under its name, complete from the first moment on."""
+        folder, name = self._folder, checkpoint_name(manifest["step"])
+        with _telling_faults(folder, staged):
+            if folder.is_local:
+                folder.delete(name)
+                staged.replace(folder.file(name))
+            else:
+                _send(folder, staged, name)
+            logger.info("saved %s", name)
+            self._kept[name] = self._rank(name, manifest["metrics"] if manifest["evaluated"] else {})
+            self._prune()
+        self._on_saved()
+
+    def _prune(self) -> None:
+        """Keep the best, and the latest."""
+        ranked = sorted(self._kept, key=self._kept.__getitem__)
+        latest = max(self._kept, key=checkpoint_step, default=None)
+        for name in ranked[: -self._config.keep]:
+            if name != latest:
+                self._folder.delete(name)
+                del self._kept[name]
+
+    def _rank(self, name: str, metrics: dict[str, float]) -> tuple[float, int]:
+        """Higher is better: by the metric, and without one of its own below all that have; among equals the newer."""
+        value = metrics.get(self._config.best_by, math.nan)
+        if math.isnan(value):
+            return -math.inf, checkpoint_step(name)
+        return value if self._config.best_by == "accuracy" else -value, checkpoint_step(name)
+
+
+@contextmanager
+def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
+    """The content of a checkpoint, fetched from its storage if need be, for whoever puts it to use in the block.
+
+    Raises:
+        CheckpointError: It is damaged, or what it holds is of no use there.
+    """
+    place = folder.file(name)
+    try:
+        manifest = read_manifest(folder, name)
+    except RunNotFoundError:
+        raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
+    require_format(manifest, place)
+    with _explaining_misfit(place):
+        if folder.is_local:
+            yield SavedState(Path(place), manifest)
+            return
+        with temporary_folder() as path:
+            for file in (MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE):
+                with suppress(RunNotFoundError):  # which is told below
+                    folder.fetch(f"{name}/{file}", Path(path, file))
+            yield SavedState(path, manifest)
+
+
+class SavedState:
+    """A checkpoint in a local folder, whose ``manifest`` was read before.
+
+    Its methods raise CheckpointError for a file that is missing, cut short or damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
+        self._folder, self.manifest = folder, manifest
+
+    def model(self, device: torch.device) -> dict[str, Tensor]:
+        """The model's state dict on ``device``."""
+        path = self._checked(MODEL_FILE)
+        with _refusing_damage():
+            return load_tensors(path, device)
+
+    def state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """What was given as ``state`` when it was saved."""
+        for name in (STRUCTURE_FILE, TENSORS_FILE):
+            self._checked(name)
+        with _refusing_damage():
+            return load_saved_state(self._folder, device)
+
+    def _checked(self, name: str) -> Path:
+        path = self._folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, or no file; {RESUME_FROM_ANOTHER}")
+        size, expected = path.stat().st_size, self.manifest.files.get(name)
+        if size != expected:
+            raise CheckpointError(f"{path} has {size} bytes instead of {expected}; {RESUME_FROM_ANOTHER}")
+        return path
+
+
+@contextmanager
+def _explaining_misfit(path: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"{path} does not fit the run ({reason}); {RESUME_FROM_ANOTHER}") from error
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    try:
+        yield
+    except ModelFileError as error:
+        raise CheckpointError(f"{error}; or {RESUME_FROM_ANOTHER}") from None
+
+
+def _stage(
+    folder: RunFolder, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
+) -> Path:
+    """Write a checkpoint's files into a new folder, beside their place where the storage is local."""
+    staged = Path(folder.path, f"{STAGING}{uuid4().hex}") if folder.is_local else make_temporary()
+    with _telling_faults(folder, staged):
+        staged.mkdir(parents=True, exist_ok=True)
+        save_model(model, staged / MODEL_FILE, architecture)
+        save_state(state, staged)
+        sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
+        text = without_secrets(json.dumps({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2))
+        (staged / CHECKPOINT_MANIFEST).write_text(text, encoding="utf-8")
+    return staged
+
+
+def _send(folder: RunFolder, staged: Path, name: str) -> None:
+    """Move a local folder to an object store: the manifest, without which it is no checkpoint, goes last."""
+    folder.delete(name)
+    manifest = staged / CHECKPOINT_MANIFEST
+    text = manifest.read_text(encoding="utf-8")
+    manifest.unlink()
+    folder.upload(staged, name)
+    folder.write_text(f"{name}/{CHECKPOINT_MANIFEST}", text)
+    shutil.rmtree(staged)
+
+
+@contextmanager
+def _telling_faults(folder: RunFolder, staged: Path) -> Iterator[None]:
+    """Leave no half of a checkpoint behind where the storage fails in the block, as a full disk would stay full."""
+    try:
+        yield
+    except (OSError, SafetensorError, StorageError) as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise StorageError(
+            f"{folder}: a checkpoint cannot be written: {error}; free space there, lower checkpoint.keep or save less "
+            "often, and go on with --resume"
+        ) from error

@@ -1,0 +1,130 @@
+"""Starts a run from its configuration and sees it through to its summary: the driver's side, which imports no torch."""
+
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from raytorch.cluster.capacity import require_resources
+from raytorch.cluster.joining import joined_ray, prepare_ray
+from raytorch.datasets.files import check
+from raytorch.runs.plan import RunPlan
+from raytorch.training.run_record import RunRecord
+from raytorch.training.stopping import Watch, abandon_workers, leave_workers, wait_for_end
+
+RESIZE_INTERVAL_S = 60.0
+"""Seconds between two looks for room for more workers, while an elastic run trains with fewer than it may have."""
+
+Work = Callable[[dict[str, Any]], None]
+"""What a worker does, given the fields of a :class:`~raytorch.training.loop.Job`."""
+
+
+def train(
+    plan: RunPlan,
+    *,
+    address: str | None = None,
+    watch: Watch = lambda status: None,
+    work: Work | None = None,
+) -> dict[str, Any]:
+    """Run to the end and return the content of the run's ``summary.json``.
+
+    Args:
+        plan: What to run; see :func:`raytorch.runs.plan.plan_run`.
+        address: A running Ray cluster's address; by default RAY_ADDRESS, unless it is the http URL of a dashboard, else
+            a Ray that is started for this run and stopped after it. A Ray that this process has already joined is used
+            as it is.
+        watch: Called with the workers' news while the run goes on.
+        work: What each worker does; by default it trains.
+
+    Raises:
+        ResourceError: The machine or cluster can never give the CPUs or GPUs that the run asks for.
+        UserError: The input has to change: a data file is missing or corrupt, say.
+        TrainingError: A worker raised or died; ``summary.json`` holds the details.
+    """
+    record, scaling = RunRecord(plan), plan.config.scaling
+    if prepare_ray(address):
+        check(plan.config.data)
+    importing = threading.Thread(target=import_module, args=["raytorch.cluster.worker_group"], daemon=True)
+    importing.start()  # beside the start of Ray, which takes as long
+    with joined_ray(address):
+        require_resources(scaling.min_workers, scaling.worker_resources, "scaling.")
+        importing.join()
+        with plan.folder.claimed():
+            return _supervise(plan, record, watch, work or _train_on_worker)
+
+
+def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> dict[str, Any]:
+    """Start the workers, pass on their news, and write down how it ends."""
+    import ray
+
+    from raytorch.cluster.ray_watch import RayWatch
+    from raytorch.cluster.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
+    from raytorch.training.monitor import Status, start_monitor
+
+    with record.kept():
+        monitor = start_monitor()
+        forget_snapshot(plan.folder)
+        free_abandoned_resources()
+        fit = BackgroundFit(_build_trainer(plan, monitor, record.started, work))
+        status = Status()
+
+        def see(news: Status) -> bool | None:
+            nonlocal status
+            status = news
+            return watch(news)
+
+        try:
+            with RayWatch() as parts:
+                if not wait_for_end(fit, monitor, see, parts):
+                    return record.abandon()
+                see(parts.wait_for(monitor.status.remote()))
+        except ray.exceptions.RayError as error:  # what the workers end with is in fit.error
+            abandon_workers(fit, error)
+            raise record.fail(error, status) from None
+        except BaseException:  # Ctrl-C for the second time, or the watcher's own
+            leave_workers(fit, monitor)
+            raise
+        if fit.error is None:
+            return record.end(status)
+        raise record.fail(fit.error, status) from None
+
+
+def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> Any:
+    import ray.train
+
+    from raytorch.cluster.worker_group import ProcessGroupConfig, WorkerGroupTrainer
+    from raytorch.training.failures import StopOnFinalFailure
+
+    config, scaling = plan.config, plan.config.scaling
+    elastic = scaling.min_workers != scaling.max_workers
+    scaling_config = ray.train.ScalingConfig(
+        num_workers=(scaling.min_workers, scaling.max_workers) if elastic else scaling.max_workers,
+        use_gpu=scaling.gpus_per_worker > 0,
+        resources_per_worker=scaling.worker_resources,
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+    )
+    return WorkerGroupTrainer(
+        work,
+        train_loop_config={"config": config, "monitor": monitor, "started": started},
+        backend_config=ProcessGroupConfig(scaling.resolved_backend, scaling.timeout_s),
+        scaling_config=scaling_config,
+        **(_elastic_options(scaling_config, monitor) if elastic else {}),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=config.storage,
+            failure_config=ray.train.FailureConfig(max_failures=config.failure.max_restarts),
+            callbacks=[StopOnFinalFailure(monitor)],
+        ),
+    )
+
+
+def _elastic_options(scaling_config: Any, monitor: Any) -> dict[str, Any]:
+    from raytorch.cluster.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
+
+    return {"scaling_policy": SavingElasticPolicy(scaling_config, monitor), "environment": EXPECTING_LOST_NODES}
+
+
+def _train_on_worker(job: dict[str, Any]) -> None:
+    from raytorch.training.loop import Job, train  # torch is imported here, on the worker
+
+    train(Job(**job))

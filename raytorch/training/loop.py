@@ -1,0 +1,389 @@
+"""The training loop on a worker.
+
+Every worker of a run calls :func:`train` with the same :class:`Job`. All of them take the same decisions (stop, save,
+give up), because these follow from numbers that are reduced over all workers.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+import ray.train
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from raytorch.config import RunConfig
+from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load
+from raytorch.distributed import (
+    Worker,
+    broadcast_buffers,
+    data_parallel,
+    device_name,
+    failure_cause,
+    gradient_sync,
+    leaving_process_group,
+)
+from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
+from raytorch.errors import DivergedError
+from raytorch.models.networks import Architecture
+from raytorch.models.tasks import build_task, require_enough_samples
+from raytorch.optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
+from raytorch.runs.checkpoint_folders import checkpoint_name, checkpoint_step
+from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
+from raytorch.runs.storage import LiveFiles, RunFolder
+from raytorch.system.allocator import keep_freed_memory
+from raytorch.training.checkpoint import Checkpoints, SavedState, open_checkpoint
+from raytorch.training.monitor import DriverLink, telling_failures
+from raytorch.training.precision import Precision, choose_attention
+from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
+from raytorch.training.stopping import StopAgreement, Wish
+
+EXPORT_FOLDER = "export"
+EVALUATION_BATCH = 512
+"""Samples per forward pass of a worker in evaluation."""
+
+logger = logging.getLogger("raytorch")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    config: RunConfig
+    monitor: Any
+    """Handle of the run's :class:`~raytorch.training.monitor.RunMonitor`."""
+    started: float
+    """When the command began, in seconds since 1970."""
+
+
+def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | None" = None) -> None:
+    """Train on this worker until the run is finished or stopped; rank 0 tells the monitor what it came to.
+
+    Args:
+        job: What to train.
+        take_part: Makes this worker's part in the run, by default a :class:`Training`.
+
+    Raises:
+        DivergedError: The loss became NaN or infinite.
+        DataError: The data set is missing, incomplete or corrupt.
+    """
+    worker = Worker.current()
+    job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
+    with (
+        telling_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
+        LiveFiles(RunFolder(job.config.storage, job.config.name)) as files,
+        log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
+        telling_failures(job.monitor, worker.rank, failure_cause),
+        leaving_process_group(),
+    ):
+        with closing((take_part or Training)(job, worker, files)) as run:
+            run.restore()
+            outcome = run.run()
+        if worker.rank == 0:
+            ray.get(job.monitor.ended.remote(outcome))
+
+
+class Training:
+    """One worker's part in a run."""
+
+    def __init__(self, job: Job, worker: Worker, files: LiveFiles) -> None:
+        self.job, self.config, self.worker, self.files = job, job.config, worker, files
+        self.folder = RunFolder(job.config.storage, job.config.name)
+        config, device = job.config, worker.device
+        seed_everything(config.seed)
+        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+        choose_attention(device)
+        keep_freed_memory()
+
+        self.train_set = load(config.data, "train", device)
+        self.test_set = load(config.data, "test", device)
+        self.loader = TrainLoader(
+            self.train_set,
+            batch_size=config.batch_size,
+            micro_batches=config.accumulate,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            seed=config.seed,
+            augment=config.data.augment,
+        )
+        self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
+
+        self.precision = Precision.choose(config.precision, device)
+        self.task = build_task(config, self.train_set.num_classes)
+        self.architecture = Architecture(config.model, self.train_set.input_shape, self.train_set.num_classes)
+        self.model = self.precision.arrange(self.architecture.build().to(device))
+        require_enough_samples(config, self.task, self.model, self.train_set)
+        # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
+        # so that a resumed run computes with the same ones.
+        net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
+        self.net = data_parallel(net)
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        self.step = 0
+        self.schedule = self._schedule()
+        torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
+
+        self.metrics: dict[str, float] = {}
+        self.losses: list[Tensor] = []
+        self.agreement = StopAgreement(lambda numbers: all_reduce(torch.tensor(numbers, device=device)).tolist())
+        self.wish = Wish.GO_ON
+        self.clock = PhaseClock()
+        self.throughput = Throughput()
+        self.driver = DriverLink(job.monitor) if worker.rank == 0 else None
+        self.log: MetricsLog | None = None
+        self.checkpoints: Checkpoints | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end."""
+        while self.step < self.total_steps:
+            for micro_batches in self.batches():
+                self.train_step(micro_batches)
+                self.hear_the_driver()
+                if self.step % self.config.logging.every_steps == 0:
+                    self.reduce_losses()
+                if self.step == self.total_steps or self.wish is Wish.STOP:
+                    break
+                if self.save_is_due() and not self.epoch_is_over:
+                    self.save()
+            if self.wish is Wish.STOP and self.step < self.total_steps:
+                self.save()
+                self.finish_saving()
+                return self.outcome("stopped")
+            self.finish_epoch()
+        self.finish_saving()
+        return self.outcome("finished", self.export())
+
+    def batches(self) -> Iterator[list[MicroBatch]]:
+        """The rest of the epoch, a list of this worker's micro-batches for each optimizer step."""
+        return self.clock.waiting(self.loader.remaining())
+
+    def train_step(self, micro_batches: list[MicroBatch]) -> None:
+        """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.worker.device)
+        for number, batch in enumerate(micro_batches, start=1):
+            with gradient_sync(self.net, enabled=number == len(micro_batches)):
+                with self.precision.autocast():
+                    part = self.task.loss(self.net, self.precision.layout(batch.inputs), batch.targets) * batch.weight
+                self.backward(part)
+            loss += part.detach()
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        self.losses.append(loss)
+        if self.driver:
+            self.driver.tell(self._position())
+        self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss`` to the parameters'."""
+        torch.autograd.backward(loss)
+
+    def hear_the_driver(self) -> None:
+        """Every few seconds, learn from rank 0 whether the driver wants a checkpoint, or the run to end."""
+        self.wish = Wish.GO_ON
+        if not self.agreement.count_step():
+            return
+        if self.worker.device.type == "cuda":
+            torch.cuda.synchronize(self.worker.device)  # steps that are only queued have no pace
+        self.wish = self.agreement.reach(self.driver.take_wish() if self.driver else None)
+
+    def reduce_losses(self) -> None:
+        """Average the losses since the last call over all workers, and record them."""
+        if not self.losses:
+            return
+        losses = (all_reduce(torch.stack(self.losses)) / self.worker.world_size).tolist()
+        first = self.step - len(losses) + 1
+        self.losses.clear()
+        self._refuse_nonfinite(losses, first)
+        if self.log and self.driver:
+            values: dict[str, float | None] = {
+                "loss": sum(losses) / len(losses),
+                "lr": float(self.schedule.get_last_lr()[0]),
+                "samples_per_s": self.throughput.recent(),
+            }
+            self.log.write("train", self.step, self.epochs_done, values)
+            self.driver.tell({**self._position(), **values})
+
+    def finish_epoch(self) -> None:
+        """Evaluate, move on to the next epoch and save if it is time."""
+        self.reduce_losses()
+        self.evaluate()
+        exhausted = self.epoch_is_over
+        if exhausted:
+            self.loader.next_epoch()
+        every = self.config.checkpoint.every_epochs
+        epoch_is_due = bool(exhausted and every and self.loader.epoch % every == 0)
+        if epoch_is_due or self.save_is_due() or self.step == self.total_steps:
+            self.save(evaluated=True)
+        self.files.sync()
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Loss and accuracy on the test split, each sample counted once over all workers."""
+        with self.clock.phase("evaluating"):
+            if self.driver:
+                self.driver.tell({**self._position(), "phase": "evaluating"})
+            broadcast_buffers(self.model)
+            self.model.eval()
+            totals = torch.zeros(4, dtype=torch.float64, device=self.worker.device)
+            for inputs, targets in evaluation_batches(
+                self.test_set, batch_size=EVALUATION_BATCH, rank=self.worker.rank, world_size=self.worker.world_size
+            ):
+                with self.precision.autocast():
+                    totals += self.task.evaluate(self.model, self.precision.layout(inputs), targets)
+            self.model.train()
+            loss, samples, correct, counted = all_reduce(totals).tolist()
+        self.metrics = {"accuracy": correct / counted, "loss": loss / samples}
+        self._refuse_nonfinite([self.metrics["loss"]], self.step, "test loss")
+        logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
+        if self.log and self.driver:
+            self.log.write("test", self.step, self.epochs_done, self.metrics)
+            self.driver.tell_evaluation({"step": self.step, "epoch": self.epochs_done, **self.metrics})
+
+    def save_is_due(self) -> bool:
+        """Whether this step ends with a checkpoint."""
+        every = self.config.checkpoint.every_steps
+        return bool(every and self.step % every == 0) or self.wish is Wish.SAVE
+
+    def save(self, *, evaluated: bool = False) -> None:
+        """Save all that the next step depends on; ``evaluated`` tells whether :attr:`metrics` are this model's."""
+        self.reduce_losses()  # a diverged model must not become the latest checkpoint
+        with self.clock.phase("checkpointing"):
+            device = self.worker.device
+            generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
+            if not self.checkpoints:
+                return
+            state = {
+                "optimizer": optimizer_state(self.optimizer),
+                "loader": self.loader.state_dict(),
+                "generators": generators,
+            }
+            manifest = {
+                "step": self.step,
+                "epoch": self.epochs_done,
+                "metrics": self.metrics,
+                "evaluated": evaluated,
+                "seconds": self.clock.read(),
+                "config": self.config.model_dump(mode="json"),
+                "versions": versions(),
+            }
+            self.checkpoints.save(self.model, self.architecture, state, manifest)
+
+    def finish_saving(self) -> None:
+        """Wait for a checkpoint that is still on its way to the storage."""
+        if self.checkpoints and self.driver:
+            self.driver.tell({**self._position(), "phase": "saving"})
+            with self.clock.phase("checkpointing"):
+                self.checkpoints.wait()
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint in the run's folder, if there is one, and open the records."""
+        newest = None
+        if self.driver:
+            ray.get(self.job.monitor.begin_attempt.remote())
+            self.checkpoints = Checkpoints(self.folder, self.config.checkpoint, self.job.monitor.saved.remote)
+            newest = self.checkpoints.recover()
+        agreed = torch.tensor(checkpoint_step(newest) if newest else -1, device=self.worker.device)
+        step = int(broadcast(agreed))  # all begin with what rank 0 has found
+        if step >= 0:
+            with open_checkpoint(self.folder, checkpoint_name(step)) as content:
+                self._load(content)
+            logger.info("resumed from %s at step %d", checkpoint_name(step), self.step)
+        if self.driver:
+            self.files.extend(METRICS_FILE).close()
+            self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)
+            self.driver.tell(self._position())
+
+    def _load(self, content: SavedState) -> None:
+        self.model.load_state_dict(content.model(self.worker.device))
+        state = content.state()
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self.loader.load_state_dict(state["loader"])
+        self.step = content.manifest.step
+        self.schedule = self._schedule()
+        self.metrics = content.manifest.metrics
+        self.clock = PhaseClock(content.manifest.seconds)
+        restore_generators(state["generators"], self.worker, seed=self.config.seed + self.step)
+
+    def _schedule(self) -> LambdaLR:
+        """The schedule at :attr:`step`."""
+        span = {"total_steps": self.total_steps, "steps_per_epoch": self.loader.steps_per_epoch}
+        return build_schedule(self.config.schedule, self.optimizer, **span, step=self.step)
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether every sample of this epoch has been seen."""
+        return bool(self.loader.position == len(self.train_set))
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the training split until now."""
+        return self.loader.epoch + self.loader.position / len(self.train_set)
+
+    def export(self) -> list[dict[str, Any]]:
+        """Rank 0 writes the finished model into the folder ``export`` in each format that the run asks for.
+
+        Raises:
+            ExportError: The model cannot be exported, or an export differs from it.
+        """
+        if not (self.driver and self.config.export):
+            return []
+        from raytorch.export import export_finished  # onnxruntime takes a second to import
+
+        self.driver.tell({**self._position(), "phase": "exporting"})
+        model = self.architecture.build()  # on the CPU, in PyTorch's own layout
+        model.load_state_dict(self.model.state_dict())
+        with self.clock.phase("exporting"):
+            exports = export_finished(model, self.architecture, self.config.export, self.files.make(EXPORT_FOLDER))
+        self.files.sync()
+        return exports
+
+    def outcome(self, state: str, exports: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """What the run came to; ``state`` is finished or stopped."""
+        return {
+            "state": state,
+            **self.metrics,
+            "step": self.step,
+            "epochs": round(self.epochs_done, 4),
+            "samples_per_s": self.throughput.overall(),
+            "seconds": self.clock.read(),
+            "first_step_at": self.throughput.first_step_at,
+            "exports": list(exports),
+            "workers": self.worker.world_size,
+            "device": device_name(self.worker.device),
+            "precision": self.precision.name,
+            "backend": self.config.scaling.resolved_backend,
+            "seed": self.config.seed,
+            "versions": versions(),
+        }
+
+    def close(self) -> None:
+        """Close the records."""
+        if self.log:
+            self.log.close()
+
+    def _position(self) -> dict[str, Any]:
+        return {
+            "phase": "training",
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "epoch": self.epochs_done,
+            "workers": self.worker.world_size,
+            "first_step_at": self.throughput.first_step_at,
+        }
+
+    def _refuse_nonfinite(self, losses: list[float], first_step: int, kind: str = "loss") -> None:
+        for step, loss in enumerate(losses, start=first_step):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the {kind} became {loss} at step {step} of {self.total_steps}; lower optimizer.lr (now "
+                    f"{self.config.optimizer.lr:g}), set clip_norm, add schedule.warmup_steps, or try precision: fp32"
+                )

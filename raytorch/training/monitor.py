@@ -1,0 +1,222 @@
+"""The actor through which a run's workers tell its driver their progress, and the driver asks them to stop."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raytorch.errors import Cause, RaytorchError, UserError, message_of
+from raytorch.training.stopping import Wish
+
+PROGRESS_INTERVAL_S = 0.5
+ANSWER_WAIT_S = 0.1
+"""Longest wait for the driver's answer, which takes about a millisecond."""
+
+logger = logging.getLogger("raytorch")
+_TOLD = "_raytorch_told"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that one worker raised."""
+
+    rank: int
+    kind: str
+    """Name of the exception's class."""
+    message: str
+    traceback: str
+    """The worker's own traceback, without Ray's frames."""
+    cause: Cause
+    expected: bool
+    """Whether it is one of raytorch's own errors, whose message alone tells what to do."""
+    user_error: bool
+    """Whether the input has to change."""
+    time: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+@dataclass
+class Status:
+    """What the workers have said so far."""
+
+    progress: dict[str, Any] | None = None
+    """Rank 0's newest numbers; None until the workers have started."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """The outcome of each evaluation."""
+    outcome: dict[str, Any] | None = None
+    """What the run came to; None until it has ended well."""
+    pids: dict[int, int] = field(default_factory=dict)
+    """The newest process of each rank there has been."""
+    nodes: dict[int, str] = field(default_factory=dict)
+    """The node of each rank of the newest attempt, by Ray's name for it."""
+    failures: list[Failure] = field(default_factory=list)
+    """The newest attempt's failures, and earlier ones that were final."""
+    attempts: int = 0
+    resizes: int = 0
+    """How many of the restarts were planned, to go on with more or fewer workers."""
+    begun_at: float | None = None
+    """When the first attempt was ready to train, in seconds since 1970."""
+    stopping: bool = False
+    """Whether the workers have been asked to end."""
+
+    @property
+    def cause(self) -> Failure | None:
+        """The failure that started it all: the first final one, else the first."""
+        return min(self.failures, key=lambda failure: (not failure.cause.is_final, failure.time), default=None)
+
+
+class RunMonitor:
+    """The actor itself; see :func:`start_monitor`."""
+
+    def __init__(self) -> None:
+        self._status = Status()
+        self._save_wanted = False
+        self._saved = False
+
+    def status(self) -> Status:
+        """All of it."""
+        return self._status
+
+    def begin_attempt(self) -> None:
+        """Rank 0 starts or restarts; what failed before is history unless it was final."""
+        self._status.attempts += 1
+        self._status.begun_at = self._status.begun_at or time.time()
+        self._status.failures = [failure for failure in self._status.failures if failure.cause.is_final]
+
+    def joined(self, rank: int, world_size: int, pid: int, node: str) -> None:
+        """A worker has started."""
+        self._status.pids[rank] = pid
+        nodes = self._status.nodes | {rank: node}
+        self._status.nodes = {rank: node for rank, node in nodes.items() if rank < world_size}
+
+    def progress(self, update: dict[str, Any]) -> Wish:
+        """Take rank 0's newest numbers; answers what the workers should do, a wish to save once."""
+        self._status.progress = update
+        save, self._save_wanted = self._save_wanted, False
+        return Wish.STOP if self._status.stopping else Wish.SAVE if save else Wish.GO_ON
+
+    def evaluated(self, outcome: dict[str, Any]) -> None:
+        """Take the outcome of an evaluation."""
+        self._status.evaluations.append(outcome)
+
+    def ended(self, outcome: dict[str, Any]) -> None:
+        """Take what the run came to."""
+        self._status.outcome = outcome
+
+    def failed(self, failure: Failure) -> None:
+        """Take a worker's failure."""
+        self._status.failures.append(failure)
+
+    def request_stop(self) -> None:
+        """Ask the workers to save a checkpoint and end."""
+        self._status.stopping = True
+
+    def request_save(self) -> None:
+        """Ask the workers to save a checkpoint and go on."""
+        self._save_wanted, self._saved = True, False
+
+    def saved(self) -> None:
+        """A checkpoint is complete in the run's folder."""
+        self._saved = True
+
+    def is_saved(self) -> bool:
+        """Whether one has become so since the workers were asked for it."""
+        return self._saved
+
+    def resizing(self) -> None:
+        """Another number of workers takes over, which have nothing new to save."""
+        self._save_wanted = False
+        self._status.resizes += 1
+
+
+def start_monitor() -> Any:
+    """Start the actor; its handle travels to the workers with their job."""
+    return start_here(RunMonitor)
+
+
+def start_here(kind: type) -> Any:
+    """Start an actor on the driver's node, as Ray Train does its controller: one node less that cannot be spared."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
+
+
+class DriverLink:
+    """Rank 0's line to the driver; never waits long for it."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._news: dict[str, Any] = {}
+        self._answer: Any = None
+        self._told_at = 0.0
+        self._wish = Wish.GO_ON
+
+    def tell(self, update: dict[str, Any]) -> None:
+        """Pass on the run's newest numbers, together with earlier ones, several times a second at most."""
+        self._news |= update
+        self._read_answer()
+        if self._answer is None and time.monotonic() - self._told_at >= PROGRESS_INTERVAL_S:
+            self._answer = self._monitor.progress.remote(self._news)
+            self._told_at = time.monotonic()
+
+    def tell_evaluation(self, outcome: dict[str, Any]) -> None:
+        """Pass on the outcome of an evaluation."""
+        self._monitor.evaluated.remote(outcome)
+
+    def take_wish(self) -> Wish:
+        """What the driver wants; the answer to the newest progress is waited for. A wish to save is told once."""
+        self._read_answer(ANSWER_WAIT_S)
+        wish = self._wish
+        if wish is Wish.SAVE:
+            self._wish = Wish.GO_ON
+        return wish
+
+    def _read_answer(self, timeout: float = 0) -> None:
+        if self._answer is not None and ray.wait([self._answer], timeout=timeout)[0]:
+            self._wish, self._answer = max(self._wish, ray.get(self._answer)), None
+
+
+@contextmanager
+def telling_failures(monitor: Any, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
+    """Pass an exception in the block on to the driver, and log it, before it is raised further.
+
+    Of blocks inside each other the innermost does that.
+
+    Args:
+        monitor: Handle of the run's monitor.
+        rank: The worker's rank.
+        cause_of: Tells what an exception comes from; see :func:`raytorch.distributed.failure_cause`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, _TOLD, False):
+            raise
+        text = _own_traceback(error)
+        logger.error("rank %d failed\n%s", rank, text)  # noqa: TRY400 - without Ray's frames
+        failure = Failure(
+            rank=rank,
+            kind=type(error).__name__,
+            message=message_of(error),
+            traceback=text,
+            cause=cause_of(error),
+            expected=isinstance(error, RaytorchError),
+            user_error=isinstance(error, UserError),
+        )
+        with suppress(ray.exceptions.RayError):  # whom it was to be told is gone
+            ray.get(monitor.failed.remote(failure))
+        with suppress(AttributeError):
+            setattr(error, _TOLD, True)
+        raise
+
+
+def _own_traceback(error: BaseException) -> str:
+    """The traceback from the first frame below Ray's and this module's."""
+    summary = traceback.TracebackException.from_exception(error)
+    summary.stack = traceback.StackSummary.from_list([frame for frame in summary.stack if frame.filename != __file__])
+    return "".join(summary.format()).rstrip()

@@ -1,0 +1,114 @@
+"""Stopping a run: on Ctrl-C the driver asks the workers, who agree at which optimizer step they save or stop.
+
+Imports neither torch nor ray at its top.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any
+
+from raytorch.system.processes import living_children
+
+POLL_INTERVAL_S = 0.25
+ABANDON_S = 15.0
+"""Longest wait for workers to end when a part of Ray was lost."""
+Watch = Callable[[Any], bool | None]
+"""Called several times a second with the run's :class:`~raytorch.training.monitor.Status`. The answer True ends the
+run after a last checkpoint, as Ctrl-C does."""
+
+INTERVAL_S = 2.0
+"""Seconds between two agreements, about."""
+
+
+class Wish(IntEnum):
+    """What the driver wants of the workers."""
+
+    GO_ON = 0
+    SAVE = 1
+    """Save a checkpoint and go on."""
+    STOP = 2
+    """Save a checkpoint and end."""
+
+
+class StopAgreement:
+    """Lets all workers save or stop after the same optimizer step, though rank 0 alone hears what the driver wants.
+
+    A collective operation at every step would slow fast steps down, and one every so many steps would make a person
+    wait for slow ones. So rank 0 says at each agreement, from its pace since the one before, when the next is due.
+    """
+
+    def __init__(
+        self, add_up: Callable[[list[float]], list[float]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``add_up`` sums numbers over all workers. The first agreement is due after one step, on all of them."""
+        self._add_up, self._clock = add_up, clock
+        self._steps, self._due, self._since = 0, 1, clock()
+
+    def count_step(self) -> bool:
+        """Count an optimizer step; answers whether the workers agree after it, all of them the same."""
+        self._steps += 1
+        return self._steps >= self._due
+
+    def reach(self, wish: Wish | None) -> Wish:
+        """Tell all workers what rank 0 wants; the others pass None. A collective operation."""
+        ahead = steps_ahead(self._steps, self._clock() - self._since)
+        word = [0.0, 0.0] if wish is None else [float(wish), float(ahead)]
+        agreed, due = self._add_up(word)  # rank 0's word plus zeros, so that it arrives to the bit
+        self._steps, self._due, self._since = 0, int(due), self._clock()
+        return Wish(int(agreed))
+
+
+def steps_ahead(steps: int, seconds: float) -> int:
+    """Steps until the next agreement, if ``steps`` have taken ``seconds``: those of an interval, but at least one.
+
+    At most twice as many as before, so that a pace that was measured wrong does not put it off for long.
+    """
+    return max(1, min(2 * steps, int(INTERVAL_S * steps / max(seconds, 1e-9))))
+
+
+def wait_for_end(fit: Any, monitor: Any, watch: Watch, parts: Any) -> bool:
+    """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised.
+
+    The answer is False if the run was to stop before it had any workers, which may never come.
+    """
+    stopping = False
+    while True:
+        try:
+            if fit.done.wait(POLL_INTERVAL_S):
+                return True
+            status = parts.wait_for(monitor.status.remote())
+            if watch(status):
+                monitor.request_stop.remote()
+            if status.stopping and not status.attempts:
+                fit.end()
+                return False
+        except KeyboardInterrupt:
+            if stopping:
+                raise
+            stopping = True
+            monitor.request_stop.remote()
+
+
+def abandon_workers(fit: Any, error: Exception) -> None:
+    """End the workers after a part of Ray was lost, as far as what is left of it can."""
+    from raytorch.cluster.ray_watch import HeadLostError, RayletLostError
+
+    if isinstance(error, RayletLostError):
+        living_children()  # a raylet of this process's own: let go of it, and what it has started sees that and ends
+    elif not isinstance(error, HeadLostError):  # without which nothing can be ended
+        threading.Thread(target=fit.end, daemon=True).start()
+        fit.done.wait(ABANDON_S)
+
+
+def leave_workers(fit: Any, monitor: Any) -> None:
+    """Let workers save and stop by themselves; what waits for workers would have them train a step when they come."""
+    import ray
+
+    monitor.request_stop.remote()
+    with suppress(ray.exceptions.RayError):  # Ray itself may be gone
+        status = ray.get(monitor.status.remote())
+        if not status.attempts:
+            fit.end()
