@@ -1,11 +1,12 @@
 # Two commands do everything on a machine that has only Python >= 3.11 and make:
 #   make quickstart   create .venv, install, train the digits classifier on two workers
 #   make test         the same set-up, then lint, type check and run the tests
+# make docs builds the site of docs/ into site/.
 PYTHON ?= python3
 BIN := .venv/bin
 UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart test lint format unit clean
+.PHONY: quickstart test lint format unit docs clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.installed
@@ -23,6 +24,10 @@ lint: .venv/.installed
 unit: .venv/.installed
 	$(UNIT)
 
+# The variable silences an advertisement of the theme's next generation.
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: .venv/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -38,4 +43,4 @@ format: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache runs
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache site runs

@@ -1,6 +1,6 @@
 """The rooms of the package: who may import whom, and what is loaded when.
 
-``python tests/unit/test_architecture.py`` writes the rooms into README.md anew.
+``python tests/unit/test_architecture.py`` writes the rooms into docs/architecture.md anew.
 """
 
 import ast
@@ -16,7 +16,7 @@ import pytest
 import raytorch
 
 PACKAGE = Path(raytorch.__file__).parent
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 
 # From the bottom up: a room imports only from rooms above its own in this list, whether at its top or inside a
 # function, and a file of a room only from rows of the room above its own. A room without rows is a file. The
@@ -301,7 +301,7 @@ def test_the_driver_alone_loads_no_ray() -> None:
 
 
 def rooms() -> str:
-    """The rooms as README.md shows them: what each is, in the first line of its docstring, and its files."""
+    """The rooms as docs/architecture.md shows them: what each is, in the first line of its docstring, and its files."""
     paths = modules()
     lines = ["raytorch/"]
     for room, rows in ROOMS.items():
@@ -314,10 +314,10 @@ def rooms() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_readme_shows_the_rooms() -> None:
-    assert rooms() in README.read_text(encoding="utf-8"), f"run python {Path(__file__).name}"
+def test_the_page_shows_the_rooms() -> None:
+    assert rooms() in PAGE.read_text(encoding="utf-8"), f"run python {Path(__file__).name}"
 
 
 if __name__ == "__main__":
-    before, _, behind = README.read_text(encoding="utf-8").partition("raytorch/\n  ")
-    README.write_text(f"{before}{rooms()}jobs/ {behind.partition('jobs/ ')[2]}", encoding="utf-8")
+    before, _, behind = PAGE.read_text(encoding="utf-8").partition("raytorch/\n  ")
+    PAGE.write_text(f"{before}{rooms()}jobs/ {behind.partition('jobs/ ')[2]}", encoding="utf-8")
