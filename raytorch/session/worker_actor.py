@@ -1,176 +1,24 @@
-"""A session's part on a worker: the registry and the interpreter in the actor's process, until the session ends."""
+"""The actor of a worker that hosts a session.
 
-import itertools
-import os
-import pickle
-import threading
-import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+It imports no torch: every process that gets a handle of an actor loads its class, the session's host and the worker
+group's controller among them.
+"""
 
-import ray
-import torch
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING, Any
 
 from raytorch.cluster.worker_group import WorkerActor
-from raytorch.distributed import Worker, leaving_process_group
-from raytorch.distributed.collectives import agree_through
-from raytorch.distributed.process_group import RenewableGroup, connect_store
-from raytorch.errors import SessionError
-from raytorch.session.interpreter import Interpreter
-from raytorch.session.program import Report
-from raytorch.session.rank_agreement import Peers
-from raytorch.session.recorder import HANDLES_PER_CLIENT
-from raytorch.session.registry import Registry
-from raytorch.session.result_structure import is_large
-from raytorch.session.tensor_transfer import AdoptedMemory, Payload
-from raytorch.system.allocator import keep_freed_memory
-from raytorch.training.precision import choose_attention
 
-LOOK_ROUND_S = 2.0
-"""Seconds between two looks at who is still there."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a session may take; None for no limit."""
-
-    max_bytes: int | None = None
-    """Bytes of tensors that handles may hold on each worker."""
-    idle_timeout: float | None = None
-    """Seconds without a call after which the session ends."""
-
-
-Shipped = tuple[Payload | None, Any]
-"""An attachment as it travels: the payload, and its array apart from it or a reference to that."""
-
-
-def describe_data(data: Sequence[Shipped]) -> tuple[bytes, list[Any]]:
-    """The data of a rank for :meth:`SessionWorker.run_relayed`; what relays it has no need to look into it."""
-    is_apart = [isinstance(array, ray.ObjectRef) for _, array in data]
-    inline = [(payload, None if apart else array) for (payload, array), apart in zip(data, is_apart, strict=True)]
-    references = [array for (_, array), apart in zip(data, is_apart, strict=True) if apart]
-    return pickle.dumps((inline, is_apart), protocol=5), references
-
-
-def _received(described: bytes, references: Sequence[Any]) -> list[Any]:
-    """What :func:`describe_data` described, flat; an error in place of what is lost with the client that sent it."""
-    inline, is_apart = pickle.loads(described)  # noqa: S301 - from a client that Ray has let in
-    arrays = iter([_array(reference) for reference in references])
-    data = [
-        (payload, next(arrays) if apart else array) for (payload, array), apart in zip(inline, is_apart, strict=True)
-    ]
-    return list(itertools.chain(*data))
-
-
-def _array(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        return SessionError(f"the data is lost with the client that sent it: {type(error).__name__}")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a worker needs to know of its session."""
-
-    host: Any
-    """Handle of the :class:`~raytorch.session.host.SessionHost`."""
-    limits: Limits
-    threads: int
-    timeout_s: float = 1800
-    """Seconds for which a rank waits for the others."""
-
-
-class _Hosted:
-    """The session that this process hosts."""
-
-    def __init__(self, setup: Setup, worker: Worker) -> None:
-        self.setup = setup
-        self.registry = Registry(setup.limits.max_bytes)
-        peers = _peers(setup, worker) if worker.world_size > 1 else None
-        agree_through(peers)
-        self.interpreter = Interpreter(self.registry, rank=worker.rank, device=worker.device, peers=peers)
-        self.adopted = AdoptedMemory()
-        self.ended = threading.Event()
-        self.busy = False
-        self.used_at = time.monotonic()
-        self.ready = False
-
-    def run(self, packed: bytes, data: Sequence[Any]) -> bytes | Report:
-        """See :meth:`SessionWorker.run_program`."""
-        if not self.ready:
-            self._get_ready()
-        self.busy = True
-        try:
-            attachments = [self._attached(*pair) for pair in zip(data[::2], data[1::2], strict=True)]
-            report = self.interpreter.execute(packed, attachments)
-            return report if report.answer and is_large(report.answer) else report.pack()
-        finally:
-            self.busy, self.used_at = False, time.monotonic()
-
-    def _attached(self, payload: Payload | None, array: Any) -> Payload | Exception | None:
-        if isinstance(array, Exception):
-            return array
-        return payload and self.adopted.admit(payload.with_array(array))
-
-    def _get_ready(self) -> None:
-        """Prepare the thread that executes programs; some of PyTorch's settings are the thread's own."""
-        device = self.interpreter.device
-        torch.set_num_threads(self.setup.threads)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        choose_attention(device)
-        keep_freed_memory()
-        self.ready = True
-
-    def is_idle(self) -> bool:
-        """Whether no client has asked for anything for longer than a session may be idle, and than a round of looks.
-
-        Another worker may have become busy since it looked last.
-        """
-        limit = self.setup.limits.idle_timeout
-        return limit is not None and not self.busy and time.monotonic() - self.used_at > limit + LOOK_ROUND_S
-
-    def release(self, gone: Collection[int]) -> None:
-        """Free what clients that are gone have made."""
-        if gone:
-            self.registry.free([handle for handle, _ in self.registry if handle // HANDLES_PER_CLIENT in gone])
-        for client in gone:
-            self.interpreter.forget(client)
-
-
-def _peers(setup: Setup, worker: Worker) -> Peers:
-    store, group = PrefixStore("session", connect_store()), RenewableGroup(setup.timeout_s)
-    return Peers(store, rank=worker.rank, world_size=worker.world_size, group=group, timeout_s=setup.timeout_s)
-
-
-_hosted: _Hosted | None = None
-
-
-def serve(setup: Setup) -> None:
-    """Host a session in this process until a client ends it, or all ranks have been idle: the train function."""
-    global _hosted
-    worker = Worker.current()
-    _hosted = hosted = _Hosted(setup, worker)
-    actor = ray.get_runtime_context().current_actor
-    with leaving_process_group():
-        ray.get(setup.host.join.remote(worker.rank, actor, os.getpid()))
-        while not hosted.ended.wait(LOOK_ROUND_S):
-            gone, is_over = ray.get(setup.host.look.remote(worker.rank, hosted.is_idle()))
-            if is_over:
-                break
-            hosted.release(set(gone))  # each round: its last program may still be running
+if TYPE_CHECKING:
+    from raytorch.session.program import Report
 
 
 class SessionWorker(WorkerActor):
-    """The actor of a worker that hosts a session.
+    """The actor of a worker that hosts a session, which :func:`raytorch.session.worker_session.serve` begins.
 
     Its methods take bytes: a function, which Ray Train's own method takes, is pickled anew with each call.
     """
 
-    def run_program(self, packed: bytes, *data: Any) -> bytes | Report:
+    def run_program(self, packed: bytes, *data: Any) -> "bytes | Report":
         """Execute a program.
 
         Args:
@@ -180,18 +28,24 @@ class SessionWorker(WorkerActor):
         Returns:
             The report; as bytes if it is small, as Ray moves these faster than objects.
         """
-        assert _hosted, "the session has not begun"
-        return _hosted.run(packed, data)
+        from raytorch.session.worker_session import hosted_session
 
-    def run_relayed(self, packed: bytes, described: bytes, references: list[Any]) -> bytes | Report:
-        """Execute a program that came through the host; see :meth:`run_program` and :func:`describe_data`."""
-        assert _hosted, "the session has not begun"
-        return _hosted.run(packed, _received(described, references))
+        return hosted_session().run(packed, data)
+
+    def run_relayed(self, packed: bytes, described: bytes, references: list[Any]) -> "bytes | Report":
+        """Execute a program that came through the host.
+
+        See :meth:`run_program` and :func:`raytorch.session.worker_session.describe_data`.
+        """
+        from raytorch.session.worker_session import hosted_session, receive_data
+
+        return hosted_session().run(packed, receive_data(described, references))
 
     def look(self) -> None:
         """Show that the worker is there, once it has done what it was asked for before."""
 
     def end_session(self) -> None:
-        """Let :func:`serve` return."""
-        assert _hosted
-        _hosted.ended.set()
+        """Let :func:`raytorch.session.worker_session.serve` return."""
+        from raytorch.session.worker_session import hosted_session
+
+        hosted_session().ended.set()

@@ -17,7 +17,7 @@ from raytorch.errors import Cause, SessionError, SessionLostError
 from raytorch.session.instruction_stream import Future, Parts
 from raytorch.session.program import Report
 from raytorch.session.tensor_transfer import INLINE, Payload
-from raytorch.session.worker_actor import Shipped, describe_data
+from raytorch.session.worker_session import Shipped, describe_data
 
 LAST_WORD_S = 8.0
 """Seconds for which a lost worker's cause is waited for."""

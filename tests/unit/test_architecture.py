@@ -97,8 +97,8 @@ ROOMS = {
         "function_names",
         "interception interpreter remote_tensor",
         "recorder remote_objects",
-        "session worker_actor",
-        "worker_connection",
+        "session worker_session",
+        "worker_actor worker_connection",
         "open_or_join",
         "connect",
     ],
@@ -144,7 +144,7 @@ WITHOUT_TORCH = """
     system errors config runs cluster sweeps service cli __main__
     datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
     datasets.preparation training.driver training.failures training.monitor training.run_record training.stopping
-    session.connect session.host scaling.picture scaling.study scaling.table
+    session.connect session.host session.worker_actor scaling.picture scaling.study scaling.table
 """
 """Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 

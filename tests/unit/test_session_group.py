@@ -8,11 +8,11 @@ import torch
 
 from raytorch.distributed import Worker
 from raytorch.session import host as hosting
-from raytorch.session import worker_actor
+from raytorch.session import worker_session
 from raytorch.session.host import SessionHost
 from raytorch.session.open_or_join import Group
 from raytorch.session.recorder import HANDLES_PER_CLIENT
-from raytorch.session.worker_actor import Limits, Setup, serve
+from raytorch.session.worker_session import Limits, Setup, serve
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
     def look(rank: int, is_idle: bool) -> tuple[list[int], bool]:
         nonlocal rounds
         rounds += 1
-        hosted: Any = worker_actor._hosted
+        hosted: Any = worker_session._hosted
         assert theirs not in hosted.registry
         hosted.registry.put(theirs, torch.ones(1))
         hosted.registry.put(mine, torch.ones(1))
@@ -51,14 +51,14 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
     )
     context = SimpleNamespace(current_actor=None)
     monkeypatch.setattr(
-        worker_actor, "ray", SimpleNamespace(get=lambda value: value, get_runtime_context=lambda: context)
+        worker_session, "ray", SimpleNamespace(get=lambda value: value, get_runtime_context=lambda: context)
     )
-    monkeypatch.setattr(worker_actor, "LOOK_ROUND_S", 0.0)
-    monkeypatch.setattr(worker_actor, "_hosted", None)
+    monkeypatch.setattr(worker_session, "LOOK_ROUND_S", 0.0)
+    monkeypatch.setattr(worker_session, "_hosted", None)
     monkeypatch.setattr(Worker, "current", lambda: Worker(0, 1, torch.device("cpu")))
     serve(Setup(host, Limits(), threads=1))
     assert rounds == 3
-    assert [handle for handle, _ in worker_actor._hosted.registry] == [mine]
+    assert [handle for handle, _ in worker_session._hosted.registry] == [mine]
 
 
 def test_a_session_is_over_once_all_its_workers_have_been_idle_at_once() -> None:

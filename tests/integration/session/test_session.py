@@ -335,6 +335,12 @@ def test_a_name_is_taken_once_and_must_be_there(session: Session) -> None:
         session.get(10**12)
 
 
+def test_only_the_workers_import_torch(session: Session) -> None:
+    transport: Any = session._transport
+    for actor in (transport._host, transport._fit._trainer.controller):
+        assert "torch" not in ray.get(actor.__ray_call__.remote(lambda self: set(sys.modules)))
+
+
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
