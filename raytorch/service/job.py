@@ -171,19 +171,19 @@ def failure_told(output: str) -> Failure | None:
     if rank is None and (failure := _told_by_ray_train(output)):
         return failure
     if (traceback := last_traceback(output)) is not None:
-        return _raised(traceback, output, rank)
+        return _raised(traceback, rank)
     if lost := re.findall(r"^rank \d+ was lost: .*$", output, re.MULTILINE):
-        return Failure(cause_told(output, "\n".join(lost)), "\n".join(lost), rank)
-    return _advised(output)
-
-
-def _advised(output: str) -> Failure | None:
-    """A failure that is told in one line, above raytorch's advice on its cause; None without one."""
-    lines = output.splitlines()
-    for cause in Cause:
-        if cause.advice and (place := next((n for n, line in enumerate(lines) if line == cause.advice), 0)):
-            return Failure(cause, lines[place - 1])
+        return Failure(cause_told("\n".join(lost)), "\n".join(lost), rank)
     return None
+
+
+def failure_raised(kind: str, module: str, message: str, traceback: str) -> Failure:
+    """The failure of a script that an exception has ended; what Ray and raytorch raise tells of a worker's."""
+    told = failure_told(traceback) if module.partition(".")[0] in ("ray", "raytorch") else None
+    if told is not None:
+        return told
+    message = message.partition("\n")[0] or kind
+    return Failure(cause_told(f"{kind}: {message}"), message, None, shortened(traceback.rstrip("\n")), kind)
 
 
 def _told_by_ray_train(output: str) -> Failure | None:
@@ -195,23 +195,20 @@ def _told_by_ray_train(output: str) -> Failure | None:
 
 def _of_rank(rank: int, text: str) -> Failure:
     if (traceback := last_traceback(text)) is not None:
-        return _raised(traceback, text, rank)
+        return _raised(traceback, rank)
     # A lost worker: a line, many on which worker it was, and then Ray's reason.
     said, _, reason = text.split("\n\n")[0].partition("\n)\n")
     message = (reason if "health check failed" in said else said).strip() or text.strip()
-    return Failure(cause_told(text, message), message.partition("\n")[0], rank)
+    return Failure(cause_told(message), message.partition("\n")[0], rank)
 
 
-def _raised(traceback: str, output: str, rank: int | None) -> Failure:
+def _raised(traceback: str, rank: int | None) -> Failure:
     kind, message = exception_of(traceback)
-    return Failure(cause_told(output, f"{kind}: {message}"), message, rank, shortened(traceback), kind)
+    return Failure(cause_told(f"{kind}: {message}"), message, rank, shortened(traceback), kind)
 
 
-def cause_told(output: str, error: str) -> Cause:
-    """The cause of a failure by raytorch's own advice on it, if a program printed that, else by the error's words."""
-    for cause in Cause:
-        if cause.advice and cause.advice in output:
-            return cause
+def cause_told(error: str) -> Cause:
+    """The cause of a failure by the error's words."""
     return next((cause for cause, words in _WORDS.items() if re.search(words, error)), Cause.ERROR)
 
 

@@ -4,10 +4,13 @@ The script runs as it would alone. In FOLDER are then ``summary.json``, listed b
 ``logs/driver.log``. Exit status: the script's own. Imports neither torch nor ray.
 """
 
+import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -22,17 +25,17 @@ from raytorch.errors import Cause, RunExistsError, StorageError, UserError
 from raytorch.runs.catalog import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.runs.records import write_end
 from raytorch.runs.storage import LiveFiles, RunFolder, split
-from raytorch.service import secrets
-from raytorch.service.job import Failure, failure_told
-from raytorch.service.tracebacks import ended, plain
+from raytorch.service import exception_at_exit, secrets
+from raytorch.service.job import Failure, failure_raised, failure_told
+from raytorch.service.tracebacks import plain
 from raytorch.system.processes import POLL_S, Process, adopt_orphans, children, end_children, living_children
 from raytorch.system.safe_text import shown
 
 LOG = "logs/driver.log"
 TAIL = 64 * 1024
-"""Bytes at the end of the output in which a traceback is looked for."""
+"""Bytes of the output's end that are kept for its last lines."""
 LAST_LINES = 5
-"""Shown of the output where no traceback says why the script ended."""
+"""Shown of the output where no exception ended the script."""
 LEFT_WAIT_S = 10.0
 """Seconds that processes which the script left behind have for ending by themselves, and then once more when asked."""
 
@@ -43,6 +46,7 @@ class ScriptRun:
     def __init__(self, folder: RunFolder, command: list[str]) -> None:
         self._folder, self._started = folder, time.time()
         self._stopping, self._tail = False, b""
+        self._raised: dict[str, str] | None = None
         self._command = command
         self._summary: dict[str, Any] = {
             "name": folder.name,
@@ -66,8 +70,9 @@ class ScriptRun:
             try:
                 with LiveFiles(self._folder) as files:
                     self._write(seen=_now())
-                    with files.extend(LOG) as written:
-                        status = self._follow(Output(LOG, written.raw), files)
+                    with files.extend(LOG) as written, tempfile.TemporaryDirectory(prefix="raytorch-script-") as own:
+                        status = self._follow(Output(LOG, written.raw), files, Path(own))
+                        self._raised = _raised(Path(own))
                     self._conclude(status)
             except StorageError as error:
                 if self._summary["state"] == "running":  # nothing has been run
@@ -86,12 +91,17 @@ class ScriptRun:
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
-    def _follow(self, log: "Output", files: LiveFiles) -> int:
-        """Start the script, pass its output on, and wait for its end."""
+    def _follow(self, log: "Output", files: LiveFiles, own: Path) -> int:
+        """Start the script, pass its output on, and wait for its end; ``own`` is an empty folder."""
         adopt_orphans()
         others = children()
+        (own / exception_at_exit.NAME).write_bytes(Path(exception_at_exit.__file__).read_bytes())
+        path = os.pathsep.join(filter(None, [str(own), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(  # noqa: S603 - what the user submitted
-            [sys.executable, *self._command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, *self._command[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": path},
         )
         if self._stopping:
             process.terminate()  # the request came before there was a script that it could reach
@@ -144,8 +154,8 @@ class ScriptRun:
 
     def _error(self, status: int) -> dict[str, Any]:
         output = plain(self._tail.decode(errors="replace"))
-        told = failure_told(output)
-        if told is None or not _explains(told, output, status):
+        told = failure_raised(**self._raised) if self._raised else _told_of_ranks(output)
+        if told is None:
             return {"cause": Cause.ERROR, "kind": "ExitStatus", "message": _last_words(output, status)}
         error: dict[str, Any] = {"cause": told.cause, "message": told.message}
         if told.rank is not None:
@@ -202,9 +212,18 @@ def main() -> None:
     sys.exit(status)
 
 
-def _explains(told: Failure, output: str, status: int) -> bool:
-    """Whether what a script's output says of a failure is why it ended, and not of one that it coped with."""
-    return told.traceback is None or told.rank is not None or ended(output, status)
+def _raised(own: Path) -> dict[str, str] | None:
+    """The exception that ended the script, as its process has noted it; None if none did."""
+    with suppress(OSError, ValueError):
+        raised: dict[str, str] = json.loads((own / exception_at_exit.REPORT).read_bytes())
+        return raised
+    return None
+
+
+def _told_of_ranks(output: str) -> Failure | None:
+    """What the output says of a run that the script has started as a command, and which ended it."""
+    told = failure_told(output)
+    return told if told and told.rank is not None else None
 
 
 def _losses(*receivers: Output) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Tracebacks in a program's output: Python's own, and those inside the errors of Ray and Ray Train."""
 
 import re
-import signal
+from itertools import takewhile
 
 from raytorch.errors import message_of_group
 
@@ -24,15 +24,6 @@ _SNIPPET = re.compile(r"^(.*)\[Rank (\d+)[\d,]* Error Snippet\]:\n", re.MULTILIN
 _CUT = re.compile(r"\.\.\.\n(\.\.\. \(Output truncated.*)\n(.*)")
 _CUT_LENGTH = 499
 """What Ray Train shows after a cut, less the last line's end."""
-_AT_EXIT = re.compile(
-    r"\s|$"
-    r"|\(.*(?:pid=\d+|raylet|autoscaler|gcs_server).*\) "  # a worker's line, passed on by Ray
-    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\t[A-Z]+ \S+:\d+ -- "  # Ray's logger
-    r"|\[(?:\d{4}-\d\d-\d\d .*|[A-Z]\d{4} .*|rank\d+)\]"  # Ray's and PyTorch's C++
-    r"|\S+:\d+: \w*Warning: "  # the interpreter's
-)
-"""Begins a line that may follow the traceback which ended a program."""
-_AT_TOP = re.compile(r'.*\n(?:  \|)? +File ".*", line \d+, in <module>$', re.MULTILINE)
 
 
 def plain(output: str) -> str:
@@ -47,29 +38,21 @@ def lines_of(output: str) -> list[str]:
 
 def last_traceback(output: str) -> str | None:
     """The last traceback that a program wrote, to its exception; None if it wrote none."""
-    found = last_and_rest(output)
-    return found[0] if found else None
-
-
-def last_and_rest(output: str) -> tuple[str, list[str]] | None:
-    """The last traceback that a program wrote, and the lines after it; None if it wrote none."""
     start = output.rfind(HEAD)
     if start < 0:
         return None
     begin = output.rfind("\n", 0, start) + 1
     before = output[begin:start]  # Ray puts the process in front of a worker's lines
     if _IN_GROUP.search(before) and (heads := list(_GROUP_HEAD.finditer(output))):
-        return _group_and_rest(output, heads[-1])
+        return _last_group(output, heads[-1])
     lines = [line.removeprefix(before) for line in lines_of(output[begin:])]
-    end = _end(lines)
-    return "\n".join(lines[: end + 1]), lines[end + 1 :]
+    return "\n".join(lines[: _end(lines) + 1])
 
 
-def _group_and_rest(output: str, head: re.Match[str]) -> tuple[str, list[str]]:
-    """An exception group's traceback, whose lines all begin with a margin, and the lines after it."""
+def _last_group(output: str, head: re.Match[str]) -> str:
+    """An exception group's traceback, whose lines all begin with a margin."""
     lines = [line.removeprefix(head[1]) for line in lines_of(output[head.start() :])]
-    end = next((n for n, line in enumerate(lines) if not re.match(r" +[|+]", line)), len(lines))
-    return "\n".join(lines[:end]), lines[end:]
+    return "\n".join(takewhile(lambda line: re.match(r" +[|+]", line), lines))
 
 
 def _end(lines: list[str]) -> int:
@@ -135,20 +118,3 @@ def _without_cut(text: str) -> str:
         return f" ...\n  {cut[1]}\n{rest}"
 
     return _CUT.sub(frame, text)
-
-
-def ended(output: str, status: int) -> bool:
-    """Whether a script's last traceback, without a rank's failure in it, is why the script ended.
-
-    Args:
-        output: What the script wrote, with a traceback in it.
-        status: Its exit status, or minus the number of the signal that killed it.
-    """
-    found = last_and_rest(output)
-    assert found is not None
-    traceback, rest = found
-    if all(_AT_EXIT.match(line) for line in rest):
-        return True
-    # An exception's message may have many lines, and libraries write at exit. One that was coped with and logged begins
-    # where it was caught, which is seldom at the script's top.
-    return status in (1, -signal.SIGINT) and _AT_TOP.match(traceback) is not None

@@ -116,7 +116,7 @@ ROOMS = {
         "study",
     ],
     "service": [
-        "http projects secrets tracebacks",
+        "exception_at_exit http projects secrets tracebacks",
         "dashboard job packages",
         "logs script",
         "client",

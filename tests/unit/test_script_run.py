@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -103,6 +104,8 @@ ENDS = "the script ended with exit status "
     ("then", "message"),
     [
         ("sys.exit('no data set')", "1\nno data set"),
+        ("try: 1 / 0\nexcept ArithmeticError: traceback.print_exc()\nsys.exit('no data set')", "1\nno data set"),
+        ("sys.excepthook(OSError, OSError('x'), None); sys.exit('no data set')", "1\nno data set"),
         ("print('on\\n\\n10%\\r20%\\n\\x1b[31mred\\x1b[0m'); sys.exit(3)", "3\non\n20%\nred"),
     ],
 )
@@ -137,7 +140,8 @@ atexit.register(end)
         "print('before')\nraise ValueError('one\\ntwo\\nthree')",
         f"{AT_EXIT}raise ValueError('one')",
         f"{RAYS}try: raise ValueError('one')\nexcept LookupError: pass",
-        f"{RAYS}import traceback\ntry: raise ValueError('one')\nexcept ValueError: traceback.print_exc(); exit(3)",
+        "import sys\nsys.excepthook = lambda *_: print('rich: it broke')\nraise ValueError('one')",
+        "import os\nif not os.fork(): raise KeyError('of a fork')\nos.wait()\nraise ValueError('one')",
         "try:\n  raise OSError\nexcept OSError as error:\n  raise ValueError('one') from error\n",
     ],
 )
@@ -146,7 +150,82 @@ def test_an_exception_that_ended_a_script_may_have_lines_after_it(tmp_path: Path
         process.communicate()
     error = summary(tmp_path)["error"]
     assert (error["kind"], error["message"]) == ("ValueError", "one")
-    assert error["traceback"].endswith("\nValueError: one")
+    assert "\nValueError: one" in error["traceback"]
+
+
+PLAIN = """
+import inspect, json, multiprocessing, os, pickle, subprocess, sys, threading, warnings
+import cloudpickle
+import beside
+
+
+class Own:
+    pass
+
+
+def work(queue):
+    queue.put([__name__, Own.__module__, sys.excepthook is sys.__excepthook__])
+
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn")
+    queue = process.Queue()
+    child = process.Process(target=work, args=[queue])
+    child.start()
+    of_child = queue.get()
+    child.join()
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    main = sys.modules["__main__"]
+    code = "import sys; print('sitecustomize' in sys.modules, sys.path)"
+    told = [
+        [sys.argv, sys.path, sys.orig_argv[1:], __file__, repr(__spec__), __package__, sorted(vars(main))],
+        [len(inspect.stack()), sys.excepthook is sys.__excepthook__, os.environ.get("PYTHONPATH"), beside.NAME],
+        [of_child, sorted(os.environ), subprocess.check_output([sys.executable, "-c", code], text=True)],
+        [type(cloudpickle.loads(cloudpickle.dumps(Own()))).__module__, b"Own" in pickle.dumps(Own())],
+        [sys.modules["sitecustomize"].__file__ if "sitecustomize" in sys.modules else None],
+    ]
+    print(json.dumps(told, indent=1))
+    raise ValueError("the end") from KeyError("x")
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_script_runs_as_it_would_alone(tmp_path: Path, own: bool) -> None:
+    (tmp_path / "beside.py").write_text("NAME = __name__")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import sys; sys.argv_of_site = True")
+    environment = {"PYTHONPATH": f"{site}:{tmp_path}/none"} if own else {}
+    with start(tmp_path, PLAIN, "-x", "a b", environment=environment) as process:
+        output = process.communicate()[0]
+    alone = subprocess.run(
+        [sys.executable, "job.py", "-x", "a b"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        check=False,
+    )
+    assert re.sub(r"Thread-\d+|0x\w+", "", output) == re.sub(r"Thread-\d+|0x\w+", "", alone.stdout)
+    assert (f"{site}/sitecustomize.py" in output) is own
+    assert process.returncode == alone.returncode == 1
+    error = summary(tmp_path)["error"]
+    assert (error["kind"], error["message"]) == ("ValueError", "the end")
+    assert alone.stdout.replace(f"{tmp_path}/", "").endswith(f"{error['traceback']}\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGSEGV", "SIGTERM"])
+def test_a_script_that_a_signal_ends(tmp_path: Path, name: str) -> None:
+    number = signal.Signals[name]
+    source = f"import os, sys\nos.kill(os.getpid(), {int(number)})\nimport time; time.sleep(60)"
+    with start(tmp_path, source, preexec_fn=limit_files) as process:
+        process.communicate(timeout=60)
+    record = summary(tmp_path)
+    assert record["exit_status"] == -number
+    assert record["error"]["message"].startswith(f"the script was killed by signal {int(number)}")
 
 
 def test_a_script_that_is_stopped_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""Notes which exception ended a script, in the script's own process.
+
+Python itself imports this file as ``sitecustomize``, from a folder that stands in ``PYTHONPATH`` until then, so that
+the script runs as it would alone: as ``__main__``, with no frame, exception hook or argument that is not its own.
+Imports nothing else at its top.
+"""
+
+import os
+import sys
+
+NAME = "sitecustomize.py"
+REPORT = "exception.json"
+"""Beside it, where an exception ended the script: its class, message and traceback."""
+
+
+def _begin(folder: str) -> None:
+    """Take the folder out of the environment, which the script's children inherit, and do the user's own after it."""
+    import atexit
+
+    before = os.environ.pop("PYTHONPATH")[len(folder + os.pathsep) :]
+    if before:
+        os.environ["PYTHONPATH"] = before
+    sys.path.remove(folder)
+    atexit.register(_write, folder, os.getpid())  # the first, thus called last
+    del sys.modules["sitecustomize"]
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - if there is none, the importer passes over that
+
+
+def _write(folder: str, process: int) -> None:
+    error = getattr(sys, "last_value", None)  # set by the interpreter for what nothing caught, whatever hook printed it
+    if error is None or os.getpid() != process:  # in a fork
+        return
+    if isinstance(error, KeyboardInterrupt):  # the imports below would keep Python from ending by the signal
+        return
+    import json
+    import traceback
+
+    from raytorch.errors import message_of
+
+    report = {
+        "kind": type(error).__name__,
+        "module": type(error).__module__,
+        "message": message_of(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:  # noqa: PTH118, PTH123 - light
+        json.dump(report, file)
+
+
+if __name__ == "sitecustomize":
+    _begin(os.path.dirname(__file__))  # noqa: PTH120 - light
