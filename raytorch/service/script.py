@@ -10,11 +10,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ from raytorch.service.job import Failure, failure_raised, failure_told
 from raytorch.service.tracebacks import plain
 from raytorch.system.processes import POLL_S, Process, adopt_orphans, children, end_children, living_children
 from raytorch.system.safe_text import shown
+from raytorch.system.temporary_folders import temporary_folder
 
 LOG = "logs/driver.log"
 TAIL = 64 * 1024
@@ -70,9 +70,9 @@ class ScriptRun:
             try:
                 with LiveFiles(self._folder) as files:
                     self._write(seen=_now())
-                    with files.extend(LOG) as written, tempfile.TemporaryDirectory(prefix="raytorch-script-") as own:
-                        status = self._follow(Output(LOG, written.raw), files, Path(own))
-                        self._raised = _raised(Path(own))
+                    with files.extend(LOG) as written, _noting_exceptions() as own:
+                        status = self._follow(Output(LOG, written.raw), files, own)
+                        self._raised = _raised(own) if own else None
                     self._conclude(status)
             except StorageError as error:
                 if self._summary["state"] == "running":  # nothing has been run
@@ -91,17 +91,16 @@ class ScriptRun:
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
-    def _follow(self, log: "Output", files: LiveFiles, own: Path) -> int:
-        """Start the script, pass its output on, and wait for its end; ``own`` is an empty folder."""
+    def _follow(self, log: "Output", files: LiveFiles, own: Path | None) -> int:
+        """Start the script, pass its output on, and wait for its end; ``own`` is that of :func:`_noting_exceptions`."""
         adopt_orphans()
         others = children()
-        (own / exception_at_exit.NAME).write_bytes(Path(exception_at_exit.__file__).read_bytes())
-        path = os.pathsep.join(filter(None, [str(own), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(own or ""), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(  # noqa: S603 - what the user submitted
             [sys.executable, *self._command[1:]],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | ({"PYTHONPATH": path} if own else {}),
         )
         if self._stopping:
             process.terminate()  # the request came before there was a script that it could reach
@@ -210,6 +209,18 @@ def main() -> None:
     except UserError as error:
         sys.exit(shown(error))
     sys.exit(status)
+
+
+@contextmanager
+def _noting_exceptions() -> Iterator[Path | None]:
+    """A folder with what notes the exception that ends a script; None if there is no room for it."""
+    with ExitStack() as stack:
+        own = None
+        with suppress(OSError):
+            folder = stack.enter_context(temporary_folder())
+            (folder / exception_at_exit.NAME).write_bytes(Path(exception_at_exit.__file__).read_bytes())
+            own = folder
+        yield own
 
 
 def _raised(own: Path) -> dict[str, str] | None:

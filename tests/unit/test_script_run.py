@@ -73,6 +73,16 @@ def test_a_script_that_raises(tmp_path: Path) -> None:
     assert 'File "job.py", line 3' in error["traceback"]
 
 
+def test_a_script_that_raises_where_there_is_no_room_for_a_note_of_it(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / f"raytorch-{os.getuid()}").write_text("in the way")
+    with start(tmp_path, "1 / 0", environment={"TMPDIR": str(tmp_path / "tmp")}) as process:
+        output = process.communicate()[0]
+    assert process.returncode == 1
+    assert output.endswith("ZeroDivisionError: division by zero\n")
+    assert "ZeroDivisionError: division by zero" in summary(tmp_path)["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("source", "status", "message"),
     [
