@@ -59,10 +59,10 @@ def connect(
     resources = contextlib.ExitStack()
     try:
         resources.enter_context(joined_ray(address))
+        from raytorch.session.host import Limits
         from raytorch.session.open_or_join import Group, Guest, Owner
         from raytorch.session.session import Session  # not before Ray's settings are chosen
         from raytorch.session.worker_connection import Connection
-        from raytorch.session.worker_session import Limits
 
         if workers is None and name is not None:
             connection: Connection = Guest(name, resources)

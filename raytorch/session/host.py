@@ -7,6 +7,7 @@ client.
 """
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,6 +21,28 @@ SILENCE_S = 20.0
 """Seconds of silence after which such a client counts as gone."""
 LARGE_PROGRAM = 64 * 1024
 """Bytes from which a program goes to the workers through the object store, once for all."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a session may take; None for no limit."""
+
+    max_bytes: int | None = None
+    """Bytes of tensors that handles may hold on each worker."""
+    idle_timeout: float | None = None
+    """Seconds without a call after which the session ends."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know of its session."""
+
+    host: Any
+    """Handle of the :class:`SessionHost`."""
+    limits: Limits
+    threads: int
+    timeout_s: float = 1800
+    """Seconds for which a rank waits for the others."""
 
 
 class SessionHost:

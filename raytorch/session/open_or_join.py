@@ -11,11 +11,11 @@ import ray.train
 
 from raytorch.cluster.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 from raytorch.errors import SessionError, SessionLostError
-from raytorch.session.host import BEAT_S, find_host, start_host
+from raytorch.session.host import BEAT_S, Limits, Setup, find_host, start_host
 from raytorch.session.instruction_stream import Future
 from raytorch.session.worker_actor import SessionWorker
 from raytorch.session.worker_connection import LAST_WORD_S, Connection, brief
-from raytorch.session.worker_session import Limits, Setup, Shipped, serve
+from raytorch.session.worker_session import Shipped, serve
 from raytorch.system.temporary_folders import temporary_folder
 
 START_POLL_S = 0.05

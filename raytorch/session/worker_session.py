@@ -6,7 +6,6 @@ import pickle
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,6 +16,7 @@ from raytorch.distributed import Worker, leaving_process_group
 from raytorch.distributed.collectives import agree_through
 from raytorch.distributed.process_group import RenewableGroup, connect_store
 from raytorch.errors import SessionError
+from raytorch.session.host import Setup
 from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
 from raytorch.session.rank_agreement import Peers
@@ -29,16 +29,6 @@ from raytorch.training.precision import choose_attention
 
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a session may take; None for no limit."""
-
-    max_bytes: int | None = None
-    """Bytes of tensors that handles may hold on each worker."""
-    idle_timeout: float | None = None
-    """Seconds without a call after which the session ends."""
 
 
 Shipped = tuple[Payload | None, Any]
@@ -68,18 +58,6 @@ def _array(reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
         return SessionError(f"the data is lost with the client that sent it: {type(error).__name__}")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a worker needs to know of its session."""
-
-    host: Any
-    """Handle of the :class:`~raytorch.session.host.SessionHost`."""
-    limits: Limits
-    threads: int
-    timeout_s: float = 1800
-    """Seconds for which a rank waits for the others."""
 
 
 class HostedSession:
