@@ -12,9 +12,9 @@ UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist load
 quickstart: .venv/.installed
 	$(BIN)/raytorch train configs/quickstart.yaml
 
-# The unit tests side by side; those that start Ray, which takes all cores, one after the other. Both are run.
+# The unit tests side by side, then those that start Ray, of which two at a time keep two cores busy. Both are run.
 test: lint
-	$(UNIT); unit=$$?; $(BIN)/pytest tests/integration tests/chaos tests/gpu; exit $$(( unit ? unit : $$? ))
+	$(UNIT); unit=$$?; $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 2 --dist loadgroup; exit $$(( unit ? unit : $$? ))
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .

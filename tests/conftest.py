@@ -26,6 +26,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # as in an embedded Ray: not behind all else that the machine does
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what shares a Ray to one process of ``--dist loadgroup``: a file's tests, or those of a whole package."""
+    for item in items:
+        package = item.path.parent
+        shared = package if (package / "__init__.py").exists() else item.path
+        item.add_marker(pytest.mark.xdist_group(shared.name))
+
+
 @pytest.fixture(scope="session")
 def mnist_archives() -> list[Path]:
     """The real MNIST as it is published: four *-ubyte.gz."""

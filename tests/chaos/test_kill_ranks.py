@@ -13,7 +13,7 @@ from whole_runs import assert_bitwise_equal, plan, weights
 from raytorch.config import RunConfig
 from raytorch.runs.plan import RunPlan
 
-KILLS = int(os.environ.get("RAYTORCH_KILLS", "8"))
+KILLS = int(os.environ.get("RAYTORCH_KILLS", "4"))
 """How often the run is killed; the suite is content with few."""
 END_S = 120
 """Longest wait for processes, on whatever machine."""

@@ -37,7 +37,7 @@ from raytorch.service.job import failure_told
 
 QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
 SECRET = "f4fb3fcf-a-secret"
-JOBS = int(os.environ.get("RAYTORCH_TEST_JOBS", "6"))
+JOBS = int(os.environ.get("RAYTORCH_TEST_JOBS", "4"))
 """Jobs that are sent at once; the suite is content with few."""
 TINY = ["model=mlp", "epochs=1", "scaling.workers=1", "batch_size=256", "logging.tensorboard=false"]
 
@@ -219,7 +219,7 @@ def test_many_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Client)
     script = cluster.home / "project" / "square.py"
     script.write_text(SQUARE_SCRIPT)
     # Most are scripts, which start sooner.
-    ids = [client.submit(config).id if n % 6 == 0 else client.submit_script(script, [str(n)]).id for n in range(JOBS)]
+    ids = [client.submit(config).id if n % 4 == 0 else client.submit_script(script, [str(n)]).id for n in range(JOBS)]
     assert len(set(ids)) == JOBS
     jobs = [client.wait(job) for job in ids]
     assert {job.state for job in jobs} == {"finished"}, [job.failure for job in jobs if job.failure]

@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 import yaml
+from commands import wait_until
 
 from raytorch.config.file import load
 from raytorch.runs.catalog import list_runs, read_history, read_summary
@@ -26,13 +25,13 @@ from raytorch.training.driver import train
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 EPOCHS = 8
-RATES = [1e-2, 2e-2, 1e-6, 2e-6, 1e30]
-"""Good ones, ones that learn nothing and are stopped early, and one with which the loss becomes infinite."""
+RATES = [1e-2, 1e-6, 2e-6, 1e30]
+"""A good one, ones that learn nothing and are stopped early, and one with which the loss becomes infinite."""
 
 
 @pytest.fixture
 def sweep_file(tmp_path: Path) -> Path:
-    """Five trials of one worker; an epoch takes about half a second."""
+    """Four trials of one worker; an epoch takes about half a second."""
     sweep = {
         "name": "rates",
         "run": {
@@ -63,15 +62,15 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     states = {row["trial"]: row["state"] for row in summary["trials"]}
     assert summary["state"] == "finished"
     assert set(states.values()) == {"finished", "stopped early", "failed"}
-    assert states["trial-004"] == "failed"
+    assert states["trial-003"] == "failed"
     early = [row for row in summary["trials"] if row["state"] == "stopped early"]
     assert len(early) >= 2
     assert all(row["epoch"] < EPOCHS for row in early)
     assert len(list_runs(str(folder))) == len(RATES)  # each a full run
     for name, text in before.items():  # was not touched again
         assert (Path(folder.path) / name / "summary.json").read_text() == text
-    assert "the loss became" in summary["trials"][4]["error"]
-    diverged = read_summary(place(folder, "trial-004"))
+    assert "the loss became" in summary["trials"][3]["error"]
+    diverged = read_summary(place(folder, "trial-003"))
     assert (diverged["restarts"], diverged["error"]["kind"]) == (0, "DivergedError")
 
     rows = list(csv.DictReader((Path(folder.path) / "results.csv").read_text().splitlines()))
@@ -146,11 +145,3 @@ def has_just_begun(folder: RunFolder) -> bool:
 
 def count(folder: RunFolder, state: str) -> int:
     return sum(summary["state"] == state for summary in list_runs(str(folder)))
-
-
-def wait_until(condition: Any, command: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert command is None or command.poll() is None, command.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from matplotlib.image import imread
 
 RAYTORCH = Path(sys.executable).with_name("raytorch")
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def scale(config: Path, *arguments: Any) -> "subprocess.CompletedProcess[str]":
-    command = [RAYTORCH, "scale", config, "--workers", *arguments]
+    address = ray.get_runtime_context().gcs_address
+    command = [RAYTORCH, "scale", config, "--address", address, "--workers", *arguments]
     return subprocess.run(list(map(str, command)), cwd=config.parent, capture_output=True, text=True, timeout=240)
 
 
