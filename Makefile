@@ -4,7 +4,8 @@
 # make docs builds the site of docs/ into site/.
 PYTHON ?= python3
 BIN := .venv/bin
-UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadfile
+UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadgroup
+WITH_RAY = $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 2 --dist loadgroup
 
 .PHONY: quickstart test lint format unit docs clean
 .DELETE_ON_ERROR:
@@ -14,7 +15,7 @@ quickstart: .venv/.installed
 
 # The unit tests side by side, then those that start Ray, of which two at a time keep two cores busy. Both are run.
 test: lint
-	$(UNIT); unit=$$?; $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 2 --dist loadgroup; exit $$(( unit ? unit : $$? ))
+	$(UNIT); unit=$$?; $(WITH_RAY); exit $$(( unit ? unit : $$? ))
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .

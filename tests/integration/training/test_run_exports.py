@@ -13,7 +13,7 @@ from raytorch import onnx
 from raytorch.serialization import load_model
 
 COMMAND = Path(sys.executable).with_name("raytorch")
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "export.py"
+JOB = Path(__file__).resolve().parents[3] / "jobs" / "export.py"
 
 
 def said(folder: Path, *command: object) -> str:
