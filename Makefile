@@ -4,7 +4,7 @@
 # make docs builds the site of docs/ into site/.
 PYTHON ?= python3
 BIN := .venv/bin
-UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadgroup
+UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadfile
 WITH_RAY = $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 2 --dist loadgroup
 
 .PHONY: quickstart test lint format unit docs clean
