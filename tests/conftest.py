@@ -26,13 +26,17 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # as in an embedded Ray: not behind all else that the machine does
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what shares a Ray to one process of ``--dist loadgroup``: a file's tests, or those of a whole package."""
-    for item in items:
-        package = item.path.parent
-        shared = package if (package / "__init__.py").exists() else item.path
-        item.add_marker(pytest.mark.xdist_group(shared.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under ``--dist loadscope``, leave what shares a Ray to one process: the tests of a file, or of a package."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = config.rootpath / nodeid.partition("::")[0]
+            return str(file.parent if (file.parent / "__init__.py").exists() else file)
+
+    return ByRay(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")
