@@ -27,7 +27,7 @@ WAITING_S = 60.0
 class ProgressDisplay:
     """A line for each evaluation and, on a terminal, a live one below them.
 
-    Call it with each :class:`~raytorch.training.monitor.Status`; use it as a context manager.
+    Call it with each :class:`~raytorch.runs.status.Status`; use it as a context manager.
     """
 
     def __init__(self, console: Console, name: str) -> None:

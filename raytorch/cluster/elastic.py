@@ -15,6 +15,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
+from raytorch.runs.status import MonitorHandle
+
 LOOK_ROUND_S = 1.0
 """Seconds between two looks at what room there is."""
 ANSWER_WAIT_S = 5.0
@@ -31,7 +33,7 @@ class SavingElasticPolicy(ElasticScalingPolicy):
     Runs in Ray Train's controller. A change is a planned restart, which ``failure.max_restarts`` does not count.
     """
 
-    def __init__(self, scaling_config: ray.train.ScalingConfig, monitor: Any) -> None:
+    def __init__(self, scaling_config: ray.train.ScalingConfig, monitor: MonitorHandle) -> None:
         super().__init__(scaling_config)
         self._monitor = monitor
         self._looked_at = float("-inf")

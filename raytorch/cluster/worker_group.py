@@ -109,7 +109,7 @@ class WorkerGroupTrainer(DataParallelTrainer):
 
     def __init__(
         self,
-        function: Callable[[dict[str, Any]], None],
+        function: Callable[..., None],
         *,
         scaling_policy: Any = None,
         worker_class: type[RayTrainWorker] = RayTrainWorker,

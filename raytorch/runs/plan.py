@@ -12,6 +12,7 @@ from raytorch.errors import ConfigError, RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, find_run
 from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
 from raytorch.runs.records import CheckpointManifest
+from raytorch.runs.status import MonitorHandle
 from raytorch.runs.storage import RunFolder, absolute, in_job, is_relative, locate
 
 LONGEST_NAME = 128
@@ -28,6 +29,16 @@ class RunPlan:
     def folder(self) -> RunFolder:
         """The run's folder."""
         return RunFolder(self.config.storage, self.config.name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker of a run."""
+
+    plan: RunPlan
+    monitor: MonitorHandle
+    started: float
+    """When the command began, in seconds since 1970."""
 
 
 def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:

@@ -15,7 +15,7 @@ from raytorch.config.file import load
 from raytorch.datasets.files import check
 from raytorch.errors import RunExistsError, TrainingError, UserError
 from raytorch.runs.metrics import versions
-from raytorch.runs.plan import RunPlan, plan_run
+from raytorch.runs.plan import Job, RunPlan, plan_run
 from raytorch.runs.storage import RunFolder, join, locate, split
 from raytorch.training.driver import train
 from raytorch.training.stopping import Watch
@@ -163,7 +163,7 @@ def compared(sizes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _train_timed(job: dict[str, Any], *, warmup: int, steps: int) -> None:
+def _train_timed(job: Job, *, warmup: int, steps: int) -> None:
     from raytorch.scaling.timed_training import train_timed
 
     train_timed(job, warmup=warmup, steps=steps)

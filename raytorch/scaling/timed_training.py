@@ -9,12 +9,13 @@ from torch import Tensor
 from raytorch.datasets import MicroBatch
 from raytorch.distributed import Worker
 from raytorch.distributed.collectives import all_gather
+from raytorch.runs.plan import Job
 from raytorch.runs.storage import LiveFiles
 from raytorch.scaling.step_timer import StepTimer
-from raytorch.training.loop import Job, Training, train
+from raytorch.training.loop import Training, train
 
 
-def train_timed(job: dict[str, Any], *, warmup: int, steps: int) -> None:
+def train_timed(job: Job, *, warmup: int, steps: int) -> None:
     """Take ``warmup`` optimizer steps, and then time ``steps`` on every worker; for a worker of the group.
 
     The run's outcome has ``step_times``: the steps that were timed, and a dict of ``samples`` and of ``seconds``, those
@@ -22,11 +23,11 @@ def train_timed(job: dict[str, Any], *, warmup: int, steps: int) -> None:
     :class:`~raytorch.scaling.step_timer.StepTotals`.
 
     Args:
-        job: The fields of a :class:`~raytorch.training.loop.Job`.
+        job: What to train.
         warmup: Steps that are not timed, in which memory is taken and kernels are chosen.
         steps: Steps that are timed; the run's own length limits them.
     """
-    train(Job(**job), lambda *part: TimedTraining(*part, warmup=warmup, steps=steps))
+    train(job, lambda *part: TimedTraining(*part, warmup=warmup, steps=steps))
 
 
 class TimedTraining(Training):

@@ -337,8 +337,8 @@ class _Record:
 
     def lose_ray(self, error: Exception) -> TrainingError:
         """Write down that a part of Ray was lost; returns the exception to raise."""
+        from raytorch.runs.status import Status
         from raytorch.training.failures import diagnose
-        from raytorch.training.monitor import Status
 
         details = diagnose(error, Status())
         self._update({"state": "failed", "error": details})

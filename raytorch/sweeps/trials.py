@@ -18,9 +18,9 @@ from raytorch.config import Asha, RunConfig
 from raytorch.errors import RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
 from raytorch.runs.plan import RunPlan, plan_resume
+from raytorch.runs.status import Status
 from raytorch.runs.storage import RunFolder
 from raytorch.training.driver import train
-from raytorch.training.monitor import Status
 
 NEVER = 10**9
 """More epochs than any run has."""

@@ -2,21 +2,23 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from raytorch.cluster.capacity import require_resources
 from raytorch.cluster.joining import joined_ray, prepare_ray
 from raytorch.datasets.files import check
-from raytorch.runs.plan import RunPlan
+from raytorch.runs.plan import Job, RunPlan
+from raytorch.runs.status import MonitorHandle, Status
 from raytorch.training.run_record import RunRecord
 from raytorch.training.stopping import Watch, abandon_workers, leave_workers, wait_for_end
 
 RESIZE_INTERVAL_S = 60.0
 """Seconds between two looks for room for more workers, while an elastic run trains with fewer than it may have."""
 
-Work = Callable[[dict[str, Any]], None]
-"""What a worker does, given the fields of a :class:`~raytorch.training.loop.Job`."""
+Work = Callable[[Job], None]
+"""What a worker does."""
 
 
 def train(
@@ -59,13 +61,13 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
 
     from raytorch.cluster.ray_watch import RayWatch
     from raytorch.cluster.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
-    from raytorch.training.monitor import Status, start_monitor
+    from raytorch.training.monitor import start_monitor
 
     with record.kept():
         monitor = start_monitor()
         forget_snapshot(plan.folder)
         free_abandoned_resources()
-        fit = BackgroundFit(_build_trainer(plan, monitor, record.started, work))
+        fit = BackgroundFit(_build_trainer(Job(plan, monitor, record.started), work))
         status = Status()
 
         def see(news: Status) -> bool | None:
@@ -89,13 +91,13 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
         raise record.fail(fit.error, status) from None
 
 
-def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> Any:
+def _build_trainer(job: Job, work: Work) -> Any:
     import ray.train
 
     from raytorch.cluster.worker_group import ProcessGroupConfig, WorkerGroupTrainer
     from raytorch.training.failures import StopOnFinalFailure
 
-    config, scaling = plan.config, plan.config.scaling
+    config, scaling = job.plan.config, job.plan.config.scaling
     elastic = scaling.min_workers != scaling.max_workers
     scaling_config = ray.train.ScalingConfig(
         num_workers=(scaling.min_workers, scaling.max_workers) if elastic else scaling.max_workers,
@@ -104,27 +106,26 @@ def _build_trainer(plan: RunPlan, monitor: Any, started: float, work: Work) -> A
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
     return WorkerGroupTrainer(
-        work,
-        train_loop_config={"config": config, "monitor": monitor, "started": started},
+        partial(work, job),
         backend_config=ProcessGroupConfig(scaling.resolved_backend, scaling.timeout_s),
         scaling_config=scaling_config,
-        **(_elastic_options(scaling_config, monitor) if elastic else {}),
+        **(_elastic_options(scaling_config, job.monitor) if elastic else {}),
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=config.storage,
             failure_config=ray.train.FailureConfig(max_failures=config.failure.max_restarts),
-            callbacks=[StopOnFinalFailure(monitor)],
+            callbacks=[StopOnFinalFailure(job.monitor)],
         ),
     )
 
 
-def _elastic_options(scaling_config: Any, monitor: Any) -> dict[str, Any]:
+def _elastic_options(scaling_config: Any, monitor: MonitorHandle) -> dict[str, Any]:
     from raytorch.cluster.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
 
     return {"scaling_policy": SavingElasticPolicy(scaling_config, monitor), "environment": EXPECTING_LOST_NODES}
 
 
-def _train_on_worker(job: dict[str, Any]) -> None:
-    from raytorch.training.loop import Job, train  # torch is imported here, on the worker
+def _train_on_worker(job: Job) -> None:
+    from raytorch.training.loop import train  # torch is imported here, on the worker
 
-    train(Job(**job))
+    train(job)

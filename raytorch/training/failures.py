@@ -12,7 +12,7 @@ import ray.train
 from raytorch.cluster.ray_watch import HeadLostError, RayletLostError, is_raylet_lost
 from raytorch.cluster.worker_group import lost_workers
 from raytorch.errors import Cause, is_storage_fault
-from raytorch.training.monitor import Failure, Status
+from raytorch.runs.status import Failure, MonitorHandle, Status
 
 NODE_NOTICE_S = 20.0
 """Ray takes a node for dead some 15 s after it fell silent."""
@@ -42,7 +42,7 @@ _PARTS = {
 class StopOnFinalFailure(ray.train.UserCallback):
     """Keeps Ray Train from restarting a run whose failure a restart would only meet again."""
 
-    def __init__(self, monitor: Any) -> None:
+    def __init__(self, monitor: MonitorHandle) -> None:
         self._monitor = monitor
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

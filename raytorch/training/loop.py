@@ -1,7 +1,7 @@
 """The training loop on a worker.
 
-Every worker of a run calls :func:`train` with the same :class:`Job`. All of them take the same decisions (stop, save,
-give up), because these follow from numbers that are reduced over all workers.
+Every worker of a run calls :func:`train` with the same :class:`~raytorch.runs.plan.Job`. All of them take the same
+decisions (stop, save, give up), because these follow from numbers that are reduced over all workers.
 """
 
 import logging
@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from raytorch.config import RunConfig
 from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load
 from raytorch.distributed import (
     Worker,
@@ -36,7 +34,8 @@ from raytorch.models.tasks import build_task, require_enough_samples
 from raytorch.optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_folders import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
-from raytorch.runs.storage import LiveFiles, RunFolder
+from raytorch.runs.plan import Job
+from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
 from raytorch.training.checkpoint import Checkpoints, SavedState, open_checkpoint
 from raytorch.training.monitor import DriverLink, telling_failures
@@ -49,17 +48,6 @@ EVALUATION_BATCH = 512
 """Samples per forward pass of a worker in evaluation."""
 
 logger = logging.getLogger("raytorch")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to every worker."""
-
-    config: RunConfig
-    monitor: Any
-    """Handle of the run's :class:`~raytorch.training.monitor.RunMonitor`."""
-    started: float
-    """When the command began, in seconds since 1970."""
 
 
 def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | None" = None) -> None:
@@ -77,7 +65,7 @@ def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | N
     job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
     with (
         telling_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
-        LiveFiles(RunFolder(job.config.storage, job.config.name)) as files,
+        LiveFiles(job.plan.folder) as files,
         log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
         telling_failures(job.monitor, worker.rank, failure_cause),
         leaving_process_group(),
@@ -93,9 +81,9 @@ class Training:
     """One worker's part in a run."""
 
     def __init__(self, job: Job, worker: Worker, files: LiveFiles) -> None:
-        self.job, self.config, self.worker, self.files = job, job.config, worker, files
-        self.folder = RunFolder(job.config.storage, job.config.name)
-        config, device = job.config, worker.device
+        self.job, self.worker, self.files = job, worker, files
+        self.config, self.folder = job.plan.config, job.plan.folder
+        config, device = self.config, worker.device
         seed_everything(config.seed)
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
         choose_attention(device)

@@ -5,13 +5,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.errors import Cause, RaytorchError, UserError, message_of
+from raytorch.runs.status import Failure, MonitorHandle, Status
 from raytorch.training.stopping import Wish
 
 PROGRESS_INTERVAL_S = 0.5
@@ -20,55 +20,6 @@ ANSWER_WAIT_S = 0.1
 
 logger = logging.getLogger("raytorch")
 _TOLD = "_raytorch_told"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception that one worker raised."""
-
-    rank: int
-    kind: str
-    """Name of the exception's class."""
-    message: str
-    traceback: str
-    """The worker's own traceback, without Ray's frames."""
-    cause: Cause
-    expected: bool
-    """Whether it is one of raytorch's own errors, whose message alone tells what to do."""
-    user_error: bool
-    """Whether the input has to change."""
-    time: float = field(default_factory=time.time)
-    """Seconds since 1970."""
-
-
-@dataclass
-class Status:
-    """What the workers have said so far."""
-
-    progress: dict[str, Any] | None = None
-    """Rank 0's newest numbers; None until the workers have started."""
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """The outcome of each evaluation."""
-    outcome: dict[str, Any] | None = None
-    """What the run came to; None until it has ended well."""
-    pids: dict[int, int] = field(default_factory=dict)
-    """The newest process of each rank there has been."""
-    nodes: dict[int, str] = field(default_factory=dict)
-    """The node of each rank of the newest attempt, by Ray's name for it."""
-    failures: list[Failure] = field(default_factory=list)
-    """The newest attempt's failures, and earlier ones that were final."""
-    attempts: int = 0
-    resizes: int = 0
-    """How many of the restarts were planned, to go on with more or fewer workers."""
-    begun_at: float | None = None
-    """When the first attempt was ready to train, in seconds since 1970."""
-    stopping: bool = False
-    """Whether the workers have been asked to end."""
-
-    @property
-    def cause(self) -> Failure | None:
-        """The failure that started it all: the first final one, else the first."""
-        return min(self.failures, key=lambda failure: (not failure.cause.is_final, failure.time), default=None)
 
 
 class RunMonitor:
@@ -135,9 +86,10 @@ class RunMonitor:
         self._status.resizes += 1
 
 
-def start_monitor() -> Any:
+def start_monitor() -> MonitorHandle:
     """Start the actor; its handle travels to the workers with their job."""
-    return start_here(RunMonitor)
+    handle: MonitorHandle = start_here(RunMonitor)
+    return handle
 
 
 def start_here(kind: type) -> Any:
@@ -149,7 +101,7 @@ def start_here(kind: type) -> Any:
 class DriverLink:
     """Rank 0's line to the driver; never waits long for it."""
 
-    def __init__(self, monitor: Any) -> None:
+    def __init__(self, monitor: MonitorHandle) -> None:
         self._monitor = monitor
         self._news: dict[str, Any] = {}
         self._answer: Any = None
@@ -182,7 +134,7 @@ class DriverLink:
 
 
 @contextmanager
-def telling_failures(monitor: Any, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
+def telling_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
     """Pass an exception in the block on to the driver, and log it, before it is raised further.
 
     Of blocks inside each other the innermost does that.

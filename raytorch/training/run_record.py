@@ -15,6 +15,7 @@ from raytorch.runs.catalog import CONFIG_FILE, HEARTBEAT_S, SUMMARY_FILE
 from raytorch.runs.metrics import versions
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.records import write_end
+from raytorch.runs.status import Failure, Status
 from raytorch.system.processes import Process
 
 logger = logging.getLogger("raytorch")
@@ -62,13 +63,13 @@ class RunRecord:
         finally:
             ended.set()
 
-    def end(self, status: Any) -> dict[str, Any]:
+    def end(self, status: Status) -> dict[str, Any]:
         """Write down what the run came to; returns the summary.
 
         Raises:
             StorageError: It could not be written down.
         """
-        outcome = dict(status.outcome)
+        outcome = dict(status.outcome or {})
         first_step_at, seconds = outcome["first_step_at"], outcome.pop("seconds")
         return self._told(
             self._conclude(
@@ -76,7 +77,7 @@ class RunRecord:
                 {
                     **outcome,
                     "first_step_s": round(first_step_at - self.started, 2) if first_step_at else None,
-                    "seconds": {"startup": round(status.begun_at - self.started, 2), **seconds},
+                    "seconds": {"startup": round((status.begun_at or self.started) - self.started, 2), **seconds},
                 },
             )
         )
@@ -89,7 +90,7 @@ class RunRecord:
         """
         return self._told(self._close({"state": "stopped", "seconds": self._seconds()}, only_while="running"))
 
-    def fail(self, error: Exception, status: Any) -> Exception:
+    def fail(self, error: Exception, status: Status) -> Exception:
         """Write down a failure; returns the exception to raise."""
         from raytorch.training.failures import diagnose
 
@@ -102,7 +103,7 @@ class RunRecord:
             return UserError(told.message)
         return TrainingError(f"{_explain(details, told)}\nlogs: {self._folder}/logs")
 
-    def _conclude(self, status: Any, values: dict[str, Any]) -> bool:
+    def _conclude(self, status: Status, values: dict[str, Any]) -> bool:
         restarts = max(0, status.attempts - 1 - status.resizes)
         seconds = values.get("seconds", {}) | self._seconds()
         return self._close(values | {"restarts": restarts, "resizes": status.resizes, "seconds": seconds})
@@ -138,11 +139,11 @@ class RunRecord:
         return True
 
 
-def _explain(details: dict[str, Any], told: Any) -> str:
+def _explain(details: dict[str, Any], told: Failure | None) -> str:
     """What a person reads of a failure."""
     if "traceback" not in details:
         text = details["message"]
-    elif told.expected:
+    elif told and told.expected:
         text = told.message
     else:
         text = f"rank {details['rank']} failed\n{details['traceback']}"

@@ -10,13 +10,14 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
+from raytorch.runs.status import MonitorHandle, Status
 from raytorch.system.processes import living_children
 
 POLL_INTERVAL_S = 0.25
 ABANDON_S = 15.0
 """Longest wait for workers to end when a part of Ray was lost."""
-Watch = Callable[[Any], bool | None]
-"""Called several times a second with the run's :class:`~raytorch.training.monitor.Status`. The answer True ends the
+Watch = Callable[[Status], bool | None]
+"""Called several times a second with the run's :class:`~raytorch.runs.status.Status`. The answer True ends the
 run after a last checkpoint, as Ctrl-C does."""
 
 INTERVAL_S = 2.0
@@ -69,7 +70,7 @@ def steps_ahead(steps: int, seconds: float) -> int:
     return max(1, min(2 * steps, int(INTERVAL_S * steps / max(seconds, 1e-9))))
 
 
-def wait_for_end(fit: Any, monitor: Any, watch: Watch, parts: Any) -> bool:
+def wait_for_end(fit: Any, monitor: MonitorHandle, watch: Watch, parts: Any) -> bool:
     """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised.
 
     The answer is False if the run was to stop before it had any workers, which may never come.
@@ -103,7 +104,7 @@ def abandon_workers(fit: Any, error: Exception) -> None:
         fit.done.wait(ABANDON_S)
 
 
-def leave_workers(fit: Any, monitor: Any) -> None:
+def leave_workers(fit: Any, monitor: MonitorHandle) -> None:
     """Let workers save and stop by themselves; what waits for workers would have them train a step when they come."""
     import ray
 

@@ -19,8 +19,9 @@ from whole_runs import plan
 
 from raytorch.errors import TrainingError
 from raytorch.runs.catalog import read_summary
+from raytorch.runs.plan import Job
+from raytorch.runs.status import Status
 from raytorch.training import driver
-from raytorch.training.monitor import Status
 
 SAMPLES, BATCH, EPOCHS = 1_500, 64, 12
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
@@ -67,7 +68,7 @@ def nodes() -> Iterator[Nodes]:
     nodes.close()
 
 
-def train_and_record(job: dict[str, Any]) -> None:
+def train_and_record(job: Job) -> None:
     """Train, and write down after each step which samples this rank was given.
 
     A group of one takes its time, so that there is some to add a node, and saves only when it is asked to.
@@ -106,7 +107,7 @@ def train_and_record(job: dict[str, Any]) -> None:
 
     loop.load = load_recording  # type: ignore[assignment]
     loop.Training.train_step = step_recorded  # type: ignore[method-assign]
-    loop.train(loop.Job(**job))
+    loop.train(job)
 
 
 class Trajectory:

@@ -19,10 +19,10 @@ from whole_runs import assert_bitwise_equal, plan, weights
 from raytorch.errors import TrainingError
 from raytorch.runs.catalog import read_history, read_summary
 from raytorch.runs.checkpoint_folders import latest_checkpoint
-from raytorch.runs.plan import RunPlan
+from raytorch.runs.plan import Job, RunPlan
+from raytorch.runs.status import Status
 from raytorch.runs.storage import RunFolder
 from raytorch.training.driver import train
-from raytorch.training.monitor import Status
 
 KILLS = int(os.environ.get("RAYTORCH_KILLS", "1"))
 """How often a run is killed; the suite is content with few."""
@@ -30,12 +30,12 @@ ALONE = {"epochs": 100_000, "scaling": {"workers": 1}}
 ENDLESS = ["--set", "epochs=100000", "--set", "scaling.workers=1"]
 
 
-def train_and_tell_steps(job: dict[str, Any]) -> None:
+def train_and_tell_steps(job: Job) -> None:
     """Train, and write down each step."""
     from raytorch.training import loop
 
     killing.tell_steps()
-    loop.train(loop.Job(**job))
+    loop.train(job)
 
 
 @pytest.mark.timeout(600 + 180 * KILLS)

@@ -48,7 +48,8 @@ ROOMS = {
         "metrics storage",
         "records",
         "catalog checkpoint_folders",
-        "curves plan",
+        "curves status",
+        "plan",
     ],
     "datasets": [
         "augmentation download file_errors",

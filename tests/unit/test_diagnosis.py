@@ -15,9 +15,9 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 
 from raytorch.cluster import ray_watch
 from raytorch.errors import Cause
+from raytorch.runs.status import Failure, Status
 from raytorch.training import failures
 from raytorch.training.failures import diagnose
-from raytorch.training.monitor import Failure, Status
 
 HERE, THERE = "the driver's node", "another"
 

@@ -7,7 +7,8 @@ import pytest
 import ray
 
 from raytorch.errors import Cause, DataError, DivergedError
-from raytorch.training.monitor import DriverLink, Failure, RunMonitor, telling_failures
+from raytorch.runs.status import Failure
+from raytorch.training.monitor import DriverLink, RunMonitor, telling_failures
 from raytorch.training.stopping import Wish
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from raytorch.cli import progress
 from raytorch.cli.progress import DownloadDisplay, ProgressDisplay, print_summary
+from raytorch.runs.status import Status
 from raytorch.runs.storage import BASE
-from raytorch.training.monitor import Status
 
 NEWS = {
     "phase": "training",

@@ -14,10 +14,10 @@ import pytest
 from raytorch.config import RunConfig
 from raytorch.errors import Cause, DataError, StorageError, TrainingError, UserError
 from raytorch.runs.plan import RunPlan, plan_run
+from raytorch.runs.status import Failure, Status
 from raytorch.runs.storage import RunFolder, reaching
 from raytorch.system.processes import Process
 from raytorch.training import run_record
-from raytorch.training.monitor import Failure, Status
 from raytorch.training.run_record import RunRecord
 
 OUTCOME = {"state": "finished", "accuracy": 0.9, "first_step_at": None, "seconds": {"training": 2.0}}

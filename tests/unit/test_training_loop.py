@@ -17,10 +17,11 @@ from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError
 from raytorch.runs import storage
 from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.plan import Job, RunPlan
 from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.training import loop, monitor
 from raytorch.training.checkpoint import open_checkpoint
-from raytorch.training.loop import Job, Training
+from raytorch.training.loop import Training
 
 
 class Monitor:
@@ -53,7 +54,7 @@ def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
     config = RunConfig.model_validate(run | {"name": name, "storage": "s3://bucket"})
     folder = RunFolder(config.storage, config.name)
     with LiveFiles(folder) as files:
-        part = Training(Job(config, told or Monitor(), 0.0), Worker(0, 1, torch.device("cpu")), files)
+        part = Training(Job(RunPlan(config), told or Monitor(), 0.0), Worker(0, 1, torch.device("cpu")), files)
         try:
             part.restore()
             part.run()

@@ -18,6 +18,7 @@ from raytorch.distributed import Worker, failure_cause
 from raytorch.distributed.collectives import all_reduce
 from raytorch.errors import StorageError, TrainingError
 from raytorch.runs.catalog import read_summary
+from raytorch.runs.plan import Job
 from raytorch.training import driver
 from raytorch.training.monitor import telling_failures
 
@@ -49,7 +50,7 @@ def wait_for_a_rank_that_hangs() -> None:
     all_reduce(torch.ones(1))
 
 
-def fill_the_disk(job: dict[str, Any]) -> None:
+def fill_the_disk(job: Job) -> None:
     """Train while no file may grow beyond some bytes, as on a disk that is full."""
     if Worker.current().rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
@@ -61,11 +62,11 @@ def fail(
 ) -> tuple[str, dict[str, Any]]:
     """Run ``do`` on the workers; returns what is raised and what is written down."""
 
-    def on_worker(job: dict[str, Any]) -> None:
+    def on_worker(job: Job) -> None:
         rank = Worker.current().rank
         if rank == 0:
-            ray.get(job["monitor"].begin_attempt.remote())
-        with telling_failures(job["monitor"], rank, failure_cause):
+            ray.get(job.monitor.begin_attempt.remote())
+        with telling_failures(job.monitor, rank, failure_cause):
             do()
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

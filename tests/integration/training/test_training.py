@@ -23,10 +23,10 @@ from raytorch.errors import ResourceError, RunExistsError, TrainingError, UserEr
 from raytorch.models.networks import build_model
 from raytorch.runs.catalog import list_runs, read_history, read_summary
 from raytorch.runs.checkpoint_folders import latest_checkpoint
-from raytorch.runs.plan import RunPlan, plan_resume
+from raytorch.runs.plan import Job, RunPlan, plan_resume
+from raytorch.runs.status import Status
 from raytorch.runs.storage import RunFolder
 from raytorch.training.driver import train
-from raytorch.training.monitor import Status
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -90,7 +90,7 @@ def test_two_workers_equal_one_process_with_the_joined_batch(
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def train_slowly(job: dict[str, Any]) -> None:
+def train_slowly(job: Job) -> None:
     """Train with a pause after each step, so that there is time to stop in the middle of an epoch."""
     from raytorch.training import loop
 
@@ -101,7 +101,7 @@ def train_slowly(job: dict[str, Any]) -> None:
         time.sleep(0.3)
 
     loop.Training.train_step = step_and_pause  # type: ignore[method-assign]
-    loop.train(loop.Job(**job))
+    loop.train(job)
 
 
 def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(

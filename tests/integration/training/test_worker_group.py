@@ -28,9 +28,9 @@ from raytorch.cluster.worker_group import (
     free_abandoned_resources,
 )
 from raytorch.runs.catalog import read_summary
+from raytorch.runs.status import Status
 from raytorch.runs.storage import RunFolder
 from raytorch.training.driver import train
-from raytorch.training.monitor import Status
 
 
 class TorchInController(ray.train.UserCallback):
@@ -164,10 +164,10 @@ def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from raytorch.config import RunConfig
-from raytorch.runs.plan import plan_run
+from raytorch.runs.plan import Job, plan_run
 from raytorch.training.driver import _build_trainer, _train_on_worker
 plan = plan_run(RunConfig(epochs=1, storage={str(tmp_path)!r}), "mine")
-_build_trainer(plan, monitor=None, started=0.0, work=_train_on_worker)
+_build_trainer(Job(plan, monitor=None, started=0.0), _train_on_worker)
 print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
