@@ -31,6 +31,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.runs.storage import RunFolder
+from raytorch.system.background import BackgroundWork
 
 START_POLL_S = 0.05
 ANSWER_POLL_S = 0.5
@@ -150,19 +151,12 @@ class WorkerGroupTrainer(DataParallelTrainer):
         raise RuntimeError("the workers were abandoned")
 
 
-class BackgroundFit:
-    """A trainer that runs in a thread of its own, so that this one can do other things and take Ctrl-C.
-
-    Attributes:
-        done: Set when the workers have ended.
-        error: Why they ended, if not well.
-    """
+class BackgroundFit(BackgroundWork):
+    """A trainer's workers, started and waited for in the background."""
 
     def __init__(self, trainer: WorkerGroupTrainer) -> None:
-        self.error: Exception | None = None
-        self.done = threading.Event()
         self._trainer = trainer
-        threading.Thread(target=self._run, daemon=True).start()
+        super().__init__(self._fit)
 
     def end(self) -> None:
         """End at once, also what waits for workers, and take back what is held or asked for."""
@@ -178,15 +172,11 @@ class BackgroundFit:
         self._trainer.abandon()
         self.done.wait(4 * ANSWER_POLL_S)
 
-    def _run(self) -> None:
+    def _fit(self) -> None:
         try:
             self._trainer.fit()
-        except Exception as error:
-            self.error = error
         except SystemExit:  # so Ray ends the calls that wait when it is shut down
-            self.error = RuntimeError("Ray was shut down")
-        finally:
-            self.done.set()
+            raise RuntimeError("Ray was shut down") from None
 
 
 def lost_workers(error: Exception) -> dict[int, Exception]:

@@ -28,6 +28,7 @@ from raytorch.runs.storage import RunFolder, split
 from raytorch.sweeps.file import Sweep, recorded_sweep
 from raytorch.sweeps.result_files import BEST_FILE, write_results
 from raytorch.sweeps.results import Result, find_best, read_result
+from raytorch.system.background import BackgroundWork
 from raytorch.system.safe_text import shown
 from raytorch.system.temporary_folders import temporary_folder
 
@@ -35,7 +36,6 @@ SWEEP_FILE = "sweep.yaml"
 """What was asked for, with the run in it."""
 RECORD_FILE = "sweep.json"
 """How far the sweep has come, and in the end what it came to."""
-POLL_INTERVAL_S = 0.25
 logger = logging.getLogger("raytorch")
 _QUIET_TUNE = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
@@ -144,15 +144,23 @@ def _run_trials(plan: SweepPlan, record: "_Record", watch: Watch) -> dict[str, A
     from raytorch.cluster.ray_watch import RayWatch
     from raytorch.sweeps.trial_monitor import start_board
 
-    def show(news: Any, stopping: bool) -> None:
-        watch(_status(before, news, record, stopping))
+    stopping = False
+
+    def look() -> None:
+        record.keep()
+        watch(_status(before, parts.wait_for(board.news.remote()), record, stopping))
+
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
+        board.end_all.remote()
 
     try:
         with RayWatch() as parts:
             board = start_board()
-            tuning = _Tuning(plan, board, [result.is_over for result in before], record.stopped)
-            tuning.start()
-            stopping = _follow(tuning, board, parts, record, show)
+            tuning = BackgroundWork(lambda: _tune(plan, board, [result.is_over for result in before], record.stopped))
+            tuning.follow(look, stop)
+            record.keep()
         if tuning.error:
             raise tuning.error
     except RayError as error:
@@ -160,23 +168,6 @@ def _run_trials(plan: SweepPlan, record: "_Record", watch: Watch) -> dict[str, A
     results = plan.results(record.stopped)
     watch(SweepStatus([result.row() for result in results], stopping))
     return record.end(results, stopping)
-
-
-def _follow(tuning: "_Tuning", board: Any, parts: Any, record: "_Record", show: Callable[[Any, bool], None]) -> bool:
-    """Wait for the end; answers whether Ctrl-C has brought it about. Raises RayError if a part of Ray is lost."""
-    stopping = False
-    while True:
-        try:
-            if tuning.done.wait(POLL_INTERVAL_S):
-                record.keep()
-                return stopping
-            record.keep()
-            show(parts.wait_for(board.news.remote()), stopping)
-        except KeyboardInterrupt:
-            if stopping:
-                raise
-            stopping = True
-            board.end_all.remote()
 
 
 def _status(
@@ -193,63 +184,42 @@ def _status(
     return SweepStatus(trials, stopping)
 
 
-class _Tuning:
-    """Ray Tune, in a thread of its own.
+def _tune(plan: SweepPlan, board: Any, over: Sequence[bool], stopped: dict[int, float]) -> None:
+    """Let Ray Tune run the trials to their end."""
+    with temporary_folder() as scratch, _without_output():
+        _build_tuner(plan, board, over, stopped, str(scratch)).fit()
 
-    Attributes:
-        done: Set when the trials have ended.
-        error: Why they ended, if not by themselves.
-    """
 
-    def __init__(self, plan: SweepPlan, board: Any, over: Sequence[bool], stopped: dict[int, float]) -> None:
-        self._plan, self._board, self._over, self._stopped = plan, board, over, stopped
-        self.done = threading.Event()
-        self.error: Exception | None = None
+def _build_tuner(plan: SweepPlan, board: Any, over: Sequence[bool], stopped: dict[int, float], scratch: str) -> Any:
+    from ray import tune
 
-    def start(self) -> None:
-        """Begin with the trials."""
-        threading.Thread(target=self._run, daemon=True).start()
+    from raytorch.sweeps.trials import GentleAsha, TrialJob, TrialRun
 
-    def _run(self) -> None:
-        try:
-            with temporary_folder() as scratch, _without_output():
-                self._build(str(scratch)).fit()
-        except Exception as error:
-            self.error = error
-        finally:
-            self.done.set()
-
-    def _build(self, scratch: str) -> Any:
-        from ray import tune
-
-        from raytorch.sweeps.trials import GentleAsha, TrialJob, TrialRun
-
-        config = self._plan.sweep.config
-        trials, folder = self._plan.sweep.trials, self._plan.folder.address
-        configs = [placed(trial.config, trial.name, folder) for trial in trials]
-        jobs = [TrialJob(run, over) for run, over in zip(configs, self._over, strict=True)]
-        mode = "max" if config.metric == "accuracy" else "min"
-        trainable = tune.with_parameters(TrialRun, jobs=jobs, board=self._board)
-        return tune.Tuner(
-            tune.with_resources(
-                trainable, {"memory": 1}
-            ),  # a byte, for Tune refuses nothing at all: the run's workers hold what it needs
-            param_space={"number": tune.grid_search(list(range(len(jobs))))},
-            tune_config=tune.TuneConfig(
-                scheduler=config.asha and GentleAsha(config.asha, config.metric, mode, self._board, self._stopped),
-                max_concurrent_trials=config.concurrency or _concurrency(configs),
-                reuse_actors=True,
-                trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
-                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03}",
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
+    config = plan.sweep.config
+    trials, folder = plan.sweep.trials, plan.folder.address
+    configs = [placed(trial.config, trial.name, folder) for trial in trials]
+    jobs = [TrialJob(run, over) for run, over in zip(configs, over, strict=True)]
+    mode = "max" if config.metric == "accuracy" else "min"
+    trainable = tune.with_parameters(TrialRun, jobs=jobs, board=board)
+    return tune.Tuner(
+        # A byte, for Tune refuses nothing at all: the run's workers hold what it needs.
+        tune.with_resources(trainable, {"memory": 1}),
+        param_space={"number": tune.grid_search(list(range(len(jobs))))},
+        tune_config=tune.TuneConfig(
+            scheduler=config.asha and GentleAsha(config.asha, config.metric, mode, board, stopped),
+            max_concurrent_trials=config.concurrency or _concurrency(configs),
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03}",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=scratch,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
 
 
 @contextmanager

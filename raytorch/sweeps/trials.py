@@ -20,6 +20,7 @@ from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
 from raytorch.runs.plan import RunPlan, plan_resume
 from raytorch.runs.status import Status
 from raytorch.runs.storage import RunFolder
+from raytorch.system.background import BackgroundWork
 from raytorch.training.driver import train
 
 NEVER = 10**9
@@ -85,7 +86,7 @@ def recorded_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
     return [{key: line[key] for key in ("epoch", "accuracy", "loss")} for line in tests]
 
 
-class BackgroundRun:
+class BackgroundRun(BackgroundWork):
     """A run that trains in a thread of its own."""
 
     def __init__(self, number: int, plan: RunPlan, board: Any) -> None:
@@ -93,10 +94,8 @@ class BackgroundRun:
         self._outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._seen = 0
         self._failed_for_good = False
-        self._error: Exception | None = None
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._train, daemon=True)
-        self._thread.start()
+        super().__init__(self._train)
 
     def evaluations(self) -> Iterator[dict[str, Any]]:
         """Their outcomes, as they come, until the run has ended."""
@@ -105,20 +104,19 @@ class BackgroundRun:
 
     def require_end(self) -> None:
         """Raise what a new attempt from the latest checkpoint may get over; other failures are in the run's records."""
-        final = isinstance(self._error, UserError) and not isinstance(self._error, RunExistsError)
-        if self._error and not final and not self._failed_for_good:
-            raise self._error
+        self.done.wait()
+        final = isinstance(self.error, UserError) and not isinstance(self.error, RunExistsError)
+        if self.error and not final and not self._failed_for_good:
+            raise self.error
 
     def stop(self) -> None:
         """Save a checkpoint and end; returns when it has."""
         self._stopped.set()
-        self._thread.join()
+        self.done.wait()
 
     def _train(self) -> None:
         try:
             train(self._plan, watch=self._watch)
-        except Exception as error:
-            self._error = error
         finally:
             self._outcomes.put(None)
 

@@ -12,7 +12,7 @@ from raytorch.datasets.files import check
 from raytorch.runs.plan import Job, RunPlan
 from raytorch.runs.status import MonitorHandle, Status
 from raytorch.training.run_record import RunRecord
-from raytorch.training.stopping import Watch, abandon_workers, leave_workers, wait_for_end
+from raytorch.training.stopping import Watch, abandon_workers, leave_workers
 
 RESIZE_INTERVAL_S = 60.0
 """Seconds between two looks for room for more workers, while an elastic run trains with fewer than it may have."""
@@ -70,16 +70,20 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
         fit = BackgroundFit(_build_trainer(Job(plan, monitor, record.started), work))
         status = Status()
 
-        def see(news: Status) -> bool | None:
+        def look() -> None:
             nonlocal status
-            status = news
-            return watch(news)
+            status = parts.wait_for(monitor.status.remote())
+            if watch(status):
+                monitor.request_stop.remote()
+            if status.stopping and not status.attempts:  # it may never have any workers
+                fit.end()
 
         try:
             with RayWatch() as parts:
-                if not wait_for_end(fit, monitor, see, parts):
-                    return record.abandon()
-                see(parts.wait_for(monitor.status.remote()))
+                fit.follow(look, monitor.request_stop.remote)
+                look()
+            if status.stopping and not status.attempts:
+                return record.abandon()
         except ray.exceptions.RayError as error:  # what the workers end with is in fit.error
             abandon_workers(fit, error)
             raise record.fail(error, status) from None

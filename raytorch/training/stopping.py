@@ -13,7 +13,6 @@ from typing import Any
 from raytorch.runs.status import MonitorHandle, Status
 from raytorch.system.processes import living_children
 
-POLL_INTERVAL_S = 0.25
 ABANDON_S = 15.0
 """Longest wait for workers to end when a part of Ray was lost."""
 Watch = Callable[[Status], bool | None]
@@ -68,29 +67,6 @@ def steps_ahead(steps: int, seconds: float) -> int:
     At most twice as many as before, so that a pace that was measured wrong does not put it off for long.
     """
     return max(1, min(2 * steps, int(INTERVAL_S * steps / max(seconds, 1e-9))))
-
-
-def wait_for_end(fit: Any, monitor: MonitorHandle, watch: Watch, parts: Any) -> bool:
-    """Wait for the end; the first Ctrl-C asks the workers to save and stop, the second is raised.
-
-    The answer is False if the run was to stop before it had any workers, which may never come.
-    """
-    stopping = False
-    while True:
-        try:
-            if fit.done.wait(POLL_INTERVAL_S):
-                return True
-            status = parts.wait_for(monitor.status.remote())
-            if watch(status):
-                monitor.request_stop.remote()
-            if status.stopping and not status.attempts:
-                fit.end()
-                return False
-        except KeyboardInterrupt:
-            if stopping:
-                raise
-            stopping = True
-            monitor.request_stop.remote()
 
 
 def abandon_workers(fit: Any, error: Exception) -> None:
