@@ -3,21 +3,21 @@
 import sys
 from pathlib import Path
 
+import raytorch
 from raytorch import onnx
-from raytorch.export import example, export_run
-from raytorch.runs.catalog import find_run
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.export import example
 from raytorch.serialization import load_model, read_architecture
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    folder = find_run(sys.argv[1], "runs")
-    path = Path(sys.argv[2] if len(sys.argv) > 2 else f"{folder.name}.onnx")
-    for difference in export_run(folder, "onnx", path):
+    run = raytorch.find_run(sys.argv[1])
+    path = Path(sys.argv[2] if len(sys.argv) > 2 else f"{run.name}.onnx")
+    for difference in run.export("onnx", path):
         print(f"{path}  {difference}")
 
-    weights = folder.file(f"{latest_checkpoint(folder)}/model.safetensors")  # a model again, in PyTorch
+    weights = path.with_suffix(".safetensors")  # a model again, in PyTorch
+    run.export("safetensors", weights)
     model = load_model(weights)
     inputs, _ = example(read_architecture(weights))
     with onnx.load(path) as graph:  # and without it

@@ -5,10 +5,9 @@ import argparse
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytorch.cluster.joining import joined_ray
+from raytorch.cluster import joined_ray
 from raytorch.config import Cifar10Data, MnistData
-from raytorch.datasets import prepare
-from raytorch.datasets.files import count
+from raytorch.datasets import count, prepare
 
 CONFIGS = {"mnist": MnistData, "cifar10": Cifar10Data}
 

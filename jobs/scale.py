@@ -5,9 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raytorch.scaling.picture import write_picture
-from raytorch.scaling.study import plan_study, run_study
-from raytorch.scaling.table import table
+from raytorch.scaling import plan_study, run_study, table, write_picture
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:

@@ -6,13 +6,12 @@ The cluster is that of RAY_API_SERVER_ADDRESS, by default the one whose dashboar
 import sys
 
 import raytorch
-from raytorch.config.file import load
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     client = raytorch.Client()
-    job = client.submit(load(sys.argv[1], overrides=sys.argv[2:]))
+    job = client.submit(raytorch.load(sys.argv[1], overrides=sys.argv[2:]))
     print(job.link)
     for text in client.follow(job.id):
         print(text, end="")

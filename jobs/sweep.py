@@ -6,10 +6,7 @@ import shlex
 
 from rich.console import Console
 
-from raytorch.runs.storage import BASE
-from raytorch.sweeps.file import load_sweep
-from raytorch.sweeps.live_table import SweepDisplay, print_sweep
-from raytorch.sweeps.sweep import SweepPlan, plan_resumed_sweep, plan_sweep, run_sweep
+from raytorch.sweeps import SweepDisplay, SweepPlan, load_sweep, plan_resumed_sweep, plan_sweep, print_sweep, run_sweep
 
 
 def planned() -> SweepPlan:
@@ -29,7 +26,7 @@ def planned() -> SweepPlan:
 
 def resuming() -> str:
     """The command that goes on with this sweep: in a submitted job it is to be submitted again."""
-    storage = os.environ.get(BASE)
+    storage = os.environ.get("RAYTORCH_STORAGE_BASE")
     if storage is None:
         return "python jobs/sweep.py --resume"
     return f"raytorch submit jobs/sweep.py --storage {shlex.quote(storage)} -- --resume"

@@ -2,17 +2,10 @@
 
 import sys
 
-from rich.console import Console
-
-from raytorch.cli.progress import ProgressDisplay, print_summary
-from raytorch.config.file import load
-from raytorch.runs.plan import plan_run
-from raytorch.training.driver import train
+import raytorch
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    plan = plan_run(load(sys.argv[1], overrides=sys.argv[2:]))
-    with ProgressDisplay(Console(stderr=True), plan.config.name) as display:
-        summary = train(plan, watch=display)
-    print_summary(Console(), summary)
+    result = raytorch.train(sys.argv[1], overrides=sys.argv[2:])
+    print(result.state, result.metrics, result.path)

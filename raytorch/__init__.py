@@ -4,32 +4,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raytorch import autograd, distributed, layers, losses, optimizers, tensor_ops
+    from raytorch import autograd, distributed, errors, layers, losses, optimizers, tensor_ops
+    from raytorch.config.run import RunConfig
     from raytorch.service.client import Client
     from raytorch.session import registry
     from raytorch.session.connect import connect
+    from raytorch.training.api import Result, find_run, list_runs, load, resume, train
 
 __version__ = "0.1.0"
 __all__ = [
     "Client",
+    "Result",
+    "RunConfig",
     "__version__",
     "autograd",
     "connect",
     "distributed",
+    "errors",
+    "find_run",
     "layers",
+    "list_runs",
+    "load",
     "losses",
     "optimizers",
     "registry",
+    "resume",
     "tensor_ops",
+    "train",
 ]
+_HOMES = {
+    "Client": "service.client",
+    "RunConfig": "config.run",
+    "connect": "session.connect",
+    **dict.fromkeys(["Result", "find_run", "list_runs", "load", "resume", "train"], "training.api"),
+}
+"""Where the classes and functions are; any other name is a module's."""
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when it is used: the command line starts without torch and ray.
-    if name == "Client":
-        return import_module("raytorch.service.client").Client
-    if name == "connect":
-        return import_module("raytorch.session.connect").connect
+    if name in _HOMES:
+        return getattr(import_module(f"raytorch.{_HOMES[name]}"), name)
     if name == "registry":
         return import_module("raytorch.session.registry")
     if name in __all__:

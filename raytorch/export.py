@@ -51,11 +51,16 @@ def export_run(folder: RunFolder, kind: ExportFormat, path: Path, *, verify: boo
         RunNotFoundError: The run has no complete checkpoint.
         ModelFileError: The checkpoint's weights are damaged, or do not say of which model they are.
     """
+    return export_model(*load_run(folder), kind, path, verify=verify)
+
+
+def load_run(folder: RunFolder) -> tuple[nn.Module, Architecture]:
+    """The model in a run's latest checkpoint, on the CPU, and what it was built from. Raises as :func:`export_run`."""
     name = latest_checkpoint(folder)
     if name is None:
         raise RunNotFoundError(f"{folder} has no complete checkpoint to export; train it further with --resume")
     with _local_copy(folder, f"{name}/{MODEL_FILE}") as weights:
-        return export_model(load_model(weights), read_architecture(weights), kind, path, verify=verify)
+        return load_model(weights), read_architecture(weights)
 
 
 def export_finished(

@@ -12,6 +12,8 @@ EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 
 errors = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
+progress = Console(stderr=True, highlight=False)
+"""What is told while a command is at work, which ``raytorch -q`` leaves out."""
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the file, e.g. optimizer.lr=0.01.")

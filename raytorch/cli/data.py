@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from raytorch.cli.common import errors, new_app, output
+from raytorch.cli.common import new_app, output, progress
 from raytorch.system.terminal import say
 
 app = new_app()
@@ -19,7 +19,7 @@ def prepare_data(name: DataName, root: DataRoot = "data") -> None:
     from raytorch.cli.progress import DownloadDisplay
     from raytorch.datasets import prepare
 
-    with DownloadDisplay(errors) as display:
+    with DownloadDisplay(progress) as display:
         prepare(_stored(name, root), display)
     check_data(name, root)
 

@@ -3,15 +3,18 @@
 Exit status: 0 success, 1 the run or the export failed, 2 the input has to change, 130 stopped by Ctrl-C.
 """
 
+import logging
 import os
 import signal
 import sys
 from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 
+from raytorch import __version__
 from raytorch.cli import data, jobs, runs, studies, train
-from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app
+from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app, output, progress
 from raytorch.errors import RaytorchError, UserError, is_storage_fault
 from raytorch.service import secrets
 from raytorch.system.terminal import say
@@ -20,6 +23,42 @@ app = new_app()
 for group in (train.app, studies.app, runs.app, jobs.app):
     app.add_typer(group)
 app.add_typer(data.app, name="data", help="Download the files of a data set, or verify them.")
+LEVELS = [logging.WARNING, logging.INFO, logging.DEBUG]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(output, f"raytorch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def choose_what_is_told(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            show_default=False,
+            help="Print raytorch's log; twice: Ray's and the workers'.",
+        ),
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no warnings.")] = False,
+) -> None:
+    """Train PyTorch models on Ray."""
+    if verbose and quiet:
+        raise UserError("-v does not go with -q")
+    progress.quiet = quiet
+    logger = logging.getLogger("raytorch")
+    logger.setLevel(logging.ERROR if quiet else LEVELS[min(verbose, 2)])
+    if verbose and not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, errors, new_app, output
+from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, new_app, output, progress
 from raytorch.errors import UserError
 from raytorch.system.safe_text import without_secrets
 from raytorch.system.terminal import say_labelled
@@ -40,7 +40,7 @@ def sweep(
         plan = plan_sweep(load_sweep(file, overrides or []), name)
     else:
         raise UserError("give a sweep's file, e.g. configs/sweeps/digits.yaml, or --resume SWEEP")
-    with SweepDisplay(errors, plan.sweep.trials) as display:
+    with SweepDisplay(progress, plan.sweep.trials) as display:
         summary = run_sweep(plan, address=address, watch=display)
     if as_json:
         print(without_secrets(json.dumps(summary)))  # noqa: T201
@@ -92,4 +92,4 @@ def _numbers(text: str) -> list[int]:
 def _display(plan: Any) -> AbstractContextManager[Any]:
     from raytorch.cli.progress import ProgressDisplay
 
-    return ProgressDisplay(errors, plan.config.name)
+    return ProgressDisplay(progress, plan.config.name)

@@ -1,7 +1,7 @@
 """Commands that start runs, and that check and explain their files."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
@@ -13,9 +13,9 @@ from raytorch.cli.common import (
     Overrides,
     Workers,
     config_from_options,
-    errors,
     new_app,
     output,
+    progress,
 )
 from raytorch.errors import UserError
 from raytorch.system.safe_text import without_secrets
@@ -33,23 +33,30 @@ def train(
     workers: Workers = None,
     name: Name = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue a run, by its name or path.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that holds the runs, in place of the file's.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default one is started here.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Train the model that CONFIG describes."""
     from raytorch.cli.progress import ProgressDisplay, print_summary
-    from raytorch.runs.plan import plan_resume, plan_run
-    from raytorch.training.driver import train as run
+    from raytorch.runs.plan import timed_name
+    from raytorch.training import api
 
     changed = config_from_options(config, overrides, workers, name, resume)
-    plan = plan_resume(resume, changed) if resume else plan_run(changed, name)
-    with ProgressDisplay(errors, plan.config.name) as display:
-        summary = run(plan, address=address, watch=display)
+    name = name if resume or name is not None else timed_name(changed.name)
+    with ProgressDisplay(progress, PurePath(resume or name).name) as display:
+        if resume:
+            result = api.resume(resume, changed, storage=storage, address=address, watch=display)
+        else:
+            result = api.train(changed, name=name, storage=storage, address=address, watch=display)
+    summary = result.summary
     if as_json:
         print(without_secrets(json.dumps(summary)))  # noqa: T201
     else:
         print_summary(output, summary)
-    return EXIT_STOPPED if summary["state"] == "stopped" else 0
+    return EXIT_STOPPED if result.state == "stopped" else 0
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Joining Ray: a cluster that runs, or one that is started here for as long as it is needed. Imports no torch."""
 
+import logging
 import os
 import signal
 import sys
@@ -157,7 +158,7 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     options = {} if cluster else {"include_dashboard": False}
     with _without_dashboard(), _taking_the_token(cluster):
         try:
-            context = ray.init(cluster or "local", log_to_driver=False, logging_level="ERROR", **options)
+            context = ray.init(cluster or "local", **_what_ray_prints(), **options)
         except Exception as error:  # the type that Ray itself raises for a node that does not start (2.55 and 2.60)
             raise ClusterError(_why_not_joined(cluster, error)) from None
     _joined = joined = _Joined(None if cluster else Path(context.address_info["session_dir"]))
@@ -198,6 +199,12 @@ def leave_ray() -> None:
             if _joined.session:  # where another part has died they would go on for most of a minute
                 kill_writers(_joined.session, *_AGENTS)
         _joined = None
+
+
+def _what_ray_prints() -> dict[str, Any]:
+    """Nothing of Ray and of the workers, unless raytorch is to tell all."""
+    told = logging.getLogger("raytorch").isEnabledFor(logging.DEBUG)
+    return {"log_to_driver": told, "logging_level": "INFO" if told else "ERROR"}
 
 
 def _why_not_joined(cluster: str | None, error: Exception) -> str:

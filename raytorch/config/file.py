@@ -19,6 +19,7 @@ from raytorch.config.section import Section
 from raytorch.config.yaml_tree import Problem
 
 Config = TypeVar("Config", bound=Section)
+_LEAST = "give at least epochs or steps"
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -31,7 +32,33 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file or an override is invalid. Its message has one line for each problem, which starts with
             ``FILE:LINE: KEY:``, or with ``--set KEY=VALUE: KEY:`` where an override is to blame.
     """
-    root = read(path, RunConfig, "give at least epochs or steps")
+    return _changed(read(path, RunConfig, _LEAST), overrides)
+
+
+def from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """As :func:`load`, of a dictionary of the same keys.
+
+    Raises:
+        ConfigError: It is invalid, or holds what YAML has no word for.
+    """
+    return _changed(compose(_written(dict(data)).encode(), "config", RunConfig, _LEAST), overrides)
+
+
+def one_line(value: Any) -> str:
+    """A value as an override has it behind its key. Raises ConfigError: YAML has no word for it."""
+    return _written([value]).strip()[1:-1]
+
+
+def _written(data: Any) -> str:
+    try:
+        return tree.dump(data)
+    except yaml.YAMLError as error:
+        raise tree.invalid(
+            f"{error.args[0]}: {error.args[-1]!r}; give plain numbers, texts, lists and mappings"
+        ) from None
+
+
+def _changed(root: yaml.MappingNode, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         apply_override(root, override, RunConfig)
     return check(root, RunConfig)

@@ -1,23 +1,34 @@
 """Data sets, held in memory as bytes and made into normalized, augmented batches as whole tensors.
 
-``prepare`` downloads a data set's files, ``check`` verifies them without loading them, ``load`` returns a split as a
-``Dataset``, ``TrainLoader`` deals out its samples to the ranks of a training run and ``evaluation_batches`` those of a
-test split.
+``prepare`` downloads a data set's files, ``check`` verifies them without loading them and ``count`` counts what is in
+them, ``load`` returns a split as a ``Dataset``, ``TrainLoader`` deals out its samples to the ranks of a training run
+and ``evaluation_batches`` those of a test split.
 
-Only ``check`` is imported at once: the rest comes when it is first asked for, most of it with torch.
+Only ``check`` and ``count`` are imported at once: the rest comes when it is first asked for, most of it with torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raytorch.datasets.files import check
+from raytorch.datasets.files import check, count
 
 if TYPE_CHECKING:
     from raytorch.datasets.in_memory import END, PAD, Dataset, load
     from raytorch.datasets.loader import MicroBatch, TrainLoader, evaluation_batches
     from raytorch.datasets.preparation import prepare
 
-__all__ = ["END", "PAD", "Dataset", "MicroBatch", "TrainLoader", "check", "evaluation_batches", "load", "prepare"]
+__all__ = [
+    "END",
+    "PAD",
+    "Dataset",
+    "MicroBatch",
+    "TrainLoader",
+    "check",
+    "count",
+    "evaluation_batches",
+    "load",
+    "prepare",
+]
 
 _HOMES = {"MicroBatch": "loader", "TrainLoader": "loader", "evaluation_batches": "loader", "prepare": "preparation"}
 

@@ -88,6 +88,7 @@ ROOMS = {
         "failures loop",
         "run_record",
         "driver",
+        "api",
     ],
     "session": [
         "handles hooks host interrupts module_outline pickling rank_agreement registry saved_files saved_names",
@@ -144,8 +145,8 @@ TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = """
     system errors config runs cluster sweeps service cli __main__
     datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
-    datasets.preparation training.driver training.failures training.monitor training.run_record training.stopping
-    session.connect session.host session.worker_actor scaling.picture scaling.study scaling.table
+    datasets.preparation training.api training.driver training.failures training.monitor training.run_record
+    training.stopping session.connect session.host session.worker_actor scaling.picture scaling.study scaling.table
 """
 """Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 
@@ -295,7 +296,7 @@ def test_the_driver_loads_no_torch() -> None:
 def test_the_driver_alone_loads_no_ray() -> None:
     modules = (
         "scaling.study, runs.catalog, runs.plan, runs.curves, sweeps.sweep, sweeps.live_table, service.client, "
-        "training.driver"
+        "training.api"
     )
     imports = ", ".join(f"raytorch.{module}" for module in modules.split(", "))
     assert not loaded_by(f"import {imports}") & {"torch", "ray", "matplotlib"}

@@ -14,7 +14,7 @@ from raytorch import errors
 from raytorch.cli.main import app
 
 COMMANDS = {
-    "train": ["config", "--set", "--workers", "--name", "--resume", "--address", "--json"],
+    "train": ["config", "--set", "--workers", "--name", "--resume", "--storage", "--address", "--json"],
     "validate": ["files", "--set"],
     "schema": [],
     "scale": ["config", "--workers", "--mode", "--set", "--steps", "--warmup", "--out", "--address", "--json"],
@@ -48,7 +48,11 @@ COMMANDS = {
 }
 
 EXPORTS = {
-    "raytorch": "Client __version__ autograd connect distributed layers losses optimizers registry tensor_ops",
+    "raytorch": """
+        Client Result RunConfig __version__ autograd connect distributed errors find_run layers list_runs load losses
+        optimizers registry resume tensor_ops train
+    """,
+    "raytorch.cluster": "joined_ray",
     "raytorch.config": """
         Adam AdamW Asha AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
         Conv3dModel ConvNetModel CosineSchedule Data DigitsData Failure ImageData Logging Loss MlpModel
@@ -56,7 +60,7 @@ EXPORTS = {
         RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData
         SweepConfig VitModel Warmup WorkerRange
     """,
-    "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check evaluation_batches load prepare",
+    "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check count evaluation_batches load prepare",
     "raytorch.distributed": """
         Worker all_gather all_reduce barrier broadcast broadcast_buffers data_parallel destroy_process_group device_name
         failure_cause gradient_sync init_process_group is_available leaving_process_group reduce_scatter
@@ -80,6 +84,8 @@ EXPORTS = {
         capture load_model load_program load_state load_tensors load_torchscript load_weights read_architecture
         save_model save_tensors script trace
     """,
+    "raytorch.scaling": "plan_study run_study table write_picture",
+    "raytorch.sweeps": "SweepDisplay SweepPlan load_sweep plan_resumed_sweep plan_sweep print_sweep run_sweep",
 }
 
 ERRORS = {

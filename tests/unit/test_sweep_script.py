@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from raytorch import sweeps
 from raytorch.errors import UserError
 from raytorch.runs.storage import BASE
-from raytorch.sweeps import live_table, sweep
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "jobs" / "sweep.py")
 
@@ -28,10 +28,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The sweeps that were to run, each with the command that is told to go on with it."""
     told: list[Any] = []
-    monkeypatch.setattr(sweep, "run_sweep", lambda plan, watch: {"path": str(plan.folder)})
-    monkeypatch.setattr(
-        live_table, "print_sweep", lambda *arguments, resume: told.append((arguments[2]["path"], resume))
-    )
+    monkeypatch.setattr(sweeps, "run_sweep", lambda plan, watch: {"path": str(plan.folder)})
+    monkeypatch.setattr(sweeps, "print_sweep", lambda *arguments, resume: told.append((arguments[2]["path"], resume)))
     return told
 
 
@@ -74,7 +72,7 @@ def test_a_sweep_whose_data_is_not_on_the_cluster_is_refused_at_once(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(BASE, str(file.parent))
-    monkeypatch.setattr(sweep, "joined_ray", None)  # it does not come to this
+    monkeypatch.setattr("raytorch.sweeps.sweep.joined_ray", None)  # it does not come to this
     with pytest.raises(UserError, match=r"^data\.root: data would be in the job's own folder"):
         run(monkeypatch, "few.yaml", "run.data=mnist")
     assert [path.name for path in file.parent.iterdir()] == ["few.yaml"]

@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from io import StringIO
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
+import raytorch
 from raytorch.system.terminal import cell, say_table
 
 
@@ -36,3 +39,21 @@ def test_a_letter_that_the_locale_does_not_have_is_escaped() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run([sys.executable, "-c", ASCII_ONLY], env=environment, capture_output=True, check=True)
     assert done.stdout.endswith(b"accuracy 0.9 \\xb7 3 epochs\n")
+
+
+@pytest.mark.parametrize("option", ["--version", "-v", "-vv", "-q", "-vq", "-h"])
+def test_what_is_told_is_chosen_before_the_command(option: str, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "summary.json").write_text("{", encoding="utf-8")
+    command = [Path(sys.executable).with_name("raytorch"), option, "runs", "--storage", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if option == "--version":
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"raytorch {raytorch.__version__}\n", "")
+    elif option == "-q":
+        assert (done.returncode, done.stderr) == (0, "")
+    elif option.startswith("-v") and "q" not in option:
+        assert done.returncode == 0
+        assert "WARNING" in done.stderr
+    else:
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1

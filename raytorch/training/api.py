@@ -1,0 +1,245 @@
+"""Training from Python: ``raytorch.train`` and what goes with it. Imports neither torch nor ray at its top."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytorch.config import RunConfig
+from raytorch.config.export_formats import ExportFormat
+from raytorch.config.file import from_data, one_line
+from raytorch.config.file import load as load_file
+from raytorch.errors import StorageError, UserError, is_storage_fault
+from raytorch.runs import catalog
+from raytorch.runs.plan import RunPlan, plan_resume, plan_run
+from raytorch.runs.storage import RunFolder, split
+from raytorch.training.driver import train as run_plan
+from raytorch.training.stopping import Watch
+
+Config = str | Path | Mapping[str, Any] | RunConfig
+"""A run's configuration: a YAML file, its content, or one that is checked already."""
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Changes to a configuration: ``{"optimizer.lr": 0.01}``, or ``["optimizer.lr=0.01"]`` as ``--set`` takes them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to.
+
+    Attributes:
+        name: The run's name.
+        path: Its folder, or the folder's address.
+        state: ``finished``, ``stopped``, and of a listed run also ``running``, ``failed`` and ``lost``.
+        metrics: Its last evaluation: ``accuracy`` and ``loss``; empty if there was none.
+        summary: The content of its ``summary.json``.
+    """
+
+    name: str
+    path: str
+    state: str
+    metrics: dict[str, float]
+    summary: dict[str, Any]
+
+    def model(self) -> Any:
+        """Load the model of the run's latest checkpoint, on the CPU and in evaluation mode, as an ``nn.Module``.
+
+        Raises:
+            RunNotFoundError: The run has no complete checkpoint.
+            ModelFileError: The checkpoint's weights are damaged.
+        """
+        from raytorch.export import load_run
+
+        with _own_errors():
+            return load_run(self._folder)[0].eval()
+
+    def export(self, kind: ExportFormat, path: str | Path, *, verify: bool = True) -> list[Any]:
+        """Export the model of the run's latest checkpoint; see :func:`raytorch.export.export_model`.
+
+        Args:
+            kind: ``onnx``, ``torchscript``, ``pt2`` or ``safetensors``.
+            path: The file to write.
+            verify: Whether the file is read again, and what it computes compared with the model.
+
+        Returns:
+            How far each output is off, as a :class:`~raytorch.serialization.comparison.Difference`.
+
+        Raises:
+            RunNotFoundError: The run has no complete checkpoint.
+            ExportError: The model cannot be exported so, or the file computes something else.
+        """
+        from raytorch.export import export_run
+
+        with _own_errors():
+            return export_run(self._folder, kind, Path(path), verify=verify)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Read the lines of the run's ``metrics.jsonl``, oldest first: ``step``, ``epoch``, ``split``, ``loss``, ..."""
+        with _own_errors():
+            return catalog.read_history(self._folder)
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(*split(self.path))
+
+
+def train(
+    config: Config,
+    *,
+    overrides: Overrides = (),
+    workers: int | None = None,
+    name: str | None = None,
+    storage: str | Path | None = None,
+    address: str | None = None,
+    watch: Watch = lambda status: None,
+) -> Result:
+    """Train the model that a configuration describes, to the end.
+
+    Args:
+        config: A YAML file, a dictionary of the same keys, or a :class:`~raytorch.config.RunConfig`.
+        overrides: Changes to it, by dotted keys: ``{"optimizer.lr": 0.01}`` or ``["optimizer.lr=0.01"]``.
+        workers: Workers, in place of ``scaling.workers``.
+        name: Name of the run and its folder; by default the configuration's name and the time.
+        storage: Folder or URI that holds the runs, in place of the configuration's.
+        address: A running Ray cluster; by default RAY_ADDRESS, else a Ray that is started here for this run. A Ray that
+            this process has joined is used as it is.
+        watch: Called several times a second with the run's :class:`~raytorch.training.monitor.Status`; the answer True
+            ends the run after a last checkpoint.
+
+    Returns:
+        The run's result. After a first Ctrl-C, or an interrupt in a notebook, its state is ``stopped``; the second is
+        raised as KeyboardInterrupt.
+
+    Raises:
+        UserError: The input has to change: a :class:`~raytorch.errors.ConfigError`, say. Nothing was started.
+        TrainingError: A worker raised or died; ``summary.json`` holds the details.
+        RaytorchError: Any other failure; every error that is raised is one.
+
+    Example:
+        >>> result = raytorch.train({"epochs": 3, "data": "digits"}, workers=2)
+        >>> result.metrics["accuracy"], result.path
+    """
+    with _own_errors():
+        return _run(plan_run(load(config, _changes(overrides, workers, storage)), name), address, watch)
+
+
+def resume(
+    run: str | Path | Result,
+    config: Config | None = None,
+    *,
+    overrides: Overrides = (),
+    workers: int | None = None,
+    storage: str | Path | None = None,
+    address: str | None = None,
+    watch: Watch = lambda status: None,
+) -> Result:
+    """Continue a run from its latest complete checkpoint.
+
+    Args:
+        run: The run's name or path, or its result.
+        config: A changed configuration; by default the run's own.
+        overrides: Changes to the configuration, such as ``{"epochs": 10}``.
+        workers: Workers, in place of ``scaling.workers``.
+        storage: Where to look for a run that is given by its name; by default the configuration's, else ``runs``.
+        address: As for :func:`train`.
+        watch: As for :func:`train`.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        RaytorchError: As for :func:`train`.
+
+    Example:
+        >>> raytorch.resume("runs/digits-20261122-093625", overrides={"epochs": 10})
+    """
+    with _own_errors():
+        place = run.path if isinstance(run, Result) else str(run)
+        changes = _changes(overrides, workers, storage)
+        if config is None and (overrides or workers):
+            config = plan_resume(place, storage=str(storage or "runs")).config
+        changed = None if config is None else load(config, changes)
+        return _run(plan_resume(place, changed, storage=str(storage or "runs")), address, watch)
+
+
+def load(config: Config, overrides: Overrides = ()) -> RunConfig:
+    """Read and check a run's configuration.
+
+    Args:
+        config: A YAML file, a dictionary of the same keys, or a :class:`~raytorch.config.RunConfig`.
+        overrides: Changes to it, as for :func:`train`.
+
+    Raises:
+        ConfigError: It is invalid; the message has a line for each problem.
+
+    Example:
+        >>> raytorch.load("configs/quickstart.yaml", {"epochs": 1})
+    """
+    changes = _as_texts(overrides)
+    if isinstance(config, RunConfig):
+        config = config.model_dump(mode="json")
+    return from_data(config, changes) if isinstance(config, Mapping) else load_file(config, changes)
+
+
+def list_runs(storage: str | Path = "runs") -> list[Result]:
+    """The runs in a storage, oldest first; the state of one whose driver is gone is ``lost``.
+
+    Args:
+        storage: Folder or URI that holds the runs.
+
+    Raises:
+        StorageError: It cannot be read.
+
+    Example:
+        >>> best = max(raytorch.list_runs(), key=lambda run: run.metrics.get("accuracy", 0))
+    """
+    with _own_errors():
+        return [_result(summary) for summary in catalog.list_runs(str(storage))]
+
+
+def find_run(run: str | Path, storage: str | Path = "runs") -> Result:
+    """The run of a name or a path.
+
+    Args:
+        run: The run's name in the storage, or its path.
+        storage: Folder or URI that holds the runs.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+
+    Example:
+        >>> raytorch.find_run("digits-20261122-093625").model()
+    """
+    with _own_errors():
+        return _result(catalog.read_summary(catalog.find_run(str(run), str(storage))))
+
+
+def _run(plan: RunPlan, address: str | None, watch: Watch) -> Result:
+    return _result(run_plan(plan, address=address, watch=watch))
+
+
+def _result(summary: dict[str, Any]) -> Result:
+    metrics = {key: summary[key] for key in ("accuracy", "loss") if summary.get(key) is not None}
+    return Result(summary["name"], summary["path"], summary["state"], metrics, summary)
+
+
+def _changes(overrides: Overrides, workers: int | None, storage: str | Path | None) -> list[str]:
+    named = {"scaling.workers": workers, "storage": None if storage is None else str(storage)}
+    return [*_as_texts(overrides), *_as_texts({key: value for key, value in named.items() if value is not None})]
+
+
+def _as_texts(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: must be a dictionary or a list, such as [{overrides!r}]")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{key}={one_line(value)}" for key, value in overrides.items()]
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what a disk or a permission refuses as raytorch's own."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PermissionError) or is_storage_fault(error):
+            raise StorageError(f"{error}; make room or mend the access to it") from None
+        raise

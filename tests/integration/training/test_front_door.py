@@ -1,0 +1,42 @@
+"""Training from Python by raytorch's public names alone."""
+
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+
+import raytorch
+from raytorch.datasets import load as load_data
+
+RUN = {"epochs": 1, "data": "digits", "batch_size": 64, "scaling": {"workers": 1}, "logging": {"tensorboard": False}}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_train_look_and_resume(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    result = raytorch.train(RUN, name="mine", storage=tmp_path, watch=seen.append)
+    assert (result.name, result.state, Path(result.path)) == ("mine", "finished", tmp_path / "mine")
+    assert seen[-1].evaluations
+
+    test = load_data(raytorch.RunConfig(epochs=1).data, "test", torch.device("cpu"))
+    images, digits = test.batch(torch.arange(len(test)))
+    with torch.no_grad():
+        right = (result.model()(images).argmax(-1) == digits).float().mean().item()
+    assert right == pytest.approx(result.metrics["accuracy"], abs=1e-3)
+    assert result.history()[-1]["accuracy"] == result.metrics["accuracy"]
+    assert raytorch.list_runs(tmp_path) == [result]
+
+    longer: list[raytorch.Result] = []  # from a thread, which has no signals
+    thread = Thread(target=lambda: longer.append(raytorch.resume(result, overrides={"epochs": 2})))
+    thread.start()
+    thread.join()
+    assert (longer[0].path, longer[0].summary["epochs"]) == (result.path, 2)
+    assert [run.summary["epochs"] for run in raytorch.list_runs(tmp_path)] == [2]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_watcher_stops_a_run(tmp_path: Path) -> None:
+    result = raytorch.train({**RUN, "epochs": 1000}, storage=tmp_path, watch=lambda status: bool(status.progress))
+    assert (result.state, [run.state for run in raytorch.list_runs(tmp_path)]) == ("stopped", ["stopped"])

@@ -1,0 +1,68 @@
+"""``raytorch.train`` and what goes with it, as far as it goes without Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raytorch
+from raytorch.errors import ConfigError, RaytorchError, RunNotFoundError, UserError
+
+
+def test_the_front_door_loads_nothing_until_it_is_used() -> None:
+    code = "import raytorch, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(loaded) & {"torch", "ray", "pydantic", "yaml"}
+
+
+@pytest.mark.parametrize("kind", ["file", "dict", "config"])
+@pytest.mark.parametrize("overrides", [{"optimizer.lr": 1e-5, "name": "no"}, ["optimizer.lr=1e-5", 'name="no"']])
+def test_a_configuration_is_a_file_a_dict_or_one_that_is_read(kind: str, overrides: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: 1\ndata: digits\n", encoding="utf-8")
+    given: Any = {"file": tmp_path / "run.yaml", "dict": {"epochs": 1, "data": "digits"}}.get(kind)
+    config = raytorch.load(given or raytorch.RunConfig(epochs=1), overrides)
+    assert (config.epochs, config.optimizer.lr, config.name) == (1, 1e-5, "no")
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ({"epochs": 1, "optimiser": "adam"}, {}, "optimiser"),
+        ({"epochs": 1, "seed": object()}, {}, "plain"),
+        ({}, {}, "epochs"),
+        ({"epochs": 1}, {"overrides": {"optimizer.lr": "high"}}, "optimizer.lr"),
+        ({"epochs": 1}, {"overrides": "epochs=3"}, "list"),
+        ({"epochs": 1}, {"workers": 0}, "scaling"),
+        ({"epochs": 1}, {"name": "a/b"}, "a/b"),
+        ({"epochs": 1}, {"address": "http://127.0.0.1:8265"}, "dashboard"),
+        ("nowhere.yaml", {}, "no such file"),
+        ({"epochs": 1, "data": {"name": "mnist", "root": "nowhere"}}, {}, "nowhere"),
+    ],
+)
+def test_a_mistake_is_an_error_of_raytorch_and_leaves_nothing(
+    config: Any, options: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=message):
+        raytorch.train(config, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError, match="nothing"):
+        raytorch.resume("nothing", storage=tmp_path)
+    assert raytorch.list_runs(tmp_path) == []
+
+
+def test_a_storage_that_refuses_is_an_error_of_raytorch(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RaytorchError):
+        raytorch.train({"epochs": 1, "data": "digits"}, name="mine", storage=tmp_path / "file")
+
+
+def test_a_wrong_key_is_told_with_its_place() -> None:
+    with pytest.raises(ConfigError, match="config:2: optimiser: "):
+        raytorch.load({"epochs": 1, "optimiser": "adam"})
