@@ -1,6 +1,6 @@
 """Train a small net on MNIST by handles, on two workers: python jobs/remote_tensors.py DATA [--workers 2] [--epochs 1]
 
-DATA is a folder with MNIST/raw/*-ubyte; without it, the handwritten digits of scikit-learn are used. Copy and change.
+DATA is a folder with MNIST/raw/*-ubyte; without it, the handwritten digits are used. Copy and change.
 """
 
 import argparse

@@ -45,8 +45,9 @@ def train(
     from raytorch.training import api
 
     changed = config_from_options(config, overrides, workers, name, resume)
-    name = name if resume or name is not None else timed_name(changed.name)
-    with ProgressDisplay(progress, PurePath(resume or name).name) as display:
+    if not resume and name is None:
+        name = timed_name(changed.name)
+    with ProgressDisplay(progress, PurePath(resume or name or "").name) as display:
         if resume:
             result = api.resume(resume, changed, storage=storage, address=address, watch=display)
         else:

@@ -59,7 +59,7 @@ class StoredData(ImageData):
 
 
 class DigitsData(ImageData):
-    """scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels, 10 classes; needs no download."""
+    """Handwritten digits that raytorch brings along: 1,797 grey images of 8 x 8 pixels, 10 classes."""
 
     train_size = 1_500
     image_shape = (1, 8, 8)

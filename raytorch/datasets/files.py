@@ -3,7 +3,6 @@
 Uses numpy but no torch, so that the command line can :func:`check` a data set at once.
 """
 
-import importlib.util
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,8 @@ from raytorch.errors import DataError
 
 Split = Literal["train", "test"]
 
+DIGITS = Path(__file__).with_name("digits.csv.gz")
+"""Shipped with raytorch; digits.md beside it names the source and the licence."""
 _SPLITS: tuple[Split, Split] = ("train", "test")
 
 
@@ -27,7 +28,7 @@ def check(config: Data) -> None:
     Passes when files are missing that ``download`` would fetch. Raises DataError.
     """
     if isinstance(config, DigitsData):
-        _digits_file()
+        _check_digits()
     elif lacking := missing(config):
         if not config.download:
             raise _lacks(config, lacking[0])
@@ -69,9 +70,9 @@ def root_of(config: StoredData) -> Path:
 
 def read_digits() -> tuple[Bytes, Bytes]:
     """Images (1797, 8, 8) with values 0..16 and labels (1797,), as scikit-learn's ``load_digits`` returns them."""
-    path = _digits_file()
-    with reading(path, "the digits bundled with scikit-learn", OSError, EOFError, zlib.error, ValueError):
-        rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    _check_digits()
+    with reading(DIGITS, "the digits that raytorch brings along", OSError, EOFError, zlib.error, ValueError):
+        rows = np.loadtxt(DIGITS, delimiter=",", dtype=np.uint8).reshape(1797, 65)
         return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
 
 
@@ -93,14 +94,9 @@ def read_cifar10(root: Path, split: Split) -> tuple[Bytes, Bytes]:
 # -- which files -------------------------------------------------------------------------------------------------------
 
 
-def _digits_file() -> Path:
-    # Found without importing scikit-learn, which would take each worker about two seconds.
-    spec = importlib.util.find_spec("sklearn")
-    package = Path(spec.origin).parent if spec and spec.origin else Path("sklearn")
-    path = package / "datasets" / "data" / "digits.csv.gz"
-    if not _is_file(path):
-        raise DataError(f"{path}: expected the digits of scikit-learn, found no file; reinstall scikit-learn")
-    return path
+def _check_digits() -> None:
+    if not _is_file(DIGITS):
+        raise DataError(f"{DIGITS}: expected the digits that raytorch brings along, found no file; reinstall raytorch")
 
 
 def _mnist_formats(split: Split) -> tuple[IdxFormat, IdxFormat]:

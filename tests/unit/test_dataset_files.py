@@ -96,3 +96,13 @@ def test_digits_are_those_of_scikit_learn():
     bunch = load_digits()
     assert np.array_equal(pixels, bunch.images)
     assert np.array_equal(labels, bunch.target)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"1,2,3", b"\x1f\x8b cut off"])
+def test_damaged_digits(tmp_path, monkeypatch, content):
+    path = tmp_path / "digits.csv.gz"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(files, "DIGITS", path)
+    with pytest.raises(DataError, match="digits that raytorch brings along"):
+        files.read_digits()
