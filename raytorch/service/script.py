@@ -14,20 +14,18 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from select import select
 from typing import Any
 
 from raytorch.errors import Cause, RunExistsError, StorageError, UserError
 from raytorch.runs.catalog import HEARTBEAT_S, SUMMARY_FILE
-from raytorch.runs.records import write_end
+from raytorch.runs.live_record import LiveRecord, timestamp
 from raytorch.runs.storage import LiveFiles, RunFolder, split
 from raytorch.service import exception_at_exit, secrets
 from raytorch.service.job import Failure, failure_raised, failure_told
 from raytorch.service.tracebacks import plain
-from raytorch.system.processes import POLL_S, Process, adopt_orphans, children, end_children, living_children
+from raytorch.system.processes import POLL_S, adopt_orphans, children, end_children, living_children
 from raytorch.system.safe_text import shown
 from raytorch.system.temporary_folders import temporary_folder
 
@@ -44,19 +42,12 @@ class ScriptRun:
     """One run of a script, from its start to its record's last line."""
 
     def __init__(self, folder: RunFolder, command: list[str]) -> None:
-        self._folder, self._started = folder, time.time()
+        self._folder, self._command = folder, command
         self._stopping, self._tail = False, b""
         self._raised: dict[str, str] | None = None
-        self._command = command
-        self._summary: dict[str, Any] = {
-            "name": folder.name,
-            "path": str(folder),
-            "kind": "script",
-            "state": "running",
-            "started": _now(),
-            "driver": asdict(Process.current()),
-            "command": shlex.join(command),
-        }
+        self._noted: dict[str, Any] = {}
+        """What the record is to have of the end."""
+        self._record = LiveRecord(folder, kind="script", command=shlex.join(command))
 
     def run(self) -> int:
         """Run the script; answers the exit status to end with.
@@ -66,16 +57,16 @@ class ScriptRun:
         """
         if self._folder.exists(SUMMARY_FILE):
             raise RunExistsError(f"{self._folder} exists already; take another --name")
+        status: int | None = None
         with self._noting_stops(), self._folder.claimed():
             try:
-                with LiveFiles(self._folder) as files:
-                    self._write(seen=_now())
+                with LiveFiles(self._folder) as files, self._record.kept():
                     with files.extend(LOG) as written, _noting_exceptions() as own:
                         status = self._follow(Output(LOG, written.raw), files, own)
                         self._raised = _raised(own) if own else None
                     self._conclude(status)
             except StorageError as error:
-                if self._summary["state"] == "running":  # nothing has been run
+                if status is None:  # nothing has been run
                     raise
                 _tell(f"the end of {LOG} could not be kept: {error}")
         return 128 - status if status < 0 else status
@@ -113,10 +104,9 @@ class ScriptRun:
                 break
             except subprocess.TimeoutExpired:
                 with suppress(UserError, OSError):  # the storage may be out of reach for a while
-                    self._write(seen=_now())
                     files.sync()
         self._end_what_is_left(others, copying)
-        self._summary |= _losses(terminal, log)
+        self._noted |= _losses(terminal, log)
         return status
 
     def _end_what_is_left(self, others: Collection[int], copying: threading.Thread) -> None:
@@ -125,7 +115,7 @@ class ScriptRun:
         while (living_children(others) or copying.is_alive()) and time.monotonic() < deadline:
             time.sleep(POLL_S)
         if ended := end_children(LEFT_WAIT_S, others):
-            self._summary["ended_processes"] = ended
+            self._noted["ended_processes"] = ended
             _tell(f"ended {ended} {'process' if ended == 1 else 'processes'} that the script left behind")
         copying.join(LEFT_WAIT_S)
         if copying.is_alive():
@@ -139,17 +129,10 @@ class ScriptRun:
                 receiver.write(block)
 
     def _conclude(self, status: int) -> None:
-        self._summary |= {"exit_status": status, **self._end()}
-        if self._stopping:
-            self._summary["state"] = "stopped"
-        elif status == 0:
-            self._summary["state"] = "finished"
-        else:
-            self._summary |= {"state": "failed", "error": self._error(status)}
-        write_end(self._folder, SUMMARY_FILE, self._summary)
-
-    def _end(self) -> dict[str, Any]:
-        return {"ended": _now(), "seconds": {"total": round(time.time() - self._started, 2)}}
+        state = "stopped" if self._stopping else "failed" if status else "finished"
+        if state == "failed":
+            self._noted["error"] = self._error(status)
+        self._record.close(state, exit_status=status, ended=timestamp(), **self._noted)
 
     def _error(self, status: int) -> dict[str, Any]:
         output = plain(self._tail.decode(errors="replace"))
@@ -164,10 +147,6 @@ class ScriptRun:
             # Files of the project as its author knows them, not where Ray has unpacked them.
             error["traceback"] = told.traceback.replace(f"{Path.cwd()}/", "")
         return error
-
-    def _write(self, **values: Any) -> None:
-        self._summary |= values
-        self._folder.write_json(SUMMARY_FILE, self._summary)
 
     def _note_stop(self, *_: object) -> None:
         self._stopping = True
@@ -254,10 +233,6 @@ def _last_words(output: str, status: int) -> str:
     # A progress bar writes over its own line.
     lines = [shown for line in output.split("\n") if (shown := line.rstrip().rpartition("\r")[2])]
     return "\n".join([f"the script {how}", *lines[-LAST_LINES:]])
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 if __name__ == "__main__":

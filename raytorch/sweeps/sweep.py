@@ -8,11 +8,9 @@ and tells Tune their evaluations anew. Imports no torch.
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -22,8 +20,9 @@ from raytorch.config import RunConfig
 from raytorch.config.file import dump
 from raytorch.datasets.files import check
 from raytorch.errors import RecordError, RunExistsError, RunNotFoundError, StorageError, TrainingError
+from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.plan import checked_name, placed, timed_name
-from raytorch.runs.records import SweepRecord, read_record, write_end
+from raytorch.runs.records import SweepRecord, read_record
 from raytorch.runs.storage import RunFolder, split
 from raytorch.sweeps.file import Sweep, recorded_sweep
 from raytorch.sweeps.result_files import BEST_FILE, write_results
@@ -132,12 +131,12 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
 
 def _supervise(plan: SweepPlan, watch: Watch) -> dict[str, Any]:
     """Let Ray Tune run the trials, show how they stand, and write down what they came to."""
-    record = _Record(plan)
+    record = _LiveSweepRecord(plan)
     with record.kept():
         return _run_trials(plan, record, watch)
 
 
-def _run_trials(plan: SweepPlan, record: "_Record", watch: Watch) -> dict[str, Any]:
+def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: Watch) -> dict[str, Any]:
     before = plan.results(record.stopped)
     from ray.exceptions import RayError
 
@@ -171,7 +170,7 @@ def _run_trials(plan: SweepPlan, record: "_Record", watch: Watch) -> dict[str, A
 
 
 def _status(
-    before: Sequence[Result], news: dict[int, dict[str, Any]], record: "_Record", stopping: bool
+    before: Sequence[Result], news: dict[int, dict[str, Any]], record: "_LiveSweepRecord", stopping: bool
 ) -> SweepStatus:
     """What the trials have told since the sweep was started, else what they were before."""
     trials = []
@@ -265,45 +264,42 @@ def _read_before(folder: RunFolder) -> SweepRecord:
         return SweepRecord()
 
 
-class _Record:
+class _LiveSweepRecord(LiveRecord):
     """Keeps a sweep's ``sweep.yaml`` and ``sweep.json``."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        self._plan, self._folder, self._began = plan, plan.folder, time.time()
         before = _read_before(plan.folder)
+        super().__init__(plan.folder, RECORD_FILE, metric=plan.sweep.config.metric)
+        if before.started:
+            self.content["started"] = before.started
+        self._config, self._seconds_before = plan.sweep.config, before.seconds
         self.stopped: dict[int, float] = {int(number): epoch for number, epoch in before.stopped.items()}
         """The trials that were to be stopped early, and after which epoch."""
-        self._kept = dict(self.stopped)
-        self._content: dict[str, Any] = {
-            "name": plan.folder.name,
-            "path": str(plan.folder),
-            "state": "running",
-            "started": before.started or datetime.now().astimezone().isoformat(timespec="seconds"),
-            "metric": plan.sweep.config.metric,
-        }
-        self._seconds = before.seconds
+        self._kept = len(self.stopped)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Write down what is about to run, and an error in the block."""
-        config = self._plan.sweep.config
-        if not self._folder.exists(SWEEP_FILE):
+        """Write down what is about to run, then as :class:`~raytorch.runs.live_record.LiveRecord` does."""
+        config = self._config
+        if not self.folder.exists(SWEEP_FILE):
             run = placed(config.run, config.run.name, config.run.storage)
-            self._folder.write_text(SWEEP_FILE, dump(config.model_copy(update={"run": run})))
-        self._write({})
-        try:
+            self.folder.write_text(SWEEP_FILE, dump(config.model_copy(update={"run": run})))
+        with super().kept():
             yield
-        except BaseException as error:
-            if self._content["state"] == "running":
-                self._update({"state": "stopped" if isinstance(error, KeyboardInterrupt) else "failed"})
-                write_end(self._folder, RECORD_FILE, self._content)
-            raise
+
+    def write(self, **values: Any) -> None:
+        kept = len(self.stopped)
+        super().write(**self._so_far(), **values)
+        self._kept = kept
+
+    def at_the_end(self) -> dict[str, Any]:
+        return self._so_far()
 
     def keep(self) -> None:
         """Write down which trials were to be stopped early, if there are new ones."""
-        if len(self._kept) != len(self.stopped):
+        if self._kept != len(self.stopped):
             with suppress(StorageError):  # out of reach for a while, or for good, which the trials tell
-                self._write({})
+                self.write()
 
     def lose_ray(self, error: Exception) -> TrainingError:
         """Write down that a part of Ray was lost; returns the exception to raise."""
@@ -311,11 +307,10 @@ class _Record:
         from raytorch.training.failures import diagnose
 
         details = diagnose(error, Status())
-        self._update({"state": "failed", "error": details})
-        write_end(self._folder, RECORD_FILE, self._content)
+        self.close("failed", error=details)
         return TrainingError(
             f"{details['message']}\na part of Ray was lost, killed or crashed, for want of memory, say; raytorch sweep "
-            f"--resume {self._folder} goes on with the trials that are not over, from their latest checkpoints"
+            f"--resume {self.folder} goes on with the trials that are not over, from their latest checkpoints"
         )
 
     def end(self, results: Sequence[Result], stopping: bool) -> dict[str, Any]:
@@ -323,32 +318,19 @@ class _Record:
 
         Raises:
             TrainingError: No trial has finished, and nobody has stopped them.
+            StorageError: It could not be written down.
         """
-        config = self._plan.sweep.config
-        write_results(self._folder, config, results)
-        best = find_best(results, config.metric)
+        write_results(self.folder, self._config, results)
+        best = find_best(results, self._config.metric)
         cut_short = stopping and not all(result.is_over or result.state == "failed" for result in results)
         state = "stopped" if cut_short else "finished" if best else "failed"
-        self._write(
-            {
-                "state": state,
-                "best": best and {**best.row(), "config": self._folder.file(BEST_FILE)},
-                "trials": [result.row() for result in results],
-            }
-        )
+        best_row = best and {**best.row(), "config": self.folder.file(BEST_FILE)}
+        content = self.told(self.close(state, best=best_row, trials=[result.row() for result in results]))
         if state == "failed":
             errors = [message for result in results if (message := result.row()["error"])]
             raise TrainingError(f"no trial has finished; the first error: {errors[0] if errors else 'none was told'}")
-        return self._content
+        return content
 
-    def _write(self, values: dict[str, Any]) -> None:
-        stopped = self._update(values)
-        self._folder.write_json(RECORD_FILE, self._content)
-        self._kept = stopped
-
-    def _update(self, values: dict[str, Any]) -> dict[int, float]:
-        stopped = dict(self.stopped)
-        seconds = round(self._seconds + time.time() - self._began, 2)
-        self._content |= {"stopped": {str(number): epoch for number, epoch in stopped.items()}, "seconds": seconds}
-        self._content |= values
-        return stopped
+    def _so_far(self) -> dict[str, Any]:
+        stopped = {str(number): epoch for number, epoch in dict(self.stopped).items()}
+        return {"stopped": stopped, "seconds": round(self._seconds_before + self.seconds(), 2)}

@@ -48,7 +48,7 @@ ROOMS = {
         "metrics storage",
         "records",
         "catalog checkpoint_folders",
-        "curves status",
+        "curves live_record status",
         "plan",
     ],
     "datasets": [

@@ -41,7 +41,7 @@ from raytorch.session.registry import Registry
 from raytorch.session.restore import restore
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.results import best_config, find_best, table
-from raytorch.sweeps.sweep import SweepPlan, _Record, plan_resumed_sweep, plan_sweep
+from raytorch.sweeps.sweep import SweepPlan, _LiveSweepRecord, plan_resumed_sweep, plan_sweep
 from raytorch.training.checkpoint import Checkpoints, open_checkpoint
 from raytorch.training.run_record import RunRecord
 
@@ -154,7 +154,7 @@ def write_sweep(storage: Path, root: Path) -> None:
         "parameters: {optimizer.lr: {log_uniform: [1.0e-4, 1.0e-1]}, model.hidden: {choice: [[8], [16]]}}\n"
     )
     plan = plan_sweep(load_sweep(file), SWEEP)
-    with suppress(KeyboardInterrupt), _Record(plan).kept():
+    with suppress(KeyboardInterrupt), _LiveSweepRecord(plan).kept():
         raise KeyboardInterrupt
     plan.folder.write_json(
         "sweep.json", json.loads(plan.folder.read_text("sweep.json")) | {"stopped": {"1": 1.0}, "seconds": 3.5}
@@ -245,7 +245,7 @@ def resume_the_sweep(place: Place) -> None:
 def go_on_with_the_sweep(place: Place, plan: SweepPlan | None = None) -> None:
     plan = plan or place.sweep
     with plan.folder.claimed():
-        record = _Record(plan)
+        record = _LiveSweepRecord(plan)
         record.keep()
         results = plan.results(record.stopped)
         json.dumps([result.row() for result in results])

@@ -13,11 +13,11 @@ import pytest
 
 from raytorch.config import RunConfig
 from raytorch.errors import Cause, DataError, StorageError, TrainingError, UserError
+from raytorch.runs import live_record
 from raytorch.runs.plan import RunPlan, plan_run
 from raytorch.runs.status import Failure, Status
 from raytorch.runs.storage import RunFolder, reaching
 from raytorch.system.processes import Process
-from raytorch.training import run_record
 from raytorch.training.run_record import RunRecord
 
 OUTCOME = {"state": "finished", "accuracy": 0.9, "first_step_at": None, "seconds": {"training": 2.0}}
@@ -69,8 +69,8 @@ def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while
     plan: RunPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = iter(range(1_000_000))
-    monkeypatch.setattr(run_record, "HEARTBEAT_S", 0.001)
-    monkeypatch.setattr(run_record, "_timestamp", lambda seconds=None: next(moments))
+    monkeypatch.setattr(live_record, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(live_record, "timestamp", lambda seconds=None: next(moments))
     file, aside = (Path(plan.folder.file(name)) for name in ("summary.json", "aside.json"))
     with RunRecord(plan).kept():
         wait_until(lambda: summary(plan)["seen"] > 3)
@@ -83,7 +83,7 @@ def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while
 
 
 def test_nothing_is_written_over_the_end_of_a_run(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_record, "HEARTBEAT_S", 0.001)
+    monkeypatch.setattr(live_record, "HEARTBEAT_S", 0.001)
     kept = RunRecord(plan)
     with kept.kept():
         returned = kept.end(Status(outcome=OUTCOME, attempts=4, resizes=2, begun_at=kept.started + 3))
@@ -191,7 +191,7 @@ def test_what_ends_a_run_is_told_though_nothing_can_be_written(
 
 
 def test_an_end_that_cannot_be_written_is_an_error(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match=r"the run has finished, but .*mine does not say so"), RunRecord(plan).kept():  # noqa: PT012
+    with pytest.raises(StorageError, match=r"mine has finished, but .*mine does not say so"), RunRecord(plan).kept():  # noqa: PT012
         fill_disk(monkeypatch)
         Path(plan.folder.file("summary.json")).unlink()
         kept = RunRecord(plan)
