@@ -7,7 +7,9 @@ why a run failed, as its ``summary.json`` has it.
 import errno
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from raytorch.system.safe_text import without_secrets
 
@@ -38,6 +40,11 @@ class Cause(StrEnum):
         return self in (Cause.ERROR, Cause.HOST_MEMORY, Cause.GPU_MEMORY, Cause.STORAGE)
 
     @property
+    def is_resumable(self) -> bool:
+        """Whether the run can go on from its latest checkpoint as it is."""
+        return self in (Cause.LOST_NODE, Cause.LOST_WORKER, Cause.LOST_RAY, Cause.STORAGE)
+
+    @property
     def advice(self) -> str:
         """What happened and what to do about it, in a line; empty for errors, which speak for themselves."""
         return _ADVICE.get(self, "")
@@ -45,16 +52,15 @@ class Cause(StrEnum):
 
 _ADVICE = {
     Cause.LOST_NODE: (
-        "a node of the cluster was lost; raytorch train --resume goes on from the latest checkpoint, for a job "
-        "raytorch submit --resume does, and failure.max_restarts says how often a run does so by itself"
+        "a node of the cluster was lost; resume goes on from the latest checkpoint, and "
+        "failure.max_restarts says how often a run does so by itself"
     ),
     Cause.LOST_WORKER: (
-        "a worker was lost, killed or crashed; raytorch train --resume goes on from the latest checkpoint, for a job "
-        "raytorch submit --resume does, and failure.max_restarts says how often a run does so by itself"
+        "a worker was lost, killed or crashed; resume goes on from the latest checkpoint, and "
+        "failure.max_restarts says how often a run does so by itself"
     ),
     Cause.LOST_RAY: (
-        "a part of Ray was lost, killed or crashed, for want of memory, say; raytorch train --resume goes on from the "
-        "latest checkpoint, for a job raytorch submit --resume does"
+        "a part of Ray was lost, killed or crashed, for want of memory, say; resume goes on from the latest checkpoint"
     ),
     Cause.HOST_MEMORY: (
         "the machine's memory ran out; use fewer workers on each machine (a higher scaling.cpus_per_worker), or lower "
@@ -66,8 +72,7 @@ _ADVICE = {
         "behind, or raise it"
     ),
     Cause.STORAGE: (
-        "the storage failed; make room or mend the access to it, after which raytorch train --resume goes on from the "
-        "latest checkpoint, for a job raytorch submit --resume does"
+        "the storage failed; make room or mend the access to it, after which resume goes on from the latest checkpoint"
     ),
 }
 
@@ -115,11 +120,26 @@ def is_storage_fault(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS) or bool(STORAGE_FAULT.search(str(error)))
 
 
-class RaytorchError(Exception):
-    """Base of every error that raytorch raises. The key and secret of an address are not in its message."""
+@dataclass(frozen=True)
+class Remedy:
+    """What to give in another call, by the name of the parameter and of the command line's option."""
 
-    def __init__(self, *args: object) -> None:
+    option: str
+    value: str = ""
+    """What to give there, where that is known: for ``resume`` the run or sweep to go on with."""
+    of: Literal["run", "sweep"] = "run"
+
+
+class RaytorchError(Exception):
+    """Base of every error that raytorch raises. The key and secret of an address are not in its message.
+
+    Attributes:
+        remedies: What may be given another time, apart from the words of the message.
+    """
+
+    def __init__(self, *args: object, remedies: Sequence[Remedy] = ()) -> None:
         super().__init__(*(without_secrets(value) if isinstance(value, str) else value for value in args))
+        self.remedies = tuple(remedies)
 
 
 class UserError(RaytorchError):

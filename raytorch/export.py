@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raytorch import onnx
 from raytorch.config.export_formats import ExportFormat
 from raytorch.datasets.in_memory import END, PAD
-from raytorch.errors import ExportError, RunNotFoundError, UserError
+from raytorch.errors import ExportError, Remedy, RunNotFoundError, UserError
 from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_folders import MODEL_FILE, latest_checkpoint
 from raytorch.runs.storage import RunFolder
@@ -58,7 +58,9 @@ def load_run(folder: RunFolder) -> tuple[nn.Module, Architecture]:
     """The model in a run's latest checkpoint, on the CPU, and what it was built from. Raises as :func:`export_run`."""
     name = latest_checkpoint(folder)
     if name is None:
-        raise RunNotFoundError(f"{folder} has no complete checkpoint to export; train it further with --resume")
+        raise RunNotFoundError(
+            f"{folder} has no complete checkpoint to export; resume it", remedies=[Remedy("resume", str(folder))]
+        )
     with _local_copy(folder, f"{name}/{MODEL_FILE}") as weights:
         return load_model(weights), read_architecture(weights)
 
@@ -175,7 +177,9 @@ def _appearing(path: Path) -> Iterator[Path]:
             for file in sorted(Path(staging).iterdir(), reverse=True):  # model.onnx.data before model.onnx
                 file.replace(path.parent / file.name)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; give another --out") from None
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; give another path", remedies=[Remedy("out")]
+        ) from None
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """What the commands share: where they print, their exit statuses, and the options that several of them take."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from raytorch.errors import UserError
+from raytorch.errors import RaytorchError, Remedy, UserError
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 
@@ -29,6 +30,24 @@ def new_app() -> typer.Typer:
     return typer.Typer(
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
+
+
+def worded(error: RaytorchError) -> str:
+    """An error as the command line tells it: with what its remedies are called here."""
+    text = str(error)
+    if not error.remedies:
+        return text
+    options = " or ".join(map(_option, error.remedies))
+    return f"{text}\ntry: {options}" if "\n" in text else f"{text} ({options})"
+
+
+def _option(remedy: Remedy) -> str:
+    from raytorch.runs.storage import from_here, in_job
+
+    value = f" {shlex.quote(from_here(remedy.value))}" if remedy.value else ""
+    if remedy.option != "resume":
+        return f"--{remedy.option}{value}"
+    return f"raytorch {'sweep' if remedy.of == 'sweep' else 'submit' if in_job() else 'train'} --resume{value}"
 
 
 def config_from_options(

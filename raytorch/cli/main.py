@@ -14,7 +14,7 @@ import typer
 
 from raytorch import __version__
 from raytorch.cli import data, jobs, runs, studies, train
-from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app, output, progress
+from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app, output, progress, worded
 from raytorch.errors import RaytorchError, UserError, is_storage_fault
 from raytorch.service import secrets
 from raytorch.system.terminal import say
@@ -86,9 +86,9 @@ def _run() -> None:
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except UserError as error:
-        _complain(str(error), EXIT_INPUT)
+        _complain(worded(error), EXIT_INPUT)
     except RaytorchError as error:
-        _complain(str(error), EXIT_FAILED)
+        _complain(worded(error), EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
         _complain("stopped", EXIT_STOPPED)
     except Exception as error:

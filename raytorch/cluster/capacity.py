@@ -118,7 +118,9 @@ def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:
         ResourceError: No node could hold it.
     """
     if not any(node.scales or room([node.resources], each) for node in nodes):
-        raise ResourceError(f"no node of the cluster has {_listed(each)}; lower the --entrypoint options, or add nodes")
+        raise ResourceError(
+            f"no node of the cluster has {_listed(each)}; lower what the entrypoint asks for, or add nodes"
+        )
 
 
 def run_here(nodes: Sequence[Node]) -> bool:

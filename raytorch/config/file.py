@@ -30,7 +30,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: the file or an override is invalid. Its message has one line for each problem, which starts with
-            ``FILE:LINE: KEY:``, or with ``--set KEY=VALUE: KEY:`` where an override is to blame.
+            ``FILE:LINE: KEY:``, or with ``override KEY=VALUE: KEY:`` where an override is to blame.
     """
     return _changed(read(path, RunConfig, _LEAST), overrides)
 

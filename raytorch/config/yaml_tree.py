@@ -17,7 +17,7 @@ from raytorch.system.safe_text import shown_line
 Key = tuple[str | int, ...]
 """A dotted key taken apart; a number is a place in a list."""
 
-OVERRIDE = "--set "
+OVERRIDE = "override "
 """What the name of a text from the command line starts with; the name of any other is its file."""
 
 TAG = "tag:yaml.org,2002:"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from raytorch.errors import RunNotFoundError, UserError
+from raytorch.errors import Remedy, RunNotFoundError, UserError
 from raytorch.runs.catalog import read_history
 from raytorch.runs.storage import RunFolder
 from raytorch.system.safe_text import shown_line
@@ -62,7 +62,9 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
-        raise UserError(f"{out} cannot be written: {error}; give another --out, such as {folder.name}.png") from None
+        raise UserError(
+            f"{out} cannot be written: {error}; give another path, such as {folder.name}.png", remedies=[Remedy("out")]
+        ) from None
     return str(out)
 
 

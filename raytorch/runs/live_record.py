@@ -86,8 +86,8 @@ class LiveRecord:
         """
         if not is_written:
             raise StorageError(
-                f"{self.folder.name} has {self.content['state']}, but {self.folder} does not say so, as it could not be "
-                "written; make room or mend the access to it, and read its logs"
+                f"{self.folder.name} has {self.content['state']}, but {self.folder} does not say so, as it could not "
+                "be written; make room or mend the access to it, and read its logs"
             )
         return self.content
 

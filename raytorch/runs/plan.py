@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.config.file import parse
 from raytorch.config.resuming import refused_changes, rule_of
-from raytorch.errors import ConfigError, RunExistsError, UserError
+from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, find_run
 from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
 from raytorch.runs.records import CheckpointManifest
@@ -51,7 +51,10 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
     name = checked_name(name) if name is not None else timed_name(config.name)
     plan = RunPlan(placed(config, name, config.storage))
     if plan.folder.exists(CONFIG_FILE) or latest_checkpoint(plan.folder):
-        raise RunExistsError(f"{plan.folder} exists already; take another --name, or continue it with --resume {name}")
+        raise RunExistsError(
+            f"{plan.folder} exists already; take another name, or resume it",
+            remedies=[Remedy("name"), Remedy("resume", str(plan.folder))],
+        )
     return plan
 
 
@@ -71,7 +74,7 @@ def checked_name(name: str) -> str:
         return TypeAdapter(RunName).validate_python(name)
     except ValidationError:
         raise ConfigError(
-            f"--name {name}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
+            f"name {name}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
             "letter or digit"
         ) from None
 

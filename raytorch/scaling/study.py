@@ -13,7 +13,7 @@ from raytorch.cluster.joining import joined_ray, prepare_ray
 from raytorch.config import RunConfig
 from raytorch.config.file import load
 from raytorch.datasets.files import check
-from raytorch.errors import RunExistsError, TrainingError, UserError
+from raytorch.errors import Remedy, RunExistsError, TrainingError, UserError
 from raytorch.runs.metrics import versions
 from raytorch.runs.plan import Job, RunPlan, plan_run
 from raytorch.runs.storage import RunFolder, join, locate, split
@@ -71,7 +71,7 @@ def plan_study(
     """
     sizes = sorted(set(workers))
     if not sizes or sizes[0] < 1:
-        raise UserError("--workers: must be numbers of at least 1, such as 1,2,4,8")
+        raise UserError("workers: must be numbers of at least 1, such as 1,2,4,8")
     base = load(file, overrides)
     folder = _study_folder(base, out)
     return Study(
@@ -111,7 +111,7 @@ def run_study(
         check(largest.data)
     sizes: list[dict[str, Any]] = []
     with joined_ray(address):
-        require_resources(largest.scaling.max_workers, largest.scaling.worker_resources, "scaling.", "--workers")
+        require_resources(largest.scaling.max_workers, largest.scaling.worker_resources, "scaling.", "workers")
         for plan in study.plans:
             with watching(plan) as watch:
                 summary = train(plan, watch=watch, work=work)
@@ -136,7 +136,9 @@ def measured(config: RunConfig, summary: Mapping[str, Any]) -> dict[str, Any]:
     ranks = times["ranks"]
     seconds = sum(rank["seconds"] for rank in ranks)
     if not seconds:
-        raise TrainingError(f"{summary['path']} ended before a step was timed; lower --warmup")
+        raise TrainingError(
+            f"{summary['path']} ended before a step was timed; lower warmup", remedies=[Remedy("warmup")]
+        )
     shares = {kind: sum(rank[kind] for rank in ranks) / seconds for kind in ("communication", "data")}
     return {
         "workers": len(ranks),
@@ -191,7 +193,7 @@ def _study_folder(base: RunConfig, out: Path | str | None) -> RunFolder:
     default = join(base.storage, f"{base.name}-scale-{datetime.now():%Y%m%d-%H%M%S}")
     folder = RunFolder(*split(locate(str(out or default))))
     if folder.exists(RESULTS_FILE) or folder.folders():
-        raise RunExistsError(f"{folder} exists already; give another --out")
+        raise RunExistsError(f"{folder} exists already; give another folder", remedies=[Remedy("out")])
     return folder
 
 

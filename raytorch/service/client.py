@@ -16,7 +16,7 @@ import raytorch
 from raytorch.cluster.capacity import require_capacity, require_node, run_here
 from raytorch.config import RunConfig, StoredData
 from raytorch.config.file import dump, load
-from raytorch.errors import JobError, RunExistsError, RunNotFoundError, UserError
+from raytorch.errors import JobError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import SUMMARY_FILE
 from raytorch.runs.plan import checked_name, full_root, plan_resume, timed_name
 from raytorch.runs.storage import BASE, RunFolder, join, locate, split
@@ -90,7 +90,7 @@ class Client:
         """
         config = config if isinstance(config, RunConfig) else load(config)
         name = checked_name(name) if name else timed_name(config.name, f"-{token_hex(3)}")
-        return self._submit_run(config, name, f"--name {name}", name, env)
+        return self._submit_run(config, name, f"--name {name}", name, env, is_new=True)
 
     def resume(self, run: str, config: RunConfig | None = None, *, env: Iterable[str] = ()) -> Job:
         """Send an earlier run to be continued from its latest checkpoint; see :func:`raytorch.runs.plan.plan_resume`.
@@ -100,7 +100,7 @@ class Client:
             config: A changed configuration (more epochs, other workers); by default the run's own.
             env: As for :meth:`submit`.
         """
-        self._placed(run if config is None or "/" in run else config.storage, "--resume")
+        self._placed(run if config is None or "/" in run else config.storage, "run")
         planned = plan_resume(run, config).config
         folder = RunFolder(planned.storage, planned.name)
         job_id = timed_name(planned.name, f"-{token_hex(3)}")
@@ -141,7 +141,7 @@ class Client:
         root = Path.cwd() if path.is_relative_to(Path.cwd()) else path.parent
         inside = path.relative_to(root)
         name = checked_name(name) if name else timed_name(_name_of(path), f"-{token_hex(3)}")
-        run = join(self._placed(storage, "--storage"), name)
+        run = join(self._placed(storage, "storage"), name)
         resources = resources or EntrypointResources()
         if resources.named() and not self._connection.has_lost_nodes():
             require_node(self._connection.nodes(), resources.named())
@@ -158,14 +158,19 @@ class Client:
 
         return self._send(name, name, "script", run, command, fill, env, resources)
 
-    def _submit_run(self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str]) -> Job:
+    def _submit_run(
+        self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str], *, is_new: bool = False
+    ) -> Job:
         digest = sha256(dump(config).encode()).hexdigest()
         config = self._place(config)
         if not self._connection.has_lost_nodes():
             require_capacity(self._connection.nodes(), config.scaling.min_workers, config.scaling.worker_resources)
         run = join(config.storage, name)
-        if how.startswith("--name") and "://" not in run and RunFolder(config.storage, name).exists():
-            raise RunExistsError(f"{run} exists already; take another --name, or continue it with --resume {run}")
+        if is_new and "://" not in run and RunFolder(config.storage, name).exists():
+            raise RunExistsError(
+                f"{run} exists already; take another name, or resume it",
+                remedies=[Remedy("name"), Remedy("resume", run)],
+            )
 
         def fill(archive: Path) -> str:
             folder = archive.parent / "run"
@@ -213,7 +218,9 @@ class Client:
                 except RuntimeError as error:
                     if "already exists" not in str(error):
                         raise
-                    raise RunExistsError(f"{self.address} has a job {job_id} already; take another --name") from None
+                    raise RunExistsError(
+                        f"{self.address} has a job {job_id} already; take another name", remedies=[Remedy("name")]
+                    ) from None
         return self.status(job_id)
 
     # -- following -----------------------------------------------------------------------------------------------------
@@ -247,7 +254,7 @@ class Client:
         """
         details = self._details(job_id)
         if rank is not None:
-            return whole(_read_rank(describe(details, self.address), rank), f"{job_id} --rank {rank}")
+            return whole(_read_rank(describe(details, self.address), rank), f"rank {rank} of {job_id}")
         return JobLog(self._connection, job_id).read(details)
 
     def follow(self, job_id: str, *, rank: int | None = None) -> Iterator[str]:
@@ -371,7 +378,7 @@ def _read_rank(job: Job, rank: int) -> Iterator[bytes]:
     folder = _require_ranks(job)
     if not folder.exists(SUMMARY_FILE):
         raise RunNotFoundError(
-            f"{folder} cannot be read from here, or the run has not begun; without --rank the driver's log is shown"
+            f"{folder} cannot be read from here, or the run has not begun; without a rank the driver's log is shown"
         )
     with folder.open(f"logs/rank-{rank}.log") as log:
         while block := log.read(BLOCK):

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from raytorch.cluster.capacity import AUTOSCALER_LABEL, Node
 from raytorch.cluster.token import TOKEN_PLACES, find_token
-from raytorch.errors import ClusterError, JobNotFoundError
+from raytorch.errors import ClusterError, JobNotFoundError, Remedy
 from raytorch.service.http import PROXY, Answer, Server, readable
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -192,7 +192,10 @@ class Connection:
         try:
             answer.json()["ray_version"]
         except (ValueError, KeyError, TypeError):
-            raise ClusterError(f"what answers at {self.url} is no Ray dashboard; give its URL with --address") from None
+            raise ClusterError(
+                f"what answers at {self.url} is no Ray dashboard; give its URL as the address",
+                remedies=[Remedy("address")],
+            ) from None
         return server
 
     def _unnamed(self, error: ValueError) -> ClusterError:

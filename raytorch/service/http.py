@@ -20,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
-from raytorch.errors import ClusterError
+from raytorch.errors import ClusterError, Remedy
 
 MOST_BYTES = 64 * 1024**2
 """Of an answer: thousands of jobs, or ten thousand nodes."""
@@ -186,7 +186,8 @@ class _Redirects(HTTPRedirectHandler):
         fp.close()
         raise ClusterError(
             f"{req.full_url} redirects to {readable(headers.get('Location', 'nowhere'))}, where the token is not sent; "
-            "if that is the cluster, give its URL with --address"
+            "if that is the cluster, give its URL as the address",
+            remedies=[Remedy("address")],
         )
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

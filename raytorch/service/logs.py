@@ -119,7 +119,7 @@ class JobLog:
 
 
 def whole(blocks: Iterable[bytes], log: str) -> str:
-    """All of a log, which 'raytorch logs' knows as ``log``.
+    """All of a log, which messages call ``log``.
 
     Raises:
         ClusterError: It is too long.
@@ -130,8 +130,7 @@ def whole(blocks: Iterable[bytes], log: str) -> str:
         size += len(block)
         if size > MOST_BYTES:
             raise ClusterError(
-                f"the log of {log} is longer than {MOST_BYTES / 1024**2:g} MiB; 'raytorch logs -f {log}' shows it as "
-                "it comes"
+                f"the log of {log} is longer than {MOST_BYTES / 1024**2:g} MiB; follow it, which gives it as it comes"
             )
     return b"".join(kept).decode(errors="replace")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from select import select
 from typing import Any
 
-from raytorch.errors import Cause, RunExistsError, StorageError, UserError
+from raytorch.errors import Cause, Remedy, RunExistsError, StorageError, UserError
 from raytorch.runs.catalog import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.runs.live_record import LiveRecord, timestamp
 from raytorch.runs.storage import LiveFiles, RunFolder, split
@@ -56,7 +56,7 @@ class ScriptRun:
             RunExistsError: The folder holds another run's record.
         """
         if self._folder.exists(SUMMARY_FILE):
-            raise RunExistsError(f"{self._folder} exists already; take another --name")
+            raise RunExistsError(f"{self._folder} exists already; take another name", remedies=[Remedy("name")])
         status: int | None = None
         with self._noting_stops(), self._folder.claimed():
             try:

@@ -59,12 +59,12 @@ def _value(key: str) -> str:
     if "=" in key:
         name = key.partition("=")[0]
         raise UserError(
-            f"--env {name}=...: give the name alone, and the value in the environment, where neither the shell's "
+            f"env {name}=...: give the name alone, and the value in the environment, where neither the shell's "
             f"history nor a list of processes shows it: export {name}"
         )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-        raise UserError(f"--env {key}: not a name of an environment variable")
+        raise UserError(f"env {key}: not a name of an environment variable")
     try:
         return os.environ[key]
     except KeyError:
-        raise UserError(f"--env {key}: not set here; export {key} first") from None
+        raise UserError(f"env {key}: not set here; export {key} first") from None

@@ -19,7 +19,7 @@ from raytorch.cluster.joining import joined_ray, prepare_ray
 from raytorch.config import RunConfig
 from raytorch.config.file import dump
 from raytorch.datasets.files import check
-from raytorch.errors import RecordError, RunExistsError, RunNotFoundError, StorageError, TrainingError
+from raytorch.errors import RecordError, Remedy, RunExistsError, RunNotFoundError, StorageError, TrainingError
 from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.plan import checked_name, placed, timed_name
 from raytorch.runs.records import SweepRecord, read_record
@@ -75,7 +75,8 @@ def plan_sweep(sweep: Sweep, name: str | None = None) -> SweepPlan:
     folder = RunFolder(sweep.config.storage, checked_name(name) if name else timed_name(sweep.config.name))
     if folder.exists():
         raise RunExistsError(
-            f"{folder} exists already; take another --name, or continue a sweep with --resume {folder}"
+            f"{folder} exists already; take another name, or resume it",
+            remedies=[Remedy("name"), Remedy("resume", str(folder), "sweep")],
         )
     return SweepPlan(sweep, folder)
 
@@ -309,8 +310,9 @@ class _LiveSweepRecord(LiveRecord):
         details = diagnose(error, Status())
         self.close("failed", error=details)
         return TrainingError(
-            f"{details['message']}\na part of Ray was lost, killed or crashed, for want of memory, say; raytorch sweep "
-            f"--resume {self.folder} goes on with the trials that are not over, from their latest checkpoints"
+            f"{details['message']}\na part of Ray was lost, killed or crashed, for want of memory, say; "
+            "resume goes on with the trials that are not over, from their latest checkpoints",
+            remedies=[Remedy("resume", str(self.folder), "sweep")],
         )
 
     def end(self, results: Sequence[Result], stopping: bool) -> dict[str, Any]:

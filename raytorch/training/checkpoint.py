@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from raytorch.config import Checkpointing
-from raytorch.errors import CheckpointError, ModelFileError, RunNotFoundError, StorageError
+from raytorch.errors import CheckpointError, ModelFileError, Remedy, RunNotFoundError, StorageError
 from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_folders import (
     CHECKPOINT_FORMAT,
@@ -268,5 +268,6 @@ def _telling_faults(folder: RunFolder, staged: Path) -> Iterator[None]:
         shutil.rmtree(staged, ignore_errors=True)
         raise StorageError(
             f"{folder}: a checkpoint cannot be written: {error}; free space there, lower checkpoint.keep or save less "
-            "often, and go on with --resume"
+            "often, and resume it",
+            remedies=[Remedy("resume", str(folder))],
         ) from error

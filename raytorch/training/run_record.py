@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raytorch.config.file import dump
-from raytorch.errors import Cause, StorageError, TrainingError, UserError
+from raytorch.errors import Cause, Remedy, StorageError, TrainingError, UserError
 from raytorch.runs.catalog import CONFIG_FILE
 from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.metrics import versions
@@ -54,12 +54,13 @@ class RunRecord(LiveRecord):
 
         details = diagnose(error, status)
         self._close_with(status, state="failed", error=details)
-        told = status.cause
-        if details["cause"] == Cause.STORAGE:
-            return StorageError(f"{details['message']}\n{Cause.STORAGE.advice}\nlogs: {self.folder}/logs")
-        if told and told.user_error:
+        told, cause = status.cause, Cause(details["cause"])
+        if told and told.user_error and cause is not Cause.STORAGE:
             return UserError(told.message)
-        return TrainingError(f"{_explain(details, told)}\nlogs: {self.folder}/logs")
+        remedies = [Remedy("resume", str(self.folder))] if cause.is_resumable else []
+        if cause is Cause.STORAGE:
+            return StorageError(f"{details['message']}\n{cause.advice}\nlogs: {self.folder}/logs", remedies=remedies)
+        return TrainingError(f"{_explain(details, told)}\nlogs: {self.folder}/logs", remedies=remedies)
 
     def _close_with(self, status: Status, **values: Any) -> bool:
         restarts = max(0, status.attempts - 1 - status.resizes)

@@ -191,7 +191,7 @@ def test_a_lost_node_is_named_as_the_cause_when_nothing_may_be_restarted(
             nodes.kill()
 
     run = plan(small_run, "bereft", epochs=1_000, failure={"max_restarts": 0})
-    with pytest.raises(TrainingError, match="a node of the cluster was lost; raytorch train --resume goes on"):
+    with pytest.raises(TrainingError, match="a node of the cluster was lost; resume goes on"):
         driver.train(run, watch=watch)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_node")

@@ -74,7 +74,7 @@ def kill_at(step: int, rank: int) -> Any:
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_is_killed_too_often_ends_the_run_with_its_cause(small_run: dict[str, Any]) -> None:
     run: RunPlan = plan(small_run | ALONE, "mortal", failure={"max_restarts": 0})
-    with pytest.raises(TrainingError, match="a worker was lost, killed or crashed; raytorch train --resume goes on"):
+    with pytest.raises(TrainingError, match="a worker was lost, killed or crashed; resume goes on"):
         train(run, watch=kill_at(step=4, rank=0))
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_worker")

@@ -142,7 +142,7 @@ def test_data_is_checked(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_folder_is_refused(write: Any, tmp_path: Path) -> None:
     assert refused(tmp_path, "train", write(), "--name", "a/b") == (
-        "--name a/b: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+        "name a/b: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
     )
 
 

@@ -349,19 +349,19 @@ def test_mistakes_are_refused_before_anything_is_sent(
     before = len(client.jobs())
     told = raytorch(cluster, "submit", str(QUICKSTART), "--set", "epochs=0")
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("--set epochs=0: epochs: must be a whole number of at least 1")
-    with pytest.raises(RunExistsError, match=r"runs/first exists already; take another --name"):
+    assert told.stderr.startswith("override epochs=0: epochs: must be a whole number of at least 1")
+    with pytest.raises(RunExistsError, match=r"runs/first exists already; take another name"):
         client.submit(load(QUICKSTART), name="first")
     with pytest.raises(RunExistsError, match=r"has a job first already"):
         client.submit(load(QUICKSTART, ["storage=/nowhere/at/all"]), name="first")
-    with pytest.raises(UserError, match=r"--env NOT_SET_HERE: not set here"):
+    with pytest.raises(UserError, match=r"env NOT_SET_HERE: not set here"):
         client.submit(load(QUICKSTART), env=["NOT_SET_HERE"])
     with pytest.raises(UserError, match=r"nothing\.py: no such file"):
         client.submit_script("nothing.py")
     monkeypatch.setattr(client_module, "run_here", lambda nodes: False)
     with pytest.raises(UserError, match=r"^storage: runs is a folder of this machine, and the cluster at .* elsewhere"):
         client.submit(load(QUICKSTART))
-    with pytest.raises(UserError, match=r"^--resume: runs/endless is a folder of this machine"):
+    with pytest.raises(UserError, match=r"^run: runs/endless is a folder of this machine"):
         client.resume("runs/endless")
     assert len(client.jobs()) == before
 

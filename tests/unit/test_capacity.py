@@ -55,7 +55,7 @@ def test_a_script_larger_than_every_node_is_refused() -> None:
     with pytest.raises(ResourceError) as refusal:
         require_node(WORKERS, {"CPU": 3, "GPU": 1})
     assert str(refusal.value) == (
-        "no node of the cluster has 3 CPU and 1 GPU; lower the --entrypoint options, or add nodes"
+        "no node of the cluster has 3 CPU and 1 GPU; lower what the entrypoint asks for, or add nodes"
     )
 
 

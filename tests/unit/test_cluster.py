@@ -237,7 +237,7 @@ def test_a_study_is_judged_by_its_largest_size(
     plans: list[RunPlan] = []
     monkeypatch.setattr(scaling, "train", lambda plan, **_: plans.append(plan) or {"state": "stopped"})
     study = scaling.plan_study(small_config, [1, 4])
-    with pytest.raises(ResourceError, match=r"^4 workers .* lower --workers or scaling.cpus_per_worker$"):
+    with pytest.raises(ResourceError, match=r"^4 workers .* lower workers or scaling.cpus_per_worker$"):
         scaling.run_study(study)
     assert not plans
     cluster.add({"CPU": 0.0}, group="head")

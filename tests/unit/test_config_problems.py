@@ -255,7 +255,7 @@ def test_a_file_without_end_is_refused() -> None:
 
 
 def test_an_override_is_bounded_like_a_file() -> None:
-    assert problems("epochs: 1", "seed=" + "[" * 60) == [f"--set seed={'[' * 60}: not valid YAML: nested too deeply"]
+    assert problems("epochs: 1", "seed=" + "[" * 60) == [f"override seed={'[' * 60}: not valid YAML: nested too deeply"]
     dotted = ".".join("a" * 30_000)
     assert "a: unknown key" in problems("epochs: 1", f"{dotted}=1")[0]
 
@@ -379,7 +379,7 @@ def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
 )
 def test_a_problem_that_an_override_causes_names_it(override: str, problem: str) -> None:
     text = "epochs: 1\nmodel: {name: vit, heads: 4}\nscaling: {workers: 2}\n"
-    assert problems(text, override) == [f"--set {override}: {problem}"]
+    assert problems(text, override) == [f"override {override}: {problem}"]
 
 
 def test_problems_of_the_file_come_first_in_its_order() -> None:
@@ -387,5 +387,5 @@ def test_problems_of_the_file_come_first_in_its_order() -> None:
         "run.yaml:1: seed: must be a whole number of at least 0 and below 4294967296, not -1",
         f"run.yaml:2: name: must be {NAME}, not 'a b'",
         "run.yaml:3: epochs: must be a whole number of at least 1 or null, not 0",
-        "--set batch_size=0: batch_size: must be a whole number of at least 1, not 0",
+        "override batch_size=0: batch_size: must be a whole number of at least 1, not 0",
     ]

@@ -55,7 +55,7 @@ def test_no_token_goes_along_with_a_redirect(there: Dashboard, status: int) -> N
             Client(there.url)
         assert str(refusal.value) == (
             f"{there.url}/api/version redirects to {other.url}/api/version, where the token is not sent; if that is "
-            "the cluster, give its URL with --address"
+            "the cluster, give its URL as the address"
         )
         assert other.seen == []
 

@@ -30,9 +30,9 @@ def test_values_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("NOT_SET_AT_ALL", "--env NOT_SET_AT_ALL: not set here; export NOT_SET_AT_ALL first"),
-        ("A B", "--env A B: not a name of an environment variable"),
-        ("", "--env : not a name of an environment variable"),
+        ("NOT_SET_AT_ALL", "env NOT_SET_AT_ALL: not set here; export NOT_SET_AT_ALL first"),
+        ("A B", "env A B: not a name of an environment variable"),
+        ("", "env : not a name of an environment variable"),
     ],
 )
 def test_what_is_not_there_is_refused(key: str, message: str) -> None:

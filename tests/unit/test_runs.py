@@ -76,7 +76,7 @@ def test_a_name_that_is_no_folder_everywhere_is_refused(config: RunConfig, name:
     with pytest.raises(ConfigError) as failure:
         plan_run(config, name)
     assert str(failure.value) == (
-        f"--name {name}: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+        f"name {name}: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
     )
 
 
@@ -84,9 +84,7 @@ def test_a_name_that_is_taken_is_refused(config: RunConfig, tmp_path: Path) -> N
     started(config)
     with pytest.raises(RunExistsError) as failure:
         plan_run(config, "mine")
-    assert str(failure.value) == (
-        f"{tmp_path}/runs/mine exists already; take another --name, or continue it with --resume mine"
-    )
+    assert str(failure.value) == (f"{tmp_path}/runs/mine exists already; take another name, or resume it")
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

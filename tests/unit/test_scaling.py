@@ -58,7 +58,7 @@ def test_overrides_come_first(small_config: Path) -> None:
 
 def test_sizes_that_cannot_be_run_are_refused(small_config: Path) -> None:
     for sizes in ([], [0, 1]):
-        with pytest.raises(UserError, match=r"^--workers: must be numbers of at least 1, such as 1,2,4,8$"):
+        with pytest.raises(UserError, match=r"^workers: must be numbers of at least 1, such as 1,2,4,8$"):
             plan_study(small_config, sizes)
     with pytest.raises(ConfigError, match=r"batch_size \(64\) must be at least workers x accumulate \(65 x 1 = 65\)"):
         plan_study(small_config, [1, 65], mode="strong")
@@ -66,7 +66,7 @@ def test_sizes_that_cannot_be_run_are_refused(small_config: Path) -> None:
 
 def test_a_folder_that_holds_a_study_is_refused(small_config: Path, tmp_path: Path) -> None:
     (tmp_path / "study" / "workers-1").mkdir(parents=True)
-    with pytest.raises(RunExistsError, match=rf"^{tmp_path}/study exists already; give another --out$"):
+    with pytest.raises(RunExistsError, match=rf"^{tmp_path}/study exists already; give another folder$"):
         plan_study(small_config, [1], out=tmp_path / "study")
 
 
@@ -99,7 +99,7 @@ def test_shares_are_means_over_the_ranks_and_sum_to_one(small_run: dict[str, Any
 
 
 def test_a_run_that_ended_before_a_step_was_timed_has_no_numbers(small_run: dict[str, Any]) -> None:
-    with pytest.raises(TrainingError, match="runs/timed ended before a step was timed; lower --warmup"):
+    with pytest.raises(TrainingError, match="runs/timed ended before a step was timed; lower warmup"):
         measured(RunConfig.model_validate(small_run), summary((0, 0, 0, 0)))
 
 

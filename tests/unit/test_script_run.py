@@ -288,7 +288,7 @@ def test_a_record_is_not_overwritten(tmp_path: Path) -> None:
     (folder / "summary.json").write_text(json.dumps({"state": "finished"}))
     with start(tmp_path, "print('ran')") as process:
         output, errors = process.communicate()
-    assert (process.returncode, output, errors) == (1, "", f"{folder} exists already; take another --name\n")
+    assert (process.returncode, output, errors) == (1, "", f"{folder} exists already; take another name\n")
 
 
 def limit_files() -> None:

@@ -243,7 +243,7 @@ def test_a_mistake_in_the_runs_own_file_is_told_there() -> None:
 
 def test_a_mistake_in_an_override_is_told_as_such() -> None:
     told = problem("run: {epochs: 1}\nparameters: {seed: {grid: [1]}}", "run.epochs=0")
-    assert told == "--set run.epochs=0: run.epochs: must be a whole number of at least 1 or null, not 0"
+    assert told == "override run.epochs=0: run.epochs: must be a whole number of at least 1 or null, not 0"
 
 
 def test_values_that_do_not_go_together_are_refused() -> None:

@@ -134,7 +134,7 @@ def test_nothing_finished_leaves_no_best(tmp_path: Path) -> None:
 def test_plans(tmp_path: Path, folder: RunFolder) -> None:
     sweep = Sweep(CONFIG.model_copy(update={"storage": str(tmp_path / "runs")}), SWEEP.trials)
     assert plan_sweep(sweep).folder.name.startswith("mine-20")
-    with pytest.raises(RunExistsError, match="take another --name, or continue a sweep with --resume"):
+    with pytest.raises(RunExistsError, match="take another name, or resume it"):
         plan_sweep(sweep, "swept")
     with pytest.raises(RunNotFoundError, match=r"no sweep swept in .*: it has no sweep.yaml"):
         plan_resumed_sweep(str(folder))

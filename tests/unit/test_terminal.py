@@ -1,6 +1,7 @@
 """What is printed for a person: tables, and letters that the locale does not have."""
 
 import os
+import pickle
 import subprocess
 import sys
 from io import StringIO
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 import raytorch
+from raytorch.cli.common import worded
+from raytorch.errors import RaytorchError, Remedy, RunExistsError, TrainingError, UserError
 from raytorch.system.terminal import cell, say_table
 
 
@@ -57,3 +60,26 @@ def test_what_is_told_is_chosen_before_the_command(option: str, tmp_path: Path) 
     else:
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("no"), "no"),
+        (UserError("no", remedies=[Remedy("out")]), "no (--out)"),
+        (
+            RunExistsError("no", remedies=[Remedy("name"), Remedy("resume", "/x/a b")]),
+            "no (--name or {train} '/x/a b')",
+        ),
+        (TrainingError("no\nlogs: x", remedies=[Remedy("resume", "/x/y", "sweep")]), "no\nlogs: x\ntry: {sweep} /x/y"),
+        (TrainingError("no\nlogs: x", remedies=[Remedy("resume", "/x/y")]), "no\nlogs: x\ntry: {train} /x/y"),
+    ],
+)
+@pytest.mark.parametrize("in_job", [False, True])
+def test_the_command_line_words_what_may_be_given_another_time(
+    error: RaytorchError, told: str, in_job: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_job:
+        monkeypatch.setenv("RAYTORCH_STORAGE_BASE", "/x")
+    train = f"raytorch {'submit' if in_job else 'train'} --resume"
+    assert worded(pickle.loads(pickle.dumps(error))) == told.format(train=train, sweep="raytorch sweep --resume")

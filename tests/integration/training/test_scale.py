@@ -60,7 +60,7 @@ def test_a_size_that_the_machine_cannot_give_is_refused_before_any_run_starts(
     done = scale(config, "1,1000", "--mode", "strong")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("1000 workers with 1 CPU each need 1000 CPUs, but this machine has ")
-    assert done.stderr.endswith("; lower --workers or scaling.cpus_per_worker\n")
+    assert done.stderr.endswith("; lower workers or scaling.cpus_per_worker\n")
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
