@@ -113,7 +113,7 @@ def export_model(
             return []
         if kind == "onnx":
             onnx.check(partial)
-            return onnx.verify(partial, model, inputs, axes=axes)
+            return onnx.verify(model, inputs, partial, axes=axes)
         return require_agreement(model, _READERS[kind](partial), fresh_inputs(inputs, axes), names=_OUTPUTS)
 
 

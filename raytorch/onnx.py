@@ -123,9 +123,9 @@ def load(
 
 
 def verify(
-    path: str | PathLike[str],
     model: nn.Module,
     inputs: Mapping[str, Tensor],
+    path: str | PathLike[str],
     *,
     axes: Axes | None = None,
     tolerance: float = TOLERANCE,
@@ -133,9 +133,9 @@ def verify(
     """Compare a graph with the model that it came from, on fresh inputs of two batch sizes.
 
     Args:
-        path: The graph's file.
         model: The model, on the CPU.
         inputs: As for :func:`export`.
+        path: The graph's file.
         axes: As for :func:`export`.
         tolerance: Largest relative error of an output: the largest difference by the output's largest magnitude.
 

@@ -122,7 +122,7 @@ class Training:
         self.wish = Wish.GO_ON
         self.clock = PhaseClock()
         self.throughput = Throughput()
-        self.driver = DriverLink(job.monitor) if worker.rank == 0 else None
+        self.driver = DriverLink(job.monitor, worker.rank)
         self.log: MetricsLog | None = None
         self.checkpoints: Checkpoints | None = None
 
@@ -166,8 +166,7 @@ class Training:
         self.schedule.step()
         self.step += 1
         self.losses.append(loss)
-        if self.driver:
-            self.driver.tell(self._position())
+        self.driver.tell(self._position())
         self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
 
     def backward(self, loss: Tensor) -> None:
@@ -181,7 +180,7 @@ class Training:
             return
         if self.worker.device.type == "cuda":
             torch.cuda.synchronize(self.worker.device)  # steps that are only queued have no pace
-        self.wish = self.agreement.reach(self.driver.take_wish() if self.driver else None)
+        self.wish = self.agreement.reach(self.driver.take_wish())
 
     def reduce_losses(self) -> None:
         """Average the losses since the last call over all workers, and record them."""
@@ -191,7 +190,7 @@ class Training:
         first = self.step - len(losses) + 1
         self.losses.clear()
         self._refuse_nonfinite(losses, first)
-        if self.log and self.driver:
+        if self.log:
             values: dict[str, float | None] = {
                 "loss": sum(losses) / len(losses),
                 "lr": float(self.schedule.get_last_lr()[0]),
@@ -217,8 +216,7 @@ class Training:
     def evaluate(self) -> None:
         """Loss and accuracy on the test split, each sample counted once over all workers."""
         with self.clock.phase("evaluating"):
-            if self.driver:
-                self.driver.tell({**self._position(), "phase": "evaluating"})
+            self.driver.tell({**self._position(), "phase": "evaluating"})
             broadcast_buffers(self.model)
             self.model.eval()
             totals = torch.zeros(4, dtype=torch.float64, device=self.worker.device)
@@ -232,7 +230,7 @@ class Training:
         self.metrics = {"accuracy": correct / counted, "loss": loss / samples}
         self._refuse_nonfinite([self.metrics["loss"]], self.step, "test loss")
         logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
-        if self.log and self.driver:
+        if self.log:
             self.log.write("test", self.step, self.epochs_done, self.metrics)
             self.driver.tell_evaluation({"step": self.step, "epoch": self.epochs_done, **self.metrics})
 
@@ -267,7 +265,7 @@ class Training:
 
     def finish_saving(self) -> None:
         """Wait for a checkpoint that is still on its way to the storage."""
-        if self.checkpoints and self.driver:
+        if self.checkpoints:
             self.driver.tell({**self._position(), "phase": "saving"})
             with self.clock.phase("checkpointing"):
                 self.checkpoints.wait()
@@ -275,7 +273,7 @@ class Training:
     def restore(self) -> None:
         """Continue from the newest checkpoint in the run's folder, if there is one, and open the records."""
         newest = None
-        if self.driver:
+        if self.worker.rank == 0:
             ray.get(self.job.monitor.begin_attempt.remote())
             self.checkpoints = Checkpoints(self.folder, self.config.checkpoint, self.job.monitor.saved.remote)
             newest = self.checkpoints.recover()
@@ -285,7 +283,7 @@ class Training:
             with open_checkpoint(self.folder, checkpoint_name(step)) as content:
                 self._load(content)
             logger.info("resumed from %s at step %d", checkpoint_name(step), self.step)
-        if self.driver:
+        if self.worker.rank == 0:
             self.files.extend(METRICS_FILE).close()
             self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)
             self.driver.tell(self._position())
@@ -322,7 +320,7 @@ class Training:
         Raises:
             ExportError: The model cannot be exported, or an export differs from it.
         """
-        if not (self.driver and self.config.export):
+        if self.worker.rank > 0 or not self.config.export:
             return []
         from raytorch.export import export_finished  # onnxruntime takes a second to import
 

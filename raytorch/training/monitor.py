@@ -99,10 +99,10 @@ def start_here(kind: type) -> Any:
 
 
 class DriverLink:
-    """Rank 0's line to the driver; never waits long for it."""
+    """Rank 0's line to the driver, which never waits long for it; the other ranks' carries nothing."""
 
-    def __init__(self, monitor: MonitorHandle) -> None:
-        self._monitor = monitor
+    def __init__(self, monitor: MonitorHandle, rank: int) -> None:
+        self._monitor, self._is_used = monitor, rank == 0
         self._news: dict[str, Any] = {}
         self._answer: Any = None
         self._told_at = 0.0
@@ -110,6 +110,8 @@ class DriverLink:
 
     def tell(self, update: dict[str, Any]) -> None:
         """Pass on the run's newest numbers, together with earlier ones, several times a second at most."""
+        if not self._is_used:
+            return
         self._news |= update
         self._read_answer()
         if self._answer is None and time.monotonic() - self._told_at >= PROGRESS_INTERVAL_S:
@@ -118,10 +120,16 @@ class DriverLink:
 
     def tell_evaluation(self, outcome: dict[str, Any]) -> None:
         """Pass on the outcome of an evaluation."""
-        self._monitor.evaluated.remote(outcome)
+        if self._is_used:
+            self._monitor.evaluated.remote(outcome)
 
-    def take_wish(self) -> Wish:
-        """What the driver wants; the answer to the newest progress is waited for. A wish to save is told once."""
+    def take_wish(self) -> Wish | None:
+        """What the driver wants, a wish to save once; None where this is not rank 0.
+
+        The answer to the newest progress is waited for.
+        """
+        if not self._is_used:
+            return None
         self._read_answer(ANSWER_WAIT_S)
         wish = self._wish
         if wish is Wish.SAVE:

@@ -153,7 +153,7 @@ def test_an_onnx_export_agrees_and_has_the_opset(tmp_path: Path, opset: int | No
     onnx.export(model, inputs(), path, outputs=["y"], opset=opset)
     assert model.training
     onnx.check(path)
-    (difference,) = onnx.verify(path, model, inputs())
+    (difference,) = onnx.verify(model, inputs(), path)
     assert difference.output == "y"
     assert difference.relative < 1e-5
     graph = official.load(path)
@@ -166,7 +166,7 @@ def test_an_onnx_graph_of_another_model_is_told(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.export(nn.Linear(3, 4), inputs(), path, outputs=["y"])
     with pytest.raises(ExportError, match="differs from the model: y: largest error"):
-        onnx.verify(path, nn.Linear(3, 4), inputs())
+        onnx.verify(nn.Linear(3, 4), inputs(), path)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path, model: nn.Module, opset
 def test_a_transformer_that_is_told_of_its_causal_mask_is_exported(tmp_path: Path) -> None:
     model = Causal(is_causal=True)
     onnx.export(model, inputs(), tmp_path / "m.onnx")
-    assert onnx.verify(tmp_path / "m.onnx", model, inputs())
+    assert onnx.verify(model, inputs(), tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("names", [["x"], ["x", "y"], ["x", "y", "z"]])
@@ -201,7 +201,7 @@ def test_a_model_of_any_number_of_inputs_is_exported(tmp_path: Path, names: list
     onnx.export(Variadic(), given, path)
     with onnx.load(path) as graph:
         assert graph.inputs == names
-    (difference,) = onnx.verify(path, Variadic(), given)
+    (difference,) = onnx.verify(Variadic(), given, path)
     assert difference.relative < 1e-5
     assert torch.equal(serialization.capture(Variadic(), given).module()(*given.values()), Variadic()(*given.values()))
 
@@ -247,7 +247,7 @@ def test_an_export_leaves_the_model_and_the_random_numbers_as_they_were(
 def test_a_graph_of_a_model_that_counts_agrees_with_it(tmp_path: Path) -> None:
     model = Counting()
     onnx.export(model, inputs(), tmp_path / "m.onnx")
-    (difference,) = onnx.verify(tmp_path / "m.onnx", model, inputs())
+    (difference,) = onnx.verify(model, inputs(), tmp_path / "m.onnx")
     assert difference.relative < 1e-5
     assert model.count == 0
 

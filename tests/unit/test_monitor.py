@@ -145,7 +145,7 @@ class Rank0:
         monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
         monkeypatch.setattr(ray, "get", lambda answer: answer)
         monkeypatch.setattr("raytorch.training.monitor.PROGRESS_INTERVAL_S", 0)
-        self._link = DriverLink(self)
+        self._link = DriverLink(self, 0)
 
     def remote(self, update: dict[str, Any]) -> Wish:
         return self.monitor.progress(update)
