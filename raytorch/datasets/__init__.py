@@ -7,10 +7,10 @@ and ``evaluation_batches`` those of a test split.
 Only ``check`` and ``count`` are imported at once: the rest comes when it is first asked for, most of it with torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raytorch.datasets.files import check, count
+from raytorch.system.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from raytorch.datasets.in_memory import END, PAD, Dataset, load
@@ -30,10 +30,11 @@ __all__ = [
     "prepare",
 ]
 
-_HOMES = {"MicroBatch": "loader", "TrainLoader": "loader", "evaluation_batches": "loader", "prepare": "preparation"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'in_memory')}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "in_memory": ["END", "PAD", "Dataset", "load"],
+        "loader": ["MicroBatch", "TrainLoader", "evaluation_batches"],
+        "preparation": ["prepare"],
+    },
+)

@@ -203,7 +203,7 @@ def test_a_log_that_is_too_long_to_be_read_at_once_is_refused(
 ) -> None:
     monkeypatch.setattr(logs, "MOST_BYTES", 100_000)
     job.steps = [("SUCCEEDED", LOG)]
-    with pytest.raises(ClusterError, match=r"the log of one is longer than .* 'raytorch logs -f one' shows it"):
+    with pytest.raises(ClusterError, match=r"the log of one is longer than .* follow it"):
         Client(job.url).logs("one")
     assert run("logs", "-f", "one") == (0, LOG.decode(), "")
 

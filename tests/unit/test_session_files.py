@@ -92,7 +92,7 @@ def test_onnx(session: Session, net: RemoteModule, model: nn.Module, tmp_path: P
     inputs = {"images": session.tensor(IMAGES)}
     session.run(onnx.export, net, inputs, tmp_path / "model.onnx")
     session.run(onnx.check, tmp_path / "model.onnx")
-    (difference,) = session.run(onnx.verify, tmp_path / "model.onnx", net, inputs)
+    (difference,) = session.run(onnx.verify, net, inputs, tmp_path / "model.onnx")
     assert difference.get("relative") < 1e-4
 
     graph = session.object(onnx.load, tmp_path / "model.onnx")

@@ -1,0 +1,25 @@
+"""Packages whose names are imported when they are first asked for, so that what is light stays light (PEP 562)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_exports(package: str, homes: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package that exports names of its modules.
+
+    Args:
+        package: The package's ``__name__``.
+        homes: The names, by the module of the package that each is in.
+
+    Example:
+        >>> __getattr__ = lazy_exports(__name__, {"file": ["load_sweep"]})
+    """
+    home_of = {name: home for home, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{home_of[name]}"), name)
+
+    return get
