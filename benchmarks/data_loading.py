@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import datasets, transforms
 
 from raytorch.config import Augment, Cifar10Data, MnistData
-from raytorch.datasets import TrainLoader, load
+from raytorch.datasets import TrainLoader, load_dataset
 from raytorch.datasets.files import read_cifar10, root_of
 
 BATCH = 128
@@ -56,7 +56,7 @@ def raytorch_batches(name: str, root: str, rank: int, ranks: int) -> Iterator[An
     """A rank's share of each batch, without end."""
     config = Cifar10Data(root=root) if name == "cifar10" else MnistData(root=root)
     augment = Augment(crop=4, flip=True) if name == "cifar10" else Augment(crop=2)
-    loader = TrainLoader(load(config, "train"), batch_size=BATCH, rank=rank, world_size=ranks, augment=augment)
+    loader = TrainLoader(load_dataset(config, "train"), batch_size=BATCH, rank=rank, world_size=ranks, augment=augment)
     while True:
         yield from loader.remaining()
         loader.next_epoch()

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 import raytorch
 from raytorch.config import DigitsData, MnistData
-from raytorch.datasets import load
+from raytorch.datasets import load_dataset
 
 
 def inputs_and_targets(data: str | None, split: str) -> tuple[Tensor, Tensor]:
     """Images (N, 1, H, W), normalized, and their digits."""
     source = MnistData(name="mnist", root=data) if data else DigitsData(name="digits")
-    dataset = load(source, split, torch.device("cpu"))
+    dataset = load_dataset(source, split, torch.device("cpu"))
     return dataset.batch(torch.arange(len(dataset)))
 
 

@@ -19,7 +19,7 @@ OVERRIDABLE.update({f"{__name__}.backward": backward, f"{__name__}.grad": grad})
 
 
 class Context:
-    """What a forward pass keeps for its backward pass: tensors in order, and values by name.
+    """State that a forward pass keeps for its backward pass: tensors in order, and values by name.
 
     ``Context()`` is filled and read by hand. The functions of a :class:`CustomFunction` are given one over PyTorch's
     own ctx: that keeps what is saved, and its members are the context's too (``needs_input_grad``, ``mark_dirty``,
@@ -90,7 +90,7 @@ class CustomFunction:
 
     @overridable
     def apply(self, *args: Any) -> Any:
-        """What ``forward`` returns for ``args``, in a graph that ``backward`` differentiates.
+        """Return what ``forward`` returns for ``args``, in a graph that ``backward`` differentiates.
 
         See ``torch.autograd.Function.apply``.
         """

@@ -36,17 +36,17 @@ class Cause(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether a worker that raised this is not restarted: it would only come to the same end."""
+        """True if a worker that raised this is not restarted: it would only come to the same end."""
         return self in (Cause.ERROR, Cause.HOST_MEMORY, Cause.GPU_MEMORY, Cause.STORAGE)
 
     @property
     def is_resumable(self) -> bool:
-        """Whether the run can go on from its latest checkpoint as it is."""
+        """True if the run can go on from its latest checkpoint as it is."""
         return self in (Cause.LOST_NODE, Cause.LOST_WORKER, Cause.LOST_RAY, Cause.STORAGE)
 
     @property
     def advice(self) -> str:
-        """What happened and what to do about it, in a line; empty for errors, which speak for themselves."""
+        """Advice: what happened and what to do about it, in a line; empty for errors, which speak for themselves."""
         return _ADVICE.get(self, "")
 
 
@@ -81,7 +81,7 @@ MOST_LEAVES = 5
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says; of a group also what the exceptions in it say."""
+    """Return what an exception says; of a group also what the exceptions in it say."""
     if not isinstance(error, BaseExceptionGroup):
         return str(error)
     return message_of_group(str(error), [f"{type(leaf).__name__}: {leaf}".partition("\n")[0] for leaf in leaves(error)])
@@ -107,7 +107,7 @@ STORAGE_FAULT = re.compile(
     r"|Stale file handle|Transport endpoint is not connected|PytorchStreamWriter failed"
     r"|inline_container\.cc:\d+\] \. unexpected pos"
 )
-"""What errors say that come from a storage, not all of which are an ``OSError``."""
+"""Texts of errors that come from a storage, not all of which are an ``OSError``."""
 _STORAGE_ERRNOS = frozenset(
     number
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO", "ESTALE", "ENOTCONN", "ENODEV", "ENXIO")
@@ -116,17 +116,17 @@ _STORAGE_ERRNOS = frozenset(
 
 
 def is_storage_fault(error: BaseException) -> bool:
-    """Whether an exception comes from a storage that is full, may not be written, or has failed."""
+    """Tell whether an exception comes from a storage that is full, may not be written, or has failed."""
     return (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS) or bool(STORAGE_FAULT.search(str(error)))
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to give in another call, by the name of the parameter and of the command line's option."""
+    """Something to give in another call, by the name of the parameter and of the command line's option."""
 
     option: str
     value: str = ""
-    """What to give there, where that is known: for ``resume`` the run or sweep to go on with."""
+    """The value to give there, where that is known: for ``resume`` the run or sweep to go on with."""
     of: Literal["run", "sweep"] = "run"
 
 

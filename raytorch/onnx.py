@@ -26,7 +26,7 @@ from raytorch.errors import ExportError, ModelFileError, UserError
 from raytorch.serialization import capture
 from raytorch.serialization.comparison import TOLERANCE, Axes, Difference, batch_axes, fresh_inputs, require_agreement
 from raytorch.serialization.exported_programs import by_argument, recurrent_layers_captured
-from raytorch.serialization.file_kinds import Kind, require
+from raytorch.serialization.file_kinds import FileKind, require
 
 FIRST_OPSET = 18
 """The oldest opset that PyTorch's exporter writes."""
@@ -233,7 +233,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 def _read(path: Path) -> None:
     """Refuse what is no ONNX file, or names data outside its own folder."""
-    require(path, Kind.ONNX)
+    require(path, FileKind.ONNX)
     try:
         graph = onnx.load(path, load_external_data=False)
     except DecodeError as error:

@@ -26,7 +26,7 @@ def build_optimizer(config: Optimizer, params: Iterable[nn.Parameter]) -> torch.
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What ``optimizer`` remembers of each of its parameters, in their order; its settings are not among it."""
+    """Return what ``optimizer`` remembers of each of its parameters, in their order; its settings are not among it."""
     state = optimizer.state_dict()["state"]
     return [state.get(number, {}) for number, _ in enumerate(_parameters(optimizer))]
 
@@ -55,7 +55,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _remembered_names(optimizer: torch.optim.Optimizer) -> set[str]:
-    """What an optimizer of these settings remembers of a parameter, as one that takes a step shows."""
+    """Return what an optimizer of these settings remembers of a parameter, as one that takes a step shows."""
     probe = nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)
     build: Any = type(optimizer)

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from raytorch.config import RunConfig
-from raytorch.config.file import load
+from raytorch.config.file import load_config
 from raytorch.errors import ConfigError
 
 
 def read(text: str, *overrides: str) -> RunConfig:
     """The run of a file ``run.yaml`` in the current folder."""
     Path("run.yaml").write_text(text, encoding="utf-8")
-    return load("run.yaml", overrides)
+    return load_config("run.yaml", overrides)
 
 
 def problems(text: str, *overrides: str) -> list[str]:

@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 # What a user who changes raytorch's own training adds to it.
 FAILING_STEP = """
-train_step = Training.train_step
+train_step = Trainer.train_step
 
 
 def fail_on_rank_1(self, micro_batches):
@@ -46,7 +46,7 @@ def fail_on_rank_1(self, micro_batches):
     train_step(self, micro_batches)
 
 
-Training.train_step = fail_on_rank_1
+Trainer.train_step = fail_on_rank_1
 """
 
 

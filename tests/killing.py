@@ -28,9 +28,9 @@ def often_saved(kills: int) -> dict[str, Any]:
 
 def tell_steps() -> None:
     """Have rank 0 of a training in this process write down the number of each optimizer step when it is done."""
-    from raytorch.training.loop import Training
+    from raytorch.training.loop import Trainer
 
-    train_step = Training.train_step
+    train_step = Trainer.train_step
 
     def step_told(run: Any, micro_batches: Any) -> None:
         train_step(run, micro_batches)
@@ -39,7 +39,7 @@ def tell_steps() -> None:
                 run.told = os.open(run.folder.file(STEP_FILE), os.O_WRONLY | os.O_CREAT)
             os.pwrite(run.told, b"%8d" % run.step, 0)
 
-    Training.train_step = step_told  # type: ignore[method-assign]
+    Trainer.train_step = step_told  # type: ignore[method-assign]
 
 
 class Kill(NamedTuple):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from data_files import write_mnist
 
-from raytorch.datasets.download import Remote
+from raytorch.datasets.download import RemoteFile
 
 PREPARE = """
 import json, sys
 from raytorch.config import MnistData
 from raytorch.datasets import preparation
-preparation.MNIST = tuple(preparation.Remote(**remote) for remote in json.loads(sys.argv[2]))
+preparation.MNIST = tuple(preparation.RemoteFile(**remote) for remote in json.loads(sys.argv[2]))
 preparation.prepare(MnistData(root=sys.argv[1]))
 assert not {"torch", "torchvision", "ray"} & set(sys.modules)
 """
@@ -28,13 +28,14 @@ def small_mnist(folder: Path) -> dict[str, bytes]:
     return {f"{path.name}.gz": gzip.compress(path.read_bytes(), mtime=0) for path in raw.iterdir()}
 
 
-def remotes(contents: dict[str, bytes], *mirrors: str) -> tuple[Remote, ...]:
+def remotes(contents: dict[str, bytes], *mirrors: str) -> tuple[RemoteFile, ...]:
     return tuple(
-        Remote(name, len(content), hashlib.sha256(content).hexdigest(), mirrors) for name, content in contents.items()
+        RemoteFile(name, len(content), hashlib.sha256(content).hexdigest(), mirrors)
+        for name, content in contents.items()
     )
 
 
-def preparing(root: Path, published: tuple[Remote, ...]) -> subprocess.Popen[str]:
+def preparing(root: Path, published: tuple[RemoteFile, ...]) -> subprocess.Popen[str]:
     """A process that prepares MNIST, which is ``published``, in ``root``."""
     wanted = json.dumps([asdict(remote) for remote in published])
     return subprocess.Popen([sys.executable, "-c", PREPARE, root, wanted], stderr=subprocess.PIPE, text=True)

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from raytorch.service.packages import pack
-from raytorch.service.projects import collect
+from raytorch.service.projects import collect_files
 
 
 def make(root: Path, *names: str) -> None:
@@ -18,7 +18,7 @@ def make(root: Path, *names: str) -> None:
 
 
 def names(root: Path) -> list[str]:
-    return sorted(str(file) for file in collect(root).files)
+    return sorted(str(file) for file in collect_files(root).files)
 
 
 def git(root: Path, *arguments: str) -> None:
@@ -35,6 +35,6 @@ def packed(root: Path) -> dict[str, str]:
     """The contents of a project's archive."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "project.zip"
-        pack(root, collect(root).files, archive)
+        pack(root, collect_files(root).files, archive)
         with zipfile.ZipFile(archive) as package:
             return {name: package.read(name).decode() for name in package.namelist()}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from raytorch.config import RunConfig
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.runs.plan import plan_run
 from raytorch.runs.storage import RunFolder
 
@@ -23,7 +23,7 @@ def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
 def started(config: RunConfig, name: str = "mine", **saved: Any) -> RunFolder:
     """A run of which the configuration and a checkpoint are there."""
     plan = plan_run(config, name)
-    plan.folder.write_text("config.yaml", dump(plan.config))
+    plan.folder.write_text("config.yaml", dump_config(plan.config))
     path = add_checkpoint(plan.folder, 5, {"model.safetensors": 3}) / "checkpoint.json"
     saved |= {"config": plan.config.model_dump(mode="json")}
     path.write_text(json.dumps(json.loads(path.read_text()) | saved))

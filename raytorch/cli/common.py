@@ -1,4 +1,4 @@
-"""What the commands share: where they print, their exit statuses, and the options that several of them take."""
+"""Shared parts of the commands: where they print, their exit statuses, and the options that several of them take."""
 
 import shlex
 from pathlib import Path
@@ -14,7 +14,7 @@ EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 errors = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
 progress = Console(stderr=True, highlight=False)
-"""What is told while a command is at work, which ``raytorch -q`` leaves out."""
+"""News while a command is at work, which ``raytorch -q`` leaves out."""
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the file, e.g. optimizer.lr=0.01.")
@@ -42,19 +42,19 @@ def worded(error: RaytorchError) -> str:
 
 
 def _option(remedy: Remedy) -> str:
-    from raytorch.runs.storage import from_here, in_job
+    from raytorch.runs.storage import from_here, is_in_job
 
     value = f" {shlex.quote(from_here(remedy.value))}" if remedy.value else ""
     if remedy.option != "resume":
         return f"--{remedy.option}{value}"
-    return f"raytorch {'sweep' if remedy.of == 'sweep' else 'submit' if in_job() else 'train'} --resume{value}"
+    return f"raytorch {'sweep' if remedy.of == 'sweep' else 'submit' if is_in_job() else 'train'} --resume{value}"
 
 
 def config_from_options(
     file: Path | None, overrides: list[str] | None, workers: int | None, name: str | None, resume: str | None
 ) -> Any:
     """The configuration that the command line describes; None for a run that is resumed with its own."""
-    from raytorch.config.file import load
+    from raytorch.config.file import load_config
 
     changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
     if resume and name:
@@ -63,4 +63,4 @@ def config_from_options(
         raise UserError("give a configuration file, e.g. configs/quickstart.yaml, or --resume RUN")
     if file is None and changes:
         raise UserError("--set and --workers change a configuration file; give it beside --resume")
-    return load(file, changes) if file else None
+    return load_config(file, changes) if file else None

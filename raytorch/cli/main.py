@@ -81,7 +81,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        secrets.load()  # this may be the driver of a job
+        secrets.load_secrets()  # this may be the driver of a job
         sys.exit(app(standalone_mode=False) or 0)
     except typer.Exit as end:
         sys.exit(end.exit_code)

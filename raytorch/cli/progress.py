@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: of a run one live line and a short summary at the end, of a download its bars."""
+"""The display in the terminal: of a run one live line and a short summary at the end, of a download its bars."""
 
 import shlex
 import time
@@ -16,8 +16,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from raytorch.runs.storage import from_here, in_job
-from raytorch.system.safe_text import shown_line
+from raytorch.runs.storage import from_here, is_in_job
+from raytorch.system.safe_text import escaped_line
 from raytorch.system.terminal import say, say_labelled
 
 WAITING_S = 60.0
@@ -27,7 +27,7 @@ WAITING_S = 60.0
 class ProgressDisplay:
     """A line for each evaluation and, on a terminal, a live one below them.
 
-    Call it with each :class:`~raytorch.runs.status.Status`; use it as a context manager.
+    Call it with each :class:`~raytorch.runs.status.RunStatus`; use it as a context manager.
     """
 
     def __init__(self, console: Console, name: str) -> None:
@@ -42,7 +42,7 @@ class ProgressDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task: TaskID = self._bar.add_task(shown_line(name), total=None, numbers="starting workers")
+        self._task: TaskID = self._bar.add_task(escaped_line(name), total=None, numbers="starting workers")
         self._numbers = ""
         self._evaluations = 0
         self._attempts = 0
@@ -86,11 +86,11 @@ class ProgressDisplay:
             rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
             self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
         text = self._numbers if news["phase"] == "training" else news["phase"]
-        self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=shown_line(text))
+        self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=escaped_line(text))
 
 
 class DownloadDisplay:
-    """On a terminal, a bar for each file that is downloaded. A :data:`~raytorch.datasets.download.Watch`."""
+    """On a terminal, a bar for each file that is downloaded. A :data:`~raytorch.datasets.download.DownloadCallback`."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -111,7 +111,7 @@ class DownloadDisplay:
 
     def __call__(self, name: str, there: int, size: int) -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(shown_line(name), total=size)
+            self._tasks[name] = self._bar.add_task(escaped_line(name), total=size)
         self._bar.update(self._tasks[name], completed=there)
 
 
@@ -123,7 +123,7 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
         summary: The run's ``summary.json``.
         resume: The command that goes on with a run that follows it; by default that of where this process runs.
     """
-    resume = resume or f"raytorch {'submit' if in_job() else 'train'} --resume"
+    resume = resume or f"raytorch {'submit' if is_in_job() else 'train'} --resume"
     rate = summary.get("samples_per_s")
     facts = [
         _metrics(summary) if "accuracy" in summary else summary["state"],

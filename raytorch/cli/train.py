@@ -65,13 +65,13 @@ def validate(
     files: Annotated[list[Path], typer.Argument(help="YAML files of runs and sweeps.")], overrides: Overrides = None
 ) -> int:
     """Check configuration files without running them."""
-    from raytorch.config.file import load
+    from raytorch.config.file import load_config
     from raytorch.sweeps.file import is_sweep, load_sweep
 
     problems = []
     for file in files:
         try:
-            (load_sweep if is_sweep(file) else load)(file, overrides or [])
+            (load_sweep if is_sweep(file) else load_config)(file, overrides or [])
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster can hold at all, and whether they run on this machine."""
+"""Capacity of a cluster: how many workers its nodes can hold at all, and whether they run on this machine."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def require_resources(
                 f"{workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}s, but {place} "
                 f"{there:g}; {lower}{kind.lower()}s_per_worker"
             )
-    if workers > (fitting := room(nodes, each)):
+    if workers > (fitting := workers_that_fit(nodes, each)):
         held = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
         raise ResourceError(
             f"{workers} workers with {held} each do not fit on the nodes, which have room for {fitting}; "
@@ -49,14 +49,14 @@ def require_resources(
 
 
 def scales_itself() -> bool:
-    """Whether the cluster that was joined could add nodes by itself to those that it has."""
+    """Tell whether the cluster that was joined could add nodes by itself to those that it has."""
     import ray
 
     return any(AUTOSCALER_LABEL in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def _has_lost_nodes() -> bool:
-    """Whether a node of the cluster that was joined has crashed or was cut off, as Ray 2.55 and 2.60 say it.
+    """Tell whether a node of the cluster that was joined has crashed or was cut off, as Ray 2.55 and 2.60 say it.
 
     What it had they no longer tell.
     """
@@ -67,7 +67,7 @@ def _has_lost_nodes() -> bool:
     return any(node["DeathReason"] in lost for node in ray.nodes() if not node["Alive"])
 
 
-def room(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:
+def workers_that_fit(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> int:
     """How many workers that hold ``each`` fit on nodes of these resources; no worker spans two of them."""
     slack = 1e-9  # thirds and tenths do not add up to the bit
     wanted = {kind: amount for kind, amount in each.items() if amount}
@@ -82,7 +82,7 @@ class Node:
     resources: Mapping[str, float]
     """All that it has, in use or not: ``{"CPU": 8, "GPU": 1}``."""
     scales: bool = False
-    """Whether an autoscaler, which could add more nodes, has started it."""
+    """True if an autoscaler, which could add more nodes, has started it."""
 
 
 def require_capacity(nodes: Sequence[Node], workers: int, each: Mapping[str, float]) -> None:
@@ -99,7 +99,7 @@ def require_capacity(nodes: Sequence[Node], workers: int, each: Mapping[str, flo
     Raises:
         ResourceError: They do not fit.
     """
-    fitting = room([node.resources for node in nodes], each)
+    fitting = workers_that_fit([node.resources for node in nodes], each)
     if fitting >= workers or any(node.scales for node in nodes):
         return
     wanted = _listed(each)
@@ -117,14 +117,14 @@ def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:
     Raises:
         ResourceError: No node could hold it.
     """
-    if not any(node.scales or room([node.resources], each) for node in nodes):
+    if not any(node.scales or workers_that_fit([node.resources], each) for node in nodes):
         raise ResourceError(
             f"no node of the cluster has {_listed(each)}; lower what the entrypoint asks for, or add nodes"
         )
 
 
 def run_here(nodes: Sequence[Node]) -> bool:
-    """Whether all nodes run on this machine.
+    """Tell whether all nodes run on this machine.
 
     A node's address could be that of another machine's loopback, reached through a forwarded port, but its random id
     is in the command lines of its own processes.

@@ -40,7 +40,7 @@ class SavingElasticPolicy(ElasticScalingPolicy):
         self._group: float | None = None
         """When the group started that the following is about."""
         self._resize: ResizeDecision | None = None
-        """What is to follow the checkpoint that the workers have been asked for."""
+        """The decision that is to follow the checkpoint that the workers have been asked for."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Called without a pause for as long as it decides to wait."""

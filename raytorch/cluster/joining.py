@@ -47,7 +47,7 @@ _set_here: set[str] = set()
 _AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")
 """How the names of the processes begin that a raylet starts to help it (Ray 2.60)."""
 _is_confined = False
-"""Whether ray was imported to be used on this machine alone, which lasts for as long as the process."""
+"""True if ray was imported to be used on this machine alone, which lasts for as long as the process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def prepare_ray(address: str | None) -> bool:
 
 
 def _has_joined() -> bool:
-    """Whether this process has joined a Ray. Does not import ray, but waits for a thread that does."""
+    """Tell whether this process has joined a Ray. Does not import ray, but waits for a thread that does."""
     if "ray" not in sys.modules:
         return False
     import ray
@@ -176,7 +176,7 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
 
 
 def has_own_ray() -> bool:
-    """Whether the Ray that this process has joined was started by :func:`joined_ray`, and nobody will start its parts
+    """True if the Ray that this process has joined was started by :func:`joined_ray`, and nobody will start its parts
     again."""
     return _joined is not None and _joined.session is not None
 

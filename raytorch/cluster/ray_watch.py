@@ -61,7 +61,7 @@ class RayWatch:
             raise self._lost
 
     def wait_for(self, reference: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
-        """What a call to an actor answers.
+        """Return what a call to an actor answers.
 
         Args:
             reference: Where it will be; or several.
@@ -106,7 +106,7 @@ class RayWatch:
 
 
 def is_raylet_lost() -> bool:
-    """Whether the raylet of this machine is gone, which Ray takes a quarter of a minute to notice."""
+    """Tell whether the raylet of this machine is gone, which Ray takes a quarter of a minute to notice."""
     return _listens(_raylet_address()) is False
 
 
@@ -117,7 +117,7 @@ def _raylet_address() -> tuple[str, int]:
 
 
 def _listens(address: tuple[str, int]) -> bool | None:
-    """Whether somebody listens there; None if that is not said in time.
+    """Tell whether somebody listens there; None if that is not said in time.
 
     That nobody does the system says at once on the same machine; what only is late does not.
     """

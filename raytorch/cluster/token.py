@@ -13,7 +13,7 @@ MODE = "RAY_AUTH_MODE"
 TOKEN_PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token"  # noqa: S105
 _KUBERNETES = "RAY_ENABLE_K8S_TOKEN_AUTH"
 _SIGN_OF_LIFE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""What Ray's own clients ask a head first (Ray 2.55 and 2.60)."""
+"""The call that Ray's own clients make to a head first (Ray 2.55 and 2.60)."""
 
 
 def find_token() -> str | None:
@@ -38,7 +38,7 @@ def find_token() -> str | None:
 
 
 def needs_token_here() -> bool:
-    """Whether a Ray that is started here has no token, and cannot keep one, as it does, in ``~/.ray``."""
+    """Tell whether a Ray that is started here has no token, and cannot keep one, as it does, in ``~/.ray``."""
     if find_token() or os.environ.get(MODE, "token").lower() == "disabled":
         return False
     try:
@@ -97,7 +97,7 @@ def _target(address: str) -> str | None:
 
 
 def _is_let_in(channel: Any, address: str, token: str | None) -> bool:
-    """Whether the head gives a sign of life to who has this token, or none."""
+    """Tell whether the head gives a sign of life to who has this token, or none."""
     import grpc
 
     metadata = [("authorization", f"Bearer {token}")] if token else None
@@ -122,7 +122,7 @@ def _await_ready(channel: Any, address: str) -> None:
 
 
 def _last(error: Any) -> str:
-    """What a call of gRPC failed of, without the layers that it went through."""
+    """Return what a call of gRPC failed of, without the layers that it went through."""
     return str(error.details()).rpartition(": ")[2]
 
 

@@ -52,7 +52,7 @@ class ProcessGroupConfig(BackendConfig):
 
     @property
     def backend_cls(self) -> type["ProcessGroupBackend"]:
-        """What Ray Train calls when the workers have started."""
+        """Callback of Ray Train for when the workers have started."""
         return ProcessGroupBackend
 
 

@@ -17,7 +17,7 @@ class Augment(Section):
 
 
 class ImageData(Section):
-    """What all image data sets share."""
+    """Base of all image data sets."""
 
     train_size: ClassVar[int]
     """Samples of the whole training split, as it is published."""

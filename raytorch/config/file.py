@@ -22,7 +22,7 @@ Config = TypeVar("Config", bound=Section)
 _LEAST = "give at least epochs or steps"
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the run that a YAML file describes.
 
     An override is written ``KEY=VALUE``: a dotted key, and a value in YAML. It wins over the file and over overrides
@@ -36,7 +36,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """As :func:`load`, of a dictionary of the same keys.
+    """As :func:`load_config`, of a dictionary of the same keys.
 
     Raises:
         ConfigError: It is invalid, or holds what YAML has no word for.
@@ -61,11 +61,11 @@ def _written(data: Any) -> str:
 def _changed(root: yaml.MappingNode, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         apply_override(root, override, RunConfig)
-    return check(root, RunConfig)
+    return validate(root, RunConfig)
 
 
-def dump(config: Section) -> str:
-    """Write a run in full, defaults included, as YAML that :func:`load` reads back to an equal run."""
+def dump_config(config: Section) -> str:
+    """Write a run in full, defaults included, as YAML that :func:`load_config` reads back to an equal run."""
     return tree.dump(config.model_dump(mode="json"))
 
 
@@ -92,12 +92,12 @@ def parse(raw: bytes, name: str, kind: type[Config], least: str = "it is damaged
     """The configuration in the content of the file ``name``.
 
     Raises:
-        ConfigError: As :func:`load` does.
+        ConfigError: As :func:`load_config` does.
     """
-    return check(compose(raw, name, kind, least), kind)
+    return validate(compose(raw, name, kind, least), kind)
 
 
-def check(root: yaml.MappingNode, kind: type[Config]) -> Config:
+def validate(root: yaml.MappingNode, kind: type[Config]) -> Config:
     """The configuration that a tree stands for.
 
     Raises:

@@ -45,7 +45,7 @@ def whole_schema(kind: type[Section]) -> Fragment:
 
 
 def allowed_at(alternatives: list[Fragment], part: str | int) -> list[Fragment]:
-    """What the schema allows at a key, or a place in a list, of any of ``alternatives``."""
+    """Return what the schema allows at a key, or a place in a list, of any of ``alternatives``."""
     if isinstance(part, int):
         found = [item_of(a) for a in alternatives if a.get("type") == "array"]
     else:
@@ -64,7 +64,7 @@ def _resolve(fragment: Fragment, definitions: Fragment) -> Fragment:
 
 
 def item_of(array: Fragment) -> Fragment:
-    """What the schema allows in a list."""
+    """Return what the schema allows in a list."""
     item: Fragment = array["items"] if "items" in array else array["prefixItems"][0]
     return item
 

@@ -1,4 +1,4 @@
-"""What a person reads of a mistake in a file: one line that says where and what is allowed, and the nearest name."""
+"""Messages of mistakes in a file: one line that says where and what is allowed, and the nearest name."""
 
 import difflib
 
@@ -13,27 +13,27 @@ from raytorch.config.yaml_tree import Key, Problem
 def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment) -> Problem:
     """Say in the user's terms what pydantic refuses."""
     path, alternatives, siblings = _expect(error, allowed_there)
-    place = tree.find(root, path)
+    location = tree.find(root, path)
     if error["type"] == "value_error":
-        return _conflict(error["ctx"]["error"], root, place)
+        return _conflict(error["ctx"]["error"], root, location)
     if error["type"] == "extra_forbidden":
         allowed = [key for alternative in alternatives for key in alternative.get("properties", ())]
         text = f"unknown key; allowed: {', '.join(allowed)}{_guess(path[-1], allowed)}"
         variant = tree.find(root, (*path[:-1], "name"))
         changed = path[-1] in siblings and not variant.rest and tree.is_override(variant.mark)
-        return Problem(variant.mark if changed else place.mark, path, text)
-    if place.rest:
-        return Problem(place.mark, path, f"missing; must be {_describe(alternatives)}")
-    return Problem(place.mark, place.path, must_be(alternatives, place.node))
+        return Problem(variant.mark if changed else location.mark, path, text)
+    if location.rest:
+        return Problem(location.mark, path, f"missing; must be {_describe(alternatives)}")
+    return Problem(location.mark, location.path, must_be(alternatives, location.node))
 
 
-def _conflict(error: ValueError, root: yaml.MappingNode, section: tree.Place) -> Problem:
+def _conflict(error: ValueError, root: yaml.MappingNode, section: tree.Location) -> Problem:
     """Blame the key in conflict that an override has set, else the first that is given at all."""
     keys = [(*section.path, *key.split(".")) for key in getattr(error, "keys", ())]
-    given = [place for place in (tree.find(root, key) for key in keys) if not place.rest]
+    given = [location for location in (tree.find(root, key) for key in keys) if not location.rest]
     if not given:
         return Problem(section.mark, keys[0] if keys else section.path, str(error))
-    blamed = next((place for place in given if tree.is_override(place.mark)), given[0])
+    blamed = next((location for location in given if tree.is_override(location.mark)), given[0])
     return Problem(blamed.mark, blamed.path, str(error))
 
 
@@ -69,7 +69,7 @@ def must_be(alternatives: list[Fragment], node: yaml.Node) -> str:
 
 
 def _describe(alternatives: list[Fragment]) -> str:
-    """What the schema allows, in plain words: 'a whole number of at least 1 or {min: ..., max: ...}'."""
+    """Say in plain words what the schema allows: 'a whole number of at least 1 or {min: ..., max: ...}'."""
     names = enumerated(alternatives)
     words = [f"one of {', '.join(names)}"] if names else []
     words += [_form(alternative) for alternative in alternatives if not enumerated([alternative])]

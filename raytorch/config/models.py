@@ -8,7 +8,7 @@ from raytorch.config.section import ConflictError, Fraction, Section
 
 
 class ImageModel(Section):
-    """What all models share."""
+    """Base of all models."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Refuse inputs of ``shape`` that the model cannot read: (channels, height, width), of clips (channels, frames,
@@ -76,7 +76,7 @@ class RnnModel(ImageModel):
 
 
 class AttentionModel(ImageModel):
-    """What the transformers share."""
+    """Base of the transformers."""
 
     name: str
     """The model."""

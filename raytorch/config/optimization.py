@@ -8,7 +8,7 @@ from raytorch.config.section import ConflictError, Fraction, Section
 
 
 class Loss(Section):
-    """What training minimizes; ``bce``, ``bce_with_logits`` and ``mse`` compare with one-hot targets."""
+    """The loss that training minimizes; ``bce``, ``bce_with_logits`` and ``mse`` compare with one-hot targets."""
 
     name: Literal["cross_entropy", "bce", "bce_with_logits", "mse"] = "cross_entropy"
     """The loss; ``bce`` and ``mse`` see the model's outputs through a sigmoid and a softmax."""
@@ -96,7 +96,7 @@ Optimizer = Annotated[Sgd | RmsProp | Adam | AdamW, Field(discriminator="name")]
 
 
 class Warmup(Section):
-    """What all schedules share."""
+    """Base of all schedules."""
 
     name: str
     """The schedule."""

@@ -8,7 +8,7 @@ from raytorch.config.run import RunConfig
 
 
 class OnResume(StrEnum):
-    """What becomes of a key that differs."""
+    """Fate of a key that differs."""
 
     APPLIED = "applied"
     REFUSED = "refused"
@@ -16,7 +16,7 @@ class OnResume(StrEnum):
 
 
 class Rule(NamedTuple):
-    """What becomes of a key, and of all below it that have no rule of their own."""
+    """Rule for a key, and for all below it that have no rule of their own."""
 
     what: OnResume
     remark: str = ""

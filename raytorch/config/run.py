@@ -64,7 +64,7 @@ class Scaling(Section):
 
     @property
     def worker_resources(self) -> dict[str, float]:
-        """What each worker holds, by Ray's names."""
+        """Resources that each worker holds, by Ray's names."""
         return {"CPU": self.cpus_per_worker, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
 
     @property
@@ -109,14 +109,14 @@ class Checkpointing(Section):
 
 
 class Failure(Section):
-    """What happens when a worker is lost."""
+    """Settings for when a worker is lost."""
 
     max_restarts: Annotated[int, Field(ge=-1)] = 3
     """Restarts from the latest checkpoint after lost workers; -1 for no limit. Errors in code are not retried."""
 
 
 class Logging(Section):
-    """What a run records while it trains."""
+    """Settings for what a run records while it trains."""
 
     every_steps: PositiveInt = 20
     """Optimizer steps between two lines of metrics; the loss is reduced over all workers at each."""

@@ -1,4 +1,4 @@
-"""What every section of a configuration shares."""
+"""Base of every section of a configuration."""
 
 from typing import Annotated, Any
 

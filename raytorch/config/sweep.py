@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
-from math import exp, log
+from math import exp, log, prod
 from random import Random
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,8 @@ Values = Annotated[list[Any], Field(min_length=1)]
 Range = Annotated[tuple[float, float], Strict(False)]
 IntegerRange = Annotated[tuple[int, int], Strict(False)]
 
+MOST_TRIALS = 10_000
+"""Of a sweep, each of which is a whole run."""
 DIGITS = 4
 """Significant digits of a number that is drawn, so that tables and files stay readable."""
 
@@ -45,7 +47,7 @@ class Parameter(Section):
 
     @property
     def is_listed(self) -> bool:
-        """Whether the values stand in the file one by one."""
+        """True if the values stand in the file one by one."""
         return self.kind in ("grid", "choice")
 
     def sample(self, random: Random) -> Any:
@@ -106,7 +108,7 @@ class SweepConfig(Section):
     parameter's, as ``optimizer.lr`` beside ``optimizer``, varies only where the other's value leaves it open."""
     trials: PositiveInt = 1
     """Times that values are drawn; each time there is a trial for every point of the grids, all with the values that
-    were drawn, so that the points can be compared; one if there are no grids."""
+    were drawn, so that the points can be compared; one if there are no grids. A sweep has at most 10,000 trials."""
     metric: Literal["accuracy", "loss"] = "accuracy"
     """Test metric by which trials are compared: the highest accuracy or the lowest loss."""
     asha: Asha | None = None
@@ -147,4 +149,15 @@ class SweepConfig(Section):
         for key in ("name", "storage"):
             if key in self.parameters:
                 raise ConflictError(f"{key} cannot vary: it is where a trial's folder is", "parameters")
+        return self
+
+    @model_validator(mode="after")
+    def _trials_can_be_counted(self) -> "SweepConfig":
+        count = self.trials * prod(len(parameter.grid) for parameter in self.parameters.values() if parameter.grid)
+        if count > MOST_TRIALS:
+            raise ConflictError(
+                f"{count:,} trials are more than the {MOST_TRIALS:,} that a sweep may have; draw fewer, or list less "
+                "in the grids",
+                "trials",
+            )
         return self

@@ -12,13 +12,13 @@ from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
 from raytorch.errors import ConfigError
-from raytorch.system.safe_text import shown_line
+from raytorch.system.safe_text import escaped_line
 
 Key = tuple[str | int, ...]
 """A dotted key taken apart; a number is a place in a list."""
 
 OVERRIDE = "override "
-"""What the name of a text from the command line starts with; the name of any other is its file."""
+"""Beginning of the name of a text from the command line; the name of any other is its file."""
 
 TAG = "tag:yaml.org,2002:"
 PLAIN = [TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")]
@@ -36,14 +36,14 @@ MOST_PROBLEMS = 20
 
 
 class Problem(NamedTuple):
-    """What is wrong with a key or its value, and where that stands."""
+    """A mistake in a key or its value, and where that stands."""
 
     mark: yaml.Mark
     path: Key
     text: str
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """How far a key could be followed: ``path`` leads to ``node``, ``rest`` is not there."""
 
     path: Key
@@ -111,27 +111,27 @@ def report(problems: Sequence[Problem], untold: int = 0) -> ConfigError:
 
 def invalid(*lines: str) -> ConfigError:
     """The error with ``lines``, each kept to one line whatever it quotes."""
-    return ConfigError("\n".join(dict.fromkeys(map(shown_line, lines))))
+    return ConfigError("\n".join(dict.fromkeys(map(escaped_line, lines))))
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------
 
 
-def find(root: yaml.Node, path: Key) -> Place:
+def find(root: yaml.Node, path: Key) -> Location:
     """Follow ``path`` as far as it goes; in ``optimizer: adam``, ``optimizer.name`` leads to ``optimizer``."""
-    place = Place((), root.start_mark, root, path)
-    while place.rest and (step := _step(place)):
-        place = step
-    return place
+    location = Location((), root.start_mark, root, path)
+    while location.rest and (step := _step(location)):
+        location = step
+    return location
 
 
-def _step(place: Place) -> Place | None:
-    (part, *rest), node = place.rest, place.node
+def _step(location: Location) -> Location | None:
+    (part, *rest), node = location.rest, location.node
     if isinstance(node, yaml.MappingNode) and (found := pair(node, part)):
-        return Place((*place.path, part), found[0].start_mark, found[1], tuple(rest))
+        return Location((*location.path, part), found[0].start_mark, found[1], tuple(rest))
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-        return Place((*place.path, part), node.value[part].start_mark, node.value[part], tuple(rest))
-    return place._replace(rest=tuple(rest)) if part == "name" and node.tag == STR else None
+        return Location((*location.path, part), node.value[part].start_mark, node.value[part], tuple(rest))
+    return location._replace(rest=tuple(rest)) if part == "name" and node.tag == STR else None
 
 
 def pair(mapping: yaml.MappingNode, key: str | int) -> tuple[yaml.ScalarNode, yaml.Node] | None:
@@ -155,7 +155,7 @@ def mark_at(name: str, line: int = 0, column: int = 0) -> yaml.Mark:
 
 
 def is_override(mark: yaml.Mark) -> bool:
-    """Whether a mark belongs to the command line rather than to a file."""
+    """Tell whether a mark belongs to the command line rather than to a file."""
     return mark.name.startswith(OVERRIDE)
 
 
@@ -294,7 +294,7 @@ _CORE: dict[str, tuple[str, str]] = {
 
 
 def _constructor(tag: str, make: Callable[[str], Any]) -> Callable[[_Loader, Any], Any]:
-    """What reads the scalars of a tag, which may also be written out: ``!!int 3``."""
+    """The function that reads the scalars of a tag, which may also be written out: ``!!int 3``."""
 
     def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
         text = loader.construct_scalar(node)

@@ -1,19 +1,20 @@
 """Data sets, held in memory as bytes and made into normalized, augmented batches as whole tensors.
 
-``prepare`` downloads a data set's files, ``check`` verifies them without loading them and ``count`` counts what is in
-them, ``load`` returns a split as a ``Dataset``, ``TrainLoader`` deals out its samples to the ranks of a training run
-and ``evaluation_batches`` those of a test split.
+``prepare`` downloads a data set's files, ``check_dataset`` verifies them without loading them and ``count`` counts what
+is in them, ``load_dataset`` returns a split as a ``Dataset``, ``TrainLoader`` deals out its samples to the ranks of a
+training run and ``evaluation_batches`` those of a test split.
 
-Only ``check`` and ``count`` are imported at once: the rest comes when it is first asked for, most of it with torch.
+Only ``check_dataset`` and ``count`` are imported at once; the rest comes when it is first asked for, most of it with
+torch.
 """
 
 from typing import TYPE_CHECKING
 
-from raytorch.datasets.files import check, count
+from raytorch.datasets.files import check_dataset, count
 from raytorch.system.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from raytorch.datasets.in_memory import END, PAD, Dataset, load
+    from raytorch.datasets.in_memory import END, PAD, Dataset, load_dataset
     from raytorch.datasets.loader import MicroBatch, TrainLoader, evaluation_batches
     from raytorch.datasets.preparation import prepare
 
@@ -23,17 +24,17 @@ __all__ = [
     "Dataset",
     "MicroBatch",
     "TrainLoader",
-    "check",
+    "check_dataset",
     "count",
     "evaluation_batches",
-    "load",
+    "load_dataset",
     "prepare",
 ]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "in_memory": ["END", "PAD", "Dataset", "load"],
+        "in_memory": ["END", "PAD", "Dataset", "load_dataset"],
         "loader": ["MicroBatch", "TrainLoader", "evaluation_batches"],
         "preparation": ["prepare"],
     },

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-Watch = Callable[[str, int, int], None]
+DownloadCallback = Callable[[str, int, int], None]
 """Called with a file's name, how many of its bytes are there, and how many it has."""
 
 _PAUSES_S = (0, 1, 4)
@@ -21,7 +21,7 @@ _CHUNK = 2**18
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A published file; ``mirrors`` are the URLs of folders that hold it, each ending in a slash."""
 
     name: str
@@ -30,14 +30,14 @@ class Remote:
     mirrors: tuple[str, ...]
 
     def is_in(self, path: Path) -> bool:
-        """Whether the file at ``path`` is this one, byte for byte."""
+        """Tell whether the file at ``path`` is this one, byte for byte."""
         if path.stat().st_size != self.size:
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
-def fetch(remote: Remote, path: Path, watch: Watch) -> None:
+def fetch(remote: RemoteFile, path: Path, watch: DownloadCallback) -> None:
     """Download to ``path``, going on with what an interrupted download left there.
 
     Tries each mirror in turn, three times over. Raises OSError with the reason of each. Until this returns, nothing can
@@ -57,7 +57,7 @@ def fetch(remote: Remote, path: Path, watch: Watch) -> None:
     raise OSError("; ".join(f"{url}: {reason}" for url, reason in reasons.items()))
 
 
-def _fetch_from(url: str, remote: Remote, path: Path, watch: Watch) -> None:
+def _fetch_from(url: str, remote: RemoteFile, path: Path, watch: DownloadCallback) -> None:
     resumed = True
     while resumed:
         resumed = _receive(url, remote, path, watch)
@@ -67,7 +67,7 @@ def _fetch_from(url: str, remote: Remote, path: Path, watch: Watch) -> None:
     raise OSError("serves other bytes than those published (by their SHA-256)")
 
 
-def _receive(url: str, remote: Remote, path: Path, watch: Watch) -> bool:
+def _receive(url: str, remote: RemoteFile, path: Path, watch: DownloadCallback) -> bool:
     """Append to ``path`` until it has the file's size; answers whether anything that was there is part of it."""
     there = path.stat().st_size if path.exists() else 0
     if there >= remote.size:

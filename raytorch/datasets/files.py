@@ -1,6 +1,6 @@
 """The files of each data set: which they are, whether they are in order, and what they hold.
 
-Uses numpy but no torch, so that the command line can :func:`check` a data set at once.
+Uses numpy but no torch, so that the command line can :func:`check_dataset` a data set at once.
 """
 
 import zlib
@@ -22,7 +22,7 @@ DIGITS = Path(__file__).with_name("digits.csv.gz")
 _SPLITS: tuple[Split, Split] = ("train", "test")
 
 
-def check(config: Data) -> None:
+def check_dataset(config: Data) -> None:
     """Verify that the files of a data set are there, with the right headers and sizes, without loading them.
 
     Passes when files are missing that ``download`` would fetch. Raises DataError.
@@ -42,7 +42,7 @@ def check(config: Data) -> None:
 
 def count(config: MnistData | Cifar10Data) -> dict[Split, int]:
     """Number of images in each split, all of which are read and verified for it. Raises DataError."""
-    check(config)
+    check_dataset(config)
     read = read_cifar10 if isinstance(config, Cifar10Data) else read_mnist
     return {split: len(read(root_of(config), split)[1]) for split in _SPLITS}
 

@@ -15,7 +15,7 @@ from raytorch.datasets.file_errors import Bytes, fault, reading
 
 @dataclass(frozen=True)
 class IdxFormat:
-    """What an IDX file of unsigned bytes has to hold: 1 to ``most`` items of shape ``item``."""
+    """Content that an IDX file of unsigned bytes has to hold: 1 to ``most`` items of shape ``item``."""
 
     noun: str
     item: tuple[int, ...]

@@ -155,14 +155,14 @@ class MnistStrips(Dataset):
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
-def load(config: Data, split: Split, device: torch.device | str = "cpu") -> Dataset:
+def load_dataset(config: Data, split: Split, device: torch.device | str = "cpu") -> Dataset:
     """The split of a data set, on ``device``, downloaded first if its files are missing and ``config`` says so.
 
     Safe to call from all ranks at once. Raises DataError.
     """
     if not isinstance(config, DigitsData) and config.download:
         prepare(config)
-    files.check(config)
+    files.check_dataset(config)
     dataset = _load(config, split, device)
     dataset.limit(config.train_samples if split == "train" else config.test_samples)
     return dataset

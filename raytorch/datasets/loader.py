@@ -19,7 +19,7 @@ from raytorch.errors import CheckpointError, ConfigError
 
 
 class MicroBatch(NamedTuple):
-    """What one forward and backward pass of one rank reads.
+    """Samples that one forward and backward pass of one rank reads.
 
     ``weight`` makes the mean over the global batch of the ranks' averaged gradients: it is the share of the global
     batch's samples that are here, times the number of ranks. Sum ``weight * mean_loss`` over a rank's micro-batches.

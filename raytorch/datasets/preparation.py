@@ -9,7 +9,7 @@ from pathlib import Path
 from raytorch.config import Cifar10Data, StoredData
 from raytorch.datasets import files
 from raytorch.datasets.archives import inflate, unpack
-from raytorch.datasets.download import Remote, Watch, fetch
+from raytorch.datasets.download import DownloadCallback, RemoteFile, fetch
 from raytorch.datasets.file_errors import fault
 from raytorch.errors import DataError
 
@@ -20,32 +20,32 @@ _MNIST_MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 MNIST = (
-    Remote(
+    RemoteFile(
         "train-images-idx3-ubyte.gz",
         9_912_422,
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
         _MNIST_MIRRORS,
     ),
-    Remote(
+    RemoteFile(
         "train-labels-idx1-ubyte.gz",
         28_881,
         "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
         _MNIST_MIRRORS,
     ),
-    Remote(
+    RemoteFile(
         "t10k-images-idx3-ubyte.gz",
         1_648_877,
         "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
         _MNIST_MIRRORS,
     ),
-    Remote(
+    RemoteFile(
         "t10k-labels-idx1-ubyte.gz",
         4_542,
         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         _MNIST_MIRRORS,
     ),
 )
-CIFAR10 = Remote(
+CIFAR10 = RemoteFile(
     "cifar-10-python.tar.gz",
     170_498_071,
     "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
@@ -56,7 +56,7 @@ _CIFAR10_FOLDER = "cifar-10-batches-py"
 _MOST_BYTES = 2**28
 
 
-def prepare(config: StoredData, watch: Watch = lambda name, there, size: None) -> None:
+def prepare(config: StoredData, watch: DownloadCallback = lambda name, there, size: None) -> None:
     """Download what the data set lacks in its root, whether or not ``config.download`` says so. Raises DataError.
 
     Any number of processes may call this at once: one downloads, the others wait for it. Files are complete when they
@@ -81,7 +81,7 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _bring(config: StoredData, root: Path, watch: Watch) -> None:
+def _bring(config: StoredData, root: Path, watch: DownloadCallback) -> None:
     staging = root / ".download"
     for remote in _lacking(config):  # nothing, if another process has brought it while this one waited
         staging.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def _bring(config: StoredData, root: Path, watch: Watch) -> None:
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def _lacking(config: StoredData) -> list[Remote]:
+def _lacking(config: StoredData) -> list[RemoteFile]:
     missing = files.missing(config)
     if isinstance(config, Cifar10Data):
         return [CIFAR10] if missing else []
@@ -103,7 +103,7 @@ def _lacking(config: StoredData) -> list[Remote]:
     return [remote for remote in MNIST if remote.name.removesuffix(".gz") in names]
 
 
-def _archive(remote: Remote, root: Path, staging: Path, watch: Watch) -> Path:
+def _archive(remote: RemoteFile, root: Path, staging: Path, watch: DownloadCallback) -> Path:
     """The file as it is published: put into the root by hand, or downloaded."""
     path = root / remote.name
     if path.exists():

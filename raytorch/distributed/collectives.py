@@ -35,11 +35,11 @@ class Agreement(Protocol):
     world_size: int
     """Number of workers."""
     averages_gradients: bool
-    """Whether a backward pass may communicate."""
+    """True if a backward pass may communicate."""
 
     @property
     def has_left(self) -> bool:
-        """Whether this worker has left the process group, until the next agreement."""
+        """True if this worker has left the process group, until the next agreement."""
 
     def agree(self, what: str) -> None:
         """Wait until all workers are about to do ``what``. Raises an error on each of them if one is not."""

@@ -56,7 +56,7 @@ def _only_warnings(logger: str) -> Iterator[None]:
 
 
 def may_communicate(held: Any) -> bool:
-    """Whether a call of ``held`` or of one of its methods may communicate, as code does that is not PyTorch's own."""
+    """True if a call of ``held`` or of one of its methods may communicate, as code does that is not PyTorch's own."""
     parts = list(held.modules()) if isinstance(held, nn.Module) else [held]
     WRAPPED.update(part for part in parts if isinstance(part, DistributedDataParallel))
     return any(isinstance(part, _COMMUNICATING) or not _is_torchs_own(part) for part in parts)
@@ -76,7 +76,7 @@ def _shapes_of(module: nn.Module) -> str:
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
-    """Whether a forward and backward pass in the block averages gradients over the workers.
+    """Set whether a forward and backward pass in the block averages gradients over the workers.
 
     Off while micro-batches accumulate. See ``DistributedDataParallel.no_sync``.
     """

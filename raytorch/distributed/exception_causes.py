@@ -1,4 +1,4 @@
-"""What an exception on a worker tells of: memory that ran out, others or hardware gone, or a mistake."""
+"""Cause of an exception on a worker: memory that ran out, others or hardware gone, or a mistake."""
 
 import errno
 
@@ -9,7 +9,7 @@ from raytorch.errors import Cause, StorageError, is_storage_fault, leaves
 
 
 def failure_cause(error: BaseException) -> Cause:
-    """What an exception on a worker tells of: memory that ran out, other workers or hardware gone, or a mistake.
+    """Cause of an exception on a worker: memory that ran out, other workers or hardware gone, or a mistake.
 
     PyTorch, gloo and NCCL raise plain ``RuntimeError`` in places, so the text is looked at as well. Of a group's
     exceptions, one that a restart would only meet again decides.

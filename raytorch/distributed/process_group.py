@@ -17,7 +17,7 @@ from raytorch.distributed.ddp import WRAPPED
 from raytorch.tensor_ops import OVERRIDABLE
 
 is_available = dist.is_available
-"""Whether this PyTorch was built with collectives."""
+"""True if this PyTorch was built with collectives."""
 
 
 def init_process_group(backend: str | None = None, timeout_s: float = 1800) -> None:
@@ -111,7 +111,7 @@ class RenewableGroup:
 
 
 _GROUPS_OWN = ("process_group", "reducer", "logger")
-"""What a DistributedDataParallel keeps of its process group, and makes anew when it is unpickled."""
+"""Attributes of a DistributedDataParallel that hold its process group, and makes anew when it is unpickled."""
 
 
 @cache

@@ -1,4 +1,5 @@
-"""What a run minimizes and how it is judged: classifying an input, or writing a strip of digits out as a sequence."""
+"""Tasks, which say what a run minimizes and how it is judged: classifying an input, or writing a strip of digits out
+as a sequence."""
 
 from copy import deepcopy
 from typing import Protocol, cast
@@ -64,7 +65,7 @@ def require_enough_samples(config: RunConfig, task: Task, model: nn.Module, data
 
 
 def _takes_one(task: Task, model: nn.Module, dataset: Dataset) -> bool:
-    """Whether the model can be trained on a single sample; leaves it as it is."""
+    """Tell whether the model can be trained on a single sample; leaves it as it is."""
     inputs, targets = dataset.batch(torch.zeros(1, dtype=torch.int64, device=dataset.device))
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -11,7 +11,7 @@ from raytorch.runs.metrics import METRICS_FILE, read_metrics
 from raytorch.runs.records import Summary, moment, read_record
 from raytorch.runs.storage import RunFolder, run_folders, split
 from raytorch.system.processes import Process
-from raytorch.system.safe_text import shown
+from raytorch.system.safe_text import escaped
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
@@ -54,7 +54,7 @@ def _summaries(storage: str) -> Iterator[dict[str, Any]]:
             if _is_run(folder):
                 yield read_summary(folder)
         except UserError as error:
-            logger.warning("%s", shown(error))
+            logger.warning("%s", escaped(error))
 
 
 def read_summary(folder: RunFolder) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
         summary = read_record(folder, SUMMARY_FILE, Summary)
     except (RunNotFoundError, RecordError) as error:
         if isinstance(error, RecordError):
-            logger.warning("%s", shown(error))
+            logger.warning("%s", escaped(error))
         return {**place, "state": "lost", "started": ""}
     if summary.state == "running" and _driver_is_gone(summary):
         summary.state = "lost"
@@ -85,17 +85,17 @@ def read_history(folder: RunFolder) -> list[dict[str, Any]]:
         with folder.open(METRICS_FILE) as stream:
             return list(deque(read_metrics(stream, folder.file(METRICS_FILE)), LONGEST_HISTORY))
     except RecordError as error:
-        logger.warning("%s", shown(error))
+        logger.warning("%s", escaped(error))
         return []
 
 
 def _is_run(folder: RunFolder) -> bool:
-    """Whether a folder is a run's: the record of a submitted script has a summary but no configuration."""
+    """Tell whether a folder is a run's: the record of a submitted script has a summary but no configuration."""
     return folder.exists(CONFIG_FILE) or folder.exists(SUMMARY_FILE)
 
 
 def _driver_is_gone(summary: Summary) -> bool:
-    """Whether the process that started a run has ended: known where it can be looked for, else told by its silence."""
+    """True if the process that started a run has ended: known where it can be looked for, else told by its silence."""
     driver = summary.driver
     if driver is not None:
         process = Process(driver.host, driver.pid, driver.began, driver.boot, driver.namespace)

@@ -42,7 +42,7 @@ def checkpoint_names(folder: RunFolder) -> list[str]:
 
 
 def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
-    """Whether all files that a checkpoint's manifest lists are there in full size."""
+    """Tell whether all files that a checkpoint's manifest lists are there in full size."""
     try:
         sizes = read_manifest(folder, name).files
     except (RunNotFoundError, CheckpointError):  # not there, no longer there, or damaged
@@ -51,7 +51,7 @@ def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
 
 
 def read_manifest(folder: RunFolder, name: str) -> CheckpointManifest:
-    """What a checkpoint says of itself.
+    """Return what a checkpoint says of itself.
 
     Raises:
         RunNotFoundError: There is no such checkpoint.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from raytorch.errors import Remedy, RunNotFoundError, UserError
 from raytorch.runs.catalog import read_history
 from raytorch.runs.storage import RunFolder
-from raytorch.system.safe_text import shown_line
+from raytorch.system.safe_text import escaped_line
 
 DECADES = 100.0
 """How many times the smallest value the largest is from which on a linear axis would hide the small ones."""
@@ -45,7 +45,7 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
-    figure.suptitle(shown_line(folder.name), parse_math=False)
+    figure.suptitle(escaped_line(folder.name), parse_math=False)
     loss, accuracy, rate, throughput = figure.subplots(2, 2, sharex=True).flat
     _draw(loss, history, {"train": "loss", "test": "loss"}, "loss")
     _draw(accuracy, history, {"test": "accuracy"}, "test accuracy")

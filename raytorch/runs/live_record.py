@@ -37,11 +37,11 @@ class LiveRecord:
 
     @property
     def is_running(self) -> bool:
-        """Whether no end has been written down."""
+        """True if no end has been written down."""
         return bool(self.content["state"] == "running")
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Write the record, a sign of life every half a minute while the block runs, and an error that ends it."""
         self.write()
         ended = threading.Event()
@@ -78,7 +78,7 @@ class LiveRecord:
                 return write_end(self.folder, self._file, self.content)
         return True
 
-    def told(self, is_written: bool) -> dict[str, Any]:
+    def require_written(self, is_written: bool) -> dict[str, Any]:
         """The record, of which :meth:`close` has said whether it is there.
 
         Raises:
@@ -92,7 +92,7 @@ class LiveRecord:
         return self.content
 
     def at_the_end(self) -> dict[str, Any]:
-        """What every end has."""
+        """Values that every end has."""
         return {"seconds": {"total": self.seconds()}}
 
     def seconds(self) -> float:

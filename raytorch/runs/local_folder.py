@@ -46,7 +46,7 @@ class LocalFolder:
         self.path = path
 
     def exists(self, name: str = "") -> bool:
-        """Whether anything of that name is there, a link included."""
+        """Tell whether anything of that name is there, a link included."""
         return self._status(name) is not None
 
     def size(self, name: str) -> int | None:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 from raytorch import __version__
 from raytorch.runs.local_folder import LocalFolder
-from raytorch.system.safe_text import shown
+from raytorch.system.safe_text import escaped
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ LONGEST_LINE = 2**16
 LONGEST_GAP = 2**24
 """Bytes of a line that is too long, at most, before the rest of the file is given up."""
 _NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "accuracy", "loss")}
-"""What a line of each split has to say."""
+"""Keys that a line of each split has to have."""
 
 EVENTS_FLUSH_S = 30.0
 """Seconds between two times that TensorBoard's events reach the disk."""
@@ -156,7 +156,7 @@ def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
         elif line.strip():
             odd += 1
     if odd:
-        logger.warning("%s: %d lines are damaged, or none of raytorch's, and left out", shown(name), odd)
+        logger.warning("%s: %d lines are damaged, or none of raytorch's, and left out", escaped(name), odd)
 
 
 def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
@@ -174,7 +174,7 @@ def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None if it is not as :class:`MetricsLog` writes it."""
+    """Return what a line says; None if it is not as :class:`MetricsLog` writes it."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ from raytorch.runs.catalog import CONFIG_FILE, find_run
 from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.status import MonitorHandle
-from raytorch.runs.storage import RunFolder, absolute, in_job, is_relative, locate
+from raytorch.runs.storage import RunFolder, absolute, is_in_job, is_relative, locate
 
 LONGEST_NAME = 128
 """Characters of a run's name at most; see RunName."""
@@ -32,8 +32,8 @@ class RunPlan:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the driver hands to every worker of a run."""
+class WorkerJob:
+    """All that the driver hands to every worker of a run."""
 
     plan: RunPlan
     monitor: MonitorHandle
@@ -154,7 +154,7 @@ def full_root(root: str) -> str:
     Raises:
         UserError: It is relative in a submitted job: below the job's folder, where no data was sent.
     """
-    if in_job() and is_relative(root):
+    if is_in_job() and is_relative(root):
         raise UserError(
             f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give the "
             "folder in full, as all nodes reach it, e.g. data.root=/shared/data"

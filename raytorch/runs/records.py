@@ -1,4 +1,4 @@
-"""What raytorch's records hold: a schema for each kind, by which a file is checked before anything relies on it.
+"""Schemas of raytorch's records: one for each kind, by which a file is checked before anything relies on it.
 
 A record may be damaged, or have come from somebody else. What it names is a name of the form that raytorch gives, never
 a path; keys that it has besides are kept.
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from raytorch.errors import RecordError, UserError
 from raytorch.runs.storage import RunFolder
-from raytorch.system.safe_text import shown
+from raytorch.system.safe_text import escaped
 
 logger = logging.getLogger("raytorch")
 
@@ -109,7 +109,7 @@ class CheckpointManifest(_Record):
     metrics: dict[str, float] = {}
     """The outcome of the newest evaluation."""
     evaluated: bool = False
-    """Whether that was of this very model."""
+    """True if that was of this very model."""
     seconds: dict[str, float] = {}
     """Spent until then, by phase."""
     config: dict[str, Any] = {}
@@ -151,7 +151,7 @@ def parse_record(text: str | bytes, name: str, kind: type[Record]) -> Record:
         reason = f"{key:.80}: {first['msg']}"
     except (ValueError, OverflowError) as error:
         reason = str(error)
-    raise RecordError(f"{name} is damaged, or none of raytorch's: {shown(reason)}")
+    raise RecordError(f"{name} is damaged, or none of raytorch's: {escaped(reason)}")
 
 
 def _plain_json(text: str | bytes) -> Any:

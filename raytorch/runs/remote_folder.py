@@ -27,11 +27,11 @@ _under_way: set[threading.Event] = set()
 
 
 def calls_under_way() -> bool:
-    """Whether a call is still waited for by its thread alone; the client may let the process's end wait for it."""
+    """Tell whether a call is still waited for by its thread alone; the client may let the process's end wait for it."""
     return bool(_under_way)
 
 
-def ask(address: str, call: Callable[..., T], *arguments: Any, more: float | None = 0.0) -> T:
+def call_store(address: str, call: Callable[..., T], *arguments: Any, more: float | None = 0.0) -> T:
     """Call a store's client. Ctrl-C ends the wait at once.
 
     Args:
@@ -79,7 +79,7 @@ class RemoteFolder:
         self._filesystem, self._address = filesystem, address
 
     def exists(self, name: str = "") -> bool:
-        """Whether anything of that name is there."""
+        """Tell whether anything of that name is there."""
         return bool(self._info(name).type != fs.FileType.NotFound)
 
     def size(self, name: str) -> int | None:
@@ -153,7 +153,7 @@ class RemoteFolder:
         return f"{self.path}/{name}".rstrip("/")
 
     def _ask(self, call: Callable[..., T], *arguments: Any, more: float | None = 0.0) -> T:
-        return ask(self._address, call, *arguments, more=more)
+        return call_store(self._address, call, *arguments, more=more)
 
 
 class _AnsweringStream(io.RawIOBase):

@@ -8,7 +8,7 @@ from raytorch.errors import Cause
 
 
 @dataclass(frozen=True)
-class Failure:
+class WorkerFailure:
     """An exception that one worker raised."""
 
     rank: int
@@ -19,28 +19,28 @@ class Failure:
     """The worker's own traceback, without Ray's frames."""
     cause: Cause
     expected: bool
-    """Whether it is one of raytorch's own errors, whose message alone tells what to do."""
+    """True if it is one of raytorch's own errors, whose message alone tells what to do."""
     user_error: bool
-    """Whether the input has to change."""
+    """True if the input has to change."""
     time: float = field(default_factory=time.time)
     """Seconds since 1970."""
 
 
 @dataclass
-class Status:
-    """What the workers have said so far."""
+class RunStatus:
+    """Status of a run, as the workers have told it so far."""
 
     progress: dict[str, Any] | None = None
     """Rank 0's newest numbers; None until the workers have started."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """The outcome of each evaluation."""
     outcome: dict[str, Any] | None = None
-    """What the run came to; None until it has ended well."""
+    """Outcome of the run; None until it has ended well."""
     pids: dict[int, int] = field(default_factory=dict)
     """The newest process of each rank there has been."""
     nodes: dict[int, str] = field(default_factory=dict)
     """The node of each rank of the newest attempt, by Ray's name for it."""
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[WorkerFailure] = field(default_factory=list)
     """The newest attempt's failures, and earlier ones that were final."""
     attempts: int = 0
     resizes: int = 0
@@ -48,10 +48,10 @@ class Status:
     begun_at: float | None = None
     """When the first attempt was ready to train, in seconds since 1970."""
     stopping: bool = False
-    """Whether the workers have been asked to end."""
+    """True if the workers have been asked to end."""
 
     @property
-    def cause(self) -> Failure | None:
+    def cause(self) -> WorkerFailure | None:
         """The failure that started it all: the first final one, else the first."""
         return min(self.failures, key=lambda failure: (not failure.cause.is_final, failure.time), default=None)
 

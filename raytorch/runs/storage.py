@@ -15,8 +15,8 @@ from pyarrow import fs
 
 from raytorch.errors import RecordError, RunNotFoundError, StorageError, UserError
 from raytorch.runs.local_folder import LocalFolder
-from raytorch.runs.remote_folder import ANSWER_S, RemoteFolder, ask
-from raytorch.system.safe_text import shown, without_secrets
+from raytorch.runs.remote_folder import ANSWER_S, RemoteFolder, call_store
+from raytorch.system.safe_text import escaped, without_secrets
 from raytorch.system.temporary_folders import make_temporary
 
 LARGEST_RECORD = 8 * 2**20
@@ -27,8 +27,8 @@ BASE = "RAYTORCH_STORAGE_BASE"
 logger = logging.getLogger("raytorch")
 
 
-def in_job() -> bool:
-    """Whether this process belongs to a submitted job, whose current folder ends with the cluster."""
+def is_in_job() -> bool:
+    """Tell whether this process belongs to a submitted job, whose current folder ends with the cluster."""
     return bool(os.environ.get(BASE))
 
 
@@ -53,7 +53,7 @@ def from_here(path: str) -> str:
         shorter = str(Path(path).relative_to(Path.cwd()))
     except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
         return path
-    if in_job():  # whose current folder is not the reader's
+    if is_in_job():  # whose current folder is not the reader's
         return path
     return shorter if is_relative(shorter) and not shorter.startswith("-") else path
 
@@ -68,7 +68,7 @@ def _require_encodable(path: str) -> None:
 
 
 def is_relative(path: str) -> bool:
-    """Whether what a path means depends on the current folder."""
+    """Tell whether what a path means depends on the current folder."""
     return "://" not in path and not path.startswith(("/", "~"))
 
 
@@ -81,7 +81,7 @@ def locate(storage: str) -> str:
     Raises:
         UserError: A ``..`` would be in a URI; or as for :func:`absolute`.
     """
-    if not in_job() or not is_relative(storage):
+    if not is_in_job() or not is_relative(storage):
         return absolute(storage)
     base = os.environ[BASE]
     parts = _parts_below(base, storage)
@@ -119,7 +119,7 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
     if "://" not in address:
         return fs.LocalFileSystem(), address.rstrip("/") or "/"
     try:
-        filesystem, path = ask(storage, fs.FileSystem.from_uri, _with_bounds(address))
+        filesystem, path = call_store(storage, fs.FileSystem.from_uri, _with_bounds(address))
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -144,7 +144,7 @@ def run_folders(storage: str) -> Iterator["RunFolder"]:
         UserError: The storage cannot be reached, or is in a bucket that is not there.
     """
     filesystem, root = open_storage(storage)
-    with reaching(storage):
+    with translating_storage_errors(storage):
         if isinstance(filesystem, fs.LocalFileSystem):
             names = _folders_in(root)
         else:
@@ -162,12 +162,14 @@ def _folders_in(root: str) -> list[str]:
         return []
     for entry in found:
         if entry.is_symlink() and _leads_elsewhere(entry, root):
-            logger.warning("%s is a link, which is not followed: its runs are listed where it leads", shown(entry.path))
+            logger.warning(
+                "%s is a link, which is not followed: its runs are listed where it leads", escaped(entry.path)
+            )
     return [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
 
 
 def _leads_elsewhere(link: os.DirEntry[str], root: str) -> bool:
-    """Whether a link leads to a folder that is not in ``root`` itself, as far as it can be followed."""
+    """Tell whether a link leads to a folder that is not in ``root`` itself, as far as it can be followed."""
     try:
         return link.is_dir() and Path(link).resolve().parent != Path(root).resolve()
     except (OSError, RuntimeError):  # in a circle, or to where this user may not look
@@ -175,7 +177,7 @@ def _leads_elsewhere(link: os.DirEntry[str], root: str) -> bool:
 
 
 @contextmanager
-def reaching(address: str) -> Iterator[None]:
+def translating_storage_errors(address: str) -> Iterator[None]:
     """Explain what goes wrong with a storage in the block.
 
     Raises:
@@ -228,18 +230,18 @@ class RunFolder:
         return f"{self.path}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        """Whether the folder, or the file ``name`` in it, exists."""
-        with self._reaching(name):
+        """Tell whether the folder, or the file ``name`` in it, exists."""
+        with self._translating_errors(name):
             return self._files.exists(name)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None of what is not there, or is no file."""
-        with self._reaching(name):
+        with self._translating_errors(name):
             return self._files.size(name)
 
     def folders(self) -> list[str]:
         """Names of the folders in this one, sorted."""
-        with self._reaching():
+        with self._translating_errors():
             return self._files.folders()
 
     @contextmanager
@@ -250,7 +252,7 @@ class RunFolder:
             RunNotFoundError: The file is not there.
             RecordError: It is no file.
         """
-        with self._reaching(name):
+        with self._translating_errors(name):
             try:
                 file = self._files.open(name)
                 with file as stream:
@@ -292,7 +294,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole; see :meth:`write_text`."""
-        with self._reaching(name):
+        with self._translating_errors(name):
             self._files.write(name, content)
 
     def write_over(self, name: str, contents: Iterable[bytes]) -> bool:
@@ -300,7 +302,7 @@ class RunFolder:
 
         For a disk that is full, where :meth:`write_bytes` has no room for a new file.
         """
-        with self._reaching(name):
+        with self._translating_errors(name):
             return isinstance(self._files, LocalFolder) and self._files.write_over(name, contents)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -310,7 +312,7 @@ class RunFolder:
     def upload(self, local: Path, name: str = "") -> None:
         """Copy what a local folder holds into this folder, which is not local, or into the folder ``name`` in it."""
         assert isinstance(self._files, RemoteFolder)
-        with self._reaching(name):
+        with self._translating_errors(name):
             self._files.upload(local, name)
 
     def fetch(self, name: str, local: Path) -> None:
@@ -328,7 +330,7 @@ class RunFolder:
             RunExistsError: Another process holds the folder.
         """
         with ExitStack() as held:
-            with self._reaching():
+            with self._translating_errors():
                 if isinstance(self._files, LocalFolder):
                     held.enter_context(self._files.locked())
                 else:
@@ -338,13 +340,13 @@ class RunFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it is there."""
-        with self._reaching(name):
+        with self._translating_errors(name):
             self._files.delete(name)
 
-    def _reaching(self, name: str = "") -> AbstractContextManager[None]:
+    def _translating_errors(self, name: str = "") -> AbstractContextManager[None]:
         if name:
             self.file(name)
-        return reaching(str(self))
+        return translating_storage_errors(str(self))
 
 
 class LiveFiles:
@@ -364,12 +366,12 @@ class LiveFiles:
         if not self._folder.is_local and not self._files.exists(name) and self._folder.exists(name):
             self._files.make(posixpath.dirname(name))
             self._folder.fetch(name, self.path / name)
-        with reaching(str(self._folder)):
+        with translating_storage_errors(str(self._folder)):
             return self._files.append(name)
 
     def make(self, name: str) -> Path:
         """The local path of a folder in this one, made unless it is there."""
-        with reaching(str(self._folder)):
+        with translating_storage_errors(str(self._folder)):
             return self._files.make(name)
 
     def sync(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from raytorch.runs.storage import RunFolder
 from raytorch.scaling.table import SHARES, title
-from raytorch.system.safe_text import shown_line
+from raytorch.system.safe_text import escaped_line
 
 PICTURE_FILE = "scaling.png"
 
@@ -16,7 +16,7 @@ def write_picture(results: Mapping[str, Any], folder: RunFolder) -> str:
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(shown_line(title(results)), parse_math=False)
+    figure.suptitle(escaped_line(title(results)), parse_math=False)
     rates, shares = figure.subplots(1, 2)
     _draw_rates(rates, results["sizes"])
     _draw_shares(shares, results["sizes"])

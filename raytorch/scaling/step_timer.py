@@ -15,7 +15,7 @@ Moment = Any
 
 
 class StepTotals(NamedTuple):
-    """What a worker's timed steps add up to."""
+    """Sums over a worker's timed steps."""
 
     steps: int
     samples: int

@@ -11,26 +11,26 @@ from typing import Any, Literal
 from raytorch.cluster.capacity import require_resources
 from raytorch.cluster.joining import joined_ray, prepare_ray
 from raytorch.config import RunConfig
-from raytorch.config.file import load
-from raytorch.datasets.files import check
+from raytorch.config.file import load_config
+from raytorch.datasets.files import check_dataset
 from raytorch.errors import Remedy, RunExistsError, TrainingError, UserError
 from raytorch.runs.metrics import versions
-from raytorch.runs.plan import Job, RunPlan, plan_run
+from raytorch.runs.plan import RunPlan, WorkerJob, plan_run
 from raytorch.runs.storage import RunFolder, join, locate, split
-from raytorch.training.driver import train
-from raytorch.training.stopping import Watch
+from raytorch.training.driver import run_training
+from raytorch.training.stopping import StatusCallback
 
 RESULTS_FILE = "scaling.json"
 WARMUP_STEPS, TIMED_STEPS = 20, 200
 
 Mode = Literal["weak", "strong"]
-Watching = Callable[[RunPlan], AbstractContextManager[Watch]]
+Watching = Callable[[RunPlan], AbstractContextManager[StatusCallback]]
 """Makes the watcher of one run, which is closed when the run has ended."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What to measure; see :func:`plan_study`."""
+    """A study to measure; see :func:`plan_study`."""
 
     name: str
     mode: Mode
@@ -72,7 +72,7 @@ def plan_study(
     sizes = sorted(set(workers))
     if not sizes or sizes[0] < 1:
         raise UserError("workers: must be numbers of at least 1, such as 1,2,4,8")
-    base = load(file, overrides)
+    base = load_config(file, overrides)
     folder = _study_folder(base, out)
     return Study(
         name=base.name,
@@ -96,7 +96,7 @@ def run_study(
 
     Args:
         study: What to measure.
-        address: A running Ray cluster's address; see :func:`raytorch.training.driver.train`.
+        address: A running Ray cluster's address; see :func:`raytorch.training.driver.run_training`.
         watching: Makes the watcher of each run.
 
     Raises:
@@ -108,13 +108,13 @@ def run_study(
     work = partial(_train_timed, warmup=study.warmup, steps=study.steps)
     largest = study.plans[-1].config
     if prepare_ray(address):
-        check(largest.data)
+        check_dataset(largest.data)
     sizes: list[dict[str, Any]] = []
     with joined_ray(address):
         require_resources(largest.scaling.max_workers, largest.scaling.worker_resources, "scaling.", "workers")
         for plan in study.plans:
             with watching(plan) as watch:
-                summary = train(plan, watch=watch, work=work)
+                summary = run_training(plan, watch=watch, work=work)
             if summary["state"] == "stopped":
                 raise KeyboardInterrupt
             sizes.append(measured(plan.config, summary))
@@ -124,7 +124,7 @@ def run_study(
 
 
 def measured(config: RunConfig, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a timed run came to: seconds per step, samples per second over all workers, and the shares of time.
+    """Result of a timed run: seconds per step, samples per second over all workers, and the shares of time.
 
     Workers wait for each other in every step, so that all of them take the same time; the shares are means over them,
     and sum to 1.
@@ -165,7 +165,7 @@ def compared(sizes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _train_timed(job: Job, *, warmup: int, steps: int) -> None:
+def _train_timed(job: WorkerJob, *, warmup: int, steps: int) -> None:
     from raytorch.scaling.timed_training import train_timed
 
     train_timed(job, warmup=warmup, steps=steps)
@@ -185,7 +185,7 @@ def _sized(
         "epochs=null",
         f"steps={max(base.most_steps, steps)}",
     ]
-    config = load(file, [*overrides, *changes])
+    config = load_config(file, [*overrides, *changes])
     return config.model_copy(update={"storage": join(folder.storage, folder.name)})
 
 

@@ -13,7 +13,7 @@ SHARES = {"compute": "C0", "communication": "C3", "data": "C2"}
 
 
 def title(results: Mapping[str, Any]) -> str:
-    """What was measured, in a line."""
+    """Say in a line what was measured."""
     return f"{results['name']}, {results['mode']} scaling  ·  {results['device']}, {results['precision']}"
 
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from raytorch.datasets import MicroBatch
 from raytorch.distributed import Worker
 from raytorch.distributed.collectives import all_gather
-from raytorch.runs.plan import Job
+from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
 from raytorch.scaling.step_timer import StepTimer
-from raytorch.training.loop import Training, train
+from raytorch.training.loop import Trainer, train_on_worker
 
 
-def train_timed(job: Job, *, warmup: int, steps: int) -> None:
+def train_timed(job: WorkerJob, *, warmup: int, steps: int) -> None:
     """Take ``warmup`` optimizer steps, and then time ``steps`` on every worker; for a worker of the group.
 
     The run's outcome has ``step_times``: the steps that were timed, and a dict of ``samples`` and of ``seconds``, those
@@ -27,13 +27,13 @@ def train_timed(job: Job, *, warmup: int, steps: int) -> None:
         warmup: Steps that are not timed, in which memory is taken and kernels are chosen.
         steps: Steps that are timed; the run's own length limits them.
     """
-    train(job, lambda *part: TimedTraining(*part, warmup=warmup, steps=steps))
+    train_on_worker(job, lambda *part: TimedTrainer(*part, warmup=warmup, steps=steps))
 
 
-class TimedTraining(Training):
+class TimedTrainer(Trainer):
     """One worker's part in a timed run."""
 
-    def __init__(self, job: Job, worker: Worker, files: LiveFiles, *, warmup: int, steps: int) -> None:
+    def __init__(self, job: WorkerJob, worker: Worker, files: LiveFiles, *, warmup: int, steps: int) -> None:
         super().__init__(job, worker, files)
         self.warmup = warmup
         self.total_steps = min(self.total_steps, warmup + steps + 1)  # the last has no successor and is not counted

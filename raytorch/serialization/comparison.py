@@ -1,4 +1,4 @@
-"""Whether an export computes what its model does: fresh inputs of other sizes, and how far the outputs differ."""
+"""Comparison of an export with its model: fresh inputs of other sizes, and how far the outputs differ."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from raytorch.serialization.comparison import Axes, batch_axes, evaluating
-from raytorch.serialization.file_kinds import Kind, require
+from raytorch.serialization.file_kinds import FileKind, require
 from raytorch.serialization.refusals import StrPath, explaining_damage, refuse, require_trust
 
 
@@ -50,7 +50,7 @@ def by_argument(model: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _remedy(model: nn.Module, inputs: Mapping[str, Tensor], error: Exception) -> str:
-    """What to do about an error of ``torch.export``, as far as its kind tells."""
+    """Say what to do about an error of ``torch.export``, as far as its kind tells."""
     try:
         with evaluating(model), torch.no_grad():
             model(*inputs.values())
@@ -76,7 +76,7 @@ def load_program(path: StrPath, *, trust: bool = False) -> ExportedProgram:
         ModelFileError: The file is missing, damaged or of another format.
     """
     path = Path(path)
-    require_trust(path, require(path, Kind.PT2), trust)
+    require_trust(path, require(path, FileKind.PT2), trust)
     with explaining_damage(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # torch 2.11's own
         return torch.export.load(path)

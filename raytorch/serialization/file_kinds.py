@@ -1,4 +1,4 @@
-"""What a model's file really is, found out by its content and without running anything in it."""
+"""Kinds of models' files, found out by their content and without running anything in it."""
 
 import json
 import pickletools
@@ -25,8 +25,8 @@ _BITS = {
 }
 
 
-class Kind(StrEnum):
-    """What a file can be, in words."""
+class FileKind(StrEnum):
+    """Kinds of file, in words."""
 
     SAFETENSORS = "a safetensors file"
     STATE_DICT = "a file that torch.save wrote"
@@ -41,17 +41,17 @@ class Kind(StrEnum):
 
 
 _REMEDIES = {
-    Kind.SAFETENSORS: "read it with raytorch.serialization.load_weights or load_model",
-    Kind.STATE_DICT: "read it with raytorch.serialization.load_weights",
-    Kind.TORCHSCRIPT: "read it with raytorch.serialization.load_torchscript",
-    Kind.PT2: "read it with raytorch.serialization.load_program",
-    Kind.ONNX: "read it with raytorch.onnx.load",
-    Kind.PICKLE: "nothing in it was read; ask for the weights as safetensors",
+    FileKind.SAFETENSORS: "read it with raytorch.serialization.load_weights or load_model",
+    FileKind.STATE_DICT: "read it with raytorch.serialization.load_weights",
+    FileKind.TORCHSCRIPT: "read it with raytorch.serialization.load_torchscript",
+    FileKind.PT2: "read it with raytorch.serialization.load_program",
+    FileKind.ONNX: "read it with raytorch.onnx.load",
+    FileKind.PICKLE: "nothing in it was read; ask for the weights as safetensors",
 }
 
 
-def require(path: Path, *expected: Kind) -> Kind:
-    """What the file is, if that is one of ``expected``.
+def require(path: Path, *expected: FileKind) -> FileKind:
+    """Return what the file is, if that is one of ``expected``.
 
     Raises:
         ModelFileError: It is something else, or there is no such file.
@@ -63,8 +63,8 @@ def require(path: Path, *expected: Kind) -> Kind:
     return found
 
 
-def detect(path: Path) -> Kind:
-    """What the file is, by its content; its name counts only where the content is no format's.
+def detect(path: Path) -> FileKind:
+    """Return what the file is, by its content; its name counts only where the content is no format's.
 
     Raises:
         ModelFileError: There is no such file.
@@ -78,36 +78,36 @@ def detect(path: Path) -> Kind:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected a model's file") from None
 
 
-def _detect(file: BinaryIO, suffix: str) -> Kind:
+def _detect(file: BinaryIO, suffix: str) -> FileKind:
     head = file.read(LONGEST_TEXT_PICKLE)
     if not head:
-        return Kind.EMPTY
+        return FileKind.EMPTY
     if head.startswith(b"PK\x03\x04"):
         return _kind_of_archive(file)
     if head[8:9] == b"{" and head[4:8] == bytes(4):
-        return Kind.SAFETENSORS
+        return FileKind.SAFETENSORS
     if _is_pickle(head):
-        return Kind.PICKLE
+        return FileKind.PICKLE
     if _is_onnx(file):
-        return Kind.ONNX
-    return Kind.SAFETENSORS if suffix == ".safetensors" else Kind.UNKNOWN
+        return FileKind.ONNX
+    return FileKind.SAFETENSORS if suffix == ".safetensors" else FileKind.UNKNOWN
 
 
-def _kind_of_archive(file: BinaryIO) -> Kind:
+def _kind_of_archive(file: BinaryIO) -> FileKind:
     try:
         with zipfile.ZipFile(file) as archive:
             names = {name.partition("/")[2] or name for name in archive.namelist()}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError):
-        return Kind.BROKEN_ZIP
+        return FileKind.BROKEN_ZIP
     if "archive_format" in names or "serialized_exported_program.json" in names:
-        return Kind.PT2
+        return FileKind.PT2
     if "constants.pkl" in names:
-        return Kind.TORCHSCRIPT
-    return Kind.STATE_DICT if "data.pkl" in names else Kind.ZIP
+        return FileKind.TORCHSCRIPT
+    return FileKind.STATE_DICT if "data.pkl" in names else FileKind.ZIP
 
 
 def _is_pickle(head: bytes) -> bool:
-    """Whether the file opens as a pickle of protocol 2 to 5, or is a whole one of the older, textual protocols."""
+    """Tell whether the file opens as a pickle of protocol 2 to 5, or is a whole one of the older, textual protocols."""
     if head[0] == 0x80 and len(head) > 2 and 2 <= head[1] <= 5:
         return True
     try:
@@ -117,7 +117,7 @@ def _is_pickle(head: bytes) -> bool:
 
 
 def _is_onnx(file: BinaryIO) -> bool:
-    """Whether the file reads as a protobuf message with the fields ir_version (1) and graph (7) of a ModelProto."""
+    """True if the file reads as a protobuf message with the fields ir_version (1) and graph (7) of a ModelProto."""
     size = file.seek(0, 2)
     file.seek(0)
     seen: set[tuple[int, int]] = set()

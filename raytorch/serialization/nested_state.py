@@ -51,7 +51,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What :func:`save_state` wrote; nothing in the files is run, and nothing larger than they are is built.
+    """Read what :func:`save_state` wrote; nothing in the files is run, and nothing larger than they are is built.
 
     Raises:
         ModelFileError: One of them is missing, damaged, or not what it should be.

@@ -1,4 +1,4 @@
-"""What is said of a model's file that is damaged or not trusted, and of a model that cannot be exported."""
+"""Messages of a model's file that is damaged or not trusted, and of a model that cannot be exported."""
 
 import pickle
 import re
@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from raytorch.errors import ExportError, ModelFileError, UntrustedFileError
-from raytorch.serialization.file_kinds import Kind
+from raytorch.serialization.file_kinds import FileKind
 
 StrPath = str | PathLike[str]
 
 
-def require_trust(path: Path, kind: Kind, trust: bool) -> None:
+def require_trust(path: Path, kind: FileKind, trust: bool) -> None:
     """Refuse a file that can run code, unless the caller trusts it. Raises UntrustedFileError."""
     if not trust:
         raise UntrustedFileError(

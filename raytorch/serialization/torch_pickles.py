@@ -1,4 +1,4 @@
-"""What a file of ``torch.save`` would build, found out without building it.
+"""Size of what a file of ``torch.save`` would build, found out without building it.
 
 ``torch.load(weights_only=True)`` runs no code, but it builds what a file asks for, of any size. Here the operations of
 the file's pickle are followed with stand-ins for all that it may name, and each tensor is held against the bytes that
@@ -55,7 +55,7 @@ class _RefusedError(Exception):
 
 
 class _Stand(Enum):
-    """What stands for whatever has no size of its own."""
+    """Stand-in for whatever has no size of its own."""
 
     LIST = "a list"
     DICT = "a dictionary"
@@ -63,13 +63,13 @@ class _Stand(Enum):
 
 
 class _StorageType(NamedTuple):
-    """What stands for a class of storages."""
+    """Stand-in for a class of storages."""
 
     item_bytes: int
 
 
 class _Storage(NamedTuple):
-    """What stands for a storage whose elements are in the file."""
+    """Stand-in for a storage whose elements are in the file."""
 
     elements: int
 
@@ -113,7 +113,7 @@ _NAMES: dict[str, Any] = {
         f"{module} {name}": _StorageType(size) for name, size in _BYTES.items() for module in ("torch", "torch.storage")
     },
 }
-"""What a pickle may name, and what stands for it."""
+"""Names that a pickle may hold, and what stands for each."""
 
 
 class _Outline:

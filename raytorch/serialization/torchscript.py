@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from raytorch.serialization.comparison import evaluating, unchanged
-from raytorch.serialization.file_kinds import Kind, require
+from raytorch.serialization.file_kinds import FileKind, require
 from raytorch.serialization.refusals import StrPath, explaining_damage, refuse, require_trust
 
 
@@ -51,7 +51,7 @@ def load_torchscript(path: StrPath, *, trust: bool = False, device: torch.device
         ModelFileError: The file is missing, damaged or of another format.
     """
     path = Path(path)
-    require_trust(path, require(path, Kind.TORCHSCRIPT), trust)
+    require_trust(path, require(path, FileKind.TORCHSCRIPT), trust)
     with explaining_damage(path), _deprecated_on_purpose():
         return cast(ScriptModule, torch.jit.load(path, map_location=device))  # type: ignore[no-untyped-call]
 

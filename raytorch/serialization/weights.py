@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raytorch.errors import ModelFileError
-from raytorch.serialization.file_kinds import Kind, read_safetensors_header, require
+from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
 from raytorch.serialization.refusals import StrPath, explaining_damage
 from raytorch.serialization.torch_pickles import refuse_bombs
 
@@ -23,7 +23,7 @@ def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str,
         ModelFileError: The file is missing, damaged, of another format, or holds more than tensors.
     """
     path = Path(path)
-    if require(path, Kind.SAFETENSORS, Kind.STATE_DICT) == Kind.SAFETENSORS:
+    if require(path, FileKind.SAFETENSORS, FileKind.STATE_DICT) == FileKind.SAFETENSORS:
         return load_tensors(path, device)
     content = load_state(path, device)
     if not isinstance(content, dict):
@@ -39,14 +39,14 @@ def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str,
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name. Raises ModelFileError as :func:`load_weights` does."""
-    require(path, Kind.SAFETENSORS)
+    require(path, FileKind.SAFETENSORS)
     read_safetensors_header(path)
     with explaining_damage(path):
         return load_file(path, device=str(device))
 
 
 def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
-    """What ``torch.save`` wrote, if it is made of tensors, plain values, lists and dicts.
+    """Read what ``torch.save`` wrote, if it is made of tensors, plain values, lists and dicts.
 
     Nothing in the file is run, whatever it holds, and nothing is built that is larger than what it holds.
 
@@ -54,7 +54,7 @@ def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
         ModelFileError: The file is missing, damaged, of another format, or holds anything else.
     """
     path = Path(path)
-    require(path, Kind.STATE_DICT)
+    require(path, FileKind.STATE_DICT)
     refuse_bombs(path)
     with explaining_damage(path), path.open("rb") as file:  # from the path torch.load would judge by its suffix
         return torch.load(file, map_location=device, weights_only=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from raytorch.errors import ConfigError, ModelFileError
 from raytorch.models.networks import Architecture
-from raytorch.serialization.file_kinds import Kind, read_safetensors_header, require
+from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
 from raytorch.serialization.refusals import StrPath
 from raytorch.serialization.weights import load_weights, save_tensors
 
@@ -43,13 +43,13 @@ def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:
 
 
 def read_architecture(path: StrPath) -> Architecture:
-    """What a file of :func:`save_model` says of its model.
+    """Read what a file of :func:`save_model` says of its model.
 
     Raises:
         ModelFileError: It says nothing, or what no model can be built from.
     """
     path = Path(path)
-    require(path, Kind.SAFETENSORS)
+    require(path, FileKind.SAFETENSORS)
     text = read_safetensors_header(path).get("__metadata__", {}).get(METADATA_KEY)
     if not isinstance(text, str):
         raise ModelFileError(

@@ -15,17 +15,17 @@ from urllib.parse import quote
 import raytorch
 from raytorch.cluster.capacity import require_capacity, require_node, run_here
 from raytorch.config import RunConfig, StoredData
-from raytorch.config.file import dump, load
+from raytorch.config.file import dump_config, load_config
 from raytorch.errors import JobError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import SUMMARY_FILE
 from raytorch.runs.plan import checked_name, full_root, plan_resume, timed_name
 from raytorch.runs.storage import BASE, RunFolder, join, locate, split
 from raytorch.service import secrets
-from raytorch.service.dashboard import Connection
-from raytorch.service.job import DIGEST, KIND, RUN, Job, Kind, describe, failure_of, started_at, summary_of
+from raytorch.service.dashboard import DashboardConnection
+from raytorch.service.job import DIGEST, KIND, RUN, Job, JobKind, describe, failure_of, started_at, summary_of
 from raytorch.service.logs import BLOCK, JobLog, behind, states, whole
 from raytorch.service.packages import mark, pack
-from raytorch.service.projects import collect, is_text, shown
+from raytorch.service.projects import collect_files, is_text, shown
 from raytorch.system.temporary_folders import temporary_folder
 
 CONFIG_NAME = "run.yaml"
@@ -37,7 +37,7 @@ logger = logging.getLogger("raytorch")
 
 @dataclass(frozen=True)
 class EntrypointResources:
-    """What a script's own process reserves, where it computes itself; a driver that only waits needs none."""
+    """Resources that a script's own process reserves, where it computes itself; a driver that only waits needs none."""
 
     cpus: float = 0
     gpus: float = 0
@@ -45,7 +45,7 @@ class EntrypointResources:
     """Bytes."""
 
     def named(self) -> dict[str, float]:
-        """What is asked for, by Ray's names."""
+        """Resources that are asked for, by Ray's names."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
         return {kind: amount for kind, amount in amounts.items() if amount}
 
@@ -69,7 +69,7 @@ class Client:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self._connection = Connection(address)
+        self._connection = DashboardConnection(address)
         self.address = self._connection.url
 
     # -- sending -------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Client:
             RunExistsError: There is a run or a job of that name.
             UserError: A path is relative where the cluster runs elsewhere, or a variable is not set.
         """
-        config = config if isinstance(config, RunConfig) else load(config)
+        config = config if isinstance(config, RunConfig) else load_config(config)
         name = checked_name(name) if name else timed_name(config.name, f"-{token_hex(3)}")
         return self._submit_run(config, name, f"--name {name}", name, env, is_new=True)
 
@@ -150,7 +150,7 @@ class Client:
         command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", called, *arguments])
 
         def fill(archive: Path) -> str:
-            project = collect(root, inside)
+            project = collect_files(root, inside)
             project.left_out.extend(f"{shown(file)} (gone meanwhile)" for file in pack(root, project.files, archive))
             if told := project.told():
                 logger.warning(told)
@@ -161,7 +161,7 @@ class Client:
     def _submit_run(
         self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str], *, is_new: bool = False
     ) -> Job:
-        digest = sha256(dump(config).encode()).hexdigest()
+        digest = sha256(dump_config(config).encode()).hexdigest()
         config = self._place(config)
         if not self._connection.has_lost_nodes():
             require_capacity(self._connection.nodes(), config.scaling.min_workers, config.scaling.worker_resources)
@@ -175,7 +175,7 @@ class Client:
         def fill(archive: Path) -> str:
             folder = archive.parent / "run"
             folder.mkdir()
-            (folder / CONFIG_NAME).write_text(dump(config), encoding="utf-8")
+            (folder / CONFIG_NAME).write_text(dump_config(config), encoding="utf-8")
             pack(folder, {Path(CONFIG_NAME): folder / CONFIG_NAME}, archive)
             return digest
 
@@ -186,7 +186,7 @@ class Client:
         self,
         job_id: str,
         name: str,
-        kind: Kind,
+        kind: JobKind,
         run: str,
         command: str,
         fill: Callable[[Path], str],
@@ -195,7 +195,7 @@ class Client:
     ) -> Job:
         """Pack what the job needs, and submit it. ``fill`` writes the archive of its files and returns a digest."""
         _require_text([run, *shlex.split(command)])
-        values = secrets.collect(env)
+        values = secrets.collect_secrets(env)
         with temporary_folder() as staging:
             archive = staging / "project.zip"
             digest = fill(archive)
@@ -246,7 +246,7 @@ class Client:
         return replace(job, started=started_at(summary), failure=failure_of(job, details, summary, log))
 
     def logs(self, job_id: str, *, rank: int | None = None) -> str:
-        """What a job's driver, or the worker of one rank, has written so far.
+        """Read what a job's driver, or the worker of one rank, has written so far.
 
         Raises:
             JobNotFoundError: The cluster has no such job.
@@ -285,7 +285,7 @@ class Client:
             return bool(self._connection.jobs.stop_job(quote(job_id, safe="")))
 
     def result(self, job_id: str) -> dict[str, Any]:
-        """What a job came to: the ``summary.json`` in its run's folder.
+        """Read what a job came to: the ``summary.json`` in its run's folder.
 
         Raises:
             JobNotFoundError: The cluster has no such job.
@@ -361,7 +361,7 @@ def _runtime_environment(run: str, values: Mapping[str, str], staging: Path) -> 
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), BASE: split(run)[0]},
     }
     if values:
-        environment["py_modules"].append(str(secrets.write(values, staging)))
+        environment["py_modules"].append(str(secrets.write_secrets(values, staging)))
         environment["worker_process_setup_hook"] = secrets.HOOK
         environment["env_vars"][secrets.MARK] = "1"
     return environment

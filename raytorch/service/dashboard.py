@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 from raytorch.cluster.capacity import AUTOSCALER_LABEL, Node
 from raytorch.cluster.token import TOKEN_PLACES, find_token
 from raytorch.errors import ClusterError, JobNotFoundError, Remedy
-from raytorch.service.http import PROXY, Answer, Server, readable
+from raytorch.service.http import PROXY, Response, Server, readable
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Ray's default, and where ``ray dashboard`` and ``kubectl port-forward`` lead by default."""
@@ -28,7 +28,7 @@ MOST_NODES = 10_000
 AGENT_S, AGENT_PAUSE_S = 60.0, 1.0
 """How long the head of a cluster that has just started is waited for to take jobs, and between two requests."""
 _NO_AGENT = re.compile("No available agent to submit job|Failed to get head node agent")
-"""What a dashboard says, with status 500, that knows no agent yet, to which it gives jobs (Ray 2.60).
+"""Text of a dashboard, with status 500, that knows no agent yet, to which it gives jobs (Ray 2.60).
 
 Nothing was begun then. It has looked for ten seconds itself.
 """
@@ -51,7 +51,7 @@ def find_address(address: str | None) -> str:
     return address.rstrip("/")
 
 
-class Connection:
+class DashboardConnection:
     """Ray's clients of one cluster, with errors that say what to do.
 
     Raises:
@@ -79,7 +79,7 @@ class Connection:
         ]
 
     def has_lost_nodes(self) -> bool:
-        """Whether a node of the cluster was lost, which may come back; see :mod:`raytorch.cluster.capacity`."""
+        """Tell whether a node of the cluster was lost, which may come back; see :mod:`raytorch.cluster.capacity`."""
         return any(
             node["state"] == "DEAD" and (node["state_message"] or "").startswith(_LOSSES) for node in self._list_nodes()
         )
@@ -142,12 +142,12 @@ class Connection:
             json_data: Any = None,
             params: Any = None,
             timeout: float | None = None,
-        ) -> Answer:
+        ) -> Response:
             query = f"?{urlencode(params, doseq=True)}" if params else ""
             kind = "application/octet-stream" if data else "application/json"
             content = json.dumps(json_data).encode() if json_data else data
 
-            def ask() -> Answer:
+            def ask() -> Response:
                 return self.server.ask(
                     quote(endpoint, safe="/%") + query, method=method, content=content, kind=kind, within=timeout
                 )
@@ -159,7 +159,7 @@ class Connection:
 
         return type(client.__name__, (client,), {"_do_request": do_request})
 
-    def _once_there_is_an_agent(self, ask: Callable[[], Answer]) -> Answer:
+    def _once_there_is_an_agent(self, ask: Callable[[], Response]) -> Response:
         """An answer, asked for again while the cluster takes no jobs yet."""
         deadline = time.monotonic() + AGENT_S
         while (answer := ask()).status_code == 500 and _NO_AGENT.search(answer.text):
@@ -199,7 +199,7 @@ class Connection:
         return server
 
     def _unnamed(self, error: ValueError) -> ClusterError:
-        """What is wrong with the name of the host, or of a proxy."""
+        """Say what is wrong with the name of the host, or of a proxy."""
         return ClusterError(
             f"{self.url} cannot be asked: {_reason(error)}; give the URL of the cluster's dashboard, such as "
             f"{DEFAULT_ADDRESS}, and in {PROXY}, if it is set, that of a proxy"
@@ -225,7 +225,7 @@ def _about_proxies(server: Server) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, which may be in the server's words; at least its kind."""
+    """Return what an error says, which may be in the server's words; at least its kind."""
     return readable(str(getattr(error, "reason", None) or error) or type(error).__name__)
 
 

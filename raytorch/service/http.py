@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A whole answer, with the names that Ray's clients know it by."""
 
     url: str
@@ -83,7 +83,7 @@ class Server:
         self._opener = build_opener(ProxyHandler(_proxies(url)), _Redirects())
 
     def passes_proxy(self) -> bool:
-        """Whether a proxy that is set for the web would be between here and the server, if it were used."""
+        """Tell whether a proxy that is set for the web would be between here and the server, if it were used."""
         host = urlsplit(self.url).hostname or ""
         web = self.url.startswith("http://") and "http" in getproxies()
         return web and not (os.environ.get(PROXY) or _is_here(host) or proxy_bypass(host))
@@ -97,7 +97,7 @@ class Server:
         kind: str = "application/octet-stream",
         within: float | None = None,
         most: int | None = None,
-    ) -> Answer:
+    ) -> Response:
         """Send a request, with ``content`` of the media type ``kind`` if there is any, and wait for all of the answer.
 
         Raises:
@@ -108,10 +108,10 @@ class Server:
         seconds = within or WITHIN_S + len(content or b"") / SLOWEST
         given_up = threading.Event()
 
-        def work() -> Answer:
+        def work() -> Response:
             with closing(self._open(request, seconds)) as response:
                 told = _whole(response, most or MOST_BYTES, given_up, self.url)
-                return Answer(request.full_url, response.status, response.headers, told)
+                return Response(request.full_url, response.status, response.headers, told)
 
         try:
             return _in_time(work, seconds)
@@ -210,7 +210,7 @@ def _is_here(host: str) -> bool:
 
 
 def readable(text: str, longest: int = 2000) -> str:
-    """What a server said, as it may be shown: without control characters, and not without end."""
+    """Return what a server said, as it may be shown: without control characters, and not without end."""
     kept = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:longest])
     return kept if len(text) <= longest else f"{kept} ..."
 
@@ -247,7 +247,8 @@ def _blocks(response: Any) -> Iterator[bytes]:
 
 
 def _in_time(work: Callable[[], Result], seconds: float) -> Result:
-    """What ``work`` returns. A thread does it, as some of its waits have no bound of their own, nor take Ctrl-C."""
+    """Return what ``work`` returns. A thread does it, as some of its waits have no bound of their own, nor take
+    Ctrl-C."""
     future: Future[Result] = Future()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""What is known of a job: from Ray's Jobs API, and from the folder of its run. Imports neither torch nor ray."""
+"""Status of a job: from Ray's Jobs API, and from the folder of its run. Imports neither torch nor ray."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from raytorch.runs.records import moment
 from raytorch.runs.storage import RunFolder, split
 from raytorch.service.tracebacks import exception_of, last_traceback, plain, shortened, snippets
 
-Kind = Literal["train", "script", "other"]
+JobKind = Literal["train", "script", "other"]
 State = Literal["pending", "running", "finished", "failed", "stopped"]
 
 STATES: dict[str, State] = {
@@ -38,16 +38,16 @@ _WORDS = {
     Cause.STORAGE: rf"^StorageError|{STORAGE_FAULT.pattern}",
     Cause.TIMEOUT: r"Timeout|[Tt]imed out|has been hanging",
 }
-"""What errors say whose cause is not the program; the first that fits counts."""
+"""Texts of errors whose cause is not the program; the first that fits counts."""
 _PEER = re.compile(
     r"connection (?:closed|reset|refused)|by peer|broken pipe|time[d ]*out|gloo|nccl|\bDist\w*Error|has been hanging",
     re.IGNORECASE,
 )
-"""What a worker says that only waits for others, or misses them."""
+"""Texts of a worker that only waits for others, or misses them."""
 
 
 @dataclass(frozen=True)
-class Failure:
+class JobFailure:
     """Why a job did not finish."""
 
     cause: str
@@ -66,7 +66,7 @@ class Job:
 
     id: str
     name: str
-    kind: Kind
+    kind: JobKind
     """``other`` is a job that something else than raytorch submitted."""
     state: State
     run: str | None
@@ -83,7 +83,7 @@ class Job:
     """The command that the cluster runs."""
     exit_status: int | None = None
     """Of that command, once it has ended by itself; 128 and the signal if one killed it."""
-    failure: Failure | None = None
+    failure: JobFailure | None = None
 
     @property
     def link(self) -> str:
@@ -92,7 +92,7 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its state is final."""
+        """True if its state is final."""
         return self.state not in ("pending", "running")
 
     @property
@@ -123,7 +123,7 @@ def describe(details: Any, address: str) -> Job:
 
 
 def summary_of(job: Job) -> dict[str, Any] | None:
-    """What the run's folder says of the job; None where there is nothing, or where it cannot be read from here."""
+    """Read what the run's folder says of the job; None where there is nothing, or where it cannot be read from here."""
     try:
         folder = job.folder
         if folder is None or not folder.exists(SUMMARY_FILE):
@@ -144,7 +144,7 @@ def started_at(summary: Mapping[str, Any] | None) -> datetime | None:
     return moment(summary["started"]) if summary and summary["started"] else None
 
 
-def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: str) -> Failure | None:
+def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: str) -> JobFailure | None:
     """Why a job did not finish; None while it may.
 
     Args:
@@ -154,17 +154,17 @@ def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: s
         log: The driver's output, which has the reason where the folder has none.
     """
     if job.state == "stopped":
-        return Failure("stop", "stopped on request")
+        return JobFailure("stop", "stopped on request")
     if job.state != "failed":
         return None
     if error := (summary or {}).get("error"):
         known = {key: error.get(key) for key in ("rank", "traceback", "kind")}
-        return Failure(error.get("cause", "error"), error.get("message", ""), **known)
+        return JobFailure(error.get("cause", "error"), error.get("message", ""), **known)
     return failure_told(log) or _seen(details)
 
 
-def failure_told(output: str) -> Failure | None:
-    """What a program's output says of its failure: its last traceback, or which ranks were lost; else None."""
+def failure_told(output: str) -> JobFailure | None:
+    """Find what a program's output says of its failure: its last traceback, or which ranks were lost; else None."""
     output = plain(output)
     ranks = re.findall(r"^rank (\d+) (?:failed|was lost)", output, re.MULTILINE)
     rank = int(ranks[0]) if ranks else None
@@ -173,38 +173,38 @@ def failure_told(output: str) -> Failure | None:
     if (traceback := last_traceback(output)) is not None:
         return _raised(traceback, rank)
     if lost := re.findall(r"^rank \d+ was lost: .*$", output, re.MULTILINE):
-        return Failure(cause_told("\n".join(lost)), "\n".join(lost), rank)
+        return JobFailure(cause_told("\n".join(lost)), "\n".join(lost), rank)
     return None
 
 
-def failure_raised(kind: str, module: str, message: str, traceback: str) -> Failure:
+def failure_raised(kind: str, module: str, message: str, traceback: str) -> JobFailure:
     """The failure of a script that an exception has ended; what Ray and raytorch raise tells of a worker's."""
     told = failure_told(traceback) if module.partition(".")[0] in ("ray", "raytorch") else None
     if told is not None:
         return told
     message = message.partition("\n")[0] or kind
-    return Failure(cause_told(f"{kind}: {message}"), message, None, shortened(traceback.rstrip("\n")), kind)
+    return JobFailure(cause_told(f"{kind}: {message}"), message, None, shortened(traceback.rstrip("\n")), kind)
 
 
-def _told_by_ray_train(output: str) -> Failure | None:
+def _told_by_ray_train(output: str) -> JobFailure | None:
     """The failure that explains those of the other ranks, from Ray Train's own error; None without one."""
     failures = [_of_rank(rank, text) for rank, text in snippets(output)]
     first = failures[0] if failures else None
     return next((each for each in failures if not _PEER.search(f"{each.kind}: {each.message}")), first)
 
 
-def _of_rank(rank: int, text: str) -> Failure:
+def _of_rank(rank: int, text: str) -> JobFailure:
     if (traceback := last_traceback(text)) is not None:
         return _raised(traceback, rank)
     # A lost worker: a line, many on which worker it was, and then Ray's reason.
     said, _, reason = text.split("\n\n")[0].partition("\n)\n")
     message = (reason if "health check failed" in said else said).strip() or text.strip()
-    return Failure(cause_told(message), message.partition("\n")[0], rank)
+    return JobFailure(cause_told(message), message.partition("\n")[0], rank)
 
 
-def _raised(traceback: str, rank: int | None) -> Failure:
+def _raised(traceback: str, rank: int | None) -> JobFailure:
     kind, message = exception_of(traceback)
-    return Failure(cause_told(f"{kind}: {message}"), message, rank, shortened(traceback), kind)
+    return JobFailure(cause_told(f"{kind}: {message}"), message, rank, shortened(traceback), kind)
 
 
 def cause_told(error: str) -> Cause:
@@ -212,12 +212,12 @@ def cause_told(error: str) -> Cause:
     return next((cause for cause, words in _WORDS.items() if re.search(words, error)), Cause.ERROR)
 
 
-def _seen(details: Any) -> Failure:
+def _seen(details: Any) -> JobFailure:
     """A failure that only Ray has seen."""
     cause = _cause(details)
     if cause is Cause.LOST_RAY:  # Ray's own words are a page of what may have been
-        return Failure(cause, f"the job's supervisor, a process of Ray's, died, killed or crashed\n{cause.advice}")
-    return Failure(cause, details.message or "the job failed without a word")
+        return JobFailure(cause, f"the job's supervisor, a process of Ray's, died, killed or crashed\n{cause.advice}")
+    return JobFailure(cause, details.message or "the job failed without a word")
 
 
 def _cause(details: Any) -> Cause:

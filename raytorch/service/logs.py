@@ -1,4 +1,4 @@
-"""What a job's driver has written: all of it, its end, or followed until the job ends. Imports neither torch nor ray.
+"""Logs of a job's driver: all of it, its end, or followed until the job ends. Imports neither torch nor ray.
 
 Ray's Jobs API gives logs as text, which it does not do for bytes that are no UTF-8, and in messages that lines of
 megabytes do not fit into. Its State API gives the bytes of the file, of which those that were told already are skipped.
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from raytorch.errors import ClusterError, JobNotFoundError
-from raytorch.service.dashboard import Connection
+from raytorch.service.dashboard import DashboardConnection
 
 POLL_S = 1.0
 BLOCK = 1024**2
@@ -36,7 +36,7 @@ logger = logging.getLogger("raytorch")
 class JobLog:
     """The log of a job's driver, which is on the node where that runs."""
 
-    def __init__(self, connection: Connection, job_id: str) -> None:
+    def __init__(self, connection: DashboardConnection, job_id: str) -> None:
         self._connection, self._job_id = connection, job_id
         self._file = f"job-driver-{job_id}.log"
 
@@ -84,7 +84,7 @@ class JobLog:
         yield decoder.decode(b"", final=True)
 
     def _fresh(self, details: Any, told: int, patience: float) -> Iterator[bytes]:
-        """What is behind the first ``told`` bytes; what breaks is tried again for ``patience`` seconds."""
+        """Read what is behind the first ``told`` bytes; what breaks is tried again for ``patience`` seconds."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -102,7 +102,7 @@ class JobLog:
                 return
 
     def _blocks(self, details: Any, lines: int = -1) -> Iterator[bytes]:
-        """What is there, or the last ``lines`` lines of it."""
+        """Read what is there, or the last ``lines`` lines of it."""
         if details.driver_node_id is None:  # it has not started, or never did
             return
         query = {"node_id": details.driver_node_id, "filename": self._file, "lines": lines, "timeout": READING_S}
@@ -136,7 +136,7 @@ def whole(blocks: Iterable[bytes], log: str) -> str:
 
 
 def behind(blocks: Iterable[bytes], told: int) -> Iterator[bytes]:
-    """What comes after the first ``told`` bytes."""
+    """Read what comes after the first ``told`` bytes."""
     for block in blocks:
         fresh = block[told:]
         told -= len(block) - len(fresh)

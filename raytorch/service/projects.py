@@ -12,7 +12,7 @@ from pathspec import GitIgnoreSpec
 
 from raytorch.errors import PackageError
 
-NEVER = {"__pycache__", ".git"}
+NEVER_SENT = {"__pycache__", ".git"}
 """Folders that are no part of a project and are not missed."""
 APART = {"node_modules"}
 """Folders that are no part of a project that is not under git."""
@@ -40,14 +40,14 @@ class Project:
     left_out: list[str] = field(default_factory=list)
 
     def told(self) -> str:
-        """What is left out, in a line: how much, and the first of it; nothing if there is none."""
+        """Say what is left out, in a line: how much, and the first of it; nothing if there is none."""
         if not self.left_out:
             return ""
         more = f", and {len(self.left_out) - SHOWN:,} more" if len(self.left_out) > SHOWN else ""
         return f"not sent from {self.root}: {', '.join(self.left_out[:SHOWN])}{more}"
 
 
-def collect(root: Path, besides: Path | None = None) -> Project:
+def collect_files(root: Path, besides: Path | None = None) -> Project:
     """Find the files of a project.
 
     Under git these are the tracked files and the new ones that it does not ignore, with those of submodules and of
@@ -85,7 +85,7 @@ def shown(path: Path | str) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is UTF-8, as archives and commands of jobs are."""
+    """Tell whether a name is UTF-8, as archives and commands of jobs are."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -179,7 +179,7 @@ class _Links:
 
 
 def _candidates(project: Project, folder: Path) -> Iterator[Path]:
-    """What may belong to a project in one of its folders: files, links and whatever else has a name there."""
+    """List what may belong to a project in one of its folders: files, links and whatever else has a name there."""
     listed = _listed_by_git(project.root / folder)
     if listed is None:
         yield from _walk(project, folder)
@@ -196,7 +196,7 @@ def _candidates(project: Project, folder: Path) -> Iterator[Path]:
 
 
 def _listed_by_git(folder: Path) -> list[str] | None:
-    """What git says of a folder; None if it is in no repository, or ignored by the one that it is in."""
+    """Ask git about a folder; None if it is in no repository, or ignored by the one that it is in."""
     git = ["git", "-c", "core.fsmonitor=false", "-C", str(folder)]  # a repository can name a program there
     command = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     environment = {key: value for key, value in os.environ.items() if key not in _GIT_PLACES} | {"LC_ALL": "C"}
@@ -227,7 +227,7 @@ def _walk(project: Project, top: Path) -> Iterator[Path]:
                 yield path.relative_to(project.root)
             elif why := _apart(path, project.root):
                 folders.remove(name)
-                if name not in NEVER:
+                if name not in NEVER_SENT:
                     project.left_out.append(f"{shown(path.relative_to(project.root))} ({why})")
         yield from ((here / name).relative_to(project.root) for name in files)
 
@@ -244,7 +244,7 @@ def _apart(folder: Path, root: Path) -> str | None:
         return "hidden"
     if os.path.exists(folder / "pyvenv.cfg"):  # noqa: PTH110 - which says no for what may not be asked
         return "a virtual environment"
-    names = NEVER | APART | (APART_AT_TOP if folder.parent == root else set())
+    names = NEVER_SENT | APART | (APART_AT_TOP if folder.parent == root else set())
     return "left out by its name" if folder.name in names else None
 
 

@@ -23,10 +23,10 @@ from raytorch.runs.catalog import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.runs.live_record import LiveRecord, timestamp
 from raytorch.runs.storage import LiveFiles, RunFolder, split
 from raytorch.service import exception_at_exit, secrets
-from raytorch.service.job import Failure, failure_raised, failure_told
+from raytorch.service.job import JobFailure, failure_raised, failure_told
 from raytorch.service.tracebacks import plain
 from raytorch.system.processes import POLL_S, adopt_orphans, children, end_children, living_children
-from raytorch.system.safe_text import shown
+from raytorch.system.safe_text import escaped
 from raytorch.system.temporary_folders import temporary_folder
 
 LOG = "logs/driver.log"
@@ -46,7 +46,7 @@ class ScriptRun:
         self._stopping, self._tail = False, b""
         self._raised: dict[str, str] | None = None
         self._noted: dict[str, Any] = {}
-        """What the record is to have of the end."""
+        """Values for the record's end."""
         self._record = LiveRecord(folder, kind="script", command=shlex.join(command))
 
     def run(self) -> int:
@@ -60,7 +60,7 @@ class ScriptRun:
         status: int | None = None
         with self._noting_stops(), self._folder.claimed():
             try:
-                with LiveFiles(self._folder) as files, self._record.kept():
+                with LiveFiles(self._folder) as files, self._record.writing():
                     with files.extend(LOG) as written, _noting_exceptions() as own:
                         status = self._follow(Output(LOG, written.raw), files, own)
                         self._raised = _raised(own) if own else None
@@ -182,11 +182,11 @@ def main() -> None:
     """Run what the command line says."""
     if len(sys.argv) < 4 or sys.argv[2] != "--":
         sys.exit(__doc__)
-    secrets.load()
+    secrets.load_secrets()
     try:
         status = ScriptRun(RunFolder(*split(sys.argv[1])), ["python", *sys.argv[3:]]).run()
     except UserError as error:
-        sys.exit(shown(error))
+        sys.exit(escaped(error))
     sys.exit(status)
 
 
@@ -210,8 +210,8 @@ def _raised(own: Path) -> dict[str, str] | None:
     return None
 
 
-def _told_of_ranks(output: str) -> Failure | None:
-    """What the output says of a run that the script has started as a command, and which ended it."""
+def _told_of_ranks(output: str) -> JobFailure | None:
+    """Read off the output what it says of a run that the script has started as a command, and which ended it."""
     told = failure_told(output)
     return told if told and told.rank is not None else None
 

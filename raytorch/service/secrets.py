@@ -19,11 +19,11 @@ MARK = "RAYTORCH_JOB_SECRETS"
 """Environment variable of a job that has secrets; its value says only that."""
 FOLDER = "raytorch_job_secrets"
 FILE = "environment.json"
-HOOK = "raytorch.service.secrets.load"
-"""What Ray calls in each worker process of the job."""
+HOOK = "raytorch.service.secrets.load_secrets"
+"""Function that Ray calls in each worker process of the job."""
 
 
-def collect(keys: Iterable[str]) -> dict[str, str]:
+def collect_secrets(keys: Iterable[str]) -> dict[str, str]:
     """The values of environment variables of this process.
 
     Raises:
@@ -32,7 +32,7 @@ def collect(keys: Iterable[str]) -> dict[str, str]:
     return {key: _value(key) for key in keys}
 
 
-def write(values: Mapping[str, str], folder: Path) -> Path:
+def write_secrets(values: Mapping[str, str], folder: Path) -> Path:
     """Write the package into ``folder``; returns the path of what Ray is to send as a Python module."""
     package = folder / FOLDER
     package.mkdir(mode=0o700)
@@ -42,7 +42,7 @@ def write(values: Mapping[str, str], folder: Path) -> Path:
     return package
 
 
-def load() -> None:
+def load_secrets() -> None:
     """Put the job's secrets into the environment of this process, if it has any."""
     if MARK not in os.environ:
         return

@@ -14,16 +14,16 @@ _GROUP_HEAD = re.compile(rf"^([^|\n]*)  \+ Exception Group {re.escape(HEAD)}", r
 _IN_GROUP = re.compile(r"[|+] (?:Exception Group )?$")
 """Ends what stands before the head of a traceback that is, or is in, that of an exception group."""
 _SAID = re.compile(r"\|(?:   \|)? (\S.*)")
-"""What an exception says, in the margin of its group, and in a second one where Ray has copied the group of a task."""
+"""Text of an exception, in the margin of its group, and in a second one where Ray has copied the group of a task."""
 _OF_GROUP = re.compile(r"\(\d+ sub-exceptions?\)$")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _TASK = re.compile(r"(?:ray\.exceptions\.[\w.()]+: .*)?ray::.*\(pid=\d+, ip=")
-"""What Ray writes for the head of a traceback of its tasks and actors."""
+"""Text that Ray writes for the head of a traceback of its tasks and actors."""
 _GROUP = "Training failed due to worker errors:"
 _SNIPPET = re.compile(r"^(.*)\[Rank (\d+)[\d,]* Error Snippet\]:\n", re.MULTILINE)
 _CUT = re.compile(r"\.\.\.\n(\.\.\. \(Output truncated.*)\n(.*)")
 _CUT_LENGTH = 499
-"""What Ray Train shows after a cut, less the last line's end."""
+"""Text that Ray Train shows after a cut, less the last line's end."""
 
 
 def plain(output: str) -> str:
@@ -102,7 +102,8 @@ def shortened(traceback: str) -> str:
 
 
 def snippets(output: str) -> list[tuple[int, str]]:
-    """What Ray Train's last error shows of the workers that failed: the first rank with each error, and its text."""
+    """Find what Ray Train's last error shows of the workers that failed: the first rank with each error, and its
+    text."""
     parts = _SNIPPET.split(output[max(output.rfind(_GROUP), 0) :])
     return [
         (int(rank), _without_cut("\n".join(line.removeprefix(before) for line in lines_of(text))))

@@ -25,8 +25,8 @@ _LONGEST_CONSTANT = 1000
 """Characters of a string that may be part of a pattern."""
 
 
-class Memory(dict[K, V]):
-    """What is known of calls, and can be found out again: all of it is forgotten when there is too much."""
+class BoundedCache(dict[K, V]):
+    """Cache of what is known of calls, and can be found out again: all of it is forgotten when there is too much."""
 
     __slots__ = ()
 
@@ -43,11 +43,11 @@ class ObjectReference(Reference):
 
     def __init__(self, recorder: Any, handle: int, rank: int | None = None) -> None:
         super().__init__(recorder, handle, rank)
-        self._expected: Memory[Shape, Any] = Memory()
+        self._expected: BoundedCache[CallStructure, Any] = BoundedCache()
         self._expected_at = recorder.changes
 
-    def expected(self) -> "Memory[Shape, Any]":
-        """What its calls gave since objects were last changed."""
+    def expected(self) -> "BoundedCache[CallStructure, Any]":
+        """Results that its calls gave since objects were last changed."""
         if self._expected_at != self._recorder.changes:
             self._expected.clear()
             self._expected_at = self._recorder.changes
@@ -56,7 +56,7 @@ class ObjectReference(Reference):
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """What the client knows of a function."""
+    """Knowledge that the client has of a function."""
 
     name: str
     in_place: bool
@@ -66,7 +66,7 @@ class Function:
     is_operator: bool
 
 
-class Shape(NamedTuple):
+class CallStructure(NamedTuple):
     """A call without its leaves."""
 
     function: Function
@@ -98,7 +98,7 @@ class Arguments:
         self.rank = rank
         """The only rank that has the arguments; None if all have them."""
 
-    def shape(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape:
+    def structure(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallStructure:
         """The call's shape.
 
         Raises:
@@ -110,8 +110,10 @@ class Arguments:
         self._meets_handle = self._is_learned or first_reference((*args, *kwargs.values())) is not None
         templates = tuple([self._template(value) for value in args])
         if not kwargs:
-            return Shape(function, templates, ())
-        return Shape(function, templates, tuple([(name, self._template(value)) for name, value in kwargs.items()]))
+            return CallStructure(function, templates, ())
+        return CallStructure(
+            function, templates, tuple([(name, self._template(value)) for name, value in kwargs.items()])
+        )
 
     def _template(self, value: Any) -> Template:
         kind = type(value)

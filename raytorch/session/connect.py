@@ -62,10 +62,10 @@ def connect(
         from raytorch.session.host import Limits
         from raytorch.session.open_or_join import Group, Guest, Owner
         from raytorch.session.session import Session  # not before Ray's settings are chosen
-        from raytorch.session.worker_connection import Connection
+        from raytorch.session.worker_connection import WorkerConnection
 
         if workers is None and name is not None:
-            connection: Connection = Guest(name, resources)
+            connection: WorkerConnection = Guest(name, resources)
         else:
             each = {"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
             workers = workers or (len(list(Path(restore).glob("rank-*"))) if restore else 0) or 1

@@ -93,7 +93,7 @@ def function_named(name: str) -> Callable[..., Any]:
 
 
 def changes_first_argument(name: str) -> bool:
-    """Whether a function works in place on its first argument, and returns it: ``add_``, ``__iadd__``, ``relu_``."""
+    """True if a function works in place on its first argument, and returns it: ``add_``, ``__iadd__``, ``relu_``."""
     if name in ON_LISTS:
         return False
     last = name.rpartition(".")[2]
@@ -103,13 +103,13 @@ def changes_first_argument(name: str) -> bool:
 
 
 def is_operator(name: str) -> bool:
-    """Whether a function is one of Python's operators, with operands: not of indexing, nor of an attribute."""
+    """Tell whether a function is one of Python's operators, with operands: not of indexing, nor of an attribute."""
     last = name.rpartition(".")[2]
     return last.startswith("__") and last not in ("__getitem__", "__setitem__", "__get__", "__set__")
 
 
 def gives_value(name: str) -> bool:
-    """Whether a function is known to give no tensor, so that its failure can be raised at once."""
+    """Tell whether a function is known to give no tensor, so that its failure can be raised at once."""
     if name.endswith(".__get__"):
         return name.split(".")[-2] not in ("T", "H", "mT", "mH", "real", "imag", "data", "grad")
     last = name.rpartition(".")[2]
@@ -117,22 +117,22 @@ def gives_value(name: str) -> bool:
 
 
 def may_grow(name: str) -> bool:
-    """Whether a call can let values that have handles hold more than they did, or less, otherwise than in place."""
+    """True if a call can let values that have handles hold more than they did, or less, otherwise than in place."""
     return name.endswith(".__set__") or name in _GROWING
 
 
 def is_collective(name: str) -> bool:
-    """Whether a function communicates, so that every rank has to call it."""
+    """Tell whether a function communicates, so that every rank has to call it."""
     return name.startswith("raytorch.distributed.collectives.")
 
 
 def is_backward(name: str) -> bool:
-    """Whether a function runs a backward pass, which communicates if gradients are averaged."""
+    """Tell whether a function runs a backward pass, which communicates if gradients are averaged."""
     return name in ("torch.Tensor.backward", "raytorch.autograd.backward")
 
 
 def may_communicate(name: str) -> bool:
-    """Whether ranks may communicate in a function when all of them call it."""
+    """Tell whether ranks may communicate in a function when all of them call it."""
     return is_collective(name) or is_backward(name) or name in _OF_OWN_CODE
 
 

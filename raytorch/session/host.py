@@ -25,7 +25,7 @@ LARGE_PROGRAM = 64 * 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """What a session may take; None for no limit."""
+    """Limits of a session; None for no limit."""
 
     max_bytes: int | None = None
     """Bytes of tensors that handles may hold on each worker."""
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to know of its session."""
+    """Settings that a worker needs of its session."""
 
     host: Any
     """Handle of the :class:`SessionHost`."""
@@ -107,7 +107,7 @@ class SessionHost:
             self._gone.append(client)
 
     def has_guests(self) -> bool:
-        """Whether clients have joined that are not gone."""
+        """Tell whether clients have joined that are not gone."""
         return bool(self._heard)
 
     def share(self, is_shared: bool) -> bool:
@@ -119,7 +119,7 @@ class SessionHost:
         return self._is_shared
 
     def is_shared(self) -> bool:
-        """Whether clients may send programs through :meth:`relay`."""
+        """Tell whether clients may send programs through :meth:`relay`."""
         return self._is_shared
 
     def relay(self, client: int, packed: bytes, parts: list[tuple[bytes, list[Any]]]) -> list[Any] | None:

@@ -17,7 +17,7 @@ from raytorch.errors import RemoteOpError, SessionLostError
 from raytorch.session.interrupts import interrupts_postponed
 from raytorch.session.program import MOST_PATTERNS, Instruction, Pattern, Program, Report
 from raytorch.session.tensor_transfer import Payload
-from raytorch.session.unreported_errors import Turn, UntoldErrors
+from raytorch.session.unreported_errors import Turn, UnreportedErrors
 from raytorch.session.worker_output import show
 
 PROGRAM_LENGTH = 1000
@@ -35,14 +35,15 @@ LARGE = 1 << 20
 
 
 Parts = Sequence[Payload | None]
-"""What travels beside a program: a payload for each rank, None where a rank needs none; or a single one for all."""
+"""Attachments that travel beside a program: a payload for each rank, None where a rank needs none; or a single one for
+all."""
 
 
 class Future(Protocol):
     """A report that a worker will give."""
 
     def done(self) -> bool:
-        """Whether :meth:`result` would not wait."""
+        """Tell whether :meth:`result` would not wait."""
 
     def result(self) -> Report:
         """The report. Raises SessionLostError."""
@@ -71,7 +72,7 @@ class Transport(Protocol):
 
 
 class Stream:
-    """What one client sends. Every method may be called from any thread."""
+    """Stream of what one client sends. Every method may be called from any thread."""
 
     def __init__(self, transport: Transport, client: int) -> None:
         self.transport, self._client = transport, client
@@ -84,7 +85,7 @@ class Stream:
         self._instructions: list[Instruction | int] = []
         self._attachments: list[Parts] = []
         self._in_flight: deque[list[Future]] = deque()
-        self._untold = UntoldErrors()
+        self._untold = UnreportedErrors()
         self._programs = 0
         self._turns: list[Turn] = []
         self._recorded: SimpleQueue[None] = SimpleQueue()  # in C: an Event may stay locked when Ctrl-C interrupts it
@@ -92,9 +93,9 @@ class Stream:
         self._sent_at = 0.0
         self._ended: SessionLostError | None = None
         self.is_forked = False
-        """Whether this process was forked from the one whose stream it is."""
+        """Tell whether this process was forked from the one whose stream it is."""
         self.loss_was_told = False
-        """Whether a caller was told that the session is lost, rather than this stream's own thread alone."""
+        """Tell whether a caller was told that the session is lost, rather than this stream's own thread alone."""
         self._idle = threading.Thread(target=self._flush_when_idle, name="raytorch-flush", daemon=True)
         self._idle.start()
         _streams().add(self)
@@ -181,7 +182,7 @@ class Stream:
 
     def was_raised(self, error: RemoteOpError) -> None:
         """Note that an error is being raised, so that it is not raised for other ranks again."""
-        self._untold.was_told(error)
+        self._untold.mark_reported(error)
 
     def close(self) -> None:
         """Send nothing more."""

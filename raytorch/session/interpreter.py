@@ -28,11 +28,11 @@ from raytorch.session.program import (
     Pattern,
     Program,
     Report,
-    Result,
+    ResultKind,
     bind,
 )
-from raytorch.session.rank_agreement import Peers, Poisoned
-from raytorch.session.registry import Poison, Registry
+from raytorch.session.rank_agreement import CannotRun, Peers
+from raytorch.session.registry import FailedValue, Registry
 from raytorch.session.result_structure import describe, require_portable, shapes_of
 from raytorch.session.tensor_transfer import advised
 from raytorch.session.worker_functions import ON_WORKER
@@ -46,7 +46,7 @@ _NO_KEYWORDS: dict[str, Any] = {}
 
 @dataclass
 class _Client:
-    """What the interpreter keeps of one client."""
+    """State that the interpreter keeps of one client."""
 
     calls: dict[int | None, "_Call"] = field(default_factory=dict)
     programs: int = 0
@@ -80,7 +80,7 @@ class Interpreter:
         self._answer: Any = None
 
     def execute(self, packed: bytes, attachments: Sequence[Any] = ()) -> Report:
-        """Run a program; a failed instruction poisons its outputs and the others go on.
+        """Run a program; what a failed instruction gives has failed too, and the others go on.
 
         Args:
             packed: See :meth:`Program.pack`.
@@ -123,41 +123,41 @@ class Interpreter:
             self.place = place
             try:
                 calls[instruction[0]].run(instruction)
-            except Poisoned as poisoned:
-                state.errors.extend(poisoned.others)
-                self._poison(calls[instruction[0]], instruction, poisoned.args[0])
+            except CannotRun as signal:
+                state.errors.extend(signal.others)
+                self._fail(calls[instruction[0]], instruction, signal.args[0])
             except BaseException as error:  # whatever a call raises is that call's: the session goes on
                 failure = calls[instruction[0]].failure(instruction, error)
                 failure.instruction = (state.programs, place)
                 state.errors.append(failure)
-                self.registry.poison_overgrown(failure)
-                self._poison(calls[instruction[0]], instruction, failure, outgrown=isinstance(error, QuotaError))
+                self.registry.fail_overgrown(failure)
+                self._fail(calls[instruction[0]], instruction, failure, outgrown=isinstance(error, QuotaError))
 
-    def _poison(self, call: "_Call", instruction: Instruction, error: RemoteOpError, *, outgrown: bool = False) -> None:
+    def _fail(self, call: "_Call", instruction: Instruction, error: RemoteOpError, *, outgrown: bool = False) -> None:
         """Put the error in place of what a call did not give.
 
         What it was to change in place stays as it is, as in PyTorch, unless that has ``outgrown`` the quota.
         """
-        if call.pattern.result == Result.DROP and not outgrown:
+        if call.pattern.result == ResultKind.DROP and not outgrown:
             return
         output = instruction[1]
         for handle in output if isinstance(output, tuple) else [output] if output else []:
-            self.registry.put(handle, Poison(error))
-        if call.pattern.result == Result.ANSWER:
+            self.registry.put(handle, FailedValue(error))
+        if call.pattern.result == ResultKind.ANSWER:
             self._answer = error
 
     def value(self, handle: int) -> Any:
-        """What a handle leaf stands for."""
+        """Return what a handle leaf stands for."""
         try:
             value = self.registry.values[handle]
         except KeyError:
             value = self.registry.get(handle)  # raises the right error
-        if type(value) is Poison:
-            raise Poisoned(value.error)
+        if type(value) is FailedValue:
+            raise CannotRun(value.error)
         return value
 
     def attachment(self, place: int) -> Any:
-        """What an attachment leaf stands for."""
+        """Return what an attachment leaf stands for."""
         if isinstance(attached := self._attachments[place], Exception):
             raise attached
         return attached
@@ -350,7 +350,7 @@ class _CountedJointCall(_JointCall, _CountedCall):
 
 
 def _said(describe: Callable[[], T], otherwise: T) -> T:
-    """What there is to tell of an error; ``otherwise`` if that raises in its turn, which is not to hide the error."""
+    """Return the text of an error; ``otherwise`` if that raises in its turn, which is not to hide the error."""
     try:
         return describe()
     except BaseException:  # whatever a class of the user's raises
@@ -376,7 +376,7 @@ def _leaving_copies(pattern: Pattern, function: Callable[..., Any], *args: Any, 
 
 
 def _state(tensor: Tensor, function: str) -> Any:
-    """What differs if a function has changed the tensor."""
+    """Return what differs if a function has changed the tensor."""
     if "norm" in function:  # whose statistics it changes without counting a version
         return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return tensor._version

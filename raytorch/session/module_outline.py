@@ -1,4 +1,4 @@
-"""What a module would be made of, found out without the memory that it would take."""
+"""Outline of a module: what it would be made of, found out without the memory that it would take."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ _CLONING = (nn.TransformerEncoder, nn.TransformerDecoder)
 
 
 class Bounds:
-    """What making a module may take: tensors and bytes on the way to it, and modules in it."""
+    """Limits of making a module: tensors and bytes on the way to it, and modules in it."""
 
     def __init__(self, *, tensors: int, nbytes: int, modules: int) -> None:
         # Initialization takes some calls for each tensor; positional codes are computed in several steps.
@@ -28,7 +28,7 @@ class Bounds:
 def outline(
     maker: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], bounds: Bounds | None = None
 ) -> nn.Module:
-    """What ``maker`` makes of the arguments, with tensors that have shapes alone; the arguments stay as they are.
+    """Make what ``maker`` makes of the arguments, with tensors that have shapes alone; the arguments stay as they are.
 
     Raises:
         SessionError: It would take more than the bounds.

@@ -14,7 +14,7 @@ from raytorch.errors import SessionError, SessionLostError
 from raytorch.session.host import BEAT_S, Limits, Setup, find_host, start_host
 from raytorch.session.instruction_stream import Future
 from raytorch.session.worker_actor import SessionWorker
-from raytorch.session.worker_connection import LAST_WORD_S, Connection, brief
+from raytorch.session.worker_connection import LAST_WORD_S, WorkerConnection, brief
 from raytorch.session.worker_session import Shipped, serve
 from raytorch.system.temporary_folders import temporary_folder
 
@@ -55,7 +55,7 @@ class Group:
         return "nccl" if self.each.get("GPU", 0) >= 1 else "gloo"
 
     def trainer(self, setup: Setup, storage: str) -> WorkerGroupTrainer:
-        """What starts them, to host a session."""
+        """The trainer that starts them, to host a session."""
         return WorkerGroupTrainer(
             _serve,
             worker_class=SessionWorker,
@@ -72,7 +72,7 @@ class Group:
         )
 
 
-class Owner(Connection):
+class Owner(WorkerConnection):
     """The connection of the client that opens a session.
 
     Raises:
@@ -198,7 +198,7 @@ class Owner(Connection):
         ray.kill(self._host)
 
 
-class Guest(Connection):
+class Guest(WorkerConnection):
     """The connection of a client that joined a session by its name."""
 
     def __init__(self, name: str, resources: contextlib.ExitStack) -> None:

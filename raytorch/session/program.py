@@ -1,4 +1,4 @@
-"""What travels from a client to the workers: programs of instructions, each an instance of a pattern.
+"""Programs that travel from a client to the workers: sequences of instructions, each an instance of a pattern.
 
 A *pattern* is one call as it stands at one place in the client's script: the function, the structure of its arguments,
 and the file and line. It travels before its first instruction, and again once it was forgotten. An *instruction* is a
@@ -43,8 +43,8 @@ NOWHERE = 0
 """Output of an instruction whose result is not stored."""
 
 
-class Result(StrEnum):
-    """What becomes of a function's result."""
+class ResultKind(StrEnum):
+    """Use of a function's result."""
 
     DROP = "drop"
     """Nothing."""
@@ -65,9 +65,9 @@ class Modes(NamedTuple):
     autocast: torch.dtype | None = None
     inference: bool = False
     anomaly: bool | None = None
-    """Whether ``torch.autograd.detect_anomaly`` looks for NaN; None where it is off."""
+    """True if ``torch.autograd.detect_anomaly`` looks for NaN; None where it is off."""
     dtype: torch.dtype = torch.float32
-    """What ``torch.set_default_dtype`` has set."""
+    """The dtype that ``torch.set_default_dtype`` has set."""
 
     @classmethod
     def current(cls) -> "Modes":
@@ -96,7 +96,7 @@ class Modes(NamedTuple):
         return cls(torch.is_grad_enabled(), dtype, inference, anomaly, torch.get_default_dtype())
 
     def contexts(self, device_type: str) -> list[AbstractContextManager[Any]]:
-        """What a call of these modes is executed in, beside its grad mode, on a device of that type."""
+        """Contexts that a call of these modes is executed in, beside its grad mode, on a device of that type."""
         return [
             *([autocast(device_type, self.autocast)] if self.autocast else []),
             *([torch.inference_mode()] if self.inference else []),
@@ -147,7 +147,7 @@ class Pattern:
     function: str
     args: tuple[Template, ...]
     kwargs: tuple[tuple[str, Template], ...]
-    result: Result
+    result: ResultKind
     modes: Modes
     rank: int | None
     """The only rank that is to execute it; None for all."""
@@ -187,9 +187,9 @@ class Program(NamedTuple):
     client: int
     """Number of the client that recorded them."""
     answer_from: tuple[int, ...]
-    """The ranks that are to describe the last instruction's result, whose pattern is one of ``Result.ANSWER``."""
+    """The ranks that are to describe the last instruction's result, whose pattern is one of ``ResultKind.ANSWER``."""
     forgets: bool
-    """Whether the patterns that earlier programs brought are forgotten, and their numbers given out again."""
+    """True if the patterns that earlier programs brought are forgotten, and their numbers given out again."""
     patterns: list[bytes]
     """Patterns that the workers do not know, packed: see :meth:`Pattern.pack`."""
     instructions: list[Instruction | int]
@@ -206,7 +206,7 @@ class Program(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a worker says of a program."""
+    """Answer of a worker to a program."""
 
     answer: Any = None
     """The description of the last instruction's result, if that was asked for; see :mod:`.result_structure`."""
@@ -215,7 +215,7 @@ class Report(NamedTuple):
     errors: tuple[RemoteOpError, ...] = ()
     """The errors of the client's instructions since the last report."""
     printed: Printed = ()
-    """What was printed meanwhile."""
+    """Text that was printed meanwhile."""
 
     @property
     def failures(self) -> tuple[RemoteOpError, ...]:
@@ -285,7 +285,7 @@ def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callab
 
 
 def sequence_builder(kind: type) -> Callable[[list[Any]], Any]:
-    """What makes a sequence of type ``kind`` of its items: lists, tuples, named tuples, slices."""
+    """Return what makes a sequence of type ``kind`` of its items: lists, tuples, named tuples, slices."""
     if kind is slice or hasattr(kind, "_fields"):
         return lambda items: kind(*items)
     return kind

@@ -1,4 +1,4 @@
-"""What the ranks of a session tell each other before they communicate, and when one of them cannot.
+"""Agreement of the ranks of a session: what they tell each other before they communicate, and when one of them cannot.
 
 An instruction that every rank executes, and in which ranks may communicate, is a *joint call*; the ranks number theirs
 alike, as all of them take the programs in one order. Before they communicate they agree, through the store where they
@@ -25,7 +25,7 @@ _LAST = 1 << 62
 _FAILED, _ENDED = "failed", "ended"
 
 
-class Poisoned(Exception):  # noqa: N818 - a signal
+class CannotRun(Exception):  # noqa: N818 - a signal
     """A call cannot be made: an argument is what a failed operation did not give, or another rank fails in it.
 
     Args:
@@ -48,15 +48,15 @@ class Group(Protocol):
         """Leave the group for a new one, with all others."""
 
 
-class _Record(NamedTuple):
-    """What a rank tells the others."""
+class _Announcement(NamedTuple):
+    """Announcement of a rank to the others."""
 
     call: int
     """Number of the joint call."""
     turn: int
     """Place in it: 0 for the first agreement, 1 for the next."""
     what: str
-    """What it is about to do; or that it has failed, or is through."""
+    """Action that it is about to take; or that it has failed, or is through."""
     group: int
     """Number of the process group that it needs."""
     origin: list[int]
@@ -83,7 +83,7 @@ class Peers:
         self._store, self._rank, self._group, self._timeout_s = store, rank, group, timeout_s
         store.set_timeout(timedelta(seconds=timeout_s))
         self._others = [other for other in range(world_size) if other != rank]
-        self._early: dict[int, _Record] = {}
+        self._early: dict[int, _Announcement] = {}
         """By rank, a record of later than was asked for."""
         self._kept: list[str] = []
         """Keys of errors in the store that are this rank's to delete."""
@@ -96,11 +96,11 @@ class Peers:
         self.world_size = world_size
         """Number of ranks."""
         self.averages_gradients = False
-        """Whether a backward pass may communicate."""
+        """Tell whether a backward pass may communicate."""
 
     @property
     def has_left(self) -> bool:
-        """Whether this rank has left the process group, and not joined another yet."""
+        """True if this rank has left the process group, and not joined another yet."""
         return self._wanted != self._number
 
     @contextmanager
@@ -130,13 +130,13 @@ class Peers:
             described: The error to be told of one that this rank met.
 
         Raises:
-            Poisoned: An argument is poisoned, or another rank was the first to fail.
+            CannotRun: An argument has failed, or another rank was the first to fail.
         """
         try:
             with self.joint_call(*origin):
                 call()
-        except Poisoned as poisoned:
-            self._fail_with(poisoned.args[0])
+        except CannotRun as signal:
+            self._fail_with(signal.args[0])
             raise
         except BaseException as error:
             failure = described(error)
@@ -148,7 +148,7 @@ class Peers:
 
     def _fail_with(self, failure: RemoteOpError) -> None:
         if (first := self.fail(failure)) is not failure:
-            raise Poisoned(first, first) from None
+            raise CannotRun(first, first) from None
 
     def agree(self, what: str, *, is_whole: bool = False) -> None:
         """Wait until all ranks are here, about to do the same, in a process group that all of them are in.
@@ -193,15 +193,15 @@ class Peers:
         self._kept.append(key)
         return failure
 
-    def _tell(self, what: str, turn: int) -> _Record:
-        record = _Record(self._call, turn, what, self._wanted, self._origin)
+    def _tell(self, what: str, turn: int) -> _Announcement:
+        record = _Announcement(self._call, turn, what, self._wanted, self._origin)
         packed = json.dumps(record)
         for other in self._others:
             self._store.queue_push(f"{self._rank} to {other}", packed)
         return record
 
-    def _record_of(self, other: int, own: _Record) -> _Record:
-        """What another rank says of this place, or of the next one after it that it has come to."""
+    def _record_of(self, other: int, own: _Announcement) -> _Announcement:
+        """Read what another rank says of this place, or of the next one after it that it has come to."""
         while True:
             record = self._early.pop(other, None) or self._next_of(other, own)
             if record.place > own.place:
@@ -209,16 +209,16 @@ class Peers:
             if record.place >= own.place:
                 return record
 
-    def _next_of(self, other: int, own: _Record) -> _Record:
+    def _next_of(self, other: int, own: _Announcement) -> _Announcement:
         try:
-            return _Record(*json.loads(self._store.queue_pop(f"{other} to {self._rank}")))
+            return _Announcement(*json.loads(self._store.queue_pop(f"{other} to {self._rank}")))
         except dist.DistStoreError:
             raise dist.DistStoreError(
                 f"timed out: rank {other} has not come within {self._timeout_s:g} s to where rank {self._rank} waits "
                 f"for it, in {own.what}"
             ) from None
 
-    def _require_agreement(self, own: _Record, records: dict[int, _Record]) -> None:
+    def _require_agreement(self, own: _Announcement, records: dict[int, _Announcement]) -> None:
         if any(record.call == own.call and record.what == _FAILED for record in records.values()):
             raise _unpacked(self._store.get(f"error {own.call}"))
         if gone := [f"rank {rank}" for rank, record in records.items() if record.place != own.place]:

@@ -12,12 +12,12 @@ import torch
 
 from raytorch.errors import RemoteOpError, SessionError
 from raytorch.session import function_names, worker_functions
-from raytorch.session.arguments import VALUES, Arguments, Function, Memory, ObjectReference, Shape
+from raytorch.session.arguments import VALUES, Arguments, BoundedCache, CallStructure, Function, ObjectReference
 from raytorch.session.handles import Reference
 from raytorch.session.instruction_stream import Parts, Stream, Transport
 from raytorch.session.interception import intercept
-from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, Result
-from raytorch.session.registry import Kind
+from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, ResultKind
+from raytorch.session.registry import HandleKind
 from raytorch.session.result_structure import Description, count_held, fixed_tensors, is_tensor, rebuild
 
 HANDLES_PER_CLIENT = 1 << 40
@@ -48,17 +48,21 @@ class Recorder:
         client: The client's number in the session; the first is 0.
     """
 
-    def __init__(self, transport: Transport, stand_in: Callable[[Kind], type[Reference]], *, client: int = 0) -> None:
+    def __init__(
+        self, transport: Transport, stand_in: Callable[[HandleKind], type[Reference]], *, client: int = 0
+    ) -> None:
         self.stream = Stream(transport, client)
         self.changes = 0
         """How often something was done by which objects may give results of another structure from then on."""
-        self._stand_in, self._tensor = stand_in, stand_in(Kind.TENSOR)
+        self._stand_in, self._tensor = stand_in, stand_in(HandleKind.TENSOR)
         intercept()
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
         self._functions: dict[Callable[..., Any], Function] = {}
-        self._expected: Memory[Shape, Any] = Memory()
-        self._plans: Memory[Any, _Plan] = Memory()
-        self._patterns: Memory[Any, tuple[Pattern, CodeType]] = Memory()  # the code, as its id is in the key
+        self._expected: BoundedCache[CallStructure, Any] = BoundedCache()
+        self._plans: BoundedCache[Any, _Plan] = BoundedCache()
+        self._patterns: BoundedCache[Any, tuple[Pattern, CodeType]] = (
+            BoundedCache()
+        )  # the code, as its id is in the key
 
     def call(
         self,
@@ -82,7 +86,7 @@ class Recorder:
         if not kwargs and rank is None and (repeated := self._repeat(function, args)) is not None:
             return repeated
         arguments = Arguments(self, rank, is_learned=True, has_graph=True)
-        shape = arguments.shape(self._known(function), args, kwargs or {})
+        shape = arguments.structure(self._known(function), args, kwargs or {})
         if shape.function.in_place:
             return self._call_in_place(shape, arguments, args or list((kwargs or {}).values()))
         if kwargs and kwargs.get("out") is not None:
@@ -90,32 +94,34 @@ class Recorder:
         results = args[0].expected() if _is_object(shape.function, args) else self._expected
         expected = results.get(shape)
         match expected:
-            case None | Result.ANSWER:
+            case None | ResultKind.ANSWER:
                 return self._ask_and_learn(shape, arguments, results)
-            case Result.DROP:
-                return self._record(shape, arguments, Result.DROP, NOWHERE)
-            case Result.TENSOR:
+            case ResultKind.DROP:
+                return self._record(shape, arguments, ResultKind.DROP, NOWHERE)
+            case ResultKind.TENSOR:
                 tensor = self._tensor(self, next(self._handles), arguments.rank)
-                self._record(shape, arguments, Result.TENSOR, tensor._handle)
+                self._record(shape, arguments, ResultKind.TENSOR, tensor._handle)
                 self._plan(function, args, shape, arguments)
                 return tensor
         kind, count = expected
         tensors = [self._tensor(self, handle, arguments.rank) for handle in itertools.islice(self._handles, count)]
-        self._record(shape, arguments, Result.TENSORS, tuple([tensor._handle for tensor in tensors]))
+        self._record(shape, arguments, ResultKind.TENSORS, tuple([tensor._handle for tensor in tensors]))
         return kind(tensors)
 
-    def keep(self, kind: Kind, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> Any:
+    def keep(
+        self, kind: HandleKind, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any
+    ) -> Any:
         """Record a call whose result, of a known kind, stays on the workers; waits for nothing."""
         arguments = Arguments(self, rank)
-        shape = arguments.shape(self._known(function), args, kwargs)
+        shape = arguments.structure(self._known(function), args, kwargs)
         held = self._stand_in(kind)(self, next(self._handles), arguments.rank)
-        self._record(shape, arguments, Result.KEEP, held._handle)
+        self._record(shape, arguments, ResultKind.KEEP, held._handle)
         return held
 
     def do(self, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> None:
         """Record a call for what it does; waits for nothing."""
         arguments = Arguments(self, rank)
-        self._record(arguments.shape(self._known(function), args, kwargs), arguments, Result.DROP, NOWHERE)
+        self._record(arguments.structure(self._known(function), args, kwargs), arguments, ResultKind.DROP, NOWHERE)
 
     def ask(self, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> Any:
         """Call a function and wait for its result; that of the lowest rank where several have one.
@@ -129,7 +135,7 @@ class Recorder:
     def _ask_with(
         self, arguments: Arguments, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        shape = arguments.shape(self._known(function), args, kwargs)
+        shape = arguments.structure(self._known(function), args, kwargs)
         handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
         self._raise(report, handle)
         return self._rebuild(report.answer, handle, arguments.rank)
@@ -153,9 +159,9 @@ class Recorder:
             SessionLostError: The session has ended.
         """
         arguments = Arguments(self, None)
-        shape = arguments.shape(self._known(function), args, kwargs)
+        shape = arguments.structure(self._known(function), args, kwargs)
         everywhere = range(self.stream.transport.world_size)
-        pattern = self._pattern(shape, arguments.rank, Result.ANSWER)
+        pattern = self._pattern(shape, arguments.rank, ResultKind.ANSWER)
         ranks = everywhere if arguments.rank is None else [arguments.rank]
         reports = self.stream.ask(pattern, NOWHERE, arguments.leaves, ranks)
         for report in reports:
@@ -166,9 +172,9 @@ class Recorder:
         """Record that a tensor is made of the client's data: one payload for all ranks, for ``rank``, or for each."""
         if rank is not None:
             parts = [parts[0] if place == rank else None for place in range(self.stream.transport.world_size)]
-        shape = Shape(self._known(worker_functions.upload), (ATTACHMENT,), ())
+        shape = CallStructure(self._known(worker_functions.upload), (ATTACHMENT,), ())
         tensor = self._tensor(self, next(self._handles), rank)
-        self.stream.append_upload(self._pattern(shape, rank, Result.TENSOR), tensor._handle, parts)
+        self.stream.append_upload(self._pattern(shape, rank, ResultKind.TENSOR), tensor._handle, parts)
         return tensor
 
     def require_every_rank(self, name: str, rank: int) -> None:
@@ -198,19 +204,19 @@ class Recorder:
             self._functions[function] = known
         return known
 
-    def _call_in_place(self, shape: Shape, arguments: Arguments, args: Sequence[Any]) -> Any:
+    def _call_in_place(self, shape: CallStructure, arguments: Arguments, args: Sequence[Any]) -> Any:
         changed = args[0] if args else None
         parts = changed if isinstance(changed, tuple | list) else [changed]
         if any(isinstance(part, torch.Tensor) for part in parts):
             raise SessionError(f"{shape.function.name} cannot change a local tensor: fetch() the remote one first")
         self._record(
-            shape, arguments, Result.DROP, tuple([part.handle for part in parts if isinstance(part, Reference)])
+            shape, arguments, ResultKind.DROP, tuple([part.handle for part in parts if isinstance(part, Reference)])
         )
         return None if shape.function.name.endswith("__setitem__") else changed
 
-    def _call_into(self, out: Any, shape: Shape, arguments: Arguments) -> Any:
+    def _call_into(self, out: Any, shape: CallStructure, arguments: Arguments) -> Any:
         if isinstance(out, Reference):
-            self._record(shape, arguments, Result.DROP, out.handle)
+            self._record(shape, arguments, ResultKind.DROP, out.handle)
             return out
         if any(isinstance(part, torch.Tensor) for part in (out if isinstance(out, tuple | list) else [out])):
             raise SessionError(
@@ -218,7 +224,9 @@ class Recorder:
             )
         return self._ask_and_learn(shape, arguments, self._expected)
 
-    def _ask_and_learn(self, shape: Shape, arguments: Arguments, results: Memory[Shape, Any]) -> Any:
+    def _ask_and_learn(
+        self, shape: CallStructure, arguments: Arguments, results: BoundedCache[CallStructure, Any]
+    ) -> Any:
         handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
         if report.failure:
             is_told_here = not report.failure.operation  # it is the answer that could not be read
@@ -232,20 +240,22 @@ class Recorder:
             self._raise(report, handle)
         return self._rebuild(answer, handle, arguments.rank)
 
-    def _ask(self, shape: Shape, arguments: Arguments, ranks: Sequence[int]) -> tuple[int, list[Report]]:
+    def _ask(self, shape: CallStructure, arguments: Arguments, ranks: Sequence[int]) -> tuple[int, list[Report]]:
         handle = next(self._handles)
-        pattern = self._pattern(shape, arguments.rank, Result.ANSWER)
+        pattern = self._pattern(shape, arguments.rank, ResultKind.ANSWER)
         try:
             return handle, self.stream.ask(pattern, handle, arguments.leaves, ranks)
         except KeyboardInterrupt:
             self.stream.freed.append(handle)
             raise
 
-    def _plan(self, function: Callable[..., Any], args: Sequence[Any], shape: Shape, arguments: Arguments) -> None:
+    def _plan(
+        self, function: Callable[..., Any], args: Sequence[Any], shape: CallStructure, arguments: Arguments
+    ) -> None:
         """Remember how a call that gives a tensor was recorded, if it depends on handles and numbers alone."""
         flat = not shape.kwargs and all(isinstance(arg, Reference) or type(arg) in VALUES for arg in args)
         if flat and arguments.rank is None and not shape.function.on_object:
-            pattern = self._pattern(shape, None, Result.TENSOR)
+            pattern = self._pattern(shape, None, ResultKind.TENSOR)
             kinds = tuple(map(type, args))
             references = tuple([place for place, arg in enumerate(args) if isinstance(arg, Reference)])
             self._plans[_site(function)] = _Plan(pattern, Modes.current(), kinds, references, own_frame().f_code)
@@ -265,10 +275,10 @@ class Recorder:
         self.stream.append(plan.pattern, tensor._handle, leaves)
         return tensor
 
-    def _record(self, shape: Shape, arguments: Arguments, result: Result, output: Any) -> None:
+    def _record(self, shape: CallStructure, arguments: Arguments, result: ResultKind, output: Any) -> None:
         self.stream.append(self._pattern(shape, arguments.rank, result), output, arguments.leaves)
 
-    def _pattern(self, shape: Shape, rank: int | None, result: Result) -> Pattern:
+    def _pattern(self, shape: CallStructure, rank: int | None, result: ResultKind) -> Pattern:
         """The pattern of a call from the client's own line."""
         modes = Modes.current()
         frame = own_frame()
@@ -305,8 +315,8 @@ class Recorder:
         whole = Reference(self, handle, rank)
         handles = tuple(itertools.islice(self._handles, count_held(answer)))
         arguments = Arguments(self, rank)
-        shape = arguments.shape(self._known(worker_functions.unpack), [whole], {})
-        self._record(shape, arguments, Result.TENSORS, handles)
+        shape = arguments.structure(self._known(worker_functions.unpack), [whole], {})
+        self._record(shape, arguments, ResultKind.TENSORS, handles)
         taken = iter(handles)
         return rebuild(answer, lambda kind: self._stand_in(kind)(self, next(taken), rank))
 
@@ -334,18 +344,18 @@ def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:
 
 
 def _is_object(function: Function, args: Sequence[Any]) -> bool:
-    """Whether what a call gives depends on the object that is called."""
+    """Tell whether what a call gives depends on the object that is called."""
     return function.on_object and isinstance(args[0], ObjectReference)
 
 
 def _expectation(answer: Description, function: Function) -> Any:
-    """What the next call of the same shape will give, as far as one can know."""
+    """Predict what the next call of the same shape will give, as far as one can know."""
     if is_tensor(answer):
-        return Result.TENSOR
+        return ResultKind.TENSOR
     if answer[0] == "value" and answer[1] is None and not function.on_object:  # an object may have a result later
-        return Result.DROP
-    return fixed_tensors(answer) or Result.ANSWER
+        return ResultKind.DROP
+    return fixed_tensors(answer) or ResultKind.ANSWER
 
 
-def _refuse_held(kind: Kind) -> Any:
+def _refuse_held(kind: HandleKind) -> Any:
     raise SessionError(f"the result holds a {kind}, which cannot leave the worker")

@@ -20,8 +20,8 @@ from raytorch.datasets.in_memory import Dataset
 from raytorch.errors import HandleError, QuotaError, RemoteOpError
 
 
-class Kind(StrEnum):
-    """What a handle names."""
+class HandleKind(StrEnum):
+    """Kind of the value that a handle names."""
 
     TENSOR = "tensor"
     TENSOR_LIST = "tensor list"
@@ -36,10 +36,10 @@ class Kind(StrEnum):
     DATASET = "data set"
     OBJECT = "object"
     FAILED = "failed"
-    """What an operation that failed did not give."""
+    """Result that an operation that failed did not give."""
 
 
-class Poison:
+class FailedValue:
     """Stands in the registry for what a failed operation did not give."""
 
     __slots__ = ("error",)
@@ -76,7 +76,7 @@ class Registry:
 
     def __init__(self, max_bytes: int | None = None) -> None:
         self.values: dict[int, Any] = {}
-        """What the handles name; to be read only."""
+        """Values that the handles name; to be read only."""
         self.recipes: WeakKeyDictionary[Any, Recipe] = WeakKeyDictionary()
         """How objects were made, in the order in which they were, for as long as they live."""
         self._next = itertools.count(1)
@@ -84,7 +84,7 @@ class Registry:
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is a limit, for which what grows has to be counted again."""
+        """True if there is a limit, for which what grows has to be counted again."""
         return self._storages is not None
 
     def new(self, value: Any) -> int:
@@ -101,8 +101,8 @@ class Registry:
             self._storages.add(handle, value)
         self.values[handle] = value
 
-    def get(self, handle: int, kind: Kind | None = None) -> Any:
-        """What ``handle`` names.
+    def get(self, handle: int, kind: HandleKind | None = None) -> Any:
+        """Return what ``handle`` names.
 
         Raises:
             HandleError: It names nothing (any more), or nothing of that kind.
@@ -137,14 +137,14 @@ class Registry:
         if self._storages:
             self._storages.recount(handles, and_growing=and_growing)
 
-    def poison_overgrown(self, error: RemoteOpError) -> None:
+    def fail_overgrown(self, error: RemoteOpError) -> None:
         """Put a call's error in place of tensors that it has left larger than their memory.
 
         PyTorch does so where memory that is not its own should be resized, and reads beyond it ever after.
         """
         for handle, value in list(self.values.items()):
             if isinstance(value, Tensor) and not is_lazy(value) and _is_overgrown(value):
-                self.put(handle, Poison(error))
+                self.put(handle, FailedValue(error))
 
     def __contains__(self, handle: int) -> bool:
         return handle in self.values
@@ -256,38 +256,38 @@ def _is_overgrown(tensor: Tensor) -> bool:
 
 
 def _can_grow(value: Any) -> bool:
-    """Whether a value may come to hold more by operations other than those that work in place on it."""
+    """Tell whether a value may come to hold more by operations other than those that work in place on it."""
     if isinstance(value, Tensor):
         return isinstance(value, nn.Parameter) or (value.requires_grad and _has_gradient_of_its_own(value))
-    return not isinstance(value, Poison)
+    return not isinstance(value, FailedValue)
 
 
-_KINDS: list[tuple[type, Kind]] = [
-    (Tensor, Kind.TENSOR),
-    (Poison, Kind.FAILED),
-    (torch.jit.ScriptModule, Kind.SCRIPT),
-    (DistributedDataParallel, Kind.DDP),
-    (nn.Module, Kind.MODULE),
-    (torch.optim.Optimizer, Kind.OPTIMIZER),
-    (torch.optim.lr_scheduler.LRScheduler, Kind.SCHEDULER),
-    (Context, Kind.CONTEXT),
-    (CustomFunction, Kind.FUNCTION),
-    (Dataset, Kind.DATASET),
+_KINDS: list[tuple[type, HandleKind]] = [
+    (Tensor, HandleKind.TENSOR),
+    (FailedValue, HandleKind.FAILED),
+    (torch.jit.ScriptModule, HandleKind.SCRIPT),
+    (DistributedDataParallel, HandleKind.DDP),
+    (nn.Module, HandleKind.MODULE),
+    (torch.optim.Optimizer, HandleKind.OPTIMIZER),
+    (torch.optim.lr_scheduler.LRScheduler, HandleKind.SCHEDULER),
+    (Context, HandleKind.CONTEXT),
+    (CustomFunction, HandleKind.FUNCTION),
+    (Dataset, HandleKind.DATASET),
 ]
 """Kinds by type; the first that fits counts."""
 
 
-def kind_of(value: Any) -> Kind:
+def kind_of(value: Any) -> HandleKind:
     """The kind of a value, by its type."""
     for kind_type, kind in _KINDS:
         if isinstance(value, kind_type):
             return kind
     onnx = sys.modules.get("raytorch.onnx")  # which takes seconds to import, and made the value if it is of its kind
     if onnx and isinstance(value, onnx.OnnxModel):
-        return Kind.ONNX
+        return HandleKind.ONNX
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
-        return Kind.TENSOR_LIST
-    return Kind.OBJECT
+        return HandleKind.TENSOR_LIST
+    return HandleKind.OBJECT
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

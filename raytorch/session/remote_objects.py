@@ -11,7 +11,7 @@ from raytorch.session import worker_functions
 from raytorch.session.arguments import ObjectReference
 from raytorch.session.handles import Reference
 from raytorch.session.hooks import require_hooks_without_effects
-from raytorch.session.registry import Kind
+from raytorch.session.registry import HandleKind
 from raytorch.session.remote_tensor import RemoteTensor
 from raytorch.session.result_structure import rebuilt
 from raytorch.session.tensor_transfer import Payload
@@ -21,7 +21,7 @@ class RemoteObject(ObjectReference):
     """An object on the workers: methods are called there, and attributes read there, and waited for."""
 
     __slots__ = ()
-    kind: ClassVar[Kind] = Kind.OBJECT
+    kind: ClassVar[HandleKind] = HandleKind.OBJECT
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the object on the workers."""
@@ -68,7 +68,7 @@ class RemoteModule(RemoteObject):
     """A ``torch.nn.Module`` on the workers."""
 
     __slots__ = ()
-    kind = Kind.MODULE
+    kind = HandleKind.MODULE
 
     def parameters(self) -> Iterator[RemoteTensor]:
         """The parameters, as handles."""
@@ -108,7 +108,7 @@ class RemoteModule(RemoteObject):
         self._do("zero_grad", set_to_none)
 
     def requires_grad_(self, requires_grad: bool = True) -> "RemoteModule":
-        """Whether autograd records on the parameters."""
+        """Set whether autograd records on the parameters."""
         self._do("requires_grad_", requires_grad)
         return self
 
@@ -117,7 +117,7 @@ class RemoteDDP(RemoteModule):
     """A module whose gradients are averaged over the ranks in the backward pass."""
 
     __slots__ = ()
-    kind = Kind.DDP
+    kind = HandleKind.DDP
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -129,7 +129,7 @@ class RemoteDDP(RemoteModule):
             self.set_sync(True)
 
     def set_sync(self, enabled: bool) -> None:
-        """Whether backward passes of the forward passes from here on average the gradients."""
+        """Set whether backward passes of the forward passes from here on average the gradients."""
         self._recorder.do(worker_functions.set_gradient_sync, self, enabled)
 
 
@@ -137,7 +137,7 @@ class RemoteOptimizer(RemoteObject):
     """A ``torch.optim.Optimizer`` on the workers."""
 
     __slots__ = ()
-    kind = Kind.OPTIMIZER
+    kind = HandleKind.OPTIMIZER
 
     def step(self) -> None:
         """Take a step."""
@@ -171,7 +171,7 @@ class RemoteScheduler(RemoteObject):
     """A learning-rate scheduler on the workers."""
 
     __slots__ = ()
-    kind = Kind.SCHEDULER
+    kind = HandleKind.SCHEDULER
 
     def step(self) -> None:
         """Go on to the next learning rate."""
@@ -187,7 +187,7 @@ class RemoteContext(RemoteObject):
     """A :class:`raytorch.autograd.Context` on the workers."""
 
     __slots__ = ()
-    kind = Kind.CONTEXT
+    kind = HandleKind.CONTEXT
 
     def save_tensor(self, tensor: RemoteTensor) -> None:
         """Keep a tensor."""
@@ -211,7 +211,7 @@ class RemoteFunction(RemoteObject):
     """A :class:`raytorch.autograd.CustomFunction` on the workers."""
 
     __slots__ = ()
-    kind = Kind.FUNCTION
+    kind = HandleKind.FUNCTION
 
     def apply(self, *args: Any) -> Any:
         """Apply it, as a ``torch.autograd.Function``."""
@@ -223,9 +223,9 @@ def _unpacked(value: Any) -> Any:
     return rebuilt(value, Payload, Payload.tensor)
 
 
-_STAND_INS: dict[Kind, type[Reference]] = {
-    Kind.TENSOR: RemoteTensor,
-    Kind.SCRIPT: RemoteModule,
+_STAND_INS: dict[HandleKind, type[Reference]] = {
+    HandleKind.TENSOR: RemoteTensor,
+    HandleKind.SCRIPT: RemoteModule,
     **{
         remote.kind: remote
         for remote in (RemoteModule, RemoteDDP, RemoteOptimizer, RemoteScheduler, RemoteContext, RemoteFunction)
@@ -233,6 +233,6 @@ _STAND_INS: dict[Kind, type[Reference]] = {
 }
 
 
-def stand_in(kind: Kind) -> type[Reference]:
+def stand_in(kind: HandleKind) -> type[Reference]:
     """The class of the client's objects for values of that kind on the workers."""
     return _STAND_INS.get(kind, RemoteObject)

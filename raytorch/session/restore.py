@@ -75,7 +75,8 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
 
 
 def _bounds(session: SavedSession, tensors: Tensors) -> Bounds | None:
-    """What making all objects and loading their states may take; code that the caller trusts may take what it does."""
+    """Limits of what making all objects and loading their states may take; code that the caller trusts may take what
+    it does."""
     names = list(tensors.shapes)
     return None if session.own_code else Bounds(tensors=len(names), nbytes=tensors.nbytes(names), modules=0)
 
@@ -107,7 +108,7 @@ def _put(registry: Registry, values: dict[int, Any]) -> None:
 
 @contextmanager
 def _explaining(folder: Path) -> Iterator[None]:
-    """Whatever PyTorch says to what the files ask for is told as the files' fault."""
+    """Errors of PyTorch about what the files ask for is told as the files' fault."""
     try:
         yield
     except RaytorchError as error:
@@ -118,7 +119,7 @@ def _explaining(folder: Path) -> Iterator[None]:
 
 
 class _Found:
-    """What names stand for, while a session is restored."""
+    """Objects that names stand for, while a session is restored."""
 
     def __init__(self, session: SavedSession, tensors: Tensors, own: list[bytes], device: torch.device) -> None:
         self._session, self._tensors, self._device = session, tensors, device
@@ -143,7 +144,7 @@ class _Found:
         return self._known[name]
 
     def content(self, name: str) -> Tensor:
-        """What the file has under a name, on the device, in memory of its own. Raises SessionError."""
+        """Read what the file has under a name, on the device, in memory of its own. Raises SessionError."""
         return self._view(name).clone().to(self._device)
 
     def object(self, number: int) -> Any:
@@ -195,7 +196,7 @@ class _Found:
                 self.tensor(name.removeprefix("grad/")).grad = self.content(name)
 
     def values(self) -> dict[int, Any]:
-        """What the handles name."""
+        """Values that the handles name."""
         return {
             int(handle): self.tensor(name.tensor) if isinstance(name, TensorOf) else self.object(name.object)
             for handle, name in self._session.handles.items()
@@ -309,6 +310,6 @@ class _Unpickler(pickle.Unpickler):
         self._found = found
 
     def persistent_load(self, name: Any) -> Any:
-        """What a name stands for."""
+        """Return what a name stands for."""
         kind, rest = name
         return self._found.tensor(rest) if kind == "tensor" else self._found.object(rest)

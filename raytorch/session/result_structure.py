@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raytorch.session.pickling import dumps
 from raytorch.session.program import sequence_builder
-from raytorch.session.registry import Kind, kind_of
+from raytorch.session.registry import HandleKind, kind_of
 from raytorch.session.tensor_transfer import INLINE, Payload
 
 Description = tuple[Any, ...]
@@ -93,7 +93,7 @@ def _mapping_type(value: dict[Any, Any]) -> type[dict[Any, Any]]:
     return type(value) if type(value) in (OrderedDict, Counter) else dict
 
 
-def rebuild(description: Description, take: Callable[[Kind], Any]) -> Any:
+def rebuild(description: Description, take: Callable[[HandleKind], Any]) -> Any:
     """The result on the client; ``take`` gives the object that stands for the next value that stayed on the worker."""
     match description[0]:
         case "value":
@@ -126,19 +126,19 @@ def fixed_tensors(description: Description) -> tuple[Callable[[list[Any]], Any],
 
 
 def is_tensor(description: Description) -> bool:
-    """Whether the result is one tensor."""
-    return description == ("held", Kind.TENSOR)
+    """Tell whether the result is one tensor."""
+    return description == ("held", HandleKind.TENSOR)
 
 
 def is_large(description: Description) -> bool:
-    """Whether it holds an array that is better moved by Ray than pickled."""
+    """Tell whether it holds an array that is better moved by Ray than pickled."""
     if description[0] in ("sequence", "mapping"):
         return any(map(is_large, description[2]))
     return description[0] == "value" and isinstance(description[1], Payload)
 
 
 def parts_of(value: Any) -> list[Any]:
-    """What :func:`describe` holds back of ``value``."""
+    """Return what :func:`describe` holds back of ``value``."""
     held: list[Any] = []
     describe(value, held)
     return held

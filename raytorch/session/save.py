@@ -68,7 +68,7 @@ class _Names:
 
     def __init__(self, values: list[Any]) -> None:
         self.contents: dict[str, Tensor] = {}
-        """What the tensors hold, and their gradients."""
+        """Content of the tensors, and their gradients."""
         self.own: list[bytes] = []
         """The user's own values, each a pickle."""
         self._own_names: list[str] = []
@@ -134,7 +134,8 @@ class _Names:
         return len(self.own) - 1
 
     def reference(self, value: Any) -> tuple[str, str | int] | None:
-        """What stands in a pickle for a value that is saved outside of it; None for what is in the pickle itself."""
+        """Return what stands in a pickle for a value that is saved outside of it; None for what is in the pickle
+        itself."""
         if isinstance(value, Tensor):
             return "tensor", self.of_tensor(value)
         if id(value) in self._values and value is not self._in_work:
@@ -196,7 +197,7 @@ class _Names:
         return [[self._encoded(made, tensor) for tensor in group["params"]] for group in made.param_groups]
 
     def _state(self, made: Any) -> Any:
-        """What an object's state dict has beside the tensors that are in a module's places."""
+        """Return what an object's state dict has beside the tensors that are in a module's places."""
         if isinstance(made, DistributedDataParallel):
             return None  # that of the module in it
         if not isinstance(made, nn.Module):
@@ -226,7 +227,7 @@ class _Names:
 
 
 def fits(outlined: Tensor, tensor: Tensor) -> bool:
-    """Whether a tensor can have the place of an outlined one; a lazy one takes any shape."""
+    """Tell whether a tensor can have the place of an outlined one; a lazy one takes any shape."""
     return is_lazy(outlined) or is_lazy(tensor) or outlined.shape == tensor.shape
 
 

@@ -33,13 +33,13 @@ class SavedObject(_Part):
     """A module, an optimizer or a scheduler."""
 
     make: Name | int
-    """What makes it: a name of the fixed list, or the number of a value of the user's own."""
+    """Factory that makes it: a name of the fixed list, or the number of a value of the user's own."""
     args: list[Any]
     kwargs: dict[Name, Any]
     groups: list[list[Any]] = []
     """An optimizer's parameters, group by group."""
     state: Any
-    """What its state dict has beside tensors of a module's own."""
+    """Entries that its state dict has beside tensors of a module's own."""
     modes: dict[Name, bool]
     """For each module in it whether it is in training mode."""
 
@@ -70,7 +70,7 @@ class SavedSession(_Part):
     """Those tensors whose elements are kept as pairs of real numbers."""
     generators: list[Name]
     own_code: list[Name]
-    """What the user's own values are, each by its class or function."""
+    """The user's own values, each by its class or function."""
 
 
 def written(session: SavedSession) -> str:
@@ -85,7 +85,7 @@ def written(session: SavedSession) -> str:
 
 
 def read_session(folder: Path) -> SavedSession:
-    """What the folder's session.json says.
+    """Content of the folder's session.json.
 
     Raises:
         SessionError: It is missing, of another format, or damaged.

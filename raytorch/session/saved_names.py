@@ -1,4 +1,4 @@
-"""What a saved session may name: classes and functions of fixed modules, each by a fixed name.
+"""Names that a saved session may hold: classes and functions of fixed modules, each by a fixed name.
 
 A name is looked up in these tables alone: nothing that a file says is imported, or followed from attribute to
 attribute.

@@ -26,7 +26,7 @@ class Unsaved(Exception):  # noqa: N818 - a signal
 
 
 class Names(Protocol):
-    """What gives names while a session is saved."""
+    """Giver of names while a session is saved."""
 
     def of_tensor(self, tensor: Tensor) -> str:
         """The name of a tensor. Raises Unsaved."""
@@ -39,7 +39,7 @@ class Names(Protocol):
 
 
 class Named(Protocol):
-    """What names stand for while a session is restored. Raises SessionError: they stand for nothing."""
+    """Values that names stand for while a session is restored. Raises SessionError: they stand for nothing."""
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""

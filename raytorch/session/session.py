@@ -21,7 +21,7 @@ from raytorch.session.function_names import FACTORIES, function_named
 from raytorch.session.handles import Reference
 from raytorch.session.instruction_stream import Transport
 from raytorch.session.recorder import HANDLES_PER_CLIENT, Recorder
-from raytorch.session.registry import Kind
+from raytorch.session.registry import HandleKind
 from raytorch.session.remote_objects import (
     RemoteContext,
     RemoteDDP,
@@ -38,8 +38,8 @@ from raytorch.session.tensor_transfer import Payload
 R = TypeVar("R", bound=RemoteObject)
 
 
-class Scope:
-    """What can be made on the workers: on all of them, or on one.
+class RemoteFactory:
+    """Maker of tensors, modules and other objects on the workers: on all of them, or on one.
 
     Beside the methods below, the factories of ``torch`` that take no tensor are methods with their own arguments:
     ``arange``, ``empty``, ``empty_permuted``, ``empty_strided``, ``eye``, ``full``, ``linspace``, ``logspace``,
@@ -56,7 +56,7 @@ class Scope:
         return functools.partial(self._make, function_named(f"torch.{name}"))
 
     def _make(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> RemoteTensor:
-        tensor: RemoteTensor = self._recorder.keep(Kind.TENSOR, function, *args, rank=self._rank, **kwargs)
+        tensor: RemoteTensor = self._recorder.keep(HandleKind.TENSOR, function, *args, rank=self._rank, **kwargs)
         return tensor
 
     def tensor(self, data: Any, *, requires_grad: bool = False) -> RemoteTensor:
@@ -142,7 +142,7 @@ class Scope:
         return tensor
 
 
-def _require_factory(kind: Kind, factory: Any) -> None:
+def _require_factory(kind: HandleKind, factory: Any) -> None:
     """Refuse what is made already, in place of what makes it. Raises SessionError."""
     if isinstance(factory, Reference):
         raise SessionError(f"{factory!r} is on the workers already: use it as it is")
@@ -154,7 +154,7 @@ def _require_factory(kind: Kind, factory: Any) -> None:
         )
 
 
-class Session(Scope):
+class Session(RemoteFactory):
     """A group of workers that runs what is recorded here. Made by :func:`raytorch.connect`; a context manager.
 
     Attributes:
@@ -169,15 +169,15 @@ class Session(Scope):
         self._unclaimed: set[int] = set()
         self._closed = False
 
-    def rank(self, rank: int) -> Scope:
-        """What is made through it is on that rank only, and operations on it run there only.
+    def rank(self, rank: int) -> RemoteFactory:
+        """Return a factory: what is made through it is on that rank only, and operations on it run there only.
 
         Raises:
             SessionError: There is no such rank.
         """
         if not 0 <= rank < self.workers:
             raise SessionError(f"there is no rank {rank}: the session has {self.workers} workers, from 0")
-        return Scope(self._recorder, rank)
+        return RemoteFactory(self._recorder, rank)
 
     def scatter(self, data: Any) -> RemoteTensor:
         """Send each rank its shard of a tensor or an array, split along dimension 0 as evenly as can be.
@@ -206,7 +206,7 @@ class Session(Scope):
         """Let every rank wait until all have come here."""
         self._recorder.do(worker_functions.call, barrier)
 
-    def get(self, handle: int, kind: Kind | str = Kind.TENSOR) -> Any:
+    def get(self, handle: int, kind: HandleKind | str = HandleKind.TENSOR) -> Any:
         """A stand-in for what a handle names, which may be another client's; freeing it leaves that one as it is.
 
         Raises:
@@ -221,11 +221,11 @@ class Session(Scope):
         rank = there[0] if len(there) == 1 < self.workers else None
         if handle in self._unclaimed:
             self._unclaimed.remove(handle)
-            return stand_in(Kind(kind))(self._recorder, handle, rank)
-        return self._recorder.keep(Kind(kind), worker_functions.lookup, handle, rank=rank)
+            return stand_in(HandleKind(kind))(self._recorder, handle, rank)
+        return self._recorder.keep(HandleKind(kind), worker_functions.lookup, handle, rank=rank)
 
     def handles(self) -> list[dict[str, Any]]:
-        """What there is: for each handle, in order, its ``kind`` and ``type``, and a tensor's ``shape``.
+        """List what there is: for each handle, in order, its ``kind`` and ``type``, and a tensor's ``shape``.
 
         That of the lowest rank, with the ``ranks`` that have it where not all do.
         """
@@ -332,7 +332,7 @@ class Session(Scope):
 
 
 def _has_local_tensor(value: Any) -> bool:
-    """Whether there is one among parameters or groups of them."""
+    """Tell whether there is one among parameters or groups of them."""
     if isinstance(value, dict):
         return _has_local_tensor(list(value.values()))
     return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_has_local_tensor, value)))

@@ -123,7 +123,7 @@ class AdoptedMemory:
 
 
 def advised(error: BaseException) -> str:
-    """What an error says, with what to do where it is about memory that came from the client."""
+    """Return what an error says, with what to do where it is about memory that came from the client."""
     reason = f"{type(error).__name__}: {error}"
     if "storage that is not resizable" not in reason:
         return reason

@@ -13,7 +13,7 @@ Turn = tuple[int, int]
 """The place in a program from which on a thread recorded, and the thread."""
 
 
-class UntoldErrors:
+class UnreportedErrors:
     """Those of one client's instructions, by program and place: the same on every rank, so that each is told once."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class UntoldErrors:
         if error.instruction not in self._told:
             self._errors.setdefault(error.instruction, error)
 
-    def was_told(self, error: RemoteOpError) -> None:
+    def mark_reported(self, error: RemoteOpError) -> None:
         """Note that a caller is told of an error, for it not to be told for other ranks again."""
         self._told.add(error.instruction)
 

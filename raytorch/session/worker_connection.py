@@ -1,4 +1,4 @@
-"""What a session's client holds of it: the way to its workers' actors and its host, and what becomes of it when a part
+"""Connection of a session's client: the way to its workers' actors and its host, and what becomes of it when a part
 of Ray is lost."""
 
 import contextlib
@@ -23,8 +23,8 @@ LAST_WORD_S = 8.0
 """Seconds for which a lost worker's cause is waited for."""
 
 
-class Connection:
-    """What opening and joining have in common: the way to the workers' actors."""
+class WorkerConnection:
+    """Base of opened and joined sessions' connections: the way to the workers' actors."""
 
     def __init__(self, client: int, resources: contextlib.ExitStack) -> None:
         self.client = client
@@ -65,7 +65,8 @@ class Connection:
         return [_RelayedReply(self, rank, relayed) for rank in range(self.world_size)]
 
     def wait_for(self, reference: Any) -> Any:
-        """What a call to an actor answers. Raises RayError; SessionLostError if the session is lost meanwhile."""
+        """Return what a call to an actor answers. Raises RayError; SessionLostError if the session is lost
+        meanwhile."""
         return self._parts.wait_for(reference, self._require_session)
 
     def _require_session(self) -> None:
@@ -73,7 +74,7 @@ class Connection:
             raise copy(self._lost)
 
     def is_there(self, reference: Any) -> bool:
-        """Whether :meth:`wait_for` would not wait."""
+        """Tell whether :meth:`wait_for` would not wait."""
         try:
             self._parts.require()
         except ray.exceptions.RayError:
@@ -81,7 +82,7 @@ class Connection:
         return bool(ray.wait([reference], timeout=0)[0])
 
     def _ask_host(self, method: str, *arguments: Any) -> Any:
-        """What a method of the host answers. Raises RayError."""
+        """Return what a method of the host answers. Raises RayError."""
         self._parts.require()
         return self.wait_for(getattr(self._host, method).remote(*arguments))
 
@@ -134,7 +135,7 @@ class Connection:
         """Wait for the workers no longer."""
 
     def _has_ray(self) -> bool:
-        """Whether Ray is there, as it answers now."""
+        """Tell whether Ray is there, as it answers now."""
         try:
             self._parts.look()
         except ray.exceptions.RayError:
@@ -149,11 +150,11 @@ class Connection:
 class _Reply:
     """The future of a worker's report."""
 
-    def __init__(self, connection: Connection, rank: int, reference: Any) -> None:
+    def __init__(self, connection: WorkerConnection, rank: int, reference: Any) -> None:
         self._connection, self._rank, self._reference = connection, rank, reference
 
     def done(self) -> bool:
-        """Whether the report is there."""
+        """Tell whether the report is there."""
         return self._connection.is_there(self._reference)
 
     def _get(self) -> bytes | Report:
@@ -200,7 +201,7 @@ def _shipped(payload: Payload | None, has_one_receiver: bool) -> Shipped:
 
 
 def brief(error: Any) -> str:
-    """What there is to say of a worker's failure, without Ray's advice."""
+    """Say what there is to say of a worker's failure, without Ray's advice."""
     error = getattr(error, "health_check_failure", error)
     if isinstance(error, ray.exceptions.RayTaskError):
         return f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]

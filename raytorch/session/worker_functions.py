@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 from raytorch.errors import SessionError
 from raytorch.session import restore as restoring
 from raytorch.session import save as snapshot
-from raytorch.session.registry import Kind, Recipe, Registry, kind_of
+from raytorch.session.registry import HandleKind, Recipe, Registry, kind_of
 from raytorch.session.result_structure import parts_of, rebuilt
 from raytorch.session.saved_names import STATEFUL
 from raytorch.session.tensor_transfer import Payload
 
 
-class Place(Protocol):
+class WorkerContext(Protocol):
     """Where a function runs."""
 
     registry: Registry
@@ -29,12 +29,12 @@ class Place(Protocol):
     device: torch.device
 
 
-def create(place: Place, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What ``factory`` makes: a module, an optimizer, any object."""
+def create(context: WorkerContext, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make what ``factory`` makes: a module, an optimizer, any object."""
     recipe = Recipe(factory, args, kwargs)
-    made = recipe.make(place.device)
+    made = recipe.make(context.device)
     if isinstance(made, STATEFUL):
-        place.registry.recipes[made] = recipe
+        context.registry.recipes[made] = recipe
     return made
 
 
@@ -89,7 +89,7 @@ def named_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def set_gradient_sync(module: nn.Module, enabled: bool) -> None:
-    """Whether DistributedDataParallel averages gradients; see its ``no_sync``."""
+    """Set whether DistributedDataParallel averages gradients; see its ``no_sync``."""
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = enabled
 
@@ -105,35 +105,35 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def upload(place: Place, payload: Payload) -> Tensor:
+def upload(context: WorkerContext, payload: Payload) -> Tensor:
     """A tensor of the client's content, on the worker's device."""
     tensor = payload.adopted() if payload.is_private else payload.resizable()
-    if place.device.type == "cpu":
+    if context.device.type == "cpu":
         return tensor
-    return tensor.detach().to(place.device).requires_grad_(tensor.requires_grad)
+    return tensor.detach().to(context.device).requires_grad_(tensor.requires_grad)
 
 
-def stats(place: Place) -> dict[str, Any]:
+def stats(context: WorkerContext) -> dict[str, Any]:
     """See :meth:`raytorch.session.registry.Registry.stats`."""
-    return place.registry.stats()
+    return context.registry.stats()
 
 
-def listing(place: Place) -> list[dict[str, Any]]:
+def listing(context: WorkerContext) -> list[dict[str, Any]]:
     """Every handle, in order, with what it names."""
-    return [{"handle": handle, **_described(value)} for handle, value in sorted(place.registry, key=itemgetter(0))]
+    return [{"handle": handle, **_described(value)} for handle, value in sorted(context.registry, key=itemgetter(0))]
 
 
-def kind_of_handle(place: Place, handle: int) -> str | None:
+def kind_of_handle(context: WorkerContext, handle: int) -> str | None:
     """The kind of what a handle names; None if it names nothing."""
-    return kind_of(place.registry.get(handle)) if handle in place.registry else None
+    return kind_of(context.registry.get(handle)) if handle in context.registry else None
 
 
-def lookup(place: Place, handle: int) -> Any:
-    """What a handle names."""
-    return place.registry.get(handle)
+def lookup(context: WorkerContext, handle: int) -> Any:
+    """The value that a handle names."""
+    return context.registry.get(handle)
 
 
-def save(place: Place, folder: str, final: str) -> list[int]:
+def save(context: WorkerContext, folder: str, final: str) -> list[int]:
     """Write what this rank holds into its part of a folder; see :func:`raytorch.session.save.save`.
 
     Raises:
@@ -141,7 +141,7 @@ def save(place: Place, folder: str, final: str) -> list[int]:
     """
     if Path(final).exists():
         raise SessionError(f"{final} exists already; choose a new folder")
-    return snapshot.save(place.registry, _part(place, folder), place.device)
+    return snapshot.save(context.registry, _part(context, folder), context.device)
 
 
 def finish_save(folder: str, final: str) -> None:
@@ -149,8 +149,8 @@ def finish_save(folder: str, final: str) -> None:
     Path(folder).rename(final)
 
 
-def look_at_saved(place: Place, folder: str, workers: int, trust: bool) -> tuple[list[int], int]:
-    """What :func:`save` wrote; see :func:`raytorch.session.restore.look`.
+def look_at_saved(context: WorkerContext, folder: str, workers: int, trust: bool) -> tuple[list[int], int]:
+    """Inspect what :func:`save` wrote; see :func:`raytorch.session.restore.look`.
 
     Raises:
         SessionError: It was written by another number of workers, or the folder holds no saved session, or one that
@@ -159,23 +159,23 @@ def look_at_saved(place: Place, folder: str, workers: int, trust: bool) -> tuple
     parts = len(list(Path(folder).glob("rank-*")))
     if parts and parts != workers:
         raise SessionError(f"{folder} was saved by {parts} workers: connect with workers={parts}, not {workers}")
-    return restoring.look(_part(place, folder), trust=trust)
+    return restoring.look(_part(context, folder), trust=trust)
 
 
-def restore(place: Place, folder: str, trust: bool) -> list[int]:
+def restore(context: WorkerContext, folder: str, trust: bool) -> list[int]:
     """Read what :func:`save` wrote; see :func:`raytorch.session.restore.restore`."""
-    return restoring.restore(place.registry, _part(place, folder), place.device, trust=trust)
+    return restoring.restore(context.registry, _part(context, folder), context.device, trust=trust)
 
 
-def _part(place: Place, folder: str) -> Path:
-    return Path(folder) / f"rank-{place.rank}"
+def _part(context: WorkerContext, folder: str) -> Path:
+    return Path(folder) / f"rank-{context.rank}"
 
 
 def _described(value: Any) -> dict[str, Any]:
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         shape = None if is_lazy(value) else tuple(value.shape)
-        return {"kind": str(Kind.TENSOR), "type": dtype, "shape": shape, "device": str(value.device)}
+        return {"kind": str(HandleKind.TENSOR), "type": dtype, "shape": shape, "device": str(value.device)}
     return {"kind": str(kind_of(value)), "type": type(value).__name__}
 
 

@@ -1,11 +1,11 @@
-"""What programs print on the workers, on its way to the client that sent them."""
+"""Output of programs on the workers, on its way to the client that sent them."""
 
 import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 
-from raytorch.system.safe_text import shown_log
+from raytorch.system.safe_text import escaped_log
 
 Printed = tuple[tuple[int, str, str], ...]
 """For each of a program's streams in which there is something: the rank, ``stdout`` or ``stderr``, and the text."""
@@ -15,7 +15,7 @@ MOST_PRINTED = 1 << 20
 
 
 class Printing:
-    """What a worker's programs print: Python's standard output and errors, its warnings among them.
+    """Output of a worker's programs: Python's standard output and errors, its warnings among them.
 
     Args:
         rank: The worker's.
@@ -32,7 +32,7 @@ class Printing:
             yield
 
     def take(self) -> Printed:
-        """What was printed since this was asked last."""
+        """Take what was printed since this was asked last."""
         taken = ((self._rank, name, stream.take()) for name, stream in self._streams.items())
         return tuple([(rank, name, text) for rank, name, text in taken if text])
 
@@ -66,7 +66,7 @@ class _Stream(io.StringIO):
 def show(printed: Printed) -> None:
     """Print on the client what a worker has printed, each line with the rank."""
     for rank, name, text in printed:
-        lines = "".join(f"(rank {rank}) {line}\n" for line in shown_log(text.removesuffix("\n")).split("\n"))
+        lines = "".join(f"(rank {rank}) {line}\n" for line in escaped_log(text.removesuffix("\n")).split("\n"))
         with suppress(OSError, ValueError):  # the client may have closed its own
             stream = getattr(sys, name)
             stream.write(lines)

@@ -44,7 +44,8 @@ def describe_data(data: Sequence[Shipped]) -> tuple[bytes, list[Any]]:
 
 
 def receive_data(described: bytes, references: Sequence[Any]) -> list[Any]:
-    """What :func:`describe_data` described, flat; an error in place of what is lost with the client that sent it."""
+    """Return what :func:`describe_data` described, flat; an error in place of what is lost with the client that sent
+    it."""
     inline, is_apart = pickle.loads(described)  # noqa: S301 - from a client that Ray has let in
     arrays = iter([_array(reference) for reference in references])
     data = [
@@ -103,7 +104,7 @@ class HostedSession:
         self.ready = True
 
     def is_idle(self) -> bool:
-        """Whether no client has asked for anything for longer than a session may be idle, and than a round of looks.
+        """True if no client has asked for anything for longer than a session may be idle, and than a round of looks.
 
         Another worker may have become busy since it looked last.
         """

@@ -12,7 +12,7 @@ import yaml
 
 from raytorch.config import Parameter, RunConfig, SweepConfig
 from raytorch.config import yaml_tree as tree
-from raytorch.config.file import apply_override, check, compose, graft, read
+from raytorch.config.file import apply_override, compose, graft, read, validate
 from raytorch.errors import ConfigError
 
 LEAST = "give a run and its parameters"
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep's file asks for: the same whenever it is read, since a seed decides what is drawn."""
+    """Content of a sweep's file: the same whenever it is read, since a seed decides what is drawn."""
 
     config: SweepConfig
     trials: tuple[Trial, ...]
@@ -48,10 +48,11 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
     Args:
         path: The sweep's file.
-        overrides: Changes as :func:`raytorch.config.file.load` takes them: ``trials=4``, ``run.epochs=2``.
+        overrides: Changes as :func:`raytorch.config.file.load_config` takes them: ``trials=4``, ``run.epochs=2``.
 
     Raises:
-        ConfigError: The file, the run's file, an override or a trial is invalid; see :func:`raytorch.config.file.load`.
+        ConfigError: The file, the run's file, an override or a trial is invalid; see
+        :func:`raytorch.config.file.load_config`.
     """
     root = read(path, SweepConfig, LEAST)
     _insert_run(root, Path(path).parent)
@@ -70,7 +71,7 @@ def recorded_sweep(raw: bytes, name: str) -> Sweep:
 
 
 def _drawn(root: yaml.MappingNode) -> Sweep:
-    config = check(root, SweepConfig)
+    config = validate(root, SweepConfig)
     for parameters in config.probes():
         _vary(root, config, parameters)
     drawn = enumerate(config.draw())
@@ -78,7 +79,7 @@ def _drawn(root: yaml.MappingNode) -> Sweep:
 
 
 def is_sweep(path: str | Path) -> bool:
-    """Whether a file is of a sweep rather than of a run: whether it has parameters."""
+    """Tell whether a file is of a sweep rather than of a run: whether it has parameters."""
     try:
         root = read(path, SweepConfig, LEAST)
     except ConfigError:
@@ -117,7 +118,7 @@ def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any
                 raise tree.report([tree.Problem(place.mark, keys, text)])
         grafted[keys] = _node(root, config.parameters[key], key, parameters[key])
         graft(run, list(keys), grafted[keys], place.mark, RunConfig)
-    return check(run, RunConfig)
+    return validate(run, RunConfig)
 
 
 def _node(root: yaml.MappingNode, parameter: Parameter, key: str, value: Any) -> yaml.Node:

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: on a terminal a live table of its trials, else a line for each that begins or ends."""
+"""The display of a sweep: on a terminal a live table of its trials, else a line for each that begins or ends."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from raytorch.sweeps.file import Trial
-from raytorch.system.safe_text import shown_line
+from raytorch.system.safe_text import escaped_line
 from raytorch.system.terminal import cell, say, say_labelled, say_table
 
 ENDED = ("finished", "stopped early", "stopped", "failed", "lost")
@@ -48,7 +48,7 @@ class SweepDisplay:
             state = row["state"]
             if state != self._states.get(trial.number) and (state == "starting" or state in ENDED):
                 words = [trial.name, f"{state:<13}", *_numbers(row, labelled=True), *_parameters(trial, labelled=True)]
-                say(self._console, shown_line("  ".join(filter(None, words))))
+                say(self._console, escaped_line("  ".join(filter(None, words))))
             self._states[trial.number] = state
 
 

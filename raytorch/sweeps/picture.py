@@ -6,14 +6,14 @@ from typing import Any
 
 from raytorch.config import SweepConfig
 from raytorch.runs.curves import scale
-from raytorch.sweeps.results import Result, find_best
-from raytorch.system.safe_text import shown_line
+from raytorch.sweeps.results import TrialResult, find_best
+from raytorch.system.safe_text import escaped_line
 
 FEW = 10
 """Trials at most that a picture names."""
 
 
-def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes:
+def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> bytes:
     """The trials' curves, and where they ended beside each parameter, as PNG."""
     from matplotlib.figure import Figure  # takes a second to import
 
@@ -21,7 +21,7 @@ def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes
     columns = min(3, 1 + len(varied))
     lines = -(-(1 + len(varied)) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
-    figure.suptitle(shown_line(title), parse_math=False)
+    figure.suptitle(escaped_line(title), parse_math=False)
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     styles = _styles(results, find_best(results, config.metric))
     _draw_curves(axes[0], config.metric, results, styles)
@@ -34,7 +34,7 @@ def picture(title: str, config: SweepConfig, results: Sequence[Result]) -> bytes
     return content.getvalue()
 
 
-def _draw_curves(axes: Any, metric: str, results: Sequence[Result], styles: Sequence[dict[str, Any]]) -> None:
+def _draw_curves(axes: Any, metric: str, results: Sequence[TrialResult], styles: Sequence[dict[str, Any]]) -> None:
     values: list[float] = []
     for result, style in zip(results, styles, strict=True):
         curve = [(line["epoch"], line[metric]) for line in result.history]
@@ -51,7 +51,7 @@ def _draw_curves(axes: Any, metric: str, results: Sequence[Result], styles: Sequ
 
 
 def _draw_parameter(
-    axes: Any, config: SweepConfig, key: str, results: Sequence[Result], styles: Sequence[dict[str, Any]]
+    axes: Any, config: SweepConfig, key: str, results: Sequence[TrialResult], styles: Sequence[dict[str, Any]]
 ) -> None:
     """Where the trials ended over one parameter; values that are no numbers stand side by side."""
     values = [result.trial.parameters[key] for result in results]
@@ -68,14 +68,14 @@ def _draw_parameter(
     elif numeric:
         scale(axes, "x", values)
     else:
-        axes.set_xticks(range(len(names)), [shown_line(name) for name in names])
+        axes.set_xticks(range(len(names)), [escaped_line(name) for name in names])
         axes.margins(x=0.2)
     axes.set_xlabel(key)
     axes.set_title(f"last test {config.metric}", fontsize=10)
     axes.grid(alpha=0.3)
 
 
-def _styles(results: Sequence[Result], best: Result | None) -> list[dict[str, Any]]:
+def _styles(results: Sequence[TrialResult], best: TrialResult | None) -> list[dict[str, Any]]:
     """A colour for each trial; the best one stands out, those that did not finish are crosses on broken lines.
 
     The legend names the trials where they are few, else the best one alone.

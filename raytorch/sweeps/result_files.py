@@ -1,20 +1,20 @@
-"""What a sweep leaves beside its trials: a table, the best configuration, a picture. Imports no torch."""
+"""Files that a sweep leaves beside its trials: a table, the best configuration, a picture. Imports no torch."""
 
 from collections.abc import Sequence
 
 from raytorch.config import SweepConfig
 from raytorch.runs.storage import RunFolder
 from raytorch.sweeps.picture import picture
-from raytorch.sweeps.results import Result, best_config, find_best, table
+from raytorch.sweeps.results import TrialResult, best_config, find_best, results_csv
 
 RESULTS_FILE = "results.csv"
 BEST_FILE = "best.yaml"
 PICTURE_FILE = "sweep.png"
 
 
-def write_results(folder: RunFolder, config: SweepConfig, results: Sequence[Result]) -> None:
+def write_results(folder: RunFolder, config: SweepConfig, results: Sequence[TrialResult]) -> None:
     """Write the table, the picture, and, if a trial has finished, the best configuration into the sweep's folder."""
-    folder.write_text(RESULTS_FILE, table(results))
+    folder.write_text(RESULTS_FILE, results_csv(results))
     folder.write_bytes(PICTURE_FILE, picture(folder.name, config, results))
     best = find_best(results, config.metric)
     if best:

@@ -1,4 +1,4 @@
-"""What the trials of a sweep came to, and which is the best. Imports neither torch nor ray."""
+"""Results of a sweep's trials, and which is the best. Imports neither torch nor ray."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytorch.config import SweepConfig
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
 from raytorch.runs.plan import placed
 from raytorch.runs.storage import RunFolder
@@ -18,8 +18,8 @@ LONGEST_BASE = 100
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a trial has come to."""
+class TrialResult:
+    """Result of a trial."""
 
     trial: Trial
     state: str
@@ -31,7 +31,7 @@ class Result:
 
     @property
     def is_over(self) -> bool:
-        """Whether a resumed sweep has nothing to do for it."""
+        """True if a resumed sweep has nothing to do for it."""
         return self.state in ("finished", "stopped early")
 
     def row(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Result:
         }
 
 
-def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> Result:
+def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> TrialResult:
     """Read what a trial has come to off its folder.
 
     Args:
@@ -58,17 +58,17 @@ def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> Result:
     """
     place = RunFolder(folder.address, trial.name)
     if not place.exists(CONFIG_FILE):
-        return Result(trial, "waiting", {}, [])
+        return TrialResult(trial, "waiting", {}, [])
     summary = read_summary(place)
     state = "stopped early" if stopped_early and summary["state"] in ("stopped", "lost") else str(summary["state"])
     tests = [line for line in read_history(place) if line["split"] == "test"]
-    return Result(trial, state, summary, tests)
+    return TrialResult(trial, state, summary, tests)
 
 
-def find_best(results: Sequence[Result], metric: str) -> Result | None:
+def find_best(results: Sequence[TrialResult], metric: str) -> TrialResult | None:
     """The finished trial with the best last evaluation, by the other metric among equals; None if none has finished."""
 
-    def rank(result: Result) -> tuple[float, ...]:
+    def rank(result: TrialResult) -> tuple[float, ...]:
         last = result.history[-1]
         ranks = (last["accuracy"], -last["loss"])
         return ranks if metric == "accuracy" else ranks[::-1]
@@ -77,7 +77,7 @@ def find_best(results: Sequence[Result], metric: str) -> Result | None:
     return max(finished, key=rank, default=None)
 
 
-def table(results: Sequence[Result]) -> str:
+def results_csv(results: Sequence[TrialResult]) -> str:
     """The trials as CSV; a run's own key ``loss`` may be a parameter, so the measured one is called ``test_loss``."""
     rows = []
     for result in results:
@@ -92,8 +92,8 @@ def table(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def best_config(folder: RunFolder, config: SweepConfig, best: Result) -> str:
+def best_config(folder: RunFolder, config: SweepConfig, best: TrialResult) -> str:
     """The best trial as a run of its own; on like workers it gives the same numbers again."""
     value = best.history[-1][config.metric]
     run = placed(best.trial.config, f"{config.name[:LONGEST_BASE]}-best", config.storage)
-    return f"# {best.trial.name} of the sweep {folder.name}: test {config.metric} {value:.4f}\n{dump(run)}"
+    return f"# {best.trial.name} of the sweep {folder.name}: test {config.metric} {value:.4f}\n{dump_config(run)}"

@@ -17,8 +17,8 @@ from typing import Any
 from raytorch.cluster.capacity import require_resources, scales_itself
 from raytorch.cluster.joining import joined_ray, prepare_ray
 from raytorch.config import RunConfig
-from raytorch.config.file import dump
-from raytorch.datasets.files import check
+from raytorch.config.file import dump_config
+from raytorch.datasets.files import check_dataset
 from raytorch.errors import RecordError, Remedy, RunExistsError, RunNotFoundError, StorageError, TrainingError
 from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.plan import checked_name, placed, timed_name
@@ -26,13 +26,13 @@ from raytorch.runs.records import SweepRecord, read_record
 from raytorch.runs.storage import RunFolder, split
 from raytorch.sweeps.file import Sweep, recorded_sweep
 from raytorch.sweeps.result_files import BEST_FILE, write_results
-from raytorch.sweeps.results import Result, find_best, read_result
+from raytorch.sweeps.results import TrialResult, find_best, read_result
 from raytorch.system.background import BackgroundWork
-from raytorch.system.safe_text import shown
+from raytorch.system.safe_text import escaped
 from raytorch.system.temporary_folders import temporary_folder
 
 SWEEP_FILE = "sweep.yaml"
-"""What was asked for, with the run in it."""
+"""Configuration that was asked for, with the run in it."""
 RECORD_FILE = "sweep.json"
 """How far the sweep has come, and in the end what it came to."""
 logger = logging.getLogger("raytorch")
@@ -46,8 +46,8 @@ class SweepPlan:
     sweep: Sweep
     folder: RunFolder
 
-    def results(self, stopped: dict[int, float]) -> list[Result]:
-        """What every trial has come to; ``stopped`` has the epochs of those that were to be stopped early."""
+    def results(self, stopped: dict[int, float]) -> list[TrialResult]:
+        """Return what every trial has come to; ``stopped`` has the epochs of those that were to be stopped early."""
         return [read_result(self.folder, trial, trial.number in stopped) for trial in self.sweep.trials]
 
 
@@ -58,10 +58,10 @@ class SweepStatus:
     trials: list[dict[str, Any]] = field(default_factory=list)
     """Of each: ``state``, and ``epoch``, ``accuracy`` and ``loss`` once there are such."""
     stopping: bool = False
-    """Whether the trials have been asked to end."""
+    """True if the trials have been asked to end."""
 
 
-Watch = Callable[[SweepStatus], None]
+SweepCallback = Callable[[SweepStatus], None]
 """Called several times a second while trials run."""
 
 
@@ -100,14 +100,16 @@ def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
     return SweepPlan(recorded_sweep(folder.read_bytes(SWEEP_FILE), folder.file(SWEEP_FILE)), folder)
 
 
-def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lambda status: None) -> dict[str, Any]:
+def run_sweep(
+    plan: SweepPlan, *, address: str | None = None, watch: SweepCallback = lambda status: None
+) -> dict[str, Any]:
     """Run the trials that are not over, write the results, and return the content of ``sweep.json``.
 
     Ctrl-C, as KeyboardInterrupt, lets the trials save a checkpoint and end; a second one is raised.
 
     Args:
         plan: What to run; see :func:`plan_sweep` and :func:`plan_resumed_sweep`.
-        address: As :func:`raytorch.training.driver.train` takes it.
+        address: As :func:`raytorch.training.driver.run_training` takes it.
         watch: Called with the sweep's status while it goes on.
 
     Raises:
@@ -119,7 +121,7 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
     sources = {repr(config.data): placed(config, "", "").data for config in configs}.values()
     if prepare_ray(address):
         for data in sources:
-            check(data)
+            check_dataset(data)
     importing = threading.Thread(target=import_module, args=["raytorch.sweeps.trials"], daemon=True)
     importing.start()  # beside the start of Ray, which takes as long
     with joined_ray(address):
@@ -130,35 +132,37 @@ def run_sweep(plan: SweepPlan, *, address: str | None = None, watch: Watch = lam
             return _supervise(plan, watch)
 
 
-def _supervise(plan: SweepPlan, watch: Watch) -> dict[str, Any]:
+def _supervise(plan: SweepPlan, watch: SweepCallback) -> dict[str, Any]:
     """Let Ray Tune run the trials, show how they stand, and write down what they came to."""
     record = _LiveSweepRecord(plan)
-    with record.kept():
+    with record.writing():
         return _run_trials(plan, record, watch)
 
 
-def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: Watch) -> dict[str, Any]:
+def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: SweepCallback) -> dict[str, Any]:
     before = plan.results(record.stopped)
     from ray.exceptions import RayError
 
     from raytorch.cluster.ray_watch import RayWatch
-    from raytorch.sweeps.trial_monitor import start_board
+    from raytorch.sweeps.trial_monitor import start_trial_monitor
 
     stopping = False
 
     def look() -> None:
         record.keep()
-        watch(_status(before, parts.wait_for(board.news.remote()), record, stopping))
+        watch(_status(before, parts.wait_for(trial_monitor.reports.remote()), record, stopping))
 
     def stop() -> None:
         nonlocal stopping
         stopping = True
-        board.end_all.remote()
+        trial_monitor.end_all.remote()
 
     try:
         with RayWatch() as parts:
-            board = start_board()
-            tuning = BackgroundWork(lambda: _tune(plan, board, [result.is_over for result in before], record.stopped))
+            trial_monitor = start_trial_monitor()
+            tuning = BackgroundWork(
+                lambda: _tune(plan, trial_monitor, [result.is_over for result in before], record.stopped)
+            )
             tuning.follow(look, stop)
             record.keep()
         if tuning.error:
@@ -171,9 +175,9 @@ def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: Watch) -> di
 
 
 def _status(
-    before: Sequence[Result], news: dict[int, dict[str, Any]], record: "_LiveSweepRecord", stopping: bool
+    before: Sequence[TrialResult], news: dict[int, dict[str, Any]], record: "_LiveSweepRecord", stopping: bool
 ) -> SweepStatus:
-    """What the trials have told since the sweep was started, else what they were before."""
+    """Results that the trials have told since the sweep was started, else what they were before."""
     trials = []
     for result in before:
         number = result.trial.number
@@ -184,29 +188,31 @@ def _status(
     return SweepStatus(trials, stopping)
 
 
-def _tune(plan: SweepPlan, board: Any, over: Sequence[bool], stopped: dict[int, float]) -> None:
+def _tune(plan: SweepPlan, trial_monitor: Any, over: Sequence[bool], stopped: dict[int, float]) -> None:
     """Let Ray Tune run the trials to their end."""
     with temporary_folder() as scratch, _without_output():
-        _build_tuner(plan, board, over, stopped, str(scratch)).fit()
+        _build_tuner(plan, trial_monitor, over, stopped, str(scratch)).fit()
 
 
-def _build_tuner(plan: SweepPlan, board: Any, over: Sequence[bool], stopped: dict[int, float], scratch: str) -> Any:
+def _build_tuner(
+    plan: SweepPlan, trial_monitor: Any, over: Sequence[bool], stopped: dict[int, float], scratch: str
+) -> Any:
     from ray import tune
 
-    from raytorch.sweeps.trials import GentleAsha, TrialJob, TrialRun
+    from raytorch.sweeps.trials import CheckpointingAsha, TrialJob, TrialRun
 
     config = plan.sweep.config
     trials, folder = plan.sweep.trials, plan.folder.address
     configs = [placed(trial.config, trial.name, folder) for trial in trials]
     jobs = [TrialJob(run, over) for run, over in zip(configs, over, strict=True)]
     mode = "max" if config.metric == "accuracy" else "min"
-    trainable = tune.with_parameters(TrialRun, jobs=jobs, board=board)
+    trainable = tune.with_parameters(TrialRun, jobs=jobs, trial_monitor=trial_monitor)
     return tune.Tuner(
         # A byte, for Tune refuses nothing at all: the run's workers hold what it needs.
         tune.with_resources(trainable, {"memory": 1}),
         param_space={"number": tune.grid_search(list(range(len(jobs))))},
         tune_config=tune.TuneConfig(
-            scheduler=config.asha and GentleAsha(config.asha, config.metric, mode, board, stopped),
+            scheduler=config.asha and CheckpointingAsha(config.asha, config.metric, mode, trial_monitor, stopped),
             max_concurrent_trials=config.concurrency or _concurrency(configs),
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
@@ -255,13 +261,13 @@ def _concurrency(configs: Sequence[RunConfig]) -> int:
 
 
 def _read_before(folder: RunFolder) -> SweepRecord:
-    """What a sweep that is resumed has written down; of a damaged record nothing: its trials know the rest."""
+    """Read what a sweep that is resumed has written down; of a damaged record nothing: its trials know the rest."""
     try:
         return read_record(folder, RECORD_FILE, SweepRecord)
     except RunNotFoundError:
         return SweepRecord()
     except RecordError as error:
-        logger.warning("%s; which trials were stopped early is not known", shown(error))
+        logger.warning("%s; which trials were stopped early is not known", escaped(error))
         return SweepRecord()
 
 
@@ -279,13 +285,13 @@ class _LiveSweepRecord(LiveRecord):
         self._kept = len(self.stopped)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Write down what is about to run, then as :class:`~raytorch.runs.live_record.LiveRecord` does."""
         config = self._config
         if not self.folder.exists(SWEEP_FILE):
             run = placed(config.run, config.run.name, config.run.storage)
-            self.folder.write_text(SWEEP_FILE, dump(config.model_copy(update={"run": run})))
-        with super().kept():
+            self.folder.write_text(SWEEP_FILE, dump_config(config.model_copy(update={"run": run})))
+        with super().writing():
             yield
 
     def write(self, **values: Any) -> None:
@@ -304,10 +310,10 @@ class _LiveSweepRecord(LiveRecord):
 
     def lose_ray(self, error: Exception) -> TrainingError:
         """Write down that a part of Ray was lost; returns the exception to raise."""
-        from raytorch.runs.status import Status
+        from raytorch.runs.status import RunStatus
         from raytorch.training.failures import diagnose
 
-        details = diagnose(error, Status())
+        details = diagnose(error, RunStatus())
         self.close("failed", error=details)
         return TrainingError(
             f"{details['message']}\na part of Ray was lost, killed or crashed, for want of memory, say; "
@@ -315,7 +321,7 @@ class _LiveSweepRecord(LiveRecord):
             remedies=[Remedy("resume", str(self.folder), "sweep")],
         )
 
-    def end(self, results: Sequence[Result], stopping: bool) -> dict[str, Any]:
+    def end(self, results: Sequence[TrialResult], stopping: bool) -> dict[str, Any]:
         """Write down what the sweep came to.
 
         Raises:
@@ -327,7 +333,7 @@ class _LiveSweepRecord(LiveRecord):
         cut_short = stopping and not all(result.is_over or result.state == "failed" for result in results)
         state = "stopped" if cut_short else "finished" if best else "failed"
         best_row = best and {**best.row(), "config": self.folder.file(BEST_FILE)}
-        content = self.told(self.close(state, best=best_row, trials=[result.row() for result in results]))
+        content = self.require_written(self.close(state, best=best_row, trials=[result.row() for result in results]))
         if state == "failed":
             errors = [message for result in results if (message := result.row()["error"])]
             raise TrainingError(f"no trial has finished; the first error: {errors[0] if errors else 'none was told'}")

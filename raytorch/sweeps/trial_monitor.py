@@ -2,24 +2,24 @@
 
 from typing import Any
 
-from raytorch.training.monitor import start_here
+from raytorch.training.monitor import start_on_this_node
 
 
-class Board:
-    """The actor itself; see :func:`start_board`."""
+class TrialMonitor:
+    """The actor itself; see :func:`start_trial_monitor`."""
 
     def __init__(self) -> None:
         self._news: dict[int, dict[str, Any]] = {}
         self._ending: set[int] = set()
         self._all_end = False
 
-    def tell(self, number: int, news: dict[str, Any]) -> bool:
+    def report(self, number: int, news: dict[str, Any]) -> bool:
         """Take a trial's newest numbers; answers whether it should end."""
         self._news[number] = self._news.get(number, {}) | news
         return self._all_end or number in self._ending
 
-    def news(self) -> dict[int, dict[str, Any]]:
-        """What every trial has told."""
+    def reports(self) -> dict[int, dict[str, Any]]:
+        """Return what every trial has told."""
         return self._news
 
     def end(self, number: int) -> None:
@@ -31,6 +31,6 @@ class Board:
         self._all_end = True
 
 
-def start_board() -> Any:
+def start_trial_monitor() -> Any:
     """Start the actor; its handle travels to the trials."""
-    return start_here(Board)
+    return start_on_this_node(TrialMonitor)

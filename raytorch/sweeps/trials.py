@@ -18,31 +18,31 @@ from raytorch.config import Asha, RunConfig
 from raytorch.errors import RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
 from raytorch.runs.plan import RunPlan, plan_resume
-from raytorch.runs.status import Status
+from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import RunFolder
 from raytorch.system.background import BackgroundWork
-from raytorch.training.driver import train
+from raytorch.training.driver import run_training
 
-NEVER = 10**9
+NO_DEADLINE = 10**9
 """More epochs than any run has."""
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What a trial's actor has to know."""
+    """Settings that a trial's actor has to know."""
 
     config: RunConfig
     """The run, under its final name and storage."""
     over: bool
-    """Whether nothing is left to train: its evaluations are told from its records, for others to be compared with."""
+    """True if nothing is left to train: its evaluations are told from its records, for others to be compared with."""
 
 
 class TrialRun(tune.Trainable):
     """Runs one trial, and then others: an actor serves many."""
 
-    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], board: Any) -> None:
+    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], trial_monitor: Any) -> None:
         """Called once in each actor."""
-        self._jobs, self._board = jobs, board
+        self._jobs, self._trial_monitor = jobs, trial_monitor
         self._run: BackgroundRun | None = None
         self._results = self._begin(config["number"])
 
@@ -68,15 +68,15 @@ class TrialRun(tune.Trainable):
         for outcome in recorded_evaluations(folder):
             last = outcome
             yield last
-        if not job.over and not ray.get(self._board.tell.remote(number, {"state": "starting"})):
+        if not job.over and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
             plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
-            self._run = BackgroundRun(number, plan, self._board)
+            self._run = BackgroundRun(number, plan, self._trial_monitor)
             for outcome in self._run.evaluations():
                 last = outcome
                 yield last
             self._run.require_end()
         state = read_summary(folder)["state"] if folder.exists(CONFIG_FILE) else "waiting"
-        ray.get(self._board.tell.remote(number, {"state": state}))
+        ray.get(self._trial_monitor.report.remote(number, {"state": state}))
         yield last | {"done": True}
 
 
@@ -89,8 +89,8 @@ def recorded_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
 class BackgroundRun(BackgroundWork):
     """A run that trains in a thread of its own."""
 
-    def __init__(self, number: int, plan: RunPlan, board: Any) -> None:
-        self._number, self._plan, self._board = number, plan, board
+    def __init__(self, number: int, plan: RunPlan, trial_monitor: Any) -> None:
+        self._number, self._plan, self._trial_monitor = number, plan, trial_monitor
         self._outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._seen = 0
         self._failed_for_good = False
@@ -116,11 +116,11 @@ class BackgroundRun(BackgroundWork):
 
     def _train(self) -> None:
         try:
-            train(self._plan, watch=self._watch)
+            run_training(self._plan, watch=self._watch)
         finally:
             self._outcomes.put(None)
 
-    def _watch(self, status: Status) -> bool:
+    def _watch(self, status: RunStatus) -> bool:
         self._failed_for_good = bool(status.cause and status.cause.cause.is_final)
         for outcome in status.evaluations[self._seen :]:
             self._outcomes.put({key: outcome[key] for key in ("epoch", "accuracy", "loss")})
@@ -128,35 +128,35 @@ class BackgroundRun(BackgroundWork):
         news = {**(status.progress or {}), **(status.evaluations[-1] if status.evaluations else {})}
         state = {"state": "training"} if status.progress else {}
         shown = {key: news[key] for key in ("epoch", "accuracy", "loss") if key in news}
-        return self._stopped.is_set() or ray.get(self._board.tell.remote(self._number, state | shown))
+        return self._stopped.is_set() or ray.get(self._trial_monitor.report.remote(self._number, state | shown))
 
 
-class GentleAsha(ASHAScheduler):
+class CheckpointingAsha(ASHAScheduler):
     """Ray Tune's ASHA, which asks the trials that it stops to end.
 
     Attributes:
         stopped: By number of the trial, the epoch after which it was stopped.
     """
 
-    def __init__(self, asha: Asha, metric: str, mode: str, board: Any, stopped: dict[int, float]) -> None:
+    def __init__(self, asha: Asha, metric: str, mode: str, trial_monitor: Any, stopped: dict[int, float]) -> None:
         super().__init__(
             time_attr="epoch",
             metric=metric,
             mode=mode,
-            max_t=NEVER,
+            max_t=NO_DEADLINE,
             grace_period=asha.grace_epochs,
             reduction_factor=asha.reduction,
             stop_last_trials=False,
         )
-        self._board = board
+        self._trial_monitor = trial_monitor
         self.stopped = stopped
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Called by Ray Tune with each evaluation of each trial."""
         number = trial.config["number"]
-        if result["epoch"] > self.stopped.get(number, NEVER):
+        if result["epoch"] > self.stopped.get(number, NO_DEADLINE):
             return str(TrialScheduler.CONTINUE)  # it is about to end, and no longer one to be compared with
         if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
             self.stopped[number] = result["epoch"]
-            self._board.end.remote(number)
+            self._trial_monitor.end.remote(number)
         return str(TrialScheduler.CONTINUE)

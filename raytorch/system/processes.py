@@ -40,7 +40,7 @@ class Process:
         return cls(socket.gethostname(), os.getpid(), _began(os.getpid()), _boot(), _namespace())
 
     def is_alive(self) -> bool | None:
-        """Whether it goes on; None if that cannot be told from here. One that only waits to be let go of has ended."""
+        """True if it goes on; None if that cannot be told from here. One that only waits to be let go of has ended."""
         if self.host != socket.gethostname() or (self.boot, self.namespace) not in ((_boot(), _namespace()), _UNTOLD):
             return None
         try:
@@ -146,5 +146,5 @@ def _namespace() -> str | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """What ``/proc/PID/stat`` says of a process behind its name, which may hold any character."""
+    """Read what ``/proc/PID/stat`` says of a process behind its name, which may hold any character."""
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()

@@ -31,18 +31,18 @@ def _without_user(word: re.Match[str]) -> str:
     return _ADDRESS.sub(r"\1***@", before + at) + behind if "://" in before else word[0]
 
 
-def shown(text: object) -> str:
+def escaped(text: object) -> str:
     """``text`` without secrets, and with escapes for what would move the cursor, set a title, or hide what follows."""
     return _TEXT.sub(_escaped, without_secrets(str(text)))
 
 
-def shown_line(text: object) -> str:
-    """As :func:`shown`, on one line."""
+def escaped_line(text: object) -> str:
+    """As :func:`escaped`, on one line."""
     return _LINE.sub(_escaped, without_secrets(str(text)))
 
 
-def shown_log(text: str) -> str:
-    """As :func:`shown`, but for colours, and for the carriage returns of progress bars."""
+def escaped_log(text: str) -> str:
+    """As :func:`escaped`, but for colours, and for the carriage returns of progress bars."""
     return _LOG.sub(lambda found: found[1] or _escaped(found), text)
 
 

@@ -72,7 +72,7 @@ def _delete(path: Path) -> None:
 
 
 def _is_abandoned(name: str) -> bool:
-    """Whether the owner of a folder of this name has ended, or the machine was started anew since."""
+    """Tell whether the owner of a folder of this name has ended, or the machine was started anew since."""
     match = _NAME.fullmatch(name)
     if not match:
         return False

@@ -1,4 +1,4 @@
-"""What is printed for a person: text as text. No markup in it is rendered, and nothing in it commands the terminal."""
+"""Output for a person: text as text. No markup in it is rendered, and nothing in it commands the terminal."""
 
 from typing import TextIO
 
@@ -7,19 +7,19 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-from raytorch.system.safe_text import shown, shown_line, shown_log
+from raytorch.system.safe_text import escaped, escaped_line, escaped_log
 
 _WIDEST = 10_000
 
 
 def say(console: Console, text: object, style: str = "") -> None:
     """Print a text, whole, to be copied however narrow the terminal is."""
-    console.print(Text(shown(text), style), soft_wrap=True)
+    console.print(Text(escaped(text), style), soft_wrap=True)
 
 
 def say_labelled(console: Console, label: str, text: object, width: int = 10) -> None:
     """Print what a label says, on one line."""
-    console.print(Text(f"{label:<{width}}{shown_line(text)}"), soft_wrap=True)
+    console.print(Text(f"{label:<{width}}{escaped_line(text)}"), soft_wrap=True)
 
 
 def say_table(console: Console, table: Table) -> None:
@@ -33,10 +33,10 @@ def say_table(console: Console, table: Table) -> None:
 
 def cell(text: object, style: str = "") -> Text:
     """A text for a table's cell or title."""
-    return Text(shown_line(text), style)
+    return Text(escaped_line(text), style)
 
 
 def pass_on(log: str, stream: TextIO) -> None:
     """Print a piece of a log: to a terminal with its colours but without other commands, elsewhere as it is."""
-    stream.write(shown_log(log) if stream.isatty() else log)
+    stream.write(escaped_log(log) if stream.isatty() else log)
     stream.flush()

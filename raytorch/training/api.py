@@ -9,13 +9,13 @@ from typing import Any
 from raytorch.config import RunConfig
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.file import from_data, one_line
-from raytorch.config.file import load as load_file
+from raytorch.config.file import load_config as load_file
 from raytorch.errors import StorageError, UserError, is_storage_fault
 from raytorch.runs import catalog
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
 from raytorch.runs.storage import RunFolder, split
-from raytorch.training.driver import train as run_plan
-from raytorch.training.stopping import Watch
+from raytorch.training.driver import run_training as run_plan
+from raytorch.training.stopping import StatusCallback
 
 Config = str | Path | Mapping[str, Any] | RunConfig
 """A run's configuration: a YAML file, its content, or one that is checked already."""
@@ -25,7 +25,7 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has come to.
+    """The outcome of a run.
 
     Attributes:
         name: The run's name.
@@ -91,7 +91,7 @@ def train(
     name: str | None = None,
     storage: str | Path | None = None,
     address: str | None = None,
-    watch: Watch = lambda status: None,
+    watch: StatusCallback = lambda status: None,
 ) -> Result:
     """Train the model that a configuration describes, to the end.
 
@@ -103,8 +103,8 @@ def train(
         storage: Folder or URI that holds the runs, in place of the configuration's.
         address: A running Ray cluster; by default RAY_ADDRESS, else a Ray that is started here for this run. A Ray that
             this process has joined is used as it is.
-        watch: Called several times a second with the run's :class:`~raytorch.training.monitor.Status`; the answer True
-            ends the run after a last checkpoint.
+        watch: Called several times a second with the run's :class:`~raytorch.training.monitor.RunStatus`; the answer
+            True ends the run after a last checkpoint.
 
     Returns:
         The run's result. After a first Ctrl-C, or an interrupt in a notebook, its state is ``stopped``; the second is
@@ -131,7 +131,7 @@ def resume(
     workers: int | None = None,
     storage: str | Path | None = None,
     address: str | None = None,
-    watch: Watch = lambda status: None,
+    watch: StatusCallback = lambda status: None,
 ) -> Result:
     """Continue a run from its latest complete checkpoint.
 
@@ -212,7 +212,7 @@ def find_run(run: str | Path, storage: str | Path = "runs") -> Result:
         return _result(catalog.read_summary(catalog.find_run(str(run), str(storage))))
 
 
-def _run(plan: RunPlan, address: str | None, watch: Watch) -> Result:
+def _run(plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
     return _result(run_plan(plan, address=address, watch=watch))
 
 

@@ -198,7 +198,7 @@ class SavedState:
             return load_tensors(path, device)
 
     def state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """What was given as ``state`` when it was saved."""
+        """The ``state`` that was given when it was saved."""
         for name in (STRUCTURE_FILE, TENSORS_FILE):
             self._checked(name)
         with _refusing_damage():

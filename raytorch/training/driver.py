@@ -8,25 +8,25 @@ from typing import Any
 
 from raytorch.cluster.capacity import require_resources
 from raytorch.cluster.joining import joined_ray, prepare_ray
-from raytorch.datasets.files import check
-from raytorch.runs.plan import Job, RunPlan
-from raytorch.runs.status import MonitorHandle, Status
+from raytorch.datasets.files import check_dataset
+from raytorch.runs.plan import RunPlan, WorkerJob
+from raytorch.runs.status import MonitorHandle, RunStatus
 from raytorch.training.run_record import RunRecord
-from raytorch.training.stopping import Watch, abandon_workers, leave_workers
+from raytorch.training.stopping import StatusCallback, abandon_workers, leave_workers
 
 RESIZE_INTERVAL_S = 60.0
 """Seconds between two looks for room for more workers, while an elastic run trains with fewer than it may have."""
 
-Work = Callable[[Job], None]
-"""What a worker does."""
+WorkerFunction = Callable[[WorkerJob], None]
+"""The work of a worker."""
 
 
-def train(
+def run_training(
     plan: RunPlan,
     *,
     address: str | None = None,
-    watch: Watch = lambda status: None,
-    work: Work | None = None,
+    watch: StatusCallback = lambda status: None,
+    work: WorkerFunction | None = None,
 ) -> dict[str, Any]:
     """Run to the end and return the content of the run's ``summary.json``.
 
@@ -45,7 +45,7 @@ def train(
     """
     record, scaling = RunRecord(plan), plan.config.scaling
     if prepare_ray(address):
-        check(plan.config.data)
+        check_dataset(plan.config.data)
     importing = threading.Thread(target=import_module, args=["raytorch.cluster.worker_group"], daemon=True)
     importing.start()  # beside the start of Ray, which takes as long
     with joined_ray(address):
@@ -55,7 +55,7 @@ def train(
             return _supervise(plan, record, watch, work or _train_on_worker)
 
 
-def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> dict[str, Any]:
+def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: WorkerFunction) -> dict[str, Any]:
     """Start the workers, pass on their news, and write down how it ends."""
     import ray
 
@@ -63,12 +63,12 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
     from raytorch.cluster.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
     from raytorch.training.monitor import start_monitor
 
-    with record.kept():
+    with record.writing():
         monitor = start_monitor()
         forget_snapshot(plan.folder)
         free_abandoned_resources()
-        fit = BackgroundFit(_build_trainer(Job(plan, monitor, record.started), work))
-        status = Status()
+        fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor, record.started), work))
+        status = RunStatus()
 
         def look() -> None:
             nonlocal status
@@ -95,7 +95,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: Watch, work: Work) -> di
         raise record.fail(fit.error, status) from None
 
 
-def _build_trainer(job: Job, work: Work) -> Any:
+def _build_trainer(job: WorkerJob, work: WorkerFunction) -> Any:
     import ray.train
 
     from raytorch.cluster.worker_group import ProcessGroupConfig, WorkerGroupTrainer
@@ -129,7 +129,7 @@ def _elastic_options(scaling_config: Any, monitor: MonitorHandle) -> dict[str, A
     return {"scaling_policy": SavingElasticPolicy(scaling_config, monitor), "environment": EXPECTING_LOST_NODES}
 
 
-def _train_on_worker(job: Job) -> None:
-    from raytorch.training.loop import train  # torch is imported here, on the worker
+def _train_on_worker(job: WorkerJob) -> None:
+    from raytorch.training.loop import train_on_worker  # torch is imported here, on the worker
 
-    train(job)
+    train_on_worker(job)

@@ -1,4 +1,4 @@
-"""What ends a run: failures that no restart can mend, and the cause as the workers told it and Ray saw it."""
+"""Ends of a run: failures that no restart can mend, and the cause as the workers told it and Ray saw it."""
 
 import re
 import time
@@ -12,7 +12,7 @@ import ray.train
 from raytorch.cluster.ray_watch import HeadLostError, RayletLostError, is_raylet_lost
 from raytorch.cluster.worker_group import lost_workers
 from raytorch.errors import Cause, is_storage_fault
-from raytorch.runs.status import Failure, MonitorHandle, Status
+from raytorch.runs.status import MonitorHandle, RunStatus, WorkerFailure
 
 NODE_NOTICE_S = 20.0
 """Ray takes a node for dead some 15 s after it fell silent."""
@@ -31,11 +31,11 @@ _OF_RAY = (
     ray.exceptions.RaySystemError,
     ray.exceptions.RpcError,
 )
-"""What a call raises when a part of Ray is gone, and not because of what it called."""
+"""Exceptions of a call when a part of Ray is gone, and not because of what it called."""
 _PARTS = {
     "RunMonitor": "the run's monitor",
     "WorkerGroupController": "the run's controller",
-    "Board": "the sweep's board",
+    "TrialMonitor": "the sweep's monitor",
 }
 
 
@@ -52,7 +52,7 @@ class StopOnFinalFailure(ray.train.UserCallback):
             raise RuntimeError(f"rank {cause.rank} raised {cause.kind}: {cause.message}")
 
 
-def diagnose(error: Exception, status: Status) -> dict[str, Any]:
+def diagnose(error: Exception, status: RunStatus) -> dict[str, Any]:
     """The ``error`` of a failed run's ``summary.json``: ``cause``, ``kind``, ``message``, and what is known of the
     ``rank`` and its ``traceback``.
 
@@ -88,7 +88,7 @@ def _lost_part(error: Exception) -> str:
     return f"{part} died, killed or crashed"
 
 
-def _as_told(failure: Failure, cause: Cause) -> dict[str, Any]:
+def _as_told(failure: WorkerFailure, cause: Cause) -> dict[str, Any]:
     return {
         "cause": cause,
         "rank": failure.rank,
@@ -98,7 +98,7 @@ def _as_told(failure: Failure, cause: Cause) -> dict[str, Any]:
     }
 
 
-def _as_seen(lost: dict[int, Exception], status: Status) -> dict[str, Any]:
+def _as_seen(lost: dict[int, Exception], status: RunStatus) -> dict[str, Any]:
     causes = {rank: _cause_of_loss(failure) for rank, failure in lost.items()}
     unreachable = {rank for rank, failure in lost.items() if isinstance(failure, ray.exceptions.ActorUnavailableError)}
     if unreachable and _lose_node(set(status.nodes.values())):
@@ -129,7 +129,7 @@ def _reason(cause: Cause, failure: Exception) -> str:
 
 
 def _lose_node(nodes: Collection[str]) -> bool:
-    """Whether one of the workers' nodes but the driver's is dead, or is found to be while Ray comes to notice it."""
+    """True if one of the workers' nodes but the driver's is dead, or is found to be while Ray comes to notice it."""
     others = set(nodes) - {ray.get_runtime_context().get_node_id()}
     deadline = time.monotonic() + (NODE_NOTICE_S if others else 0)
     while True:

@@ -1,7 +1,7 @@
 """The training loop on a worker.
 
-Every worker of a run calls :func:`train` with the same :class:`~raytorch.runs.plan.Job`. All of them take the same
-decisions (stop, save, give up), because these follow from numbers that are reduced over all workers.
+Every worker of a run calls :func:`train_on_worker` with the same :class:`~raytorch.runs.plan.WorkerJob`. All of them
+take the same decisions (stop, save, give up), because these follow from numbers that are reduced over all workers.
 """
 
 import logging
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load
+from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load_dataset
 from raytorch.distributed import (
     Worker,
     broadcast_buffers,
@@ -34,14 +34,14 @@ from raytorch.models.tasks import build_task, require_enough_samples
 from raytorch.optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_folders import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
-from raytorch.runs.plan import Job
+from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
 from raytorch.training.checkpoint import Checkpoints, SavedState, open_checkpoint
-from raytorch.training.monitor import DriverLink, telling_failures
+from raytorch.training.monitor import DriverLink, reporting_failures
 from raytorch.training.precision import Precision, choose_attention
 from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
-from raytorch.training.stopping import StopAgreement, Wish
+from raytorch.training.stopping import DriverRequest, StopAgreement
 
 EXPORT_FOLDER = "export"
 EVALUATION_BATCH = 512
@@ -50,12 +50,14 @@ EVALUATION_BATCH = 512
 logger = logging.getLogger("raytorch")
 
 
-def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | None" = None) -> None:
+def train_on_worker(
+    job: WorkerJob, make_trainer: "Callable[[WorkerJob, Worker, LiveFiles], Trainer] | None" = None
+) -> None:
     """Train on this worker until the run is finished or stopped; rank 0 tells the monitor what it came to.
 
     Args:
         job: What to train.
-        take_part: Makes this worker's part in the run, by default a :class:`Training`.
+        make_trainer: Makes this worker's trainer, by default a :class:`Trainer`.
 
     Raises:
         DivergedError: The loss became NaN or infinite.
@@ -64,23 +66,23 @@ def train(job: Job, take_part: "Callable[[Job, Worker, LiveFiles], Training] | N
     worker = Worker.current()
     job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
     with (
-        telling_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
+        reporting_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
         LiveFiles(job.plan.folder) as files,
         log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
-        telling_failures(job.monitor, worker.rank, failure_cause),
+        reporting_failures(job.monitor, worker.rank, failure_cause),
         leaving_process_group(),
     ):
-        with closing((take_part or Training)(job, worker, files)) as run:
+        with closing((make_trainer or Trainer)(job, worker, files)) as run:
             run.restore()
             outcome = run.run()
         if worker.rank == 0:
             ray.get(job.monitor.ended.remote(outcome))
 
 
-class Training:
+class Trainer:
     """One worker's part in a run."""
 
-    def __init__(self, job: Job, worker: Worker, files: LiveFiles) -> None:
+    def __init__(self, job: WorkerJob, worker: Worker, files: LiveFiles) -> None:
         self.job, self.worker, self.files = job, worker, files
         self.config, self.folder = job.plan.config, job.plan.folder
         config, device = self.config, worker.device
@@ -89,8 +91,8 @@ class Training:
         choose_attention(device)
         keep_freed_memory()
 
-        self.train_set = load(config.data, "train", device)
-        self.test_set = load(config.data, "test", device)
+        self.train_set = load_dataset(config.data, "train", device)
+        self.test_set = load_dataset(config.data, "test", device)
         self.loader = TrainLoader(
             self.train_set,
             batch_size=config.batch_size,
@@ -105,7 +107,7 @@ class Training:
         self.precision = Precision.choose(config.precision, device)
         self.task = build_task(config, self.train_set.num_classes)
         self.architecture = Architecture(config.model, self.train_set.input_shape, self.train_set.num_classes)
-        self.model = self.precision.arrange(self.architecture.build().to(device))
+        self.model = self.precision.to_memory_format(self.architecture.build().to(device))
         require_enough_samples(config, self.task, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
@@ -119,7 +121,7 @@ class Training:
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
         self.agreement = StopAgreement(lambda numbers: all_reduce(torch.tensor(numbers, device=device)).tolist())
-        self.wish = Wish.GO_ON
+        self.request = DriverRequest.CONTINUE
         self.clock = PhaseClock()
         self.throughput = Throughput()
         self.driver = DriverLink(job.monitor, worker.rank)
@@ -131,14 +133,14 @@ class Training:
         while self.step < self.total_steps:
             for micro_batches in self.batches():
                 self.train_step(micro_batches)
-                self.hear_the_driver()
+                self.take_driver_request()
                 if self.step % self.config.logging.every_steps == 0:
                     self.reduce_losses()
-                if self.step == self.total_steps or self.wish is Wish.STOP:
+                if self.step == self.total_steps or self.request is DriverRequest.STOP:
                     break
                 if self.save_is_due() and not self.epoch_is_over:
                     self.save()
-            if self.wish is Wish.STOP and self.step < self.total_steps:
+            if self.request is DriverRequest.STOP and self.step < self.total_steps:
                 self.save()
                 self.finish_saving()
                 return self.outcome("stopped")
@@ -166,21 +168,21 @@ class Training:
         self.schedule.step()
         self.step += 1
         self.losses.append(loss)
-        self.driver.tell(self._position())
+        self.driver.report_progress(self._position())
         self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss`` to the parameters'."""
         torch.autograd.backward(loss)
 
-    def hear_the_driver(self) -> None:
+    def take_driver_request(self) -> None:
         """Every few seconds, learn from rank 0 whether the driver wants a checkpoint, or the run to end."""
-        self.wish = Wish.GO_ON
+        self.request = DriverRequest.CONTINUE
         if not self.agreement.count_step():
             return
         if self.worker.device.type == "cuda":
             torch.cuda.synchronize(self.worker.device)  # steps that are only queued have no pace
-        self.wish = self.agreement.reach(self.driver.take_wish())
+        self.request = self.agreement.agree(self.driver.take_request())
 
     def reduce_losses(self) -> None:
         """Average the losses since the last call over all workers, and record them."""
@@ -197,7 +199,7 @@ class Training:
                 "samples_per_s": self.throughput.recent(),
             }
             self.log.write("train", self.step, self.epochs_done, values)
-            self.driver.tell({**self._position(), **values})
+            self.driver.report_progress({**self._position(), **values})
 
     def finish_epoch(self) -> None:
         """Evaluate, move on to the next epoch and save if it is time."""
@@ -216,7 +218,7 @@ class Training:
     def evaluate(self) -> None:
         """Loss and accuracy on the test split, each sample counted once over all workers."""
         with self.clock.phase("evaluating"):
-            self.driver.tell({**self._position(), "phase": "evaluating"})
+            self.driver.report_progress({**self._position(), "phase": "evaluating"})
             broadcast_buffers(self.model)
             self.model.eval()
             totals = torch.zeros(4, dtype=torch.float64, device=self.worker.device)
@@ -232,12 +234,12 @@ class Training:
         logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
         if self.log:
             self.log.write("test", self.step, self.epochs_done, self.metrics)
-            self.driver.tell_evaluation({"step": self.step, "epoch": self.epochs_done, **self.metrics})
+            self.driver.report_evaluation({"step": self.step, "epoch": self.epochs_done, **self.metrics})
 
     def save_is_due(self) -> bool:
-        """Whether this step ends with a checkpoint."""
+        """Tell whether this step ends with a checkpoint."""
         every = self.config.checkpoint.every_steps
-        return bool(every and self.step % every == 0) or self.wish is Wish.SAVE
+        return bool(every and self.step % every == 0) or self.request is DriverRequest.SAVE
 
     def save(self, *, evaluated: bool = False) -> None:
         """Save all that the next step depends on; ``evaluated`` tells whether :attr:`metrics` are this model's."""
@@ -266,7 +268,7 @@ class Training:
     def finish_saving(self) -> None:
         """Wait for a checkpoint that is still on its way to the storage."""
         if self.checkpoints:
-            self.driver.tell({**self._position(), "phase": "saving"})
+            self.driver.report_progress({**self._position(), "phase": "saving"})
             with self.clock.phase("checkpointing"):
                 self.checkpoints.wait()
 
@@ -286,7 +288,7 @@ class Training:
         if self.worker.rank == 0:
             self.files.extend(METRICS_FILE).close()
             self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)
-            self.driver.tell(self._position())
+            self.driver.report_progress(self._position())
 
     def _load(self, content: SavedState) -> None:
         self.model.load_state_dict(content.model(self.worker.device))
@@ -306,7 +308,7 @@ class Training:
 
     @property
     def epoch_is_over(self) -> bool:
-        """Whether every sample of this epoch has been seen."""
+        """True if every sample of this epoch has been seen."""
         return bool(self.loader.position == len(self.train_set))
 
     @property
@@ -324,7 +326,7 @@ class Training:
             return []
         from raytorch.export import export_finished  # onnxruntime takes a second to import
 
-        self.driver.tell({**self._position(), "phase": "exporting"})
+        self.driver.report_progress({**self._position(), "phase": "exporting"})
         model = self.architecture.build()  # on the CPU, in PyTorch's own layout
         model.load_state_dict(self.model.state_dict())
         with self.clock.phase("exporting"):
@@ -333,7 +335,7 @@ class Training:
         return exports
 
     def outcome(self, state: str, exports: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        """What the run came to; ``state`` is finished or stopped."""
+        """Return what the run came to; ``state`` is finished or stopped."""
         return {
             "state": state,
             **self.metrics,

@@ -11,8 +11,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.errors import Cause, RaytorchError, UserError, message_of
-from raytorch.runs.status import Failure, MonitorHandle, Status
-from raytorch.training.stopping import Wish
+from raytorch.runs.status import MonitorHandle, RunStatus, WorkerFailure
+from raytorch.training.stopping import DriverRequest
 
 PROGRESS_INTERVAL_S = 0.5
 ANSWER_WAIT_S = 0.1
@@ -26,11 +26,11 @@ class RunMonitor:
     """The actor itself; see :func:`start_monitor`."""
 
     def __init__(self) -> None:
-        self._status = Status()
+        self._status = RunStatus()
         self._save_wanted = False
         self._saved = False
 
-    def status(self) -> Status:
+    def status(self) -> RunStatus:
         """All of it."""
         return self._status
 
@@ -46,11 +46,11 @@ class RunMonitor:
         nodes = self._status.nodes | {rank: node}
         self._status.nodes = {rank: node for rank, node in nodes.items() if rank < world_size}
 
-    def progress(self, update: dict[str, Any]) -> Wish:
-        """Take rank 0's newest numbers; answers what the workers should do, a wish to save once."""
+    def progress(self, update: dict[str, Any]) -> DriverRequest:
+        """Take rank 0's newest numbers; answers what the workers should do, a request to save once."""
         self._status.progress = update
         save, self._save_wanted = self._save_wanted, False
-        return Wish.STOP if self._status.stopping else Wish.SAVE if save else Wish.GO_ON
+        return DriverRequest.STOP if self._status.stopping else DriverRequest.SAVE if save else DriverRequest.CONTINUE
 
     def evaluated(self, outcome: dict[str, Any]) -> None:
         """Take the outcome of an evaluation."""
@@ -60,7 +60,7 @@ class RunMonitor:
         """Take what the run came to."""
         self._status.outcome = outcome
 
-    def failed(self, failure: Failure) -> None:
+    def failed(self, failure: WorkerFailure) -> None:
         """Take a worker's failure."""
         self._status.failures.append(failure)
 
@@ -77,7 +77,7 @@ class RunMonitor:
         self._saved = True
 
     def is_saved(self) -> bool:
-        """Whether one has become so since the workers were asked for it."""
+        """Tell whether one has become so since the workers were asked for it."""
         return self._saved
 
     def resizing(self) -> None:
@@ -88,11 +88,11 @@ class RunMonitor:
 
 def start_monitor() -> MonitorHandle:
     """Start the actor; its handle travels to the workers with their job."""
-    handle: MonitorHandle = start_here(RunMonitor)
+    handle: MonitorHandle = start_on_this_node(RunMonitor)
     return handle
 
 
-def start_here(kind: type) -> Any:
+def start_on_this_node(kind: type) -> Any:
     """Start an actor on the driver's node, as Ray Train does its controller: one node less that cannot be spared."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
@@ -106,9 +106,9 @@ class DriverLink:
         self._news: dict[str, Any] = {}
         self._answer: Any = None
         self._told_at = 0.0
-        self._wish = Wish.GO_ON
+        self._request = DriverRequest.CONTINUE
 
-    def tell(self, update: dict[str, Any]) -> None:
+    def report_progress(self, update: dict[str, Any]) -> None:
         """Pass on the run's newest numbers, together with earlier ones, several times a second at most."""
         if not self._is_used:
             return
@@ -118,31 +118,31 @@ class DriverLink:
             self._answer = self._monitor.progress.remote(self._news)
             self._told_at = time.monotonic()
 
-    def tell_evaluation(self, outcome: dict[str, Any]) -> None:
+    def report_evaluation(self, outcome: dict[str, Any]) -> None:
         """Pass on the outcome of an evaluation."""
         if self._is_used:
             self._monitor.evaluated.remote(outcome)
 
-    def take_wish(self) -> Wish | None:
-        """What the driver wants, a wish to save once; None where this is not rank 0.
+    def take_request(self) -> DriverRequest | None:
+        """Answer what the driver wants, a request to save once; None where this is not rank 0.
 
         The answer to the newest progress is waited for.
         """
         if not self._is_used:
             return None
         self._read_answer(ANSWER_WAIT_S)
-        wish = self._wish
-        if wish is Wish.SAVE:
-            self._wish = Wish.GO_ON
-        return wish
+        request = self._request
+        if request is DriverRequest.SAVE:
+            self._request = DriverRequest.CONTINUE
+        return request
 
     def _read_answer(self, timeout: float = 0) -> None:
         if self._answer is not None and ray.wait([self._answer], timeout=timeout)[0]:
-            self._wish, self._answer = max(self._wish, ray.get(self._answer)), None
+            self._request, self._answer = max(self._request, ray.get(self._answer)), None
 
 
 @contextmanager
-def telling_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
+def reporting_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
     """Pass an exception in the block on to the driver, and log it, before it is raised further.
 
     Of blocks inside each other the innermost does that.
@@ -159,7 +159,7 @@ def telling_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[Base
             raise
         text = _own_traceback(error)
         logger.error("rank %d failed\n%s", rank, text)  # noqa: TRY400 - without Ray's frames
-        failure = Failure(
+        failure = WorkerFailure(
             rank=rank,
             kind=type(error).__name__,
             message=message_of(error),

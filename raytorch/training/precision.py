@@ -40,14 +40,14 @@ class Precision:
 
     @property
     def channels_last(self) -> bool:
-        """Whether convolutions compute faster with channels last: on CPUs, and in bf16 everywhere."""
+        """True if convolutions compute faster with channels last: on CPUs, and in bf16 everywhere."""
         return self.bf16 or self.device_type == "cpu"
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for forward passes; see :func:`autocast`."""
         return autocast(self.device_type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def arrange(self, module: nn.Module) -> nn.Module:
+    def to_memory_format(self, module: nn.Module) -> nn.Module:
         """``module`` with its convolutions' weights in the layout of :meth:`layout`, in place."""
         for parameter in module.parameters():
             parameter.data = self.layout(parameter.data)
@@ -69,7 +69,7 @@ def choose_attention(device: torch.device) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether ``device`` has instructions for bfloat16, so that it is faster than float32."""
+    """Tell whether ``device`` has instructions for bfloat16, so that it is faster than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -91,7 +91,7 @@ def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
 
 @cache
 def _has_lstm(dtype: torch.dtype) -> bool:
-    """Whether this CPU can train an LSTM in ``dtype``."""
+    """Tell whether this CPU can train an LSTM in ``dtype``."""
     row, weight, bias = torch.ones(1, 1, 1, dtype=dtype), torch.ones(4, 1, dtype=dtype), torch.ones(4, dtype=dtype)
     weight.requires_grad_()
     try:

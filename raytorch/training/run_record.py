@@ -4,30 +4,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.errors import Cause, Remedy, StorageError, TrainingError, UserError
 from raytorch.runs.catalog import CONFIG_FILE
 from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.metrics import versions
 from raytorch.runs.plan import RunPlan
-from raytorch.runs.status import Failure, Status
+from raytorch.runs.status import RunStatus, WorkerFailure
 
 
 class RunRecord(LiveRecord):
-    """What is written down of a run from its start to its end."""
+    """Record of a run from its start to its end."""
 
     def __init__(self, plan: RunPlan) -> None:
         super().__init__(plan.folder, seed=plan.config.seed, versions=versions())
         self._config = plan.config
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Write down what is about to run, then as :class:`~raytorch.runs.live_record.LiveRecord` does."""
-        self.folder.write_text(CONFIG_FILE, dump(self._config))
-        with super().kept():
+        self.folder.write_text(CONFIG_FILE, dump_config(self._config))
+        with super().writing():
             yield
 
-    def end(self, status: Status) -> dict[str, Any]:
+    def end(self, status: RunStatus) -> dict[str, Any]:
         """Write down what the run came to; returns the summary.
 
         Raises:
@@ -38,7 +38,7 @@ class RunRecord(LiveRecord):
         outcome["first_step_s"] = round(first_step_at - self.started, 2) if first_step_at else None
         startup = round((status.begun_at or self.started) - self.started, 2)
         outcome["seconds"] = {"startup": startup, **outcome["seconds"], "total": self.seconds()}
-        return self.told(self._close_with(status, **outcome))
+        return self.require_written(self._close_with(status, **outcome))
 
     def abandon(self) -> dict[str, Any]:
         """Write down that the run was ended at once, unless it had ended before that; returns the summary.
@@ -46,9 +46,9 @@ class RunRecord(LiveRecord):
         Raises:
             StorageError: It could not be written down.
         """
-        return self.told(self.close("stopped"))
+        return self.require_written(self.close("stopped"))
 
-    def fail(self, error: Exception, status: Status) -> Exception:
+    def fail(self, error: Exception, status: RunStatus) -> Exception:
         """Write down a failure; returns the exception to raise."""
         from raytorch.training.failures import diagnose
 
@@ -62,13 +62,13 @@ class RunRecord(LiveRecord):
             return StorageError(f"{details['message']}\n{cause.advice}\nlogs: {self.folder}/logs", remedies=remedies)
         return TrainingError(f"{_explain(details, told)}\nlogs: {self.folder}/logs", remedies=remedies)
 
-    def _close_with(self, status: Status, **values: Any) -> bool:
+    def _close_with(self, status: RunStatus, **values: Any) -> bool:
         restarts = max(0, status.attempts - 1 - status.resizes)
         return self.close(restarts=restarts, resizes=status.resizes, **values)
 
 
-def _explain(details: dict[str, Any], told: Failure | None) -> str:
-    """What a person reads of a failure."""
+def _explain(details: dict[str, Any], told: WorkerFailure | None) -> str:
+    """Say what a person reads of a failure."""
     if "traceback" not in details:
         text = details["message"]
     elif told and told.expected:

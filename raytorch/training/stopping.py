@@ -10,23 +10,23 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
-from raytorch.runs.status import MonitorHandle, Status
+from raytorch.runs.status import MonitorHandle, RunStatus
 from raytorch.system.processes import living_children
 
 ABANDON_S = 15.0
 """Longest wait for workers to end when a part of Ray was lost."""
-Watch = Callable[[Status], bool | None]
-"""Called several times a second with the run's :class:`~raytorch.runs.status.Status`. The answer True ends the
+StatusCallback = Callable[[RunStatus], bool | None]
+"""Called several times a second with the run's :class:`~raytorch.runs.status.RunStatus`. The answer True ends the
 run after a last checkpoint, as Ctrl-C does."""
 
 INTERVAL_S = 2.0
 """Seconds between two agreements, about."""
 
 
-class Wish(IntEnum):
-    """What the driver wants of the workers."""
+class DriverRequest(IntEnum):
+    """Request of the driver to the workers."""
 
-    GO_ON = 0
+    CONTINUE = 0
     SAVE = 1
     """Save a checkpoint and go on."""
     STOP = 2
@@ -52,13 +52,13 @@ class StopAgreement:
         self._steps += 1
         return self._steps >= self._due
 
-    def reach(self, wish: Wish | None) -> Wish:
+    def agree(self, request: DriverRequest | None) -> DriverRequest:
         """Tell all workers what rank 0 wants; the others pass None. A collective operation."""
         ahead = steps_ahead(self._steps, self._clock() - self._since)
-        word = [0.0, 0.0] if wish is None else [float(wish), float(ahead)]
+        word = [0.0, 0.0] if request is None else [float(request), float(ahead)]
         agreed, due = self._add_up(word)  # rank 0's word plus zeros, so that it arrives to the bit
         self._steps, self._due, self._since = 0, int(due), self._clock()
-        return Wish(int(agreed))
+        return DriverRequest(int(agreed))
 
 
 def steps_ahead(steps: int, seconds: float) -> int:

@@ -19,8 +19,8 @@ from whole_runs import plan
 
 from raytorch.errors import TrainingError
 from raytorch.runs.catalog import read_summary
-from raytorch.runs.plan import Job
-from raytorch.runs.status import Status
+from raytorch.runs.plan import WorkerJob
+from raytorch.runs.status import RunStatus
 from raytorch.training import driver
 
 SAMPLES, BATCH, EPOCHS = 1_500, 64, 12
@@ -68,15 +68,15 @@ def nodes() -> Iterator[Nodes]:
     nodes.close()
 
 
-def train_and_record(job: Job) -> None:
+def train_and_record(job: WorkerJob) -> None:
     """Train, and write down after each step which samples this rank was given.
 
     A group of one takes its time, so that there is some to add a node, and saves only when it is asked to.
     """
     from raytorch.training import loop
-    from raytorch.training.stopping import Wish
+    from raytorch.training.stopping import DriverRequest
 
-    load, train_step = loop.load, loop.Training.train_step
+    load, train_step = loop.load_dataset, loop.Trainer.train_step
     given: list[int] = []
 
     def load_recording(data: Any, split: str, device: Any) -> Any:
@@ -90,7 +90,7 @@ def train_and_record(job: Job) -> None:
         train_step(run, micro_batches)
         alone = run.worker.world_size == 1
         if alone:
-            run.save_is_due = lambda: run.wish is Wish.SAVE
+            run.save_is_due = lambda: run.request is DriverRequest.SAVE
         time.sleep(0.2 if alone else 0.02)
         line = {
             "group": os.environ["MASTER_PORT"],
@@ -105,9 +105,9 @@ def train_and_record(job: Job) -> None:
         with Path(run.folder.file(f"given-{os.getpid()}.jsonl")).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    loop.load = load_recording  # type: ignore[assignment]
-    loop.Training.train_step = step_recorded  # type: ignore[method-assign]
-    loop.train(job)
+    loop.load_dataset = load_recording  # type: ignore[assignment]
+    loop.Trainer.train_step = step_recorded  # type: ignore[method-assign]
+    loop.train_on_worker(job)
 
 
 class Trajectory:
@@ -150,7 +150,7 @@ def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_an
         (lambda news: news["workers"] == 1, nodes.add),
     ]
 
-    def watch(status: Status) -> None:
+    def watch(status: RunStatus) -> None:
         if todo and status.progress and todo[0][0](status.progress):
             todo.pop(0)[1]()
 
@@ -162,7 +162,7 @@ def test_a_run_whose_node_is_killed_goes_on_with_fewer_workers_then_with_more_an
         checkpoint={"every_steps": 20, "every_epochs": None},
         failure={"max_restarts": 1},  # a change of size is none
     )
-    summary = driver.train(run, watch=watch)
+    summary = driver.run_training(run, watch=watch)
 
     assert (summary["state"], summary["workers"]) == ("finished", 2)
     assert (summary["restarts"], summary["resizes"]) == (1, 1)
@@ -184,7 +184,7 @@ def test_a_lost_node_is_named_as_the_cause_when_nothing_may_be_restarted(
     nodes.replace_lost()
     killed = False
 
-    def watch(status: Status) -> None:
+    def watch(status: RunStatus) -> None:
         nonlocal killed
         if not killed and status.progress and status.progress["step"] >= 4:
             killed = True
@@ -192,7 +192,7 @@ def test_a_lost_node_is_named_as_the_cause_when_nothing_may_be_restarted(
 
     run = plan(small_run, "bereft", epochs=1_000, failure={"max_restarts": 0})
     with pytest.raises(TrainingError, match="a node of the cluster was lost; resume goes on"):
-        driver.train(run, watch=watch)
+        driver.run_training(run, watch=watch)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_node")
 
@@ -205,9 +205,9 @@ def test_a_run_that_starts_after_a_node_was_lost_waits_for_another(nodes: Nodes,
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
-    def watch(status: Status) -> None:
+    def watch(status: RunStatus) -> None:
         if any(group["state"] == "PENDING" for group in placement_group_table().values()):
             assert not status.attempts
             nodes.replace_lost()
 
-    assert driver.train(plan(small_run, "patient"), watch=watch)["state"] == "finished"
+    assert driver.run_training(plan(small_run, "patient"), watch=watch)["state"] == "finished"

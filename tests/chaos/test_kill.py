@@ -19,10 +19,10 @@ from whole_runs import assert_bitwise_equal, plan, weights
 from raytorch.errors import TrainingError
 from raytorch.runs.catalog import read_history, read_summary
 from raytorch.runs.checkpoint_folders import latest_checkpoint
-from raytorch.runs.plan import Job, RunPlan
-from raytorch.runs.status import Status
+from raytorch.runs.plan import RunPlan, WorkerJob
+from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import RunFolder
-from raytorch.training.driver import train
+from raytorch.training.driver import run_training
 
 KILLS = int(os.environ.get("RAYTORCH_KILLS", "1"))
 """How often a run is killed; the suite is content with few."""
@@ -30,12 +30,12 @@ ALONE = {"epochs": 100_000, "scaling": {"workers": 1}}
 ENDLESS = ["--set", "epochs=100000", "--set", "scaling.workers=1"]
 
 
-def train_and_tell_steps(job: Job) -> None:
+def train_and_tell_steps(job: WorkerJob) -> None:
     """Train, and write down each step."""
     from raytorch.training import loop
 
     killing.tell_steps()
-    loop.train(job)
+    loop.train_on_worker(job)
 
 
 @pytest.mark.timeout(600 + 180 * KILLS)
@@ -44,13 +44,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(small_run:
     for module in (killing, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
     whole, broken = (plan(small_run | killing.often_saved(KILLS), name) for name in ("whole", "broken"))
-    full = train(whole)
+    full = run_training(whole)
     with killing.Killer(broken.folder, KILLS) as killer:
 
-        def watch(status: Status) -> None:
+        def watch(status: RunStatus) -> None:
             killer.pids = dict(status.pids)
 
-        for_all_that = train(broken, watch=watch, work=train_and_tell_steps)
+        for_all_that = run_training(broken, watch=watch, work=train_and_tell_steps)
     assert (full["restarts"], for_all_that["restarts"]) == (0, KILLS)
     assert for_all_that["step"] == full["step"]
     assert for_all_that["accuracy"] == full["accuracy"]
@@ -62,7 +62,7 @@ def kill_at(step: int, rank: int) -> Any:
     """A watcher that kills a worker, once, when the run has come to ``step``."""
     killed = False
 
-    def watch(status: Status) -> None:
+    def watch(status: RunStatus) -> None:
         nonlocal killed
         if not killed and status.progress and status.progress["step"] >= step:
             os.kill(status.pids[rank], signal.SIGKILL)
@@ -75,7 +75,7 @@ def kill_at(step: int, rank: int) -> Any:
 def test_a_worker_that_is_killed_too_often_ends_the_run_with_its_cause(small_run: dict[str, Any]) -> None:
     run: RunPlan = plan(small_run | ALONE, "mortal", failure={"max_restarts": 0})
     with pytest.raises(TrainingError, match="a worker was lost, killed or crashed; resume goes on"):
-        train(run, watch=kill_at(step=4, rank=0))
+        run_training(run, watch=kill_at(step=4, rank=0))
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"]) == ("failed", "lost_worker")
 
@@ -94,14 +94,14 @@ def test_an_actor_of_a_run_that_is_killed_is_the_cause_that_it_ends_with(
     run: RunPlan = plan(small_run | ALONE, "orphaned")
     killed = False
 
-    def watch(status: Status) -> None:
+    def watch(status: RunStatus) -> None:
         nonlocal killed
         if not killed and latest_checkpoint(run.folder):
             kill_part(os.getpid(), name)
             killed = True
 
     with pytest.raises(TrainingError, match=f"^{told}\n"):
-        train(run, watch=watch)
+        run_training(run, watch=watch)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["cause"], summary["error"]["message"]) == ("failed", "lost_ray", told)
 

@@ -11,7 +11,7 @@ from killing import Killer, often_saved, tell_steps
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.config import RunConfig
-from raytorch.runs.plan import Job, RunPlan
+from raytorch.runs.plan import RunPlan, WorkerJob
 
 KILLS = int(os.environ.get("RAYTORCH_KILLS", "4"))
 """How often the run is killed; the suite is content with few."""
@@ -44,7 +44,7 @@ def take_part(config: RunConfig, rank: int, meeting: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     worker = Worker(rank, 2, torch.device("cpu"))
     with LiveFiles(RunFolder(config.storage, config.name)) as files, log_to_file(files.extend(f"logs/rank-{rank}.log")):
-        part = loop.Training(Job(RunPlan(config), Silent(), 0.0), worker, files)
+        part = loop.Trainer(WorkerJob(RunPlan(config), Silent(), 0.0), worker, files)
         try:
             part.restore()
             part.run()

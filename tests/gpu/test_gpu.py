@@ -9,7 +9,7 @@ import torch
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.scaling.timed_training import train_timed
-from raytorch.training.driver import train
+from raytorch.training.driver import run_training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +28,7 @@ def ray_with_a_gpu() -> Iterator[None]:
 
 
 def test_a_worker_with_a_gpu_trains_on_it_over_nccl_in_bf16(small_run: dict[str, Any]) -> None:
-    summary = train(plan(small_run, "gpu", scaling=ONE_GPU, precision="auto", epochs=20))
+    summary = run_training(plan(small_run, "gpu", scaling=ONE_GPU, precision="auto", epochs=20))
     assert summary["device"] == torch.cuda.get_device_name(0)
     assert (summary["backend"], summary["precision"]) == ("nccl", "bf16")
     assert summary["accuracy"] > 0.9
@@ -36,19 +36,19 @@ def test_a_worker_with_a_gpu_trains_on_it_over_nccl_in_bf16(small_run: dict[str,
 
 def test_the_same_seed_repeats_a_run_on_a_gpu(small_run: dict[str, Any]) -> None:
     first, second = (plan(small_run, name, scaling=ONE_GPU) for name in ("first", "second"))
-    train(first)
-    train(second)
+    run_training(first)
+    run_training(second)
     assert_bitwise_equal(weights(first.folder), weights(second.folder))
 
 
 def test_two_workers_share_a_gpu_over_gloo(small_run: dict[str, Any]) -> None:
-    summary = train(plan(small_run, "shared", scaling={"workers": 2, "gpus_per_worker": 0.5}))
+    summary = run_training(plan(small_run, "shared", scaling={"workers": 2, "gpus_per_worker": 0.5}))
     assert (summary["backend"], summary["workers"], summary["state"]) == ("gloo", 2, "finished")
 
 
 def test_steps_are_timed_in_the_gpus_own_time(small_run: dict[str, Any]) -> None:
     work = partial(train_timed, warmup=5, steps=20)
-    times = train(plan(small_run, "timed", scaling=ONE_GPU), work=work)["step_times"]
+    times = run_training(plan(small_run, "timed", scaling=ONE_GPU), work=work)["step_times"]
     (rank,) = times["ranks"]
     assert (times["steps"], rank["samples"]) == (20, 20 * 64 - 36)  # an epoch ends with a batch of 28
     assert 0 < rank["data"] + rank["communication"] < rank["seconds"]

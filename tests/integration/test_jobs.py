@@ -19,7 +19,7 @@ from job_cluster import BIN, TESTS, Cluster, raytorch, running_cluster, wait_unt
 from job_scripts import FAILING_STEP, ODD_SCRIPT, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
 from raytorch import Client
-from raytorch.config.file import load
+from raytorch.config.file import load_config
 from raytorch.errors import (
     ClusterError,
     JobNotFoundError,
@@ -116,7 +116,7 @@ def test_a_ray_train_script_runs_unchanged_with_its_project_and_its_secret(clust
 def test_a_run_that_is_stopped_saves_a_last_checkpoint(cluster: Cluster, client: Client) -> None:
     # A small checkpoint seldom, so that the last one is made by the stop.
     endless = ["epochs=100000", "model=mlp", "scaling.workers=1"]
-    config = load(QUICKSTART, [*endless, "checkpoint={every_steps: 20, every_epochs: null}"])
+    config = load_config(QUICKSTART, [*endless, "checkpoint={every_steps: 20, every_epochs: null}"])
     job = client.submit(config, name="endless")
     folder = job.folder
     assert folder is not None
@@ -174,7 +174,7 @@ def test_a_training_that_fails_names_the_first_rank_and_shows_its_traceback(
         training.write(FAILING_STEP)
     with monkeypatch.context() as here:
         here.setattr(client_module.raytorch, "__path__", [str(changed)])
-        client.submit(load(QUICKSTART, ["model=mlp", "failure.max_restarts=3"]), name="failing")
+        client.submit(load_config(QUICKSTART, ["model=mlp", "failure.max_restarts=3"]), name="failing")
     log = "".join(client.follow("failing", rank=1))
     waiting = (
         f"waiting for the log of rank 1: {cluster.home}/runs/failing cannot be read from here, or the run has not "
@@ -215,7 +215,7 @@ def test_a_relative_storage_of_a_script_is_in_that_of_its_record(cluster: Cluste
 
 
 def test_many_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Client) -> None:
-    config = load(QUICKSTART, TINY)
+    config = load_config(QUICKSTART, TINY)
     script = cluster.home / "project" / "square.py"
     script.write_text(SQUARE_SCRIPT)
     # Most are scripts, which start sooner.
@@ -236,7 +236,7 @@ def test_many_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Client)
 
 
 def test_a_run_is_resumed_and_the_log_of_one_rank_followed(cluster: Cluster, client: Client, first: str) -> None:
-    job = client.resume("runs/first", load(QUICKSTART, ["epochs=4"]))
+    job = client.resume("runs/first", load_config(QUICKSTART, ["epochs=4"]))
     log = "".join(client.follow(job.id, rank=1))
     assert "epoch 3.00 step 72" in log
     assert "epoch 4.00 step 96" in log
@@ -337,8 +337,8 @@ def test_what_the_cluster_can_never_give_is_refused_at_once(cluster: Cluster, cl
         "lower scaling.workers or scaling.cpus_per_worker, or add nodes\n"
     )
     with pytest.raises(ResourceError, match=r" and 0 GPU in all, "):
-        client.submit(load(QUICKSTART, ["scaling.gpus_per_worker=1"]))
-    elastic = load(QUICKSTART, ["scaling.workers={min: 3, max: 4}"])
+        client.submit(load_config(QUICKSTART, ["scaling.gpus_per_worker=1"]))
+    elastic = load_config(QUICKSTART, ["scaling.workers={min: 3, max: 4}"])
     with pytest.raises(ResourceError, match="3 workers"):
         client.submit(elastic)
 
@@ -351,16 +351,16 @@ def test_mistakes_are_refused_before_anything_is_sent(
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.startswith("override epochs=0: epochs: must be a whole number of at least 1")
     with pytest.raises(RunExistsError, match=r"runs/first exists already; take another name"):
-        client.submit(load(QUICKSTART), name="first")
+        client.submit(load_config(QUICKSTART), name="first")
     with pytest.raises(RunExistsError, match=r"has a job first already"):
-        client.submit(load(QUICKSTART, ["storage=/nowhere/at/all"]), name="first")
+        client.submit(load_config(QUICKSTART, ["storage=/nowhere/at/all"]), name="first")
     with pytest.raises(UserError, match=r"env NOT_SET_HERE: not set here"):
-        client.submit(load(QUICKSTART), env=["NOT_SET_HERE"])
+        client.submit(load_config(QUICKSTART), env=["NOT_SET_HERE"])
     with pytest.raises(UserError, match=r"nothing\.py: no such file"):
         client.submit_script("nothing.py")
     monkeypatch.setattr(client_module, "run_here", lambda nodes: False)
     with pytest.raises(UserError, match=r"^storage: runs is a folder of this machine, and the cluster at .* elsewhere"):
-        client.submit(load(QUICKSTART))
+        client.submit(load_config(QUICKSTART))
     with pytest.raises(UserError, match=r"^run: runs/endless is a folder of this machine"):
         client.resume("runs/endless")
     assert len(client.jobs()) == before

@@ -47,9 +47,9 @@ def test_cifar10_splits(tmp_path, batch, layout):
     content = (binary if layout == "bin" else python2_pickle)(*batch)
     first = store(folder / f"data_batch_1{suffix}", content)
     for name in ("data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
-        refused(folder / f"{name}{suffix}", lambda _: files.check(Cifar10Data(root=str(tmp_path))))
+        refused(folder / f"{name}{suffix}", lambda _: files.check_dataset(Cifar10Data(root=str(tmp_path))))
         (folder / f"{name}{suffix}").symlink_to(first)
-    files.check(Cifar10Data(root=str(tmp_path)))
+    files.check_dataset(Cifar10Data(root=str(tmp_path)))
     assert files.read_cifar10(tmp_path, "test")[0].shape == (10_000, 3, 32, 32)
     pixels, labels = files.read_cifar10(tmp_path, "train")
     assert pixels.shape == (50_000, 3, 32, 32)

@@ -209,7 +209,7 @@ def test_a_run_that_can_never_start_is_refused_by_a_cluster_that_was_joined(
     cluster: Cluster, started: list[Any], small_run: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ResourceError, match=r"the cluster has 3; lower scaling.workers or scaling.cpus_per_worker$"):
-        driver.train(plan(small_run, "wide", scaling={"workers": 4}))
+        driver.run_training(plan(small_run, "wide", scaling={"workers": 4}))
     assert not (tmp_path / "runs").exists()
     assert not started
 
@@ -218,16 +218,16 @@ def test_a_run_is_let_in_if_it_fits_and_an_elastic_one_if_its_fewest_workers_do(
     cluster: Cluster, started: list[Any], small_run: dict[str, Any]
 ) -> None:
     for workers in (3, {"min": 3, "max": 50}):
-        driver.train(plan(small_run, "fits", scaling={"workers": workers}))
+        driver.run_training(plan(small_run, "fits", scaling={"workers": workers}))
     assert len(started) == 2
     with pytest.raises(ResourceError, match=r"^4 workers "):
-        driver.train(plan(small_run, "wide", scaling={"workers": {"min": 4, "max": 50}}))
+        driver.run_training(plan(small_run, "wide", scaling={"workers": {"min": 4, "max": 50}}))
 
 
 def test_a_run_waits_for_nodes_that_an_autoscaler_adds(
     autoscaled: Cluster, started: list[Any], small_run: dict[str, Any]
 ) -> None:
-    driver.train(plan(small_run, "wide", scaling={"workers": 4}))
+    driver.run_training(plan(small_run, "wide", scaling={"workers": 4}))
     assert len(started) == 1
 
 
@@ -235,7 +235,7 @@ def test_a_study_is_judged_by_its_largest_size(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, small_config: Path
 ) -> None:
     plans: list[RunPlan] = []
-    monkeypatch.setattr(scaling, "train", lambda plan, **_: plans.append(plan) or {"state": "stopped"})
+    monkeypatch.setattr(scaling, "run_training", lambda plan, **_: plans.append(plan) or {"state": "stopped"})
     study = scaling.plan_study(small_config, [1, 4])
     with pytest.raises(ResourceError, match=r"^4 workers .* lower workers or scaling.cpus_per_worker$"):
         scaling.run_study(study)

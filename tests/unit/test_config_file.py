@@ -11,7 +11,7 @@ import yaml
 from config_texts import read
 
 from raytorch.config import RunConfig
-from raytorch.config.file import dump, load
+from raytorch.config.file import dump_config, load_config
 from raytorch.config.json_schema import schema
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_configs(path: Path) -> None:
-    assert isinstance(load(path), RunConfig)
+    assert isinstance(load_config(path), RunConfig)
 
 
 def test_a_name_alone_stands_for_its_section() -> None:
@@ -56,8 +56,8 @@ def test_whole_numbers_are_those_of_yaml_1_2(text: str, number: int) -> None:
 def test_what_only_yaml_1_1_takes_for_something_else_is_text_and_is_written_in_quotes(text: str) -> None:
     run = read(f"epochs: 1\nstorage: {text}")
     assert run.storage == text
-    assert read(dump(run)) == run
-    assert yaml.safe_load(dump(run))["storage"] == text
+    assert read(dump_config(run)) == run
+    assert yaml.safe_load(dump_config(run))["storage"] == text
 
 
 def test_dates_are_text() -> None:
@@ -73,7 +73,7 @@ def test_anchors_and_merge_keys() -> None:
 
 def test_byte_order_mark_and_windows_line_ends() -> None:
     Path("run.yaml").write_bytes(b"\xef\xbb\xbfepochs: 1\r\nseed: 2\r\n")
-    assert load("run.yaml").seed == 2
+    assert load_config("run.yaml").seed == 2
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------------
@@ -130,11 +130,11 @@ def test_an_override_leaves_what_shares_an_anchor_alone() -> None:
 )
 def test_what_dump_writes_load_reads(values: dict[str, Any]) -> None:
     run = RunConfig.model_validate(values)
-    assert read(dump(run)) == run
+    assert read(dump_config(run)) == run
 
 
 def test_dump_writes_everything_in_the_order_of_the_schema() -> None:
-    text = dump(RunConfig(epochs=2))
+    text = dump_config(RunConfig(epochs=2))
     assert list(yaml.safe_load(text)) == list(RunConfig.model_fields)
     assert "model:\n  name: mlp\n  hidden: [128]\n  dropout: 0.0\n" in text
     assert "optimizer:\n  name: adamw\n  lr: 0.001\n  betas: [0.9, 0.999]\n  eps: 1.0e-08\n" in text
@@ -171,7 +171,7 @@ def test_the_schema_accepts_what_a_file_may_say(run: dict[str, Any], valid: bool
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_schema_accepts_shipped_configs(path: Path) -> None:
-    load(path)
+    load_config(path)
     jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), schema(), cls=jsonschema.Draft202012Validator)
 
 

@@ -8,7 +8,7 @@ import pytest
 from config_texts import problems, read
 
 from raytorch.config import RunConfig
-from raytorch.config.file import dump, load
+from raytorch.config.file import dump_config, load_config
 from raytorch.errors import ConfigError
 
 TOP = ", ".join(RunConfig.model_fields)
@@ -251,7 +251,7 @@ def test_there_is_an_end_to_what_a_file_may_hold(text: str, problem: str) -> Non
 
 def test_a_file_without_end_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"/dev/zero: larger than 1,048,576 bytes"):
-        load("/dev/zero")
+        load_config("/dev/zero")
 
 
 def test_an_override_is_bounded_like_a_file() -> None:
@@ -281,7 +281,7 @@ def test_a_file_that_cannot_be_read(path: str, problem: str) -> None:
     Path("folder").mkdir()
     Path("latin1.yaml").write_bytes("epochs: 1\nname: é".encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
-        load(path)
+        load_config(path)
     assert str(caught.value) == problem
 
 
@@ -338,7 +338,7 @@ def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
         except ConfigError as error:
             assert all(line.isprintable() and line for line in str(error).split("\n"))  # noqa: PT017
         else:
-            assert read(dump(run)) == run
+            assert read(dump_config(run)) == run
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from raytorch.cluster.capacity import Node
 from raytorch.cluster.token import find_token
 from raytorch.errors import ClusterError
 from raytorch.service import dashboard as connection
-from raytorch.service.dashboard import Connection, find_address
+from raytorch.service.dashboard import DashboardConnection, find_address
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_a_lost_node_is_told_from_one_that_was_to_end(
     listed = {"result": [up, down], "total": 2, "num_after_truncation": 2, "num_filtered": 2}
     answer = {"ray_version": "2.60.0", "result": True, "msg": "", "data": {"result": listed}}
     state["body"] = json.dumps(answer | {"version": "4", "ray_commit": "", "session_name": ""}).encode()
-    cluster = Connection(url)
+    cluster = DashboardConnection(url)
     assert cluster.nodes() == [Node("a", {"CPU": 2.0})]
     assert cluster.has_lost_nodes() is lost
 
@@ -115,14 +115,14 @@ def test_nothing_that_listens() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ClusterError, match=f"^no Ray cluster answers at {url} "):
-            Connection(url)
+            DashboardConnection(url)
 
 
 def test_something_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ClusterError, match=f"^no Ray cluster answers at {url} \\(timed out\\)"):
-            Connection(url)
+            DashboardConnection(url)
 
 
 @pytest.mark.parametrize(("status", "body"), [(404, b""), (500, b""), (200, b"<html>"), (200, b"{}"), (200, b"[]")])
@@ -130,7 +130,7 @@ def test_something_else_that_answers(dashboard: tuple[str, dict[str, object]], s
     url, state = dashboard
     state |= {"status": status, "body": body}
     with pytest.raises(ClusterError, match=f"^what answers at {url} is no Ray dashboard"):
-        Connection(url)
+        DashboardConnection(url)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_refused_token(
     if token:
         monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     with pytest.raises(ClusterError) as refusal:
-        Connection(url)
+        DashboardConnection(url)
     assert str(refusal.value) == (
         f"the cluster at {url} {told} (HTTP {status}); give the cluster's token in one of RAY_AUTH_TOKEN, the file "
         "that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token, which are looked into in this order"

@@ -27,7 +27,7 @@ from torch import nn
 
 from raytorch.cli.runs import _row
 from raytorch.config import Checkpointing, RunConfig
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.errors import RaytorchError
 from raytorch.models.networks import Architecture
 from raytorch.runs.catalog import list_runs, read_history
@@ -40,7 +40,7 @@ from raytorch.service.job import describe, failure_of, summary_of
 from raytorch.session.registry import Registry
 from raytorch.session.restore import restore
 from raytorch.sweeps.file import load_sweep
-from raytorch.sweeps.results import best_config, find_best, table
+from raytorch.sweeps.results import best_config, find_best, results_csv
 from raytorch.sweeps.sweep import SweepPlan, _LiveSweepRecord, plan_resumed_sweep, plan_sweep
 from raytorch.training.checkpoint import Checkpoints, open_checkpoint
 from raytorch.training.run_record import RunRecord
@@ -113,7 +113,7 @@ def write_run(config: RunConfig, name: str) -> None:
     """A run that has saved a checkpoint, as its driver and its rank 0 leave it."""
     plan = plan_run(config, name)
     folder = plan.folder
-    with RunRecord(plan).kept():
+    with RunRecord(plan).writing():
         pass
     summary = json.loads(folder.read_text("summary.json")) | {
         "state": "failed",
@@ -154,13 +154,13 @@ def write_sweep(storage: Path, root: Path) -> None:
         "parameters: {optimizer.lr: {log_uniform: [1.0e-4, 1.0e-1]}, model.hidden: {choice: [[8], [16]]}}\n"
     )
     plan = plan_sweep(load_sweep(file), SWEEP)
-    with suppress(KeyboardInterrupt), _LiveSweepRecord(plan).kept():
+    with suppress(KeyboardInterrupt), _LiveSweepRecord(plan).writing():
         raise KeyboardInterrupt
     plan.folder.write_json(
         "sweep.json", json.loads(plan.folder.read_text("sweep.json")) | {"stopped": {"1": 1.0}, "seconds": 3.5}
     )
     trial = RunFolder(str(plan.folder), "trial-000")
-    trial.write_text("config.yaml", dump(plan.sweep.trials[0].config))
+    trial.write_text("config.yaml", dump_config(plan.sweep.trials[0].config))
     trial.write_json("summary.json", {"state": "finished", "started": "", "seconds": {"total": 1.0}})
     trial.write_text("metrics.jsonl", '{"step": 5, "epoch": 1.0, "split": "test", "accuracy": 0.5, "loss": 0.25}\n')
 
@@ -183,7 +183,7 @@ def list_the_runs(place: Place) -> None:
 def resume(place: Place) -> None:
     """What ``train --resume`` reads before it starts, and writes first."""
     plan = plan_resume(str(place.storage / RUN))
-    with RunRecord(plan).kept():
+    with RunRecord(plan).writing():
         pass
 
 
@@ -249,7 +249,7 @@ def go_on_with_the_sweep(place: Place, plan: SweepPlan | None = None) -> None:
         record.keep()
         results = plan.results(record.stopped)
         json.dumps([result.row() for result in results])
-        plan.folder.write_text("results.csv", table(results))
+        plan.folder.write_text("results.csv", results_csv(results))
         best = find_best(results, plan.sweep.config.metric)
         if best:
             plan.folder.write_text("best.yaml", best_config(plan.folder, plan.sweep.config, best))

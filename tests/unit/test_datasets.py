@@ -8,7 +8,7 @@ import torch
 from data_files import idx
 
 from raytorch.config import Cifar10Data, DigitsData, MnistData, MnistStripsData, MovingMnistData
-from raytorch.datasets import END, PAD, load
+from raytorch.datasets import END, PAD, load_dataset
 from raytorch.datasets.augmentation import mirror, shift
 from raytorch.datasets.files import read_digits
 from raytorch.errors import DataError
@@ -39,7 +39,7 @@ def mnist(tmp_path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def test_digits_are_split_without_overlap():
-    train, test = (load(DigitsData(), split) for split in ("train", "test"))
+    train, test = (load_dataset(DigitsData(), split) for split in ("train", "test"))
     assert (len(train), len(test)) == (DigitsData.train_size, 297)
     assert train.input_shape == DigitsData().input_shape == (1, 8, 8)
     assert train.num_classes == 10
@@ -53,7 +53,7 @@ def test_digits_are_split_without_overlap():
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_mnist_batch(tmp_path, mnist, split):
     images, labels = mnist[split]
-    dataset = load(MnistData(root=str(tmp_path)), split)
+    dataset = load_dataset(MnistData(root=str(tmp_path)), split)
     assert len(dataset) == len(images)
     assert dataset.input_shape == MnistData().input_shape == (1, 28, 28)
     index = torch.tensor([3, 0, 3, 11])
@@ -66,7 +66,7 @@ def test_mnist_batch(tmp_path, mnist, split):
 
 
 def test_batches_share_no_memory_with_the_data_set(tmp_path, mnist):
-    dataset = load(MnistData(root=str(tmp_path)), "train")
+    dataset = load_dataset(MnistData(root=str(tmp_path)), "train")
     before = dataset.batch(torch.arange(4))[0].clone()
     dataset.batch(torch.arange(4))[0].zero_()
     assert torch.equal(dataset.batch(torch.arange(4))[0], before)
@@ -74,7 +74,7 @@ def test_batches_share_no_memory_with_the_data_set(tmp_path, mnist):
 
 def test_inputs_have_zero_mean_and_unit_variance(mnist_root):
     for config in (DigitsData(), MnistData(root=str(mnist_root))):
-        dataset = load(config, "train")
+        dataset = load_dataset(config, "train")
         assert len(dataset) == config.train_size
         inputs, _ = dataset.batch(torch.arange(len(dataset)))
         assert inputs.mean().item() == pytest.approx(0, abs=1e-3)
@@ -88,7 +88,7 @@ def test_cifar10_normalizes_each_channel(tmp_path):
     rows.tofile(folder / "test_batch.bin")
     for number in range(1, 6):
         (folder / f"data_batch_{number}.bin").symlink_to(folder / "test_batch.bin")
-    dataset = load(Cifar10Data(root=str(tmp_path), test_samples=7), "test")
+    dataset = load_dataset(Cifar10Data(root=str(tmp_path), test_samples=7), "test")
     assert len(dataset) == 7
     assert dataset.input_shape == Cifar10Data().input_shape == (3, 32, 32)
     inputs, targets = dataset.batch(torch.tensor([6, 2]))
@@ -101,20 +101,20 @@ def test_cifar10_normalizes_each_channel(tmp_path):
 
 @pytest.mark.parametrize("config", [MnistData, MovingMnistData, MnistStripsData])
 def test_limits_leave_the_samples_as_they_are(tmp_path, mnist, config):
-    everything = load(config(root=str(tmp_path)), "train")
-    few = load(config(root=str(tmp_path), train_samples=5, test_samples=1), "train")
+    everything = load_dataset(config(root=str(tmp_path)), "train")
+    few = load_dataset(config(root=str(tmp_path), train_samples=5, test_samples=1), "train")
     assert len(everything) == TRAIN
     assert len(few) == 5
     index = torch.arange(5)
     assert all(torch.equal(a, b) for a, b in zip(few.batch(index), everything.batch(index), strict=True))
-    assert len(load(config(root=str(tmp_path), train_samples=5), "test")) == TEST
+    assert len(load_dataset(config(root=str(tmp_path), train_samples=5), "test")) == TEST
 
 
 def test_corrupt_files_are_refused(tmp_path, mnist):
     path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=path.name):
-        load(MnistData(root=str(tmp_path)), "test")
+        load_dataset(MnistData(root=str(tmp_path)), "test")
 
 
 # -- clips -------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def walk(start: int, velocity: int, steps: int, room: int) -> list[int]:
 def test_clips_show_a_digit_that_moves_and_bounces(tmp_path, mnist, frames, canvas):
     images, labels = mnist["train"]
     config = MovingMnistData(root=str(tmp_path), frames=frames, canvas=canvas)
-    dataset = load(config, "train")
+    dataset = load_dataset(config, "train")
     assert dataset.input_shape == config.input_shape == (1, frames, canvas, canvas)
     index = torch.arange(TRAIN).flip(0)
     clips, positions = dataset.pixels(index), dataset.positions(index)
@@ -153,7 +153,7 @@ def test_clips_show_a_digit_that_moves_and_bounces(tmp_path, mnist, frames, canv
 
 
 def test_clips_on_a_canvas_without_room_stand_still(tmp_path, mnist):
-    dataset = load(MovingMnistData(root=str(tmp_path), canvas=28), "train")
+    dataset = load_dataset(MovingMnistData(root=str(tmp_path), canvas=28), "train")
     assert not dataset.positions(torch.arange(TRAIN)).any()
     assert np.array_equal(dataset.pixels(torch.arange(TRAIN))[:, 0, 3], mnist["train"][0])
 
@@ -161,7 +161,7 @@ def test_clips_on_a_canvas_without_room_stand_still(tmp_path, mnist):
 def test_clips_are_the_same_in_every_run_but_differ_between_samples_and_splits(tmp_path, mnist):
     config = MovingMnistData(root=str(tmp_path))
     index = torch.arange(TEST)
-    train, again, test = (load(config, split).positions(index) for split in ("train", "train", "test"))
+    train, again, test = (load_dataset(config, split).positions(index) for split in ("train", "train", "test"))
     assert torch.equal(train, again)
     assert not torch.equal(train, test)
     assert len({tuple(path.flatten().tolist()) for path in train}) > TEST // 2
@@ -176,7 +176,7 @@ def test_strips_show_the_digits_that_their_targets_name(tmp_path, mnist, split, 
     images, labels = mnist[split]
     label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     config = MnistStripsData(root=str(tmp_path), min_digits=fewest, max_digits=most)
-    dataset = load(config, split)
+    dataset = load_dataset(config, split)
     assert len(dataset) == len(images)
     assert dataset.input_shape == config.input_shape == (1, 28, 28 * most)
     assert dataset.num_classes == 10
@@ -198,7 +198,7 @@ def test_strips_show_the_digits_that_their_targets_name(tmp_path, mnist, split, 
 def test_strips_are_the_same_in_every_run_but_differ_between_splits(tmp_path, mnist):
     config = MnistStripsData(root=str(tmp_path))
     index = torch.arange(TEST)
-    train, again, test = (load(config, split).targets(index) for split in ("train", "train", "test"))
+    train, again, test = (load_dataset(config, split).targets(index) for split in ("train", "train", "test"))
     assert torch.equal(train, again)
     assert not torch.equal(train, test)
 

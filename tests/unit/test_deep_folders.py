@@ -13,7 +13,7 @@ from raytorch.errors import PackageError
 from raytorch.runs.catalog import list_runs
 from raytorch.runs.checkpoint_folders import latest_checkpoint
 from raytorch.runs.storage import RunFolder
-from raytorch.service.projects import collect
+from raytorch.service.projects import collect_files
 from raytorch.system import temporary_folders
 from raytorch.system.deletion import delete_tree
 
@@ -100,7 +100,7 @@ def test_a_deep_project_is_sent_or_refused_in_one_sentence(root: Path) -> None:
     fill(root / "project")
     (root / "project" / "train.py").touch()
     try:
-        assert len(collect(root / "project").files) == LEVELS + 1
+        assert len(collect_files(root / "project").files) == LEVELS + 1
     except PackageError as error:
         assert "nested too deeply" in str(error)  # noqa: PT017 - Python 3.12 and later walk without recursion
 
@@ -113,4 +113,4 @@ def test_a_long_chain_of_links_is_refused_in_one_sentence(root: Path) -> None:
         (folder / "next").symlink_to(f"../{target.name}")
     (folders[-1] / "train.py").touch()
     with pytest.raises(PackageError, match="nested too deeply"):
-        collect(root)
+        collect_files(root)

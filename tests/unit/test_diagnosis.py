@@ -15,16 +15,16 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 
 from raytorch.cluster import ray_watch
 from raytorch.errors import Cause
-from raytorch.runs.status import Failure, Status
+from raytorch.runs.status import RunStatus, WorkerFailure
 from raytorch.training import failures
 from raytorch.training.failures import diagnose
 
 HERE, THERE = "the driver's node", "another"
 
 
-def told(cause: Cause, rank: int = 0) -> Status:
-    failure = Failure(rank, "Kind", "what it said", "Traceback", cause, expected=False, user_error=False)
-    return Status(failures=[failure], nodes={0: HERE, 1: THERE})
+def told(cause: Cause, rank: int = 0) -> RunStatus:
+    failure = WorkerFailure(rank, "Kind", "what it said", "Traceback", cause, expected=False, user_error=False)
+    return RunStatus(failures=[failure], nodes={0: HERE, 1: THERE})
 
 
 def died(text: str) -> Exception:
@@ -63,7 +63,7 @@ def lost(**failures: Exception) -> Exception:
 def test_a_worker_that_could_not_speak_is_explained_by_what_ray_saw(
     error: Exception, cause: Cause, rank: int, message: str | None
 ) -> None:
-    for status in (Status(), told(Cause.LOST_WORKER), told(Cause.TIMEOUT)):  # what its peers noticed explains less
+    for status in (RunStatus(), told(Cause.LOST_WORKER), told(Cause.TIMEOUT)):  # what its peers noticed explains less
         details = diagnose(error, status)
         assert (details["cause"], details["rank"]) == (cause, rank)
         assert details["message"] == (message or details["message"])
@@ -140,7 +140,7 @@ def test_a_part_of_ray_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, er
     nodes = Nodes(monkeypatch, looks=10**9)
     with socket.create_server(("127.0.0.1", 0)) as raylet:
         nodes.address = raylet.getsockname()
-        for status in (Status(), told(Cause.LOST_WORKER)):  # the workers go with it
+        for status in (RunStatus(), told(Cause.LOST_WORKER)):  # the workers go with it
             details = diagnose(error, status)
             assert (details["cause"], details["message"]) == (Cause.LOST_RAY, message)
 
@@ -153,7 +153,7 @@ def test_a_raylet_that_is_gone_takes_the_others_with_it(monkeypatch: pytest.Monk
         nodes.address = listener.getsockname()
         if not is_there:
             listener.close()
-        details = diagnose(of_actor("RunMonitor"), Status())
+        details = diagnose(of_actor("RunMonitor"), RunStatus())
     assert details["cause"] is Cause.LOST_RAY
     assert details["message"].startswith("the run's monitor" if is_there else "the raylet of the driver's machine died")
     assert nodes.looks == 10**9 - 1  # without waiting for Ray to notice
@@ -234,7 +234,7 @@ def test_a_raylet_is_lost_as_soon_as_it_refuses(parts: SimpleNamespace) -> None:
 
 
 def test_an_error_of_ray_train_itself_is_an_error() -> None:
-    assert diagnose(RuntimeError("what Ray says"), Status()) == {
+    assert diagnose(RuntimeError("what Ray says"), RunStatus()) == {
         "cause": Cause.ERROR,
         "kind": "RuntimeError",
         "message": "what Ray says",

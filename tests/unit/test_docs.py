@@ -57,7 +57,7 @@ def test_configurations_are_valid(text: str, tmp_path: Path) -> None:
     shown = tmp_path / "sweeps/shown.yaml"  # `run: ../quickstart.yaml`
     shown.parent.mkdir()
     shown.write_text(text, encoding="utf-8")
-    (load_sweep if text.startswith("run:") else config_file.load)(shown)
+    (load_sweep if text.startswith("run:") else config_file.load_config)(shown)
 
 
 @pytest.mark.parametrize("text", blocks("console"))

@@ -7,7 +7,7 @@ import pytest
 from file_server import FileServer
 
 from raytorch.datasets import download
-from raytorch.datasets.download import Remote, fetch
+from raytorch.datasets.download import RemoteFile, fetch
 from raytorch.datasets.preparation import MNIST
 
 CONTENT = bytes(range(256)) * 10
@@ -20,8 +20,8 @@ def _no_waiting(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def published(*mirrors: str) -> Remote:
-    return Remote("file.gz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), mirrors)
+def published(*mirrors: str) -> RemoteFile:
+    return RemoteFile("file.gz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), mirrors)
 
 
 def fetched(tmp_path, *mirrors: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raytorch.service.job import Failure, Job, describe, failure_of, failure_told, summary_of
+from raytorch.service.job import Job, JobFailure, describe, failure_of, failure_told, summary_of
 from raytorch.service.tracebacks import LONGEST, exception_of, last_traceback
 
 MILLISECONDS = 1_800_000_000_500
@@ -74,7 +74,7 @@ def test_a_job_of_somebody_else() -> None:
 def test_the_records_word_for_a_failure_comes_first() -> None:
     summary = {"error": {"cause": "gpu_memory", "kind": "E", "message": "full", "rank": 1, "traceback": "T"}}
     failed = details(status="FAILED", message="exit code 1")
-    assert failure_of(job(status="FAILED"), failed, summary, CHAINED) == Failure("gpu_memory", "full", 1, "T", "E")
+    assert failure_of(job(status="FAILED"), failed, summary, CHAINED) == JobFailure("gpu_memory", "full", 1, "T", "E")
 
 
 def test_then_the_traceback_in_the_drivers_output() -> None:
@@ -170,7 +170,7 @@ def test_a_workers_traceback_is_told_without_rays_marks() -> None:
 )
 def test_then_rays(kind: str, message: str, cause: str) -> None:
     failed = details(status="FAILED", error_type=kind, message=message)
-    assert failure_of(job(status="FAILED"), failed, None, "no traceback") == Failure(cause, message)
+    assert failure_of(job(status="FAILED"), failed, None, "no traceback") == JobFailure(cause, message)
 
 
 def test_a_supervisor_that_was_killed_is_a_part_of_ray_whatever_ray_says_of_nodes() -> None:
@@ -188,7 +188,7 @@ def test_a_supervisor_that_was_killed_is_a_part_of_ray_whatever_ray_says_of_node
 
 def test_a_stopped_job_was_stopped() -> None:
     stopped = failure_of(job(status="STOPPED"), details(status="STOPPED"), None, "")
-    assert stopped == Failure("stop", "stopped on request")
+    assert stopped == JobFailure("stop", "stopped on request")
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING", "SUCCEEDED"])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from raytorch.cli.main import app
 from raytorch.config import RunConfig
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.errors import RaytorchError, UserError
 from raytorch.runs.catalog import list_runs
 from raytorch.runs.checkpoint_folders import latest_checkpoint
@@ -36,7 +36,7 @@ def outside(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
     plan = plan_run(RunConfig(epochs=1, storage=str(tmp_path / "runs")), "mine")
-    plan.folder.write_text("config.yaml", dump(plan.config))
+    plan.folder.write_text("config.yaml", dump_config(plan.config))
     return plan
 
 
@@ -52,7 +52,7 @@ def claim(plan: RunPlan) -> None:
 
 
 def record(plan: RunPlan) -> None:
-    with RunRecord(plan).kept():
+    with RunRecord(plan).writing():
         pass
 
 

@@ -7,14 +7,16 @@ import pytest
 import ray
 
 from raytorch.errors import Cause, DataError, DivergedError
-from raytorch.runs.status import Failure
-from raytorch.training.monitor import DriverLink, RunMonitor, telling_failures
-from raytorch.training.stopping import Wish
+from raytorch.runs.status import WorkerFailure
+from raytorch.training.monitor import DriverLink, RunMonitor, reporting_failures
+from raytorch.training.stopping import DriverRequest
 
 
-def failure(rank: int, *, at: float, final: bool) -> Failure:
+def failure(rank: int, *, at: float, final: bool) -> WorkerFailure:
     cause = Cause.ERROR if final else Cause.LOST_WORKER
-    return Failure(rank, "ValueError", "what happened", "Traceback", cause, expected=False, user_error=False, time=at)
+    return WorkerFailure(
+        rank, "ValueError", "what happened", "Traceback", cause, expected=False, user_error=False, time=at
+    )
 
 
 def test_a_new_monitor_knows_nothing() -> None:
@@ -29,8 +31,8 @@ def test_news_are_kept_in_the_order_of_their_coming() -> None:
     monitor.joined(0, 2, 11, "here")
     monitor.joined(1, 2, 12, "there")
     monitor.begin_attempt()
-    assert monitor.progress({"step": 1}) is Wish.GO_ON
-    assert monitor.progress({"step": 2}) is Wish.GO_ON
+    assert monitor.progress({"step": 1}) is DriverRequest.CONTINUE
+    assert monitor.progress({"step": 2}) is DriverRequest.CONTINUE
     monitor.evaluated({"accuracy": 0.5})
     monitor.evaluated({"accuracy": 0.6})
     status = monitor.status()
@@ -45,14 +47,14 @@ def test_workers_hear_that_they_should_stop_with_their_next_progress() -> None:
     monitor = RunMonitor()
     monitor.request_stop()
     assert monitor.status().stopping
-    assert monitor.progress({"step": 3}) is Wish.STOP
-    assert monitor.progress({"step": 4}) is Wish.STOP
+    assert monitor.progress({"step": 3}) is DriverRequest.STOP
+    assert monitor.progress({"step": 4}) is DriverRequest.STOP
 
 
 def test_workers_hear_once_that_they_should_save() -> None:
     monitor = RunMonitor()
     monitor.request_save()
-    assert [monitor.progress({"step": step}) for step in (3, 4)] == [Wish.SAVE, Wish.GO_ON]
+    assert [monitor.progress({"step": step}) for step in (3, 4)] == [DriverRequest.SAVE, DriverRequest.CONTINUE]
 
 
 def test_a_checkpoint_that_is_saved_answers_the_request_before_it_and_none_after() -> None:
@@ -71,7 +73,7 @@ def test_workers_that_take_over_are_not_asked_to_save_what_others_did() -> None:
     monitor.request_save()
     monitor.saved()
     monitor.resizing()
-    assert monitor.progress({"step": 3}) is Wish.GO_ON
+    assert monitor.progress({"step": 3}) is DriverRequest.CONTINUE
 
 
 def test_a_smaller_group_leaves_no_trace_of_nodes_that_it_is_not_on() -> None:
@@ -121,7 +123,7 @@ class DirectMonitor:
         self.failed = self
         monkeypatch.setattr(ray, "get", lambda answer: answer)
 
-    def remote(self, failure: Failure) -> None:
+    def remote(self, failure: WorkerFailure) -> None:
         self.monitor.failed(failure)
 
 
@@ -147,22 +149,22 @@ class Rank0:
         monkeypatch.setattr("raytorch.training.monitor.PROGRESS_INTERVAL_S", 0)
         self._link = DriverLink(self, 0)
 
-    def remote(self, update: dict[str, Any]) -> Wish:
+    def remote(self, update: dict[str, Any]) -> DriverRequest:
         return self.monitor.progress(update)
 
-    def hears(self) -> Wish:
-        self._link.tell({"step": 1})
-        return self._link.take_wish()
+    def hears(self) -> DriverRequest:
+        self._link.report_progress({"step": 1})
+        return self._link.take_request()
 
 
 def test_rank_0_takes_a_wish_to_save_once_and_one_to_stop_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     rank_0 = Rank0(monkeypatch)
-    assert rank_0.hears() is Wish.GO_ON
+    assert rank_0.hears() is DriverRequest.CONTINUE
     rank_0.monitor.request_save()
-    assert [rank_0.hears(), rank_0.hears()] == [Wish.SAVE, Wish.GO_ON]
+    assert [rank_0.hears(), rank_0.hears()] == [DriverRequest.SAVE, DriverRequest.CONTINUE]
     rank_0.monitor.request_save()
     rank_0.monitor.request_stop()
-    assert [rank_0.hears(), rank_0.hears()] == [Wish.STOP, Wish.STOP]
+    assert [rank_0.hears(), rank_0.hears()] == [DriverRequest.STOP, DriverRequest.STOP]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
     monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Cause, expected: bool, user_error: bool
 ) -> None:
     direct: Any = DirectMonitor(monkeypatch)
-    with pytest.raises(type(error)) as raised, telling_failures(direct, 3, cause_of):
+    with pytest.raises(type(error)) as raised, reporting_failures(direct, 3, cause_of):
         fail(error)
     assert raised.value is error
     [told] = direct.monitor.status().failures
@@ -196,7 +198,7 @@ def test_a_failure_is_told_with_its_own_traceback_and_raised_further(
 def test_a_failure_of_several_exceptions_is_told_with_the_words_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     direct: Any = DirectMonitor(monkeypatch)
     error = ExceptionGroup("both", [KeyError("x"), ExceptionGroup("inner", [ValueError("y")])])
-    with pytest.raises(ExceptionGroup), telling_failures(direct, 0, cause_of):
+    with pytest.raises(ExceptionGroup), reporting_failures(direct, 0, cause_of):
         raise error
     [told] = direct.monitor.status().failures
     assert (told.kind, told.message) == ("ExceptionGroup", "both (2 sub-exceptions): KeyError: 'x'; ValueError: y")
@@ -204,6 +206,6 @@ def test_a_failure_of_several_exceptions_is_told_with_the_words_of_each(monkeypa
 
 def test_a_block_that_ends_well_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     direct: Any = DirectMonitor(monkeypatch)
-    with telling_failures(direct, 0, cause_of):
+    with reporting_failures(direct, 0, cause_of):
         pass
     assert direct.monitor.status().failures == []

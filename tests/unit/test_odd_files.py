@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raytorch.config import Checkpointing, RunConfig
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.errors import CheckpointError, RecordError
 from raytorch.models.networks import Architecture
 from raytorch.runs.catalog import list_runs, read_history, read_summary
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> RunFolder:
     """A run with checkpoints at steps 1 and 2."""
     config = RunConfig.model_validate({"epochs": 1, "storage": str(tmp_path)})
     plan = plan_run(config, "trial-000")
-    plan.folder.write_text("config.yaml", dump(plan.config))
+    plan.folder.write_text("config.yaml", dump_config(plan.config))
     plan.folder.write_json("summary.json", {"state": "finished", "started": ""})
     plan.folder.write_text(
         "metrics.jsonl", '{"step": 1, "epoch": 1.0, "split": "test", "accuracy": 0.5, "loss": 0.2}\n'

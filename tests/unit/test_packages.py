@@ -15,7 +15,7 @@ from project_files import git, make, names, packed
 from raytorch.errors import PackageError
 from raytorch.service import packages
 from raytorch.service.packages import mark, pack
-from raytorch.service.projects import collect
+from raytorch.service.projects import collect_files
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def repository(tmp_path: Path) -> Path:
 def test_under_git_it_is_what_git_tracks_and_what_it_would_take(repository: Path) -> None:
     assert names(repository) == [".gitignore", "data/small.csv", "kept.log", "lib/net.py", "new.py", "train.py"]
     assert names(repository / "lib") == ["net.py"]
-    assert collect(repository).told() == ""
+    assert collect_files(repository).told() == ""
 
 
 def test_elsewhere_it_is_what_a_person_wrote(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_elsewhere_it_is_what_a_person_wrote(tmp_path: Path) -> None:
 def test_a_package_may_be_named_like_a_folder_of_results(tmp_path: Path) -> None:
     make(tmp_path, "train.py", "lib/data/a.py", "lib/runs/b.py", "data/d.csv", "runs/r/x", "lib/node_modules/m.js")
     assert names(tmp_path) == ["lib/data/a.py", "lib/runs/b.py", "train.py"]
-    assert collect(tmp_path).told() == (
+    assert collect_files(tmp_path).told() == (
         f"not sent from {tmp_path}: data (left out by its name), runs (left out by its name), "
         "lib/node_modules (left out by its name)"
     )
@@ -55,7 +55,7 @@ def test_what_is_left_out_is_counted_and_the_first_named(tmp_path: Path) -> None
     make(tmp_path, "train.py", ".git/config", "__pycache__/x.pyc", *(f".hidden{n}/a" for n in range(7)))
     (tmp_path / ".git" / "config").unlink()
     (tmp_path / ".git").rmdir()
-    assert collect(tmp_path).told() == (
+    assert collect_files(tmp_path).told() == (
         f"not sent from {tmp_path}: .hidden0 (hidden), .hidden1 (hidden), .hidden2 (hidden), .hidden3 (hidden), "
         ".hidden4 (hidden), and 2 more"
     )
@@ -86,14 +86,14 @@ def test_a_rayignore_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train.py")
     (tmp_path / ".rayignore").write_text("!\n")
     with pytest.raises(PackageError, match=r"/\.rayignore cannot be read: "):
-        collect(tmp_path)
+        collect_files(tmp_path)
 
 
 def test_names_that_no_archive_can_hold_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "train.py")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("x")
     with pytest.raises(PackageError) as refusal:
-        collect(tmp_path)
+        collect_files(tmp_path)
     assert str(refusal.value) == (
         "file names that are no UTF-8 cannot be sent: caf\\xe9.txt; rename them, or list them in .rayignore"
     )
@@ -123,12 +123,12 @@ def test_submodules_and_clones_are_sent_with_what_is_new_in_them(nested: Path) -
     theirs = [f"{place}/{name}" for place in ("clone", "vendor/part") for name in (".gitignore", "new.py", "part.py")]
     assert names(nested) == sorted(own + theirs)
     assert names(nested / "vendor") == ["part/.gitignore", "part/new.py", "part/part.py"]
-    assert collect(nested).left_out == []
+    assert collect_files(nested).left_out == []
 
 
 def test_a_submodule_that_is_not_checked_out_is_said(nested: Path) -> None:
     git(nested, "submodule", "deinit", "--force", "vendor/part")
-    assert collect(nested).left_out == ["vendor/part (a submodule that is not checked out)"]
+    assert collect_files(nested).left_out == ["vendor/part (a submodule that is not checked out)"]
 
 
 def test_a_project_that_an_outer_repository_ignores_is_sent(repository: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_project_that_an_outer_repository_ignores_is_sent(repository: Path) ->
 def test_a_repository_that_git_does_not_read_is_refused(repository: Path) -> None:
     (repository / ".git" / "config").write_text("[core\n")
     with pytest.raises(PackageError, match=r"^git cannot list the files of .*, so that none are sent: .*bad config"):
-        collect(repository)
+        collect_files(repository)
 
 
 def test_the_repository_of_a_hook_is_not_that_of_the_project(
@@ -166,7 +166,7 @@ def test_the_script_is_sent_wherever_it_leads(tmp_path: Path, tmp_path_factory: 
     outside = tmp_path_factory.mktemp("outside")
     make(outside, "shared.py")
     (tmp_path / "train.py").symlink_to(outside / "shared.py")
-    assert collect(tmp_path, Path("train.py")).files == {Path("train.py"): outside / "shared.py"}
+    assert collect_files(tmp_path, Path("train.py")).files == {Path("train.py"): outside / "shared.py"}
 
 
 # -- what is no file, and what changes ---------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_pipes_and_sockets_are_said_and_not_waited_for(tmp_path: Path) -> None:
         with chdir(tmp_path):  # the paths of sockets have to be short
             listener.bind("socket")
         assert packed(tmp_path) == {"train.py": "train.py"}
-    assert collect(tmp_path).left_out == [
+    assert collect_files(tmp_path).left_out == [
         "pipe (no regular file)",
         "socket (no regular file)",
         "to_pipe (leads to pipe, which is not sent)",
@@ -190,7 +190,7 @@ def test_pipes_and_sockets_are_said_and_not_waited_for(tmp_path: Path) -> None:
 def test_what_vanishes_or_changes_meanwhile_is_not_sent(tmp_path: Path) -> None:
     project = tmp_path / "project"
     make(project, "train.py", "gone.py", "turned.py")
-    files = collect(project).files
+    files = collect_files(project).files
     (project / "gone.py").unlink()
     assert pack(project, files, tmp_path / "one.zip") == [Path("gone.py")]
     (project / "turned.py").unlink()
@@ -229,7 +229,7 @@ def test_what_cannot_be_read_is_refused_by_its_name() -> None:
             with pytest.raises(
                 PackageError, match=r"project/closed cannot be read: Permission denied; make it readable"
             ):
-                collect(folder / "project")
+                collect_files(folder / "project")
             files = {Path("secret.key"): folder / "project" / "secret.key"}
             with pytest.raises(PackageError, match=r"/secret\.key cannot be read: Permission denied; make it readable"):
                 pack(folder, files, folder / "project.zip")
@@ -246,7 +246,7 @@ def test_an_archive_holds_contents_and_permissions_and_is_the_same_again(tmp_pat
     make(project, "train.py", "tools/run.sh")
     (project / "tools" / "run.sh").chmod(0o755)
     for name in ("one.zip", "two.zip"):
-        pack(project, collect(project).files, tmp_path / name)
+        pack(project, collect_files(project).files, tmp_path / name)
         (project / "train.py").touch()
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "one.zip") as archive:
@@ -277,7 +277,7 @@ def test_what_is_too_large_is_refused_with_what_makes_it_so(tmp_path: Path) -> N
     for number in range(2):
         (tmp_path / "images" / f"{number}.png").write_bytes(os.urandom(2 << 20))
     with pytest.raises(PackageError) as refusal:
-        pack(tmp_path, collect(tmp_path).files, Path(f"{tmp_path}.zip"), limit=1 << 20)
+        pack(tmp_path, collect_files(tmp_path).files, Path(f"{tmp_path}.zip"), limit=1 << 20)
     assert str(refusal.value) == (
         f"{tmp_path} is too large to send: 7.0 MiB in 5 files, and packed more than the 1.0 MiB that the cluster "
         "accepts; the largest: images/ (4.0 MiB), weights.bin (3.0 MiB), lib/ (0.0 MiB). List what the job does not "
@@ -288,7 +288,7 @@ def test_what_is_too_large_is_refused_with_what_makes_it_so(tmp_path: Path) -> N
 
 def test_what_packs_well_may_be_large(tmp_path: Path) -> None:
     (tmp_path / "zeros.csv").write_bytes(bytes(4 << 20))
-    pack(tmp_path, collect(tmp_path).files, Path(f"{tmp_path}.zip"), limit=1 << 20)
+    pack(tmp_path, collect_files(tmp_path).files, Path(f"{tmp_path}.zip"), limit=1 << 20)
 
 
 def test_the_limit_is_the_dashboards() -> None:

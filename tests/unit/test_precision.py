@@ -120,13 +120,13 @@ def test_a_model_is_arranged_in_place_and_computes_the_same() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     inputs = torch.randn(2, 3, 8, 8)
     before, parameters = model(inputs), list(model.parameters())
-    assert Precision(True, "cpu").arrange(model) is model
+    assert Precision(True, "cpu").to_memory_format(model) is model
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(new is old for new, old in zip(model.parameters(), parameters, strict=True))
     torch.testing.assert_close(model(inputs), before)
 
 
 def test_fp32_on_a_gpu_leaves_a_model_as_it_is() -> None:
-    model = Precision(False, "cuda").arrange(nn.Conv2d(3, 4, 3))
+    model = Precision(False, "cuda").to_memory_format(nn.Conv2d(3, 4, 3))
     assert model.weight.is_contiguous()  # type: ignore[operator, union-attr]
     assert not model.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]

@@ -12,7 +12,7 @@ from preparing import contents, preparing, remotes, small_mnist
 
 from raytorch.cli.main import app
 from raytorch.config import Cifar10Data, MnistData, MnistStripsData, MovingMnistData
-from raytorch.datasets import download, load, preparation, prepare
+from raytorch.datasets import download, load_dataset, preparation, prepare
 from raytorch.errors import DataError
 
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
@@ -61,8 +61,8 @@ def test_mnist_is_downloaded_and_unpacked(tmp_path, server, config):
 
 def test_a_run_downloads_if_it_is_told_to(tmp_path, server):
     with pytest.raises(DataError, match="no folder"):
-        load(MnistData(root=str(tmp_path / "data")), "train")
-    assert len(load(MnistData(root=str(tmp_path / "data"), download=True), "train")) == 7
+        load_dataset(MnistData(root=str(tmp_path / "data")), "train")
+    assert len(load_dataset(MnistData(root=str(tmp_path / "data"), download=True), "train")) == 7
 
 
 def test_only_what_is_missing_is_downloaded(tmp_path, server):
@@ -146,7 +146,7 @@ def test_ranks_of_one_process_download_once(tmp_path, server):
     server.pace_s = 0.01
     config = MnistData(root=str(tmp_path / "data"), download=True)
     sizes: list[int] = []
-    ranks = [threading.Thread(target=lambda: sizes.append(len(load(config, "train")))) for _ in range(4)]
+    ranks = [threading.Thread(target=lambda: sizes.append(len(load_dataset(config, "train")))) for _ in range(4)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -170,5 +170,5 @@ def test_a_corrupt_file_that_is_there_is_neither_replaced_nor_accepted(tmp_path,
     path.write_bytes(b"")
     config = MnistData(root=str(tmp_path / "data"), download=True)
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte: expected a header of 8 bytes, found 0; .* delete it"):
-        load(config, "test")
+        load_dataset(config, "test")
     assert path.read_bytes() == b""

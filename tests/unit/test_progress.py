@@ -9,7 +9,7 @@ from rich.console import Console
 
 from raytorch.cli import progress
 from raytorch.cli.progress import DownloadDisplay, ProgressDisplay, print_summary
-from raytorch.runs.status import Status
+from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import BASE
 
 NEWS = {
@@ -22,12 +22,12 @@ NEWS = {
 }
 
 
-def status(progress: dict[str, Any] | None = None, **changes: Any) -> Status:
+def status(progress: dict[str, Any] | None = None, **changes: Any) -> RunStatus:
     nothing = {"evaluations": (), "pids": {}, "failures": (), "attempts": 1, "begun_at": 1.0, "stopping": False}
-    return Status(progress=progress, **(nothing | changes))
+    return RunStatus(progress=progress, **(nothing | changes))
 
 
-def shown(*news: Status, terminal: bool = False) -> str:
+def shown(*news: RunStatus, terminal: bool = False) -> str:
     """What is printed when these arrive in turn, on a terminal without its control characters' effect."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
     with ProgressDisplay(console, "mine") as display:

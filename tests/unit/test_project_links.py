@@ -7,7 +7,7 @@ from project_files import git, make, packed
 
 from raytorch.errors import PackageError
 from raytorch.service import projects
-from raytorch.service.projects import collect
+from raytorch.service.projects import collect_files
 
 
 @pytest.mark.parametrize("under_git", [False, True])
@@ -32,7 +32,7 @@ def test_a_link_is_sent_as_what_it_leads_to(tmp_path: Path, under_git: bool) -> 
         | {f"{folder}/{name}": content for folder in ("lib", "net") for name, content in lib.items()}
         | {f"both/{name}": content for name, content in deep.items()}
     )
-    assert collect(tmp_path).left_out == []
+    assert collect_files(tmp_path).left_out == []
 
 
 @pytest.mark.parametrize("under_git", [False, True])
@@ -54,7 +54,7 @@ def test_what_a_link_leads_to_outside_never_travels(
         git(tmp_path, "init")
         git(tmp_path, "add", ".")
     assert packed(tmp_path) == {"train.py": "train.py", "lib/net.py": "lib/net.py"}
-    assert collect(tmp_path).left_out == [
+    assert collect_files(tmp_path).left_out == [
         f"all (leads out of the project, to {outside})",
         "lib/up (leads out of the project, to ../..)",
         f"notes.txt (leads out of the project, to {outside}/secret.txt)",
@@ -67,7 +67,7 @@ def test_a_link_to_what_is_left_out_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "one.bin").symlink_to("data/big.bin")
     (tmp_path / "more").symlink_to("data/more")
     assert packed(tmp_path) == {"train.py": "train.py"}
-    assert collect(tmp_path).left_out == [
+    assert collect_files(tmp_path).left_out == [
         "data (left out by its name)",
         "more (leads to data/more, which is not sent)",
         "one.bin (leads to data/big.bin, which is not sent)",
@@ -78,7 +78,7 @@ def test_links_that_lead_in_circles_or_nowhere_are_said(tmp_path: Path) -> None:
     make(tmp_path, "train.py", "a/x.py", "b/y.py")
     for link, target in {"self": "self", "here": ".", "a/up": "..", "a/b": "../b", "b/a": "../a", "gone": "no"}.items():
         (tmp_path / link).symlink_to(target)
-    project = collect(tmp_path)
+    project = collect_files(tmp_path)
     assert {"a/x.py", "b/y.py", "a/b/y.py", "b/a/x.py", "train.py"} <= {str(name) for name in project.files}
     assert len(project.files) < 20
     assert {
@@ -97,7 +97,7 @@ def test_links_that_multiply_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
             (tmp_path / str(level) / f"link{number}").symlink_to(f"../{level + 1}")
     make(tmp_path, "10/x.py")
     with pytest.raises(PackageError, match=r"too large to send: more than 1,000 files, those behind links included"):
-        collect(tmp_path)
+        collect_files(tmp_path)
 
 
 def test_links_that_multiply_without_a_file_behind_them_are_refused(
@@ -110,4 +110,4 @@ def test_links_that_multiply_without_a_file_behind_them_are_refused(
         for name in "ab":
             (folder / name).symlink_to(f"../level{level - 1}" if level else "nowhere")
     with pytest.raises(PackageError, match="more than 1,000 files"):
-        collect(tmp_path)
+        collect_files(tmp_path)

@@ -60,7 +60,9 @@ EXPORTS = {
         RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData
         SweepConfig VitModel Warmup WorkerRange
     """,
-    "raytorch.datasets": "END PAD Dataset MicroBatch TrainLoader check count evaluation_batches load prepare",
+    "raytorch.datasets": """
+        END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset prepare
+    """,
     "raytorch.distributed": """
         Worker all_gather all_reduce barrier broadcast broadcast_buffers data_parallel destroy_process_group device_name
         failure_cause gradient_sync init_process_group is_available leaving_process_group reduce_scatter

@@ -15,8 +15,8 @@ from raytorch.config import RunConfig
 from raytorch.errors import Cause, DataError, StorageError, TrainingError, UserError
 from raytorch.runs import live_record
 from raytorch.runs.plan import RunPlan, plan_run
-from raytorch.runs.status import Failure, Status
-from raytorch.runs.storage import RunFolder, reaching
+from raytorch.runs.status import RunStatus, WorkerFailure
+from raytorch.runs.storage import RunFolder, translating_storage_errors
 from raytorch.system.processes import Process
 from raytorch.training.run_record import RunRecord
 
@@ -39,14 +39,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def failed(cause: Cause, **details: Any) -> Status:
+def failed(cause: Cause, **details: Any) -> RunStatus:
     values = {"rank": 1, "kind": "Kind", "message": "what it said", "traceback": "Traceback of the user's"}
     flags = {"expected": False, "user_error": False}
-    return Status(attempts=1, begun_at=1.0, failures=[Failure(**values | flags | details, cause=cause)])
+    return RunStatus(attempts=1, begun_at=1.0, failures=[WorkerFailure(**values | flags | details, cause=cause)])
 
 
 def test_a_run_that_begins_says_who_drives_it_and_when_it_was_seen(plan: RunPlan) -> None:
-    with RunRecord(plan).kept():
+    with RunRecord(plan).writing():
         written = summary(plan)
     assert (written["name"], written["state"]) == ("mine", "running")
     assert Process(**written["driver"]) == Process.current()
@@ -72,7 +72,7 @@ def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while
     monkeypatch.setattr(live_record, "HEARTBEAT_S", 0.001)
     monkeypatch.setattr(live_record, "timestamp", lambda seconds=None: next(moments))
     file, aside = (Path(plan.folder.file(name)) for name in ("summary.json", "aside.json"))
-    with RunRecord(plan).kept():
+    with RunRecord(plan).writing():
         wait_until(lambda: summary(plan)["seen"] > 3)
         wait_until(lambda: is_made(Path(f"{file}.partial")))  # nothing can be written there now
         time.sleep(0.05)
@@ -85,8 +85,8 @@ def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while
 def test_nothing_is_written_over_the_end_of_a_run(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_record, "HEARTBEAT_S", 0.001)
     kept = RunRecord(plan)
-    with kept.kept():
-        returned = kept.end(Status(outcome=OUTCOME, attempts=4, resizes=2, begun_at=kept.started + 3))
+    with kept.writing():
+        returned = kept.end(RunStatus(outcome=OUTCOME, attempts=4, resizes=2, begun_at=kept.started + 3))
         file = Path(plan.folder.file("summary.json"))
         written = file.stat().st_mtime_ns
         time.sleep(0.05)
@@ -98,15 +98,15 @@ def test_nothing_is_written_over_the_end_of_a_run(plan: RunPlan, monkeypatch: py
 
 def test_a_run_that_is_ended_at_once_is_stopped(plan: RunPlan) -> None:
     kept = RunRecord(plan)
-    with kept.kept():
+    with kept.writing():
         kept.abandon()
     assert summary(plan)["state"] == "stopped"
 
 
 def test_ctrl_c_does_not_undo_an_end_that_was_written(plan: RunPlan) -> None:
     kept = RunRecord(plan)
-    with pytest.raises(KeyboardInterrupt), kept.kept():  # noqa: PT012
-        kept.end(Status(outcome=OUTCOME, attempts=1, begun_at=kept.started))
+    with pytest.raises(KeyboardInterrupt), kept.writing():  # noqa: PT012
+        kept.end(RunStatus(outcome=OUTCOME, attempts=1, begun_at=kept.started))
         raise KeyboardInterrupt
     assert summary(plan)["state"] == "finished"
     assert summary(plan)["seconds"]["training"] == 2.0
@@ -124,9 +124,9 @@ def test_ctrl_c_does_not_undo_an_end_that_was_written(plan: RunPlan) -> None:
         ),
     ],
 )
-def test_a_failure_is_recorded_with_its_cause_and_explained(plan: RunPlan, status: Status, text: str) -> None:
+def test_a_failure_is_recorded_with_its_cause_and_explained(plan: RunPlan, status: RunStatus, text: str) -> None:
     kept = RunRecord(plan)
-    with kept.kept():
+    with kept.writing():
         error = kept.fail(RuntimeError("what Ray says"), status)
     assert isinstance(error, TrainingError)
     assert str(error) == f"{text}\nlogs: {plan.folder}/logs"
@@ -143,7 +143,7 @@ def test_a_failure_is_recorded_with_its_cause_and_explained(plan: RunPlan, statu
 
 def test_wrong_input_is_told_as_such(plan: RunPlan) -> None:
     status = failed(Cause.ERROR, kind=DataError.__name__, expected=True, user_error=True)
-    with (kept := RunRecord(plan)).kept():
+    with (kept := RunRecord(plan)).writing():
         error = kept.fail(RuntimeError("what Ray says"), status)
     assert type(error) is UserError
     assert str(error) == "what it said"
@@ -156,7 +156,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no new file can be written in a run's folder."""
 
     def write(folder: RunFolder, *_: object) -> None:
-        with reaching(str(folder)):
+        with translating_storage_errors(str(folder)):
             raise FULL
 
     for name in ("write_json", "write_text", "write_bytes"):
@@ -168,7 +168,7 @@ def test_a_full_disk_takes_the_end_of_a_run_all_the_same(
     plan: RunPlan, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     status = failed(Cause.STORAGE, message=f"{FULL} {'m' * length}", traceback="t" * length)
-    with (kept := RunRecord(plan)).kept():
+    with (kept := RunRecord(plan)).writing():
         fill_disk(monkeypatch)
         error = kept.fail(RuntimeError("what Ray says"), status)
     assert isinstance(error, StorageError)
@@ -182,7 +182,7 @@ def test_a_full_disk_takes_the_end_of_a_run_all_the_same(
 def test_what_ends_a_run_is_told_though_nothing_can_be_written(
     plan: RunPlan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ZeroDivisionError), RunRecord(plan).kept():  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), RunRecord(plan).writing():  # noqa: PT012
         fill_disk(monkeypatch)
         Path(plan.folder.file("summary.json")).unlink()
         raise ZeroDivisionError
@@ -191,14 +191,14 @@ def test_what_ends_a_run_is_told_though_nothing_can_be_written(
 
 
 def test_an_end_that_cannot_be_written_is_an_error(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match=r"mine has finished, but .*mine does not say so"), RunRecord(plan).kept():  # noqa: PT012
+    with pytest.raises(StorageError, match=r"mine has finished, but .*mine does not say so"), RunRecord(plan).writing():  # noqa: PT012
         fill_disk(monkeypatch)
         Path(plan.folder.file("summary.json")).unlink()
         kept = RunRecord(plan)
-        kept.end(Status(outcome=OUTCOME, attempts=1, begun_at=kept.started))
+        kept.end(RunStatus(outcome=OUTCOME, attempts=1, begun_at=kept.started))
 
 
 def test_an_exception_of_the_storage_is_its_own_cause(plan: RunPlan) -> None:
-    with pytest.raises(OSError, match="No space"), RunRecord(plan).kept():
+    with pytest.raises(OSError, match="No space"), RunRecord(plan).writing():
         raise FULL
     assert summary(plan)["error"]["cause"] == "storage"

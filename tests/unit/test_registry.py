@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from raytorch.autograd import Context, CustomFunction
 from raytorch.errors import HandleError, QuotaError, RemoteOpError, SessionError
-from raytorch.session.registry import Kind, Poison, Registry, kind_of
+from raytorch.session.registry import FailedValue, HandleKind, Registry, kind_of
 
 KIB = torch.zeros(256)
 """A tensor of 1,024 bytes."""
@@ -100,47 +100,47 @@ def test_iteration_shows_the_registry_as_it_was_when_it_began() -> None:
 
 # -- kinds -------------------------------------------------------------------------------------------------------------
 
-VALUES: dict[Kind, Callable[[], Any]] = {
-    Kind.TENSOR: lambda: torch.ones(2),
-    Kind.TENSOR_LIST: lambda: [torch.ones(2), torch.ones(3)],
-    Kind.CONTEXT: Context,
-    Kind.FUNCTION: square,
-    Kind.MODULE: lambda: nn.Linear(2, 2),
-    Kind.OPTIMIZER: optimizer,
-    Kind.SCHEDULER: lambda: StepLR(optimizer(), 1),
-    Kind.SCRIPT: scripted,
-    Kind.FAILED: lambda: Poison(RemoteOpError("it failed")),
-    Kind.OBJECT: lambda: {"no": "tensor"},
+VALUES: dict[HandleKind, Callable[[], Any]] = {
+    HandleKind.TENSOR: lambda: torch.ones(2),
+    HandleKind.TENSOR_LIST: lambda: [torch.ones(2), torch.ones(3)],
+    HandleKind.CONTEXT: Context,
+    HandleKind.FUNCTION: square,
+    HandleKind.MODULE: lambda: nn.Linear(2, 2),
+    HandleKind.OPTIMIZER: optimizer,
+    HandleKind.SCHEDULER: lambda: StepLR(optimizer(), 1),
+    HandleKind.SCRIPT: scripted,
+    HandleKind.FAILED: lambda: FailedValue(RemoteOpError("it failed")),
+    HandleKind.OBJECT: lambda: {"no": "tensor"},
 }
 
 
 @pytest.mark.parametrize("kind", VALUES, ids=str)
-def test_the_kind_of_a_value_follows_from_its_type(kind: Kind) -> None:
+def test_the_kind_of_a_value_follows_from_its_type(kind: HandleKind) -> None:
     assert kind_of(VALUES[kind]()) == kind
 
 
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        (nn.Parameter(torch.ones(2)), Kind.TENSOR),
-        ((torch.ones(2), torch.ones(2)), Kind.TENSOR_LIST),
-        (torch.max(torch.ones(2, 2), 1), Kind.TENSOR_LIST),
-        ([], Kind.OBJECT),
-        ([torch.ones(2), None], Kind.OBJECT),
-        (nn.LSTM(2, 2), Kind.MODULE),
-        (None, Kind.OBJECT),
+        (nn.Parameter(torch.ones(2)), HandleKind.TENSOR),
+        ((torch.ones(2), torch.ones(2)), HandleKind.TENSOR_LIST),
+        (torch.max(torch.ones(2, 2), 1), HandleKind.TENSOR_LIST),
+        ([], HandleKind.OBJECT),
+        ([torch.ones(2), None], HandleKind.OBJECT),
+        (nn.LSTM(2, 2), HandleKind.MODULE),
+        (None, HandleKind.OBJECT),
     ],
 )
-def test_subclasses_and_mixtures_have_the_kind_one_expects(value: Any, kind: Kind) -> None:
+def test_subclasses_and_mixtures_have_the_kind_one_expects(value: Any, kind: HandleKind) -> None:
     assert kind_of(value) == kind
 
 
 @pytest.mark.parametrize("kind", VALUES, ids=str)
-def test_asking_for_the_right_kind_gives_the_value_and_for_another_an_error_that_names_both(kind: Kind) -> None:
+def test_asking_for_the_right_kind_gives_the_value_and_for_another_an_error_that_names_both(kind: HandleKind) -> None:
     registry, value = Registry(), VALUES[kind]()
     handle = registry.new(value)
     assert registry.get(handle, kind) is value
-    for other in set(Kind) - {kind}:
+    for other in set(HandleKind) - {kind}:
         with pytest.raises(HandleError, match=f"handle {handle} names a {kind}, not a {other}"):
             registry.get(handle, other)
 
@@ -311,7 +311,7 @@ def test_sixteen_threads_allocate_use_and_free_ten_thousand_handles_each(max_byt
         for index in range(rounds):
             tensor = torch.empty(1, dtype=torch.int64)
             handle = registry.new(tensor)
-            assert registry.get(handle, Kind.TENSOR) is tensor, (thread, index)
+            assert registry.get(handle, HandleKind.TENSOR) is tensor, (thread, index)
             registry.free([handle])
             handles.append(handle)
         return handles

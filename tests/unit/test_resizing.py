@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from raytorch.cluster.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
 from raytorch.config import RunConfig, Scaling, WorkerRange
-from raytorch.runs.plan import Job, plan_run
+from raytorch.runs.plan import WorkerJob, plan_run
 from raytorch.training.driver import _build_trainer
 
 MORE = ResizeDecision(num_workers=3, resources_per_worker={"CPU": 1})
@@ -80,7 +80,7 @@ def test_how_long_the_start_may_take_is_set_for_the_run_and_not_for_later_ones(t
     nobody: Any = None
     elastic, fixed = (
         _build_trainer(
-            Job(
+            WorkerJob(
                 plan_run(RunConfig(epochs=1, scaling=Scaling(workers=workers), storage=str(tmp_path)), "mine"),
                 nobody,
                 0,

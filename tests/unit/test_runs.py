@@ -10,7 +10,7 @@ import pytest
 from run_folders import add_checkpoint, started
 
 from raytorch.config import RunConfig
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.config.resuming import RULES
 from raytorch.errors import CheckpointError, ConfigError, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import find_run
@@ -153,13 +153,13 @@ def test_a_change_that_is_refused_is_named_and_leaves_the_run_as_it_was(
     before = folder.read_text("config.yaml")
     other = RunConfig.model_validate(config.model_dump() | REFUSED[key])
     if edited:  # in the run's folder
-        folder.write_text("config.yaml", dump(other))
+        folder.write_text("config.yaml", dump_config(other))
     with pytest.raises(ConfigError) as failure:
         plan_resume(folder.path, None if edited else other)
     told = str(failure.value)
     assert told.startswith(f"{key} is ")
     assert f" in the run that is resumed ({folder.path}/checkpoint_00000005/checkpoint.json) and cannot become " in told
-    assert folder.read_text("config.yaml") == (dump(other) if edited else before)
+    assert folder.read_text("config.yaml") == (dump_config(other) if edited else before)
     folder.write_text("config.yaml", before)
     assert plan_resume(folder.path).config.seed == config.seed
 
@@ -266,5 +266,7 @@ def test_a_configuration_that_was_damaged_is_named(config: RunConfig, text: byte
 
 def test_a_configuration_that_was_corrected_is_read_as_a_users_file_is(config: RunConfig) -> None:
     folder = started(config)
-    folder.write_text("config.yaml", dump(config).replace("lr: 0.001", "lr: 1e-2").replace("digits", "2021-99-99", 1))
+    folder.write_text(
+        "config.yaml", dump_config(config).replace("lr: 0.001", "lr: 1e-2").replace("digits", "2021-99-99", 1)
+    )
     assert plan_resume(folder.path).config.optimizer.lr == 0.01

@@ -9,7 +9,7 @@ import yaml
 from matplotlib.image import imread
 from rich.console import Console
 
-from raytorch.cluster.capacity import room
+from raytorch.cluster.capacity import workers_that_fit
 from raytorch.config import RunConfig
 from raytorch.errors import ConfigError, RunExistsError, TrainingError, UserError
 from raytorch.runs.storage import RunFolder
@@ -72,10 +72,10 @@ def test_a_folder_that_holds_a_study_is_refused(small_config: Path, tmp_path: Pa
 
 def test_room_is_counted_node_by_node() -> None:
     nodes = [{"CPU": 3.0}, {"CPU": 3.0, "GPU": 1.0}, {}]
-    assert room(nodes, {"CPU": 2}) == 2
-    assert room(nodes, {"CPU": 1}) == 6
-    assert room(nodes, {"CPU": 0.1}) == 60
-    assert room(nodes, {"CPU": 1, "GPU": 0.5}) == 2
+    assert workers_that_fit(nodes, {"CPU": 2}) == 2
+    assert workers_that_fit(nodes, {"CPU": 1}) == 6
+    assert workers_that_fit(nodes, {"CPU": 0.1}) == 60
+    assert workers_that_fit(nodes, {"CPU": 1, "GPU": 0.5}) == 2
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ while True:
 
 
 def test_a_script_has_its_secrets_and_the_record_has_not(tmp_path: Path) -> None:
-    secrets.write({"API_KEY": "s3cret"}, tmp_path)
+    secrets.write_secrets({"API_KEY": "s3cret"}, tmp_path)
     environment = {secrets.MARK: "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     with start(tmp_path, "import os; print(len(os.environ['API_KEY']))", environment=environment) as process:
         assert process.communicate() == ("6\n", "")

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from raytorch import errors
 from raytorch.runs.storage import RunFolder, join
-from raytorch.system.safe_text import shown, shown_line, without_secrets
+from raytorch.system.safe_text import escaped, escaped_line, without_secrets
 
 SECRETS = {
     "s3://AKIAKEY:SECRETWORD@bucket/runs": "s3://***@bucket/runs",
@@ -41,9 +41,9 @@ PLAIN = [
 def test_secrets_are_replaced_wherever_the_address_stands(address: str, frame: str) -> None:
     text = frame.format(address, address)
     expected = frame.format(SECRETS[address], SECRETS[address])
-    assert without_secrets(text) == shown(text) == expected
+    assert without_secrets(text) == escaped(text) == expected
     assert without_secrets(expected) == expected
-    assert "SECRETWORD" not in shown_line(text)
+    assert "SECRETWORD" not in escaped_line(text)
 
 
 @pytest.mark.parametrize("text", PLAIN)
@@ -66,7 +66,7 @@ MADE_TO_LAST = {
 @pytest.mark.parametrize("text", MADE_TO_LAST.values(), ids=MADE_TO_LAST)
 def test_text_that_is_made_to_take_long_is_read_once(text: str) -> None:
     began = time.process_time()
-    shown(text)
+    escaped(text)
     assert time.process_time() - began < 60  # hours, where each part is compared with all behind it
 
 

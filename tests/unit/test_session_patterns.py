@@ -216,8 +216,8 @@ def test_what_an_object_gives_is_forgotten_with_it(session: Session) -> None:
     gc.collect()
     session.synchronize()
     assert [len(registry) for registry in registries(session)] == [1, 1]
-    known = sum(type(held) is arguments.Memory for held in gc.get_objects())
+    known = sum(type(held) is arguments.BoundedCache for held in gc.get_objects())
     for _ in range(50):
         assert session.module(nn.Identity)(tensor).tolist() == [1, 1]
     gc.collect()
-    assert sum(type(held) is arguments.Memory for held in gc.get_objects()) == known
+    assert sum(type(held) is arguments.BoundedCache for held in gc.get_objects()) == known

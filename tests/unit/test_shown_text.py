@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 import raytorch
 from raytorch.cli.main import app
 from raytorch.cli.progress import ProgressDisplay, print_summary
-from raytorch.config.file import load
+from raytorch.config.file import load_config
 from raytorch.errors import ConfigError
 from raytorch.runs.curves import write_report
 from raytorch.runs.storage import RunFolder
 from raytorch.scaling.table import table
-from raytorch.service.job import Failure, Job
+from raytorch.service.job import Job, JobFailure
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.live_table import print_sweep
-from raytorch.system.safe_text import shown, shown_line, shown_log
+from raytorch.system.safe_text import escaped, escaped_line, escaped_log
 from raytorch.system.terminal import pass_on
 
 TITLE, CLEAR = "\x1b]0;owned\x07", "\x1b[2J"
@@ -43,16 +43,16 @@ def commands_in(text: str) -> set[str]:
 
 
 def test_commands_are_escaped_and_letters_kept() -> None:
-    assert shown(HOSTILE) == SAFE
-    assert shown("größer 日本語 😀\ttab\nline") == "größer 日本語 😀\ttab\nline"
-    assert shown_line("two\nlines\t") == r"two\nlines\t"
-    assert shown("half \udcff") == r"half \udcff"
+    assert escaped(HOSTILE) == SAFE
+    assert escaped("größer 日本語 😀\ttab\nline") == "größer 日本語 😀\ttab\nline"
+    assert escaped_line("two\nlines\t") == r"two\nlines\t"
+    assert escaped("half \udcff") == r"half \udcff"
 
 
 def test_a_log_keeps_its_colours_and_progress_bars_on_a_terminal() -> None:
     colours = "\x1b[36m(pid=1)\x1b[0m 10%\r20%\r\n"
-    assert shown_log(colours) == colours
-    assert shown_log(f"{TITLE}{CLEAR}\x1b[31;1mred") == "\\x1b]0;owned\\x07\\x1b[2J\x1b[31;1mred"
+    assert escaped_log(colours) == colours
+    assert escaped_log(f"{TITLE}{CLEAR}\x1b[31;1mred") == "\\x1b]0;owned\\x07\\x1b[2J\x1b[31;1mred"
 
 
 @pytest.mark.parametrize(("terminal", "written"), [(True, "\\x1b]0;owned\\x07"), (False, TITLE)])
@@ -118,7 +118,7 @@ def job(**changes: Any) -> Job:
         digest=HOSTILE,
         address="http://127.0.0.1:8265",
         entrypoint=HOSTILE,
-        failure=Failure("error", HOSTILE, 1, f"Traceback\n  {HOSTILE}", HOSTILE),
+        failure=JobFailure("error", HOSTILE, 1, f"Traceback\n  {HOSTILE}", HOSTILE),
     )
     return replace(made, **changes)
 
@@ -206,7 +206,7 @@ def test_an_error_quotes_a_file_as_text(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"epochs: {json.dumps(HOSTILE)}\n")
     with pytest.raises(ConfigError) as failure:
-        load(path)
+        load_config(path)
     assert commands_in(str(failure.value)) == set()
     shown_one = CliRunner().invoke(app, ["validate", str(path)])
     assert commands_in(str(shown_one.exception)) == set()

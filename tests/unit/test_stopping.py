@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from raytorch.training.stopping import INTERVAL_S, StopAgreement, Wish, steps_ahead
+from raytorch.training.stopping import INTERVAL_S, DriverRequest, StopAgreement, steps_ahead
 
 
 class Workers:
@@ -17,7 +17,7 @@ class Workers:
         speeds = [1.0, speed][:world_size]
         self._agreements = [StopAgreement(self._add_up, self._clock(speed)) for speed in speeds]
 
-    def step(self, seconds: float, wish: Wish = Wish.GO_ON) -> Wish | None:
+    def step(self, seconds: float, request: DriverRequest = DriverRequest.CONTINUE) -> DriverRequest | None:
         """What they do after a step of so many seconds; None where they do not ask."""
         self.now += seconds
         due = {agreement.count_step() for agreement in self._agreements}
@@ -25,7 +25,7 @@ class Workers:
         if due == {False}:
             return None
         self._word = [0.0, 0.0]
-        agreed = {agreement.reach(None if rank else wish) for rank, agreement in enumerate(self._agreements)}
+        agreed = {agreement.agree(None if rank else request) for rank, agreement in enumerate(self._agreements)}
         assert len(agreed) == 1
         return agreed.pop()
 
@@ -84,18 +84,18 @@ def test_workers_with_clocks_of_their_own_agree_on_the_steps() -> None:
     assert len(agreements(Workers(2, speed=1.7), 3_000, seconds=0.02)) > 20
 
 
-@pytest.mark.parametrize("wish", [Wish.SAVE, Wish.STOP])
+@pytest.mark.parametrize("asked", [DriverRequest.SAVE, DriverRequest.STOP])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_all_workers_save_or_stop_at_the_agreement_after_the_wish(world_size: int, wish: Wish) -> None:
+def test_all_workers_save_or_stop_at_the_agreement_after_the_wish(world_size: int, asked: DriverRequest) -> None:
     workers = Workers(world_size)
     agreements(workers, 1_000, seconds=0.01)
     wished_at = workers.now
-    while (agreed := workers.step(0.01, wish)) is None:
+    while (agreed := workers.step(0.01, asked)) is None:
         pass
-    assert agreed is wish
+    assert agreed is asked
     assert workers.now - wished_at <= INTERVAL_S + 0.1
 
 
 def test_nobody_saves_or_stops_unasked() -> None:
     workers = Workers(2)
-    assert {workers.step(0.5) for _ in range(100)} == {Wish.GO_ON, None}
+    assert {workers.step(0.5) for _ in range(100)} == {DriverRequest.CONTINUE, None}

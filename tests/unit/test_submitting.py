@@ -32,7 +32,7 @@ class Nodes:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     there = Nodes()
-    monkeypatch.setattr(client_module, "Connection", lambda address: there)
+    monkeypatch.setattr(client_module, "DashboardConnection", lambda address: there)
     monkeypatch.setattr(Client, "_send", lambda self, job_id, *_: job_id)
     return there
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from raytorch.config import RunConfig, SweepConfig
-from raytorch.config.file import dump
+from raytorch.config.file import dump_config
 from raytorch.errors import ConfigError
 from raytorch.sweeps.file import Sweep, is_sweep, load_sweep
 
@@ -158,7 +158,7 @@ def test_overrides_reach_the_sweep_and_its_run() -> None:
 
 def test_a_sweep_that_was_written_down_is_the_same() -> None:
     asked = sweep({**RANDOM, "seed": {"grid": [1, 2]}}, trials=4, asha={"reduction": 2}, storage="/data/runs")
-    text = dump(asked.config)
+    text = dump_config(asked.config)
     assert read(text) == asked
     assert "null" not in text[text.index("parameters:") : text.index("trials:")]  # what was not given is not there
 
@@ -228,6 +228,11 @@ def test_a_parameter_that_the_run_cannot_have(parameter: str, message: str) -> N
         (
             "run: {epochs: 1}\nparameters: {seed: {grid: [1]}}\nasha: {reduction: 1}",
             "sweep.yaml:3: asha.reduction: must be a number above 1, not 1",
+        ),
+        (
+            "run: {epochs: 1}\nparameters: {seed: {grid: [1, 2]}}\ntrials: 1000000000",
+            "sweep.yaml:3: trials: 2,000,000,000 trials are more than the 10,000 that a sweep may have; draw fewer, or "
+            "list less in the grids",
         ),
     ],
 )

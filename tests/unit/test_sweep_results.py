@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from raytorch.config import Parameter, SweepConfig
-from raytorch.config.file import load
+from raytorch.config.file import load_config
 from raytorch.errors import RunExistsError, RunNotFoundError
 from raytorch.runs.plan import placed
 from raytorch.runs.storage import RunFolder
@@ -19,7 +19,7 @@ from raytorch.sweeps.file import Sweep, Trial
 from raytorch.sweeps.live_table import SweepDisplay, print_sweep
 from raytorch.sweeps.picture import picture
 from raytorch.sweeps.result_files import write_results
-from raytorch.sweeps.results import Result, find_best, read_result, table
+from raytorch.sweeps.results import TrialResult, find_best, read_result, results_csv
 from raytorch.sweeps.sweep import SweepStatus, plan_resumed_sweep, plan_sweep
 
 CONFIG = SweepConfig.model_validate(
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def results(folder: RunFolder, *stopped_early: int) -> list[Result]:
+def results(folder: RunFolder, *stopped_early: int) -> list[TrialResult]:
     return [read_result(folder, trial, trial.number in stopped_early) for trial in SWEEP.trials]
 
 
@@ -74,7 +74,7 @@ def test_the_state_of_a_trial(folder: RunFolder) -> None:
 
 
 def test_the_table(folder: RunFolder) -> None:
-    rows = list(csv.DictReader(io.StringIO(table(results(folder, 1)))))
+    rows = list(csv.DictReader(io.StringIO(results_csv(results(folder, 1)))))
     assert rows[0] == {
         "trial": "trial-000",
         "state": "finished",
@@ -110,15 +110,15 @@ def test_the_files(folder: RunFolder) -> None:
     write_results(folder, CONFIG, results(folder))
     path = Path(folder.path)
     assert (path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert (path / "results.csv").read_text() == table(results(folder))
+    assert (path / "results.csv").read_text() == results_csv(results(folder))
     best = path / "best.yaml"
     assert best.read_text().startswith("# trial-000 of the sweep swept: test accuracy 0.9000\n")
-    assert load(best) == placed(CONFIG.run, "mine-best", CONFIG.storage)
+    assert load_config(best) == placed(CONFIG.run, "mine-best", CONFIG.storage)
 
 
 def test_the_loss_can_be_a_parameter(folder: RunFolder) -> None:
     trial = Trial(0, {"loss": "mse"}, CONFIG.run)
-    text = table([read_result(folder, trial, False)])
+    text = results_csv([read_result(folder, trial, False)])
     assert text.startswith(
         "trial,state,loss,epoch,test_accuracy,test_loss,seconds,error\ntrial-000,finished,mse,3,0.9,"
     )

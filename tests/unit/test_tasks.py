@@ -162,7 +162,7 @@ def test_evaluations_add_up(trial: tuple[Task, nn.Module, Tensor, Tensor]) -> No
 def check_split(model: str, samples: int, **config: Any) -> None:
     run = RunConfig.model_validate({"epochs": 1, "model": model, "data": {"name": "digits"}, **config})
     data = run.data.model_copy(update={"train_samples": samples})
-    train_set = datasets.load(data, "train", torch.device("cpu"))
+    train_set = datasets.load_dataset(data, "train", torch.device("cpu"))
     net = Architecture(run.model, train_set.input_shape, train_set.num_classes).build()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     require_enough_samples(run, build_task(run, 10), net, train_set)
@@ -191,7 +191,7 @@ def test_what_is_left_gives_every_worker_two_samples_where_whole_batches_give_it
 
 def test_resnet_trains_on_what_once_left_a_worker_a_sample_alone() -> None:
     check_split("resnet18", 33, batch_size=32)
-    train_set = datasets.load(DigitsData(train_samples=33), "train", torch.device("cpu"))
+    train_set = datasets.load_dataset(DigitsData(train_samples=33), "train", torch.device("cpu"))
     net = Architecture(ResNet18Model(), train_set.input_shape, train_set.num_classes).build()
     for rank in range(2):
         for [part] in TrainLoader(train_set, batch_size=32, rank=rank, world_size=2).remaining():

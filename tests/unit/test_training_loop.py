@@ -17,11 +17,11 @@ from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError
 from raytorch.runs import storage
 from raytorch.runs.checkpoint_folders import latest_checkpoint
-from raytorch.runs.plan import Job, RunPlan
+from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.training import loop, monitor
 from raytorch.training.checkpoint import open_checkpoint
-from raytorch.training.loop import Training
+from raytorch.training.loop import Trainer
 
 
 class Monitor:
@@ -54,7 +54,7 @@ def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
     config = RunConfig.model_validate(run | {"name": name, "storage": "s3://bucket"})
     folder = RunFolder(config.storage, config.name)
     with LiveFiles(folder) as files:
-        part = Training(Job(RunPlan(config), told or Monitor(), 0.0), Worker(0, 1, torch.device("cpu")), files)
+        part = Trainer(WorkerJob(RunPlan(config), told or Monitor(), 0.0), Worker(0, 1, torch.device("cpu")), files)
         try:
             part.restore()
             part.run()
@@ -98,14 +98,14 @@ def test_a_lost_end_is_made_up_for_with_the_same_bits() -> None:
 
 def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    step = Training.train_step
+    step = Trainer.train_step
 
-    def step_told(self: Training, batches: Any) -> None:
+    def step_told(self: Trainer, batches: Any) -> None:
         rates.append(self.optimizer.param_groups[0]["lr"])
         step(self, batches)
 
     train("changed", epochs=1, schedule="constant")
-    monkeypatch.setattr(Training, "train_step", step_told)
+    monkeypatch.setattr(Trainer, "train_step", step_told)
     optimizer = {"name": "adamw", "lr": 0.002, "betas": [0.5, 0.6], "amsgrad": True}
     train("changed", epochs=2, schedule={"name": "step", "every_epochs": 1.5}, optimizer=optimizer)
     assert rates == [0.002] * 12 + [0.002 * 0.1] * 12

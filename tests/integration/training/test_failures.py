@@ -18,9 +18,9 @@ from raytorch.distributed import Worker, failure_cause
 from raytorch.distributed.collectives import all_reduce
 from raytorch.errors import StorageError, TrainingError
 from raytorch.runs.catalog import read_summary
-from raytorch.runs.plan import Job
+from raytorch.runs.plan import WorkerJob
 from raytorch.training import driver
-from raytorch.training.monitor import telling_failures
+from raytorch.training.monitor import reporting_failures
 
 train_on_worker = driver._train_on_worker
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -50,7 +50,7 @@ def wait_for_a_rank_that_hangs() -> None:
     all_reduce(torch.ones(1))
 
 
-def fill_the_disk(job: Job) -> None:
+def fill_the_disk(job: WorkerJob) -> None:
     """Train while no file may grow beyond some bytes, as on a disk that is full."""
     if Worker.current().rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
@@ -62,18 +62,18 @@ def fail(
 ) -> tuple[str, dict[str, Any]]:
     """Run ``do`` on the workers; returns what is raised and what is written down."""
 
-    def on_worker(job: Job) -> None:
+    def on_worker(job: WorkerJob) -> None:
         rank = Worker.current().rank
         if rank == 0:
             ray.get(job.monitor.begin_attempt.remote())
-        with telling_failures(job.monitor, rank, failure_cause):
+        with reporting_failures(job.monitor, rank, failure_cause):
             do()
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(driver, "_train_on_worker", on_worker)
     run = plan(small_run, do.__name__, **changes)
     with pytest.raises(TrainingError) as failure:
-        driver.train(run)
+        driver.run_training(run)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["restarts"], summary["resizes"]) == ("failed", 0, 0)
     error: dict[str, Any] = summary["error"]
@@ -110,7 +110,7 @@ def test_a_disk_that_is_full_is_the_cause_and_nothing_is_retried(small_run: dict
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     run = plan(small_run, "full", failure={"max_restarts": 3}, checkpoint={"every_steps": 5})
     with pytest.raises(StorageError, match="the storage failed; make room or mend the access to it") as failure:
-        driver.train(run, work=fill_the_disk)
+        driver.run_training(run, work=fill_the_disk)
     assert "File too large" in str(failure.value)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["restarts"]) == ("failed", 0)

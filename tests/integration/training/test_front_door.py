@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import raytorch
-from raytorch.datasets import load as load_data
+from raytorch.datasets import load_dataset as load_data
 
 RUN = {"epochs": 1, "data": "digits", "batch_size": 64, "scaling": {"workers": 1}, "logging": {"tensorboard": False}}
 

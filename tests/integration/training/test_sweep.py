@@ -13,14 +13,14 @@ import ray
 import yaml
 from commands import wait_until
 
-from raytorch.config.file import load
+from raytorch.config.file import load_config
 from raytorch.runs.catalog import list_runs, read_history, read_summary
 from raytorch.runs.checkpoint_folders import latest_checkpoint
 from raytorch.runs.plan import plan_run
 from raytorch.runs.storage import RunFolder
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.sweep import SweepPlan, SweepStatus, plan_resumed_sweep, plan_sweep, run_sweep
-from raytorch.training.driver import train
+from raytorch.training.driver import run_training
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -80,7 +80,7 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     best = summary["best"]
     finished = [float(row["test_accuracy"]) for row in rows if row["state"] == "finished"]
     assert best["accuracy"] == max(finished) > 0.8
-    again = train(plan_run(load(Path(folder.path) / "best.yaml")))
+    again = run_training(plan_run(load_config(Path(folder.path) / "best.yaml")))
     assert (again["accuracy"], again["loss"]) == (best["accuracy"], best["loss"])
 
 

@@ -18,15 +18,15 @@ from torch.nn.functional import cross_entropy
 from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 
 from raytorch.config import AdamW, ConstantSchedule, DigitsData, MlpModel
-from raytorch.datasets import TrainLoader, load
+from raytorch.datasets import TrainLoader, load_dataset
 from raytorch.errors import ResourceError, RunExistsError, TrainingError, UserError
 from raytorch.models.networks import build_model
 from raytorch.runs.catalog import list_runs, read_history, read_summary
 from raytorch.runs.checkpoint_folders import latest_checkpoint
-from raytorch.runs.plan import Job, RunPlan, plan_resume
-from raytorch.runs.status import Status
+from raytorch.runs.plan import RunPlan, WorkerJob, plan_resume
+from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import RunFolder
-from raytorch.training.driver import train
+from raytorch.training.driver import run_training
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -47,14 +47,14 @@ def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A run that has ended well, with every kind of record, and its summary."""
     logging, storage = {"every_steps": 5, "tensorboard": True}, str(tmp_path_factory.mktemp("finished"))
     run = plan(SMALL_RUN, "records", logging=logging, checkpoint={"keep": 1}, storage=storage)
-    return run, train(run)
+    return run, run_training(run)
 
 
 def stop_at(step: int) -> Any:
     """A watcher that presses Ctrl-C when the run has come to ``step``."""
     pressed = False
 
-    def watch(status: Status) -> None:
+    def watch(status: RunStatus) -> None:
         nonlocal pressed
         if not pressed and status.progress and status.progress["step"] >= step:
             pressed = True
@@ -66,7 +66,7 @@ def stop_at(step: int) -> Any:
 def plain_pytorch(steps: int, seed: int) -> dict[str, torch.Tensor]:
     """The same model and data in one process, with the whole batch at once and nothing of raytorch's loop."""
     torch.manual_seed(seed)
-    data = load(DigitsData(), "train", torch.device("cpu"))
+    data = load_dataset(DigitsData(), "train", torch.device("cpu"))
     model = build_model(MlpModel(hidden=[32]), input_shape=data.input_shape, num_classes=data.num_classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     order = TrainLoader(data, batch_size=64, seed=seed).state_dict()["permutation"]
@@ -83,25 +83,25 @@ def test_two_workers_equal_one_process_with_the_joined_batch(
     small_run: dict[str, Any], compiled: Path, accumulate: int, compile_: bool
 ) -> None:
     run = plan(small_run, "ddp", **PLAIN, steps=20, accumulate=accumulate, compile=compile_)
-    train(run)
+    run_training(run)
     assert not compile_ or list(compiled.rglob("*.so"))
     expected = plain_pytorch(steps=20, seed=small_run["seed"])
     for name, tensor in weights(run.folder).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def train_slowly(job: Job) -> None:
+def train_slowly(job: WorkerJob) -> None:
     """Train with a pause after each step, so that there is time to stop in the middle of an epoch."""
     from raytorch.training import loop
 
-    train_step = loop.Training.train_step
+    train_step = loop.Trainer.train_step
 
     def step_and_pause(run: Any, micro_batches: Any) -> None:
         train_step(run, micro_batches)
         time.sleep(0.3)
 
-    loop.Training.train_step = step_and_pause  # type: ignore[method-assign]
-    loop.train(job)
+    loop.Trainer.train_step = step_and_pause  # type: ignore[method-assign]
+    loop.train_on_worker(job)
 
 
 def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(
@@ -111,11 +111,11 @@ def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(
     whole, full = finished
     # No loss is reduced within an epoch: workers that agreed only then would come to its end, at step 24.
     parted = plan(small_run, "parted", logging={"every_steps": 10_000, "tensorboard": False})
-    stopped = train(parted, watch=stop_at(step=3), work=train_slowly)
+    stopped = run_training(parted, watch=stop_at(step=3), work=train_slowly)
     assert stopped["state"] == "stopped"
     assert 3 <= stopped["step"] < 24
 
-    resumed = train(plan_resume("parted", storage=small_run["storage"]))
+    resumed = run_training(plan_resume("parted", storage=small_run["storage"]))
     assert resumed["state"] == "finished"
     assert (resumed["step"], resumed["accuracy"]) == (full["step"], full["accuracy"])
     assert_bitwise_equal(weights(whole.folder), weights(parted.folder))
@@ -161,7 +161,7 @@ def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) ->
     with pytest.raises(
         TrainingError, match=r"the loss became (nan|inf) at step \d+ of \d+; lower optimizer.lr \(now 1e\+30\)"
     ):
-        train(run)
+        run_training(run)
     summary = list_runs(small_run["storage"])[0]
     assert (summary["state"], summary["restarts"], summary["error"]["kind"]) == ("failed", 0, "DivergedError")
     assert latest_checkpoint(run.folder) is None
@@ -170,20 +170,20 @@ def test_a_loss_that_diverges_ends_the_run_at_once(small_run: dict[str, Any]) ->
 def test_a_run_has_one_driver_at_a_time(small_run: dict[str, Any]) -> None:
     run = plan(small_run, "claimed")
     with run.folder.claimed(), pytest.raises(RunExistsError, match="is being run by another process"):
-        train(run)
+        run_training(run)
 
 
 def test_a_model_that_the_last_step_ruins_is_not_saved(small_run: dict[str, Any]) -> None:
     schedule = {"optimizer": {"name": "sgd", "lr": 1e38}, "schedule": "constant", "epochs": None, "steps": 1}
     run = plan(small_run, "ruined", **ALONE, **schedule)
     with pytest.raises(TrainingError, match=r"the test loss became (nan|inf) at step 1 of 1; lower optimizer.lr"):
-        train(run)
+        run_training(run)
     assert latest_checkpoint(run.folder) is None
 
 
 def test_a_model_that_does_not_fit_the_data_is_the_users_to_change(small_run: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"batch_size"):  # each worker would normalize a batch of one
-        train(plan(small_run, "misfit", model="resnet18", batch_size=2))
+        run_training(plan(small_run, "misfit", model="resnet18", batch_size=2))
 
 
 def snapshot_of(ray_version: str, *folders: str) -> str:
@@ -218,7 +218,7 @@ def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it
     narrower = run.config.model_copy(
         update={"storage": str(tmp_path), "epochs": 4, "scaling": scaling, "clip_norm": 1.0, **changes}
     )
-    after = train(plan_resume("records", narrower))
+    after = run_training(plan_resume("records", narrower))
     assert (after["state"], after["workers"], after["epochs"]) == ("finished", 1, 4)
     assert 3 * after["step"] == 4 * before["step"]
     assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
@@ -232,12 +232,12 @@ def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it
 def test_a_watcher_that_fails_ends_the_run(small_run: dict[str, Any]) -> None:
     run = plan(small_run, "watched", **ALONE, epochs=2_000)
 
-    def watch(status: Status) -> None:
+    def watch(status: RunStatus) -> None:
         if status.progress:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        train(run, watch=watch)
+        run_training(run, watch=watch)
     summary = read_summary(run.folder)
     assert (summary["state"], summary["error"]["kind"]) == ("failed", "ZeroDivisionError")
     deadline = time.monotonic() + 60
@@ -260,7 +260,7 @@ def test_what_the_machine_can_never_give_is_refused_at_once(
         pytest.skip("there is a GPU here")
     run = plan(small_run, "refused", scaling=scaling)
     with pytest.raises(ResourceError, match=f"^{told}"):
-        train(run)
+        run_training(run)
     assert not run.folder.exists()
 
 
@@ -268,12 +268,12 @@ def test_a_run_that_waits_for_room_is_stopped_at_once(small_run: dict[str, Any])
     reserved = placement_group([{"CPU": 1}])
     ray.get(reserved.ready())
 
-    def press_ctrl_c(status: Status) -> None:
+    def press_ctrl_c(status: RunStatus) -> None:
         if not status.stopping:
             raise KeyboardInterrupt
 
     run = plan(small_run, "waiting")
-    summary = train(run, watch=press_ctrl_c)
+    summary = run_training(run, watch=press_ctrl_c)
     remove_placement_group(reserved)
     assert summary["state"] == read_summary(run.folder)["state"] == "stopped"
     assert latest_checkpoint(run.folder) is None

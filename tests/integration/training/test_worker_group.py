@@ -28,9 +28,9 @@ from raytorch.cluster.worker_group import (
     free_abandoned_resources,
 )
 from raytorch.runs.catalog import read_summary
-from raytorch.runs.status import Status
+from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import RunFolder
-from raytorch.training.driver import train
+from raytorch.training.driver import run_training
 
 
 class TorchInController(ray.train.UserCallback):
@@ -126,7 +126,7 @@ def test_nothing_waits_for_workers_after_a_run_that_was_left_while_it_did(
 ) -> None:
     before = controllers()
 
-    def watch(status: Status) -> bool:
+    def watch(status: RunStatus) -> bool:
         """End the run when it waits for its second CPU: ask it to stop, press Ctrl-C again and again, or fail."""
         waiting = reserved_cpus("PENDING") > 0
         assert not waiting or controllers() > before
@@ -136,7 +136,7 @@ def test_nothing_waits_for_workers_after_a_run_that_was_left_while_it_did(
 
     run = plan(small_run, "waiting")
     with pytest.raises(error) if error else nullcontext():
-        train(run, watch=watch)
+        run_training(run, watch=watch)
     assert read_summary(run.folder)["state"] == state
     assert controllers() <= before
     assert reserved_cpus("PENDING") == 0
@@ -164,10 +164,10 @@ def test_the_driver_imports_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from raytorch.config import RunConfig
-from raytorch.runs.plan import Job, plan_run
+from raytorch.runs.plan import WorkerJob, plan_run
 from raytorch.training.driver import _build_trainer, _train_on_worker
 plan = plan_run(RunConfig(epochs=1, storage={str(tmp_path)!r}), "mine")
-_build_trainer(Job(plan, monitor=None, started=0.0), _train_on_worker)
+_build_trainer(WorkerJob(plan, monitor=None, started=0.0), _train_on_worker)
 print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
