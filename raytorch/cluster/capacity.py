@@ -9,50 +9,79 @@ AUTOSCALER_LABEL = "ray.io/node-group"
 """Label of the nodes, a head among them, that Ray's autoscaler or KubeRay has started."""
 
 
-def require_resources(
-    workers: int, each: Mapping[str, float], prefix: str = "", workers_key: str | None = None
-) -> None:
-    """Refuse what the cluster can never give, which Ray would wait for without end.
+@dataclass(frozen=True)
+class Node:
+    """A node that is up."""
 
-    What other runs hold at the moment counts as there. A cluster that scales itself is not judged, nor one that has
-    lost a node, which may come back: a run, or a sweep's next trial, then waits for it.
+    id: str
+    resources: Mapping[str, float]
+    """All that it has, in use or not: ``{"CPU": 8, "GPU": 1}``."""
+    scales: bool = False
+    """True if an autoscaler, which could add more nodes, has started it."""
+
+
+def require_capacity(
+    nodes: Sequence[Node],
+    workers: int,
+    each: Mapping[str, float],
+    prefix: str = "scaling.",
+    workers_key: str | None = None,
+) -> None:
+    """Refuse what the nodes could not hold even with nothing else running, which Ray would wait for without end.
+
+    A cluster that can grow is not judged. Nor should one be that has lost a node, which may come back: a run, or a
+    sweep's next trial, then waits for it.
 
     Args:
-        workers: Number of workers.
+        nodes: The cluster's nodes.
+        workers: Number of workers, the least that an elastic run starts with.
         each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
         prefix: What stands before ``workers``, ``cpus_per_worker`` and ``gpus_per_worker`` where the user sets them.
         workers_key: Where the user sets the number of workers, if elsewhere.
 
     Raises:
-        ResourceError: There are too few CPUs or GPUs.
+        ResourceError: They do not fit.
     """
-    import ray
-
-    if scales_itself() or _has_lost_nodes():
+    fitting = workers_that_fit([node.resources for node in nodes], each)
+    if fitting >= workers or any(node.scales for node in nodes):
         return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     place = "this machine has" if len(nodes) == 1 else "the cluster has"
     lower = f"lower {workers_key or f'{prefix}workers'} or {prefix}"
+    more = ", or add nodes" if len(nodes) > 1 else ""
     for kind, amount in each.items():
-        there = sum(node.get(kind, 0) for node in nodes)
+        there = sum(node.resources.get(kind, 0) for node in nodes)
         if workers * amount > there:
             raise ResourceError(
                 f"{workers} workers with {amount:g} {kind} each need {workers * amount:g} {kind}s, but {place} "
-                f"{there:g}; {lower}{kind.lower()}s_per_worker"
+                f"{there:g}; {lower}{kind.lower()}s_per_worker{more}"
             )
-    if workers > (fitting := workers_that_fit(nodes, each)):
-        held = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
-        raise ResourceError(
-            f"{workers} workers with {held} each do not fit on the nodes, which have room for {fitting}; "
-            f"{lower}{next(iter(each)).lower()}s_per_worker"
-        )
+    raise ResourceError(
+        f"{workers} workers with {_listed(each)} each do not fit on the nodes, which have room for {fitting}; "
+        f"{lower}{next(iter(each)).lower()}s_per_worker{more}"
+    )
+
+
+def require_resources(
+    workers: int, each: Mapping[str, float], prefix: str = "scaling.", workers_key: str | None = None
+) -> None:
+    """Refuse what the cluster that was joined can never give; see :func:`require_capacity`."""
+    if not _has_lost_nodes():
+        require_capacity(_joined_nodes(), workers, each, prefix, workers_key)
 
 
 def scales_itself() -> bool:
     """Tell whether the cluster that was joined could add nodes by itself to those that it has."""
+    return any(node.scales for node in _joined_nodes())
+
+
+def _joined_nodes() -> list[Node]:
     import ray
 
-    return any(AUTOSCALER_LABEL in node["Labels"] for node in ray.nodes() if node["Alive"])
+    return [
+        Node(node["NodeID"], node["Resources"], AUTOSCALER_LABEL in node["Labels"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def _has_lost_nodes() -> bool:
@@ -72,43 +101,6 @@ def workers_that_fit(nodes: Iterable[Mapping[str, float]], each: Mapping[str, fl
     slack = 1e-9  # thirds and tenths do not add up to the bit
     wanted = {kind: amount for kind, amount in each.items() if amount}
     return sum(min(int(node.get(kind, 0) / amount + slack) for kind, amount in wanted.items()) for node in nodes)
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node that is up."""
-
-    id: str
-    resources: Mapping[str, float]
-    """All that it has, in use or not: ``{"CPU": 8, "GPU": 1}``."""
-    scales: bool = False
-    """True if an autoscaler, which could add more nodes, has started it."""
-
-
-def require_capacity(nodes: Sequence[Node], workers: int, each: Mapping[str, float]) -> None:
-    """Refuse what the nodes could not hold even with nothing else running, which Ray would wait for without end.
-
-    A cluster that can grow is not judged. Nor should one be that has lost a node, which may come back; see
-    ``Connection.has_lost_nodes``.
-
-    Args:
-        nodes: The cluster's nodes.
-        workers: Number of workers, the least that an elastic run starts with.
-        each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
-
-    Raises:
-        ResourceError: They do not fit.
-    """
-    fitting = workers_that_fit([node.resources for node in nodes], each)
-    if fitting >= workers or any(node.scales for node in nodes):
-        return
-    wanted = _listed(each)
-    there = " and ".join(f"{sum(node.resources.get(kind, 0) for node in nodes):g} {kind}" for kind in each)
-    lower = " or ".join(f"scaling.{kind.lower()}s_per_worker" for kind in each)
-    raise ResourceError(
-        f"the cluster can never hold {workers} workers with {wanted} each: its {len(nodes)} nodes have {there} in all, "
-        f"which is room for {fitting}; lower scaling.workers or {lower}, or add nodes"
-    )
 
 
 def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:

@@ -111,7 +111,7 @@ def run_study(
         check_dataset(largest.data)
     sizes: list[dict[str, Any]] = []
     with joined_ray(address):
-        require_resources(largest.scaling.max_workers, largest.scaling.worker_resources, "scaling.", "workers")
+        require_resources(largest.scaling.max_workers, largest.scaling.worker_resources, workers_key="workers")
         for plan in study.plans:
             with watching(plan) as watch:
                 summary = run_training(plan, watch=watch, work=work)

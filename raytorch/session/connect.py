@@ -69,7 +69,7 @@ def connect(
         else:
             each = {"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
             workers = workers or (len(list(Path(restore).glob("rank-*"))) if restore else 0) or 1
-            require_resources(workers, each)
+            require_resources(workers, each, prefix="")
             group = Group(workers, each, backend, timeout_s)
             connection = Owner(name, group, Limits(max_bytes, idle_timeout), resources)
         session = Session(connection, client=connection.client)

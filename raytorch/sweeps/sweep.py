@@ -126,7 +126,7 @@ def run_sweep(
     importing.start()  # beside the start of Ray, which takes as long
     with joined_ray(address):
         for config in configs:
-            require_resources(config.scaling.min_workers, config.scaling.worker_resources, "scaling.")
+            require_resources(config.scaling.min_workers, config.scaling.worker_resources)
         importing.join()
         with plan.folder.claimed():
             return _supervise(plan, watch)

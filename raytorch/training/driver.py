@@ -49,7 +49,7 @@ def run_training(
     importing = threading.Thread(target=import_module, args=["raytorch.cluster.worker_group"], daemon=True)
     importing.start()  # beside the start of Ray, which takes as long
     with joined_ray(address):
-        require_resources(scaling.min_workers, scaling.worker_resources, "scaling.")
+        require_resources(scaling.min_workers, scaling.worker_resources)
         importing.join()
         with plan.folder.claimed():
             return _supervise(plan, record, watch, work or _train_on_worker)

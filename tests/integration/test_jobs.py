@@ -333,10 +333,10 @@ def test_what_the_cluster_can_never_give_is_refused_at_once(cluster: Cluster, cl
     told = raytorch(cluster, "submit", str(QUICKSTART), "--workers", "3")
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr == (
-        "the cluster can never hold 3 workers with 1 CPU each: its 3 nodes have 2 CPU in all, which is room for 2; "
+        "3 workers with 1 CPU each need 3 CPUs, but the cluster has 2; "
         "lower scaling.workers or scaling.cpus_per_worker, or add nodes\n"
     )
-    with pytest.raises(ResourceError, match=r" and 0 GPU in all, "):
+    with pytest.raises(ResourceError, match=r" GPUs, but the cluster has 0; "):
         client.submit(load_config(QUICKSTART, ["scaling.gpus_per_worker=1"]))
     elastic = load_config(QUICKSTART, ["scaling.workers={min: 3, max: 4}"])
     with pytest.raises(ResourceError, match="3 workers"):

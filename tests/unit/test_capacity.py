@@ -26,21 +26,20 @@ def test_what_fits_is_let_in(workers: int, each: dict[str, float]) -> None:
         (
             6,
             {"CPU": 1},
-            "the cluster can never hold 6 workers with 1 CPU each: its 3 nodes have 5 CPU in all, which is room for 5; "
+            "6 workers with 1 CPU each need 6 CPUs, but the cluster has 5; "
             "lower scaling.workers or scaling.cpus_per_worker, or add nodes",
         ),
         (
             1,
             {"CPU": 4},  # there are enough, but not on one node
-            "the cluster can never hold 1 workers with 4 CPU each: its 3 nodes have 5 CPU in all, which is room for 0; "
+            "1 workers with 4 CPU each do not fit on the nodes, which have room for 0; "
             "lower scaling.workers or scaling.cpus_per_worker, or add nodes",
         ),
         (
             2,
             {"CPU": 1, "GPU": 1},
-            "the cluster can never hold 2 workers with 1 CPU and 1 GPU each: its 3 nodes have 5 CPU and 1 GPU in all, "
-            "which is room for 1; lower scaling.workers or scaling.cpus_per_worker or scaling.gpus_per_worker, "
-            "or add nodes",
+            "2 workers with 1 GPU each need 2 GPUs, but the cluster has 1; "
+            "lower scaling.workers or scaling.gpus_per_worker, or add nodes",
         ),
     ],
 )
