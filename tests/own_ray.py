@@ -1,12 +1,19 @@
 """A Ray of this machine for the tests of a module."""
 
 import gc
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from secrets import token_hex
 from typing import Any
 
 import ray
+
+from raytorch.cluster.token import needs_token_here
+
+if needs_token_here():  # Ray cannot keep one in this home
+    os.environ["RAY_AUTH_TOKEN"] = token_hex(32)
 
 
 @contextmanager
