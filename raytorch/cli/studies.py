@@ -67,7 +67,7 @@ def scale(
     """Measure how far CONFIG scales: samples/s, efficiency, and where the time goes."""
     from raytorch.scaling.picture import write_picture
     from raytorch.scaling.study import RESULTS_FILE, plan_study, run_study
-    from raytorch.scaling.table import table
+    from raytorch.scaling.table import results_table
 
     study = plan_study(
         config, _numbers(workers), mode=mode, overrides=overrides or [], steps=steps, warmup=warmup, out=out
@@ -77,7 +77,7 @@ def scale(
     if as_json:
         print(without_secrets(json.dumps(results)))  # noqa: T201
         return
-    output.print(table(results))
+    output.print(results_table(results))
     say_labelled(output, "results", study.folder.file(RESULTS_FILE))
     say_labelled(output, "picture", picture)
 

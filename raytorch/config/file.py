@@ -5,7 +5,7 @@ a value that pydantic refuses came from. What is allowed instead is read off the
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import yaml
@@ -51,11 +51,22 @@ def one_line(value: Any) -> str:
 
 def _written(data: Any) -> str:
     try:
-        return tree.dump(data)
+        return tree.dump(_plain(data))
     except yaml.YAMLError as error:
         raise tree.invalid(
             f"{error.args[0]}: {error.args[-1]!r}; give plain numbers, texts, lists and mappings"
         ) from None
+
+
+def _plain(data: Any) -> Any:
+    """Data with paths as texts, and with what NumPy and PyTorch have for numbers as Python's own."""
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    if isinstance(data, PurePath):
+        return str(data)
+    return data.tolist() if hasattr(data, "tolist") else data
 
 
 def _changed(root: yaml.MappingNode, overrides: Sequence[str]) -> RunConfig:

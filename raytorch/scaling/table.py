@@ -17,7 +17,7 @@ def title(results: Mapping[str, Any]) -> str:
     return f"{results['name']}, {results['mode']} scaling  ·  {results['device']}, {results['precision']}"
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def results_table(results: Mapping[str, Any]) -> Table:
     """A row for each number of workers, of 80 characters."""
     names = ("workers", "batch", "samples/s", "speed-up", "efficiency", "ms/step", "compute", "comm.", "data")
     drawn = Table(

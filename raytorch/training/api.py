@@ -10,7 +10,7 @@ from raytorch.config import RunConfig
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.file import from_data, one_line
 from raytorch.config.file import load_config as load_file
-from raytorch.errors import StorageError, UserError, is_storage_fault
+from raytorch.errors import ConfigError, StorageError, UserError, is_storage_fault
 from raytorch.runs import catalog
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
 from raytorch.runs.storage import RunFolder, split
@@ -176,6 +176,8 @@ def load(config: Config, overrides: Overrides = ()) -> RunConfig:
     changes = _as_texts(overrides)
     if isinstance(config, RunConfig):
         config = config.model_dump(mode="json")
+    if not isinstance(config, str | Path | Mapping):
+        raise ConfigError(f"a configuration is a YAML file, a dictionary or a RunConfig, not {config!r}")
     return from_data(config, changes) if isinstance(config, Mapping) else load_file(config, changes)
 
 
@@ -227,11 +229,13 @@ def _changes(overrides: Overrides, workers: int | None, storage: str | Path | No
 
 
 def _as_texts(overrides: Overrides) -> list[str]:
-    if isinstance(overrides, str):
-        raise UserError(f"overrides: must be a dictionary or a list, such as [{overrides!r}]")
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    return [f"{key}={one_line(value)}" for key, value in overrides.items()]
+    if isinstance(overrides, Mapping):
+        return [f"{key}={one_line(value)}" for key, value in overrides.items()]
+    if isinstance(overrides, str) or not (
+        isinstance(overrides, Sequence) and all(isinstance(override, str) for override in overrides)
+    ):
+        raise UserError(f'overrides: must be {{"epochs": 3}} or ["epochs=3"], say, not {overrides!r}')
+    return list(overrides)
 
 
 @contextmanager

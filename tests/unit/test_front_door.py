@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import raytorch
 from raytorch.errors import ConfigError, RaytorchError, RunNotFoundError, UserError
@@ -31,9 +33,13 @@ def test_a_configuration_is_a_file_a_dict_or_one_that_is_read(kind: str, overrid
     [
         ({"epochs": 1, "optimiser": "adam"}, {}, "optimiser"),
         ({"epochs": 1, "seed": object()}, {}, "plain"),
+        (None, {}, "dictionary or a RunConfig, not None"),
+        ([1], {}, "dictionary or a RunConfig"),
+        ({"epochs": 1}, {"overrides": 5}, "not 5"),
+        ({"epochs": 1}, {"overrides": [("epochs", 2)]}, "epochs=3"),
         ({}, {}, "epochs"),
         ({"epochs": 1}, {"overrides": {"optimizer.lr": "high"}}, "optimizer.lr"),
-        ({"epochs": 1}, {"overrides": "epochs=3"}, "list"),
+        ({"epochs": 1}, {"overrides": "epochs=3"}, "overrides: must be"),
         ({"epochs": 1}, {"workers": 0}, "scaling"),
         ({"epochs": 1}, {"name": "a/b"}, "a/b"),
         ({"epochs": 1}, {"address": "http://127.0.0.1:8265"}, "dashboard"),
@@ -66,3 +72,11 @@ def test_a_storage_that_refuses_is_an_error_of_raytorch(tmp_path: Path) -> None:
 def test_a_wrong_key_is_told_with_its_place() -> None:
     with pytest.raises(ConfigError, match="config:2: optimiser: "):
         raytorch.load({"epochs": 1, "optimiser": "adam"})
+
+
+def test_paths_and_numbers_of_numpy_and_pytorch_are_taken_for_what_they_are(tmp_path: Path) -> None:
+    run = {"epochs": np.int64(2), "model": {"name": "convnet", "channels": np.array([8, 16])}, "storage": tmp_path}
+    config = raytorch.load(run, {"optimizer.lr": torch.tensor(0.5), "batch_size": np.int32(8)})
+    assert (config.epochs, config.optimizer.lr, config.batch_size) == (2, 0.5, 8)
+    assert config.storage == str(tmp_path)
+    assert config.model.model_dump()["channels"] == [8, 16]

@@ -86,7 +86,7 @@ EXPORTS = {
         capture load_model load_program load_state load_tensors load_torchscript load_weights read_architecture
         save_model save_tensors script trace
     """,
-    "raytorch.scaling": "plan_study run_study table write_picture",
+    "raytorch.scaling": "plan_study results_table run_study write_picture",
     "raytorch.sweeps": "SweepDisplay SweepPlan load_sweep plan_resumed_sweep plan_sweep print_sweep run_sweep",
 }
 
@@ -172,3 +172,10 @@ def test_errors_survive_pickling(name: str) -> None:
     error = getattr(errors, name)("what to do")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), "what to do")
+
+
+@pytest.mark.parametrize("package", ["raytorch.config", "raytorch.datasets", "raytorch.scaling", "raytorch.sweeps"])
+def test_no_name_is_shadowed_by_the_file_that_it_comes_from(package: str) -> None:
+    exported = import_module(package)
+    assert exported.__file__
+    assert not set(exported.__all__) & {path.stem for path in Path(exported.__file__).parent.glob("*.py")}

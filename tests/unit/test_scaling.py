@@ -13,9 +13,9 @@ from raytorch.cluster.capacity import workers_that_fit
 from raytorch.config import RunConfig
 from raytorch.errors import ConfigError, RunExistsError, TrainingError, UserError
 from raytorch.runs.storage import RunFolder
+from raytorch.scaling import results_table
 from raytorch.scaling.picture import write_picture
 from raytorch.scaling.study import Study, compared, measured, plan_study
-from raytorch.scaling.table import table
 
 
 def configs(study: Study) -> list[RunConfig]:
@@ -130,7 +130,7 @@ def results() -> dict[str, Any]:
 
 def test_the_table_has_a_row_for_each_size(results: dict[str, Any]) -> None:
     text = StringIO()
-    Console(width=80, file=text).print(table(results))
+    Console(width=80, file=text).print(results_table(results))
     rows = [line.split() for line in text.getvalue().splitlines()]
     assert [row for row in rows if row and row[0].isdigit()] == [
         ["1", "64", "1,000", "1.00", "100%", "64", "95.0%", "0.0%", "5.0%"],

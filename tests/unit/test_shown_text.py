@@ -21,7 +21,7 @@ from raytorch.config.file import load_config
 from raytorch.errors import ConfigError
 from raytorch.runs.curves import write_report
 from raytorch.runs.storage import RunFolder
-from raytorch.scaling.table import table
+from raytorch.scaling.table import results_table
 from raytorch.service.job import Job, JobFailure
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.live_table import print_sweep
@@ -191,7 +191,7 @@ def test_a_sweeps_parameters_and_errors_are_text(console: Console, tmp_path: Pat
 
 
 def test_a_studys_device_is_text(console: Console) -> None:
-    console.print(table({"name": "x", "mode": "weak", "device": HOSTILE, "precision": "bf16", "sizes": []}))
+    console.print(results_table({"name": "x", "mode": "weak", "device": HOSTILE, "precision": "bf16", "sizes": []}))
     assert commands_in(said(console)) == set()
     assert "[/red][bold]:smile:" in said(console)
 
