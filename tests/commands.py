@@ -13,6 +13,9 @@ from ray import cloudpickle  # noqa: F401 - which brings psutil along
 # isort: split
 import psutil
 
+WITHOUT_NETWORK = {"RAY_BACKEND_LOG_LEVEL": "error"}
+"""For a command that joins a Ray: its core warns on a machine that has no network."""
+
 
 @contextmanager
 def command(*arguments: str, name: str = "train") -> Iterator[subprocess.Popen[bytes]]:

@@ -48,6 +48,8 @@ def running_cluster(home: Path, environment: pytest.MonkeyPatch) -> Iterator[Clu
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
         environment.delenv(name, raising=False)
     environment.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+    environment.setenv("HOME", str(home))  # Ray Train's own storage is in there
+    environment.setenv("PYTHONIOENCODING", "utf-8")
     environment.chdir(home)
     process = subprocess.Popen(
         [sys.executable, str(TESTS / "nodes.py"), str(temp), str(port), "0", "1", "1"],
@@ -69,7 +71,9 @@ def running_cluster(home: Path, environment: pytest.MonkeyPatch) -> Iterator[Clu
 def raytorch(cluster: Cluster, *arguments: str, at: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": cluster.url}
     command = [str(BIN / "raytorch"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=at or cluster.home, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", cwd=at or cluster.home, env=environment, check=False
+    )
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:

@@ -18,11 +18,11 @@ def test_every_operator_that_is_not_listed_as_skipped_gives_what_pytorch_gives(o
 
 
 def test_every_operator_that_is_listed_as_skipped_has_to_be(outcome: Outcome) -> None:
-    assert SKIPPED.keys() == outcome.different.keys()
+    assert not SKIPPED.keys() & set(outcome.equal)
 
 
 def test_nothing_of_the_table_is_left_out(outcome: Outcome) -> None:
-    assert sorted([*outcome.equal, *outcome.different]) == sorted(name_of(op) for op in table())
+    assert sorted([*outcome.equal, *outcome.different, *outcome.unavailable]) == sorted(name_of(op) for op in table())
     assert len(outcome.equal) >= 650
     assert outcome.calls >= 3500
     assert outcome.gradients >= 500

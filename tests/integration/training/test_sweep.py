@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
-from commands import wait_until
+from commands import WITHOUT_NETWORK, wait_until
 
 from raytorch.config.file import load_config
 from raytorch.runs.catalog import list_runs, read_history, read_summary
@@ -89,7 +89,8 @@ def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:
     address = ray.get_runtime_context().gcs_address
     raytorch = Path(sys.executable).with_name("raytorch")
     command = [raytorch, "sweep", sweep_file, "--name", folder.name, "--address", address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    environment = os.environ | WITHOUT_NETWORK
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         try:
             wait_until(lambda: count(folder, "stopped") >= 1 and has_just_begun(folder), running)
         finally:
