@@ -67,9 +67,12 @@ class Result:
         Raises:
             RunNotFoundError: The run has no complete checkpoint.
             ExportError: The model cannot be exported so, or the file computes something else.
+            UserError: There is no such format.
         """
-        from raytorch.export import export_run
+        from raytorch.export import SUFFIXES, export_run
 
+        if kind not in SUFFIXES:
+            raise UserError(f"a format is one of {', '.join(SUFFIXES)}, not {kind!r}")
         with _own_errors():
             return export_run(self._folder, kind, Path(path), verify=verify)
 
@@ -152,7 +155,7 @@ def resume(
         >>> raytorch.resume("runs/digits-20261122-093625", overrides={"epochs": 10})
     """
     with _own_errors():
-        place = run.path if isinstance(run, Result) else str(run)
+        place = _place(run)
         changes = _changes(overrides, workers, storage)
         if config is None and (overrides or workers):
             config = plan_resume(place, storage=str(storage or "runs")).config
@@ -197,11 +200,11 @@ def list_runs(storage: str | Path = "runs") -> list[Result]:
         return [_result(summary) for summary in catalog.list_runs(str(storage))]
 
 
-def find_run(run: str | Path, storage: str | Path = "runs") -> Result:
+def find_run(run: str | Path | Result, storage: str | Path = "runs") -> Result:
     """The run of a name or a path.
 
     Args:
-        run: The run's name in the storage, or its path.
+        run: The run's name in the storage, its path, or an earlier result of it, which is read anew.
         storage: Folder or URI that holds the runs.
 
     Raises:
@@ -211,7 +214,7 @@ def find_run(run: str | Path, storage: str | Path = "runs") -> Result:
         >>> raytorch.find_run("digits-20261122-093625").model()
     """
     with _own_errors():
-        return _result(catalog.read_summary(catalog.find_run(str(run), str(storage))))
+        return _result(catalog.read_summary(catalog.find_run(_place(run), str(storage))))
 
 
 def _run(plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
@@ -221,6 +224,12 @@ def _run(plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
 def _result(summary: dict[str, Any]) -> Result:
     metrics = {key: summary[key] for key in ("accuracy", "loss") if summary.get(key) is not None}
     return Result(summary["name"], summary["path"], summary["state"], metrics, summary)
+
+
+def _place(run: str | Path | Result) -> str:
+    if not isinstance(run, str | Path | Result):
+        raise UserError(f"a run is given by its name, its path or its result, not by {run!r}")
+    return run.path if isinstance(run, Result) else str(run)
 
 
 def _changes(overrides: Overrides, workers: int | None, storage: str | Path | None) -> list[str]:

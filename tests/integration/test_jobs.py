@@ -250,7 +250,7 @@ def test_rays_own_client_shows_the_same_jobs(cluster: Cluster, client: Client) -
     listed = subprocess.run(
         [str(BIN / "ray"), "job", "list", "--address", cluster.url],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
         env=os.environ | {"RAY_AUTH_MODE": "token"},
     )

@@ -80,3 +80,14 @@ def test_paths_and_numbers_of_numpy_and_pytorch_are_taken_for_what_they_are(tmp_
     assert (config.epochs, config.optimizer.lr, config.batch_size) == (2, 0.5, 8)
     assert config.storage == str(tmp_path)
     assert config.model.model_dump()["channels"] == [8, 16]
+
+
+def test_what_names_no_run_is_refused(tmp_path: Path) -> None:
+    for call in (raytorch.find_run, raytorch.resume):
+        with pytest.raises(UserError, match="a run is given by its name"):
+            call(None)  # type: ignore[operator]
+    gone = raytorch.Result("gone", str(tmp_path / "gone"), "finished", {}, {})
+    with pytest.raises(RunNotFoundError, match="no run gone"):
+        raytorch.find_run(gone)
+    with pytest.raises(UserError, match="a format is one of onnx, torchscript, pt2, safetensors, not 'onxx'"):
+        gone.export("onxx", tmp_path / "x")  # type: ignore[arg-type]
