@@ -66,5 +66,5 @@ def opened(path: Path) -> SavedState:
 
 
 def change_manifest(path: Path, **changes: Any) -> None:
-    manifest = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps(manifest | changes))
+    manifest = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    (path / "checkpoint.json").write_text(json.dumps(manifest | changes), encoding="utf-8")

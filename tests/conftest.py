@@ -79,5 +79,5 @@ def small_run(tmp_path: Path) -> dict[str, Any]:
 def small_config(small_run: dict[str, Any], tmp_path: Path) -> Path:
     """The small run as a file."""
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(small_run))
+    path.write_text(yaml.safe_dump(small_run), encoding="utf-8")
     return path

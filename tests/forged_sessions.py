@@ -65,14 +65,14 @@ def good(folder: Path) -> dict[str, Any]:
 
 def content_of(folder: Path) -> dict[str, Any]:
     """What session.json says."""
-    content: dict[str, Any] = json.loads((folder / "rank-0" / "session.json").read_text())
+    content: dict[str, Any] = json.loads((folder / "rank-0" / "session.json").read_text(encoding="utf-8"))
     return content
 
 
 def refused(folder: Path, forged: Any, *, trust: bool = False) -> str:
     """The only error of restoring what session.json is made to say, with nothing large made and no handle left."""
     text = forged if isinstance(forged, str) else json.dumps(forged)
-    (folder / "rank-0" / "session.json").write_text(text)
+    (folder / "rank-0" / "session.json").write_text(text, encoding="utf-8")
     session = local_session()
     with watched_memory() as memory, pytest.raises(RaytorchError) as caught:
         session.restore(folder, trust=trust)

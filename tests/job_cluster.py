@@ -40,7 +40,7 @@ class Cluster:
 @contextmanager
 def running_cluster(home: Path, environment: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Run the cluster; this process gets its token and goes to ``home``."""
-    (home / "token").write_text("0123456789abcdef" * 4)
+    (home / "token").write_text("0123456789abcdef" * 4, encoding="utf-8")
     temp = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))  # paths of sockets have to be short
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

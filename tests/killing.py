@@ -73,7 +73,7 @@ class Killer:
 
     def __enter__(self) -> "Killer":
         Path(self._folder.path).mkdir(parents=True)
-        Path(self._folder.file(STEP_FILE)).write_text(f"{0:8d}")
+        Path(self._folder.file(STEP_FILE)).write_text(f"{0:8d}", encoding="utf-8")
         self._thread.start()
         return self
 
@@ -84,7 +84,7 @@ class Killer:
     def check(self) -> None:
         """What was lost, and what was on the disk, as the run's folder tells when it has ended."""
         assert len(self.kills) == len(self._targets)
-        log = Path(self._folder.file("logs/rank-0.log")).read_text()
+        log = Path(self._folder.file("logs/rank-0.log")).read_text(encoding="utf-8")
         resumed = [int(step) for step in re.findall(r"resumed from \S+ at step (\d+)", log)]
         for kill, step in zip(self.kills, [0] * (len(self.kills) - len(resumed)) + resumed, strict=True):
             print(
@@ -110,4 +110,4 @@ class Killer:
                 self.kills.append(Kill(self._step(), [checkpoint_step(name) for name in complete]))
 
     def _step(self) -> int:
-        return int(Path(self._folder.file(STEP_FILE)).read_text() or 0)
+        return int(Path(self._folder.file(STEP_FILE)).read_text(encoding="utf-8") or 0)

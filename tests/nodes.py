@@ -27,7 +27,7 @@ if __name__ == "__main__":
     cluster.wait_for_nodes()
     # What ``ray start`` writes: else the jobs join any Ray that is found on this machine.
     for folder in (temp, *(f"{temp}/{number}" for number in range(len(cpus)))):
-        (Path(folder) / "ray_current_cluster").write_text(cluster.address)
+        (Path(folder) / "ray_current_cluster").write_text(cluster.address, encoding="utf-8")
     print(cluster.webui_url, cluster.address, flush=True)
     sys.stdin.read()
     cluster.shutdown()

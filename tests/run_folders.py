@@ -16,7 +16,7 @@ def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
     path.mkdir(parents=True)
     for name in files:
         (path / name).write_bytes(b"abc")
-    (path / "checkpoint.json").write_text(json.dumps({"format": 2, "step": step, "files": files}))
+    (path / "checkpoint.json").write_text(json.dumps({"format": 2, "step": step, "files": files}), encoding="utf-8")
     return path
 
 
@@ -26,5 +26,5 @@ def started(config: RunConfig, name: str = "mine", **saved: Any) -> RunFolder:
     plan.folder.write_text("config.yaml", dump_config(plan.config))
     path = add_checkpoint(plan.folder, 5, {"model.safetensors": 3}) / "checkpoint.json"
     saved |= {"config": plan.config.model_dump(mode="json")}
-    path.write_text(json.dumps(json.loads(path.read_text()) | saved))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | saved), encoding="utf-8")
     return plan.folder

@@ -102,7 +102,7 @@ def train_and_record(job: WorkerJob) -> None:
             "samples": given[:],
         }
         given.clear()
-        with Path(run.folder.file(f"given-{os.getpid()}.jsonl")).open("a") as file:
+        with Path(run.folder.file(f"given-{os.getpid()}.jsonl")).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     loop.load_dataset = load_recording  # type: ignore[assignment]
@@ -116,7 +116,7 @@ class Trajectory:
     def __init__(self, folder: str) -> None:
         groups: dict[str, list[Any]] = defaultdict(list)
         for file in Path(folder).glob("given-*.jsonl"):
-            for line in map(json.loads, file.read_text().splitlines()):
+            for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
                 groups[line["group"]].append(line)
         attempts = sorted(groups.values(), key=lambda lines: min(line["time"] for line in lines))
         self.first_steps = [min(line["step"] for line in lines) for lines in attempts]

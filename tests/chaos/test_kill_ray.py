@@ -50,7 +50,7 @@ def test_a_sweep_that_loses_a_part_of_ray_keeps_what_is_finished_and_can_go_on(
     run = small_run | {"scaling": {"workers": 1}}
     sweep = {"name": "s", "run": run, "parameters": {"epochs": {"grid": [1, 100_000]}}, "storage": storage}
     file, folder = tmp_path / "sweep.yaml", RunFolder(storage, "s")
-    file.write_text(yaml.safe_dump(sweep | {"concurrency": 1}))
+    file.write_text(yaml.safe_dump(sweep | {"concurrency": 1}), encoding="utf-8")
     endless = RunFolder(str(folder), "trial-001")
     with command(str(file), "--name", "s", name="sweep") as running:
         wait_until(lambda: endless.exists() and latest_checkpoint(endless) is not None, running)

@@ -62,7 +62,7 @@ def write(tmp_path: Path) -> Any:
     """Writes a configuration of the keys given, and returns its name."""
 
     def write(**keys: Any) -> str:
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump({"epochs": 1, **keys}))
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({"epochs": 1, **keys}), encoding="utf-8")
         return "run.yaml"
 
     return write
@@ -83,7 +83,7 @@ def write(tmp_path: Path) -> Any:
     ids=["typo", "type", "model", "conflict"],
 )
 def test_a_bad_configuration_is_refused(tmp_path: Path, command: str, line: str, message: str) -> None:
-    (tmp_path / "run.yaml").write_text(f"epochs: 1\n{line}\n")
+    (tmp_path / "run.yaml").write_text(f"epochs: 1\n{line}\n", encoding="utf-8")
     told = refused(tmp_path, command, "run.yaml")
     assert told.startswith(message)
     assert "\n" not in told
@@ -155,7 +155,9 @@ def test_a_run_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 def test_a_sweep_that_cannot_start_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, "sweep") == "give a sweep's file, e.g. configs/sweeps/digits.yaml, or --resume SWEEP"
     assert refused(tmp_path, "sweep", "--resume", "nothing") == "no sweep nothing in runs: it has no sweep.yaml"
-    (tmp_path / "sweep.yaml").write_text("run: {epochs: 1}\nparameters:\n  optimizer.lr: {uniform: [-1, 1]}\n")
+    (tmp_path / "sweep.yaml").write_text(
+        "run: {epochs: 1}\nparameters:\n  optimizer.lr: {uniform: [-1, 1]}\n", encoding="utf-8"
+    )
     for command in ("sweep", "validate"):
         told = refused(tmp_path, command, "sweep.yaml")
         assert told == "sweep.yaml:3: optimizer.lr: must be a number above 0, not -1.0"
@@ -238,10 +240,10 @@ def one_run(tmp_path: Path) -> dict[str, Any]:
         "samples_per_s": 12345.6,
         "seconds": {"total": 12.34},
     }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "config.yaml").write_text("epochs: 3\n")
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    (folder / "config.yaml").write_text("epochs: 3\n", encoding="utf-8")
     lines = [{"step": n, "epoch": n / 5, "split": "train", "loss": 1 / n, "lr": 0.1} for n in range(1, 11)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return summary
 
 
@@ -274,5 +276,5 @@ def test_a_report_is_a_picture(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{tmp_path}/runs/mine/report.png\n", "")
     assert (tmp_path / "runs/mine/report.png").read_bytes().startswith(b"\x89PNG")
     assert raytorch(tmp_path, "report", "runs/mine", "--out", "a/b.svg").returncode == 0
-    assert "<svg" in (tmp_path / "a" / "b.svg").read_text()
+    assert "<svg" in (tmp_path / "a" / "b.svg").read_text(encoding="utf-8")
     assert refused(tmp_path, "report", "mine", "--out", "mine.xyz").startswith("mine.xyz cannot be written: Format ")

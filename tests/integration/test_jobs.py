@@ -98,8 +98,8 @@ def test_the_quickstart_is_followed_to_its_result(cluster: Cluster, client: Clie
 def test_a_ray_train_script_runs_unchanged_with_its_project_and_its_secret(cluster: Cluster, client: Client) -> None:
     project = cluster.home / "project"
     project.mkdir()
-    (project / "train.py").write_text(RAY_TRAIN_SCRIPT)
-    (project / "settings.py").write_text("STEPS = 3\n")
+    (project / "train.py").write_text(RAY_TRAIN_SCRIPT, encoding="utf-8")
+    (project / "settings.py").write_text("STEPS = 3\n", encoding="utf-8")
     job = client.submit_script(project / "train.py", [str(project), "a b"], name="script", env=["API_KEY"])
     assert job.kind == "script"
     job = client.wait("script")
@@ -107,10 +107,10 @@ def test_a_ray_train_script_runs_unchanged_with_its_project_and_its_secret(clust
     assert job.state == "finished", log
     assert f"arguments ['{project}', 'a b'] key {len(SECRET)}" in log
     for rank in range(2):
-        assert (project / f"rank-{rank}").read_text() == f"2 workers, key {len(SECRET)}"
+        assert (project / f"rank-{rank}").read_text(encoding="utf-8") == f"2 workers, key {len(SECRET)}"
     record = client.result("script")
     assert (record["exit_status"], record["command"]) == (0, f"python project/train.py {project} 'a b'")
-    assert (cluster.home / "runs" / "script" / "logs" / "driver.log").read_text() in log
+    assert (cluster.home / "runs" / "script" / "logs" / "driver.log").read_text(encoding="utf-8") in log
 
 
 def test_a_run_that_is_stopped_saves_a_last_checkpoint(cluster: Cluster, client: Client) -> None:
@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_saves_a_last_checkpoint(cluster: Cluster, client:
 
 
 def test_a_script_that_fails_says_why(cluster: Cluster, client: Client) -> None:
-    (cluster.home / "project" / "broken.py").write_text("def f():\n    raise LookupError('not there')\nf()\n")
+    (cluster.home / "project" / "broken.py").write_bytes(b"def f():\n    raise LookupError('not there')\nf()\n")
     sent = raytorch(cluster, "submit", "project/broken.py", "--name", "broken", "--wait")
     assert sent.returncode == 1
     assert "LookupError: not there" in sent.stdout
@@ -152,7 +152,7 @@ def test_a_script_that_fails_says_why(cluster: Cluster, client: Client) -> None:
 def test_any_output_of_a_script_is_followed_to_its_own_exit_status(cluster: Cluster) -> None:
     below = cluster.home / "project" / "below"
     below.mkdir(parents=True)
-    (below.parent / "odd.py").write_text(ODD_SCRIPT)
+    (below.parent / "odd.py").write_text(ODD_SCRIPT, encoding="utf-8")
     (below.parent / "notes.txt").symlink_to("/etc/hostname")
     sent = raytorch(
         cluster, "submit", "../odd.py", "--storage", f"{cluster.home}/runs", "--name", "odd", "--wait", at=below
@@ -206,18 +206,18 @@ def test_a_training_that_fails_names_the_first_rank_and_shows_its_traceback(
 
 def test_a_relative_storage_of_a_script_is_in_that_of_its_record(cluster: Cluster, client: Client) -> None:
     script = cluster.home / "project" / "store.py"
-    script.write_text(STORING_SCRIPT)
+    script.write_text(STORING_SCRIPT, encoding="utf-8")
     job = client.wait(client.submit_script(script, storage="records/of/scripts").id)
     assert job.state == "finished", client.logs(job.id)
     records = cluster.home / "records" / "of" / "scripts"
-    assert (records / "runs" / "kept" / "note").read_text() == f"{records}/runs/kept"
+    assert (records / "runs" / "kept" / "note").read_text(encoding="utf-8") == f"{records}/runs/kept"
     assert (records / job.name / "summary.json").exists()
 
 
 def test_many_jobs_at_once_on_two_cpus_all_end(cluster: Cluster, client: Client) -> None:
     config = load_config(QUICKSTART, TINY)
     script = cluster.home / "project" / "square.py"
-    script.write_text(SQUARE_SCRIPT)
+    script.write_text(SQUARE_SCRIPT, encoding="utf-8")
     # Most are scripts, which start sooner.
     ids = [client.submit(config).id if n % 4 == 0 else client.submit_script(script, [str(n)]).id for n in range(JOBS)]
     assert len(set(ids)) == JOBS
@@ -367,7 +367,7 @@ def test_mistakes_are_refused_before_anything_is_sent(
 
 
 def test_a_project_that_is_too_large_is_refused(client: Client, tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text("")
+    (tmp_path / "train.py").touch()
     with (tmp_path / "weights.bin").open("wb") as weights:
         for _ in range(101):
             weights.write(os.urandom(1 << 20))

@@ -85,7 +85,7 @@ def test_a_cluster_that_asks_for_no_token_gets_none(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("host", [None, "localhost", "127.0.0.1"])
 def test_the_token_is_found_where_ray_keeps_it_for_any_address(tmp_path: Path, host: str | None) -> None:
     (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text(f"{TOKEN}\n")
+    (tmp_path / ".ray" / "auth_token").write_text(f"{TOKEN}\n", encoding="utf-8")
     with running(Head(TOKEN)) as address:
         assert mode_of(f"{host}:{address.rpartition(':')[2]}" if host else address) == "token"
 

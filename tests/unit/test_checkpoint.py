@@ -258,7 +258,7 @@ def test_only_leftovers_are_deleted(local: RunFolder, tmp_path: Path) -> None:
     (incomplete / "model.safetensors").write_bytes(b"half")
     for name in ("logs", "checkpoint_best", ".saving-mine", "checkpoint_000000003"):
         (run / name).mkdir()
-    (run / "checkpoint_notes.txt").write_text("a file of the user's")
+    (run / "checkpoint_notes.txt").write_text("a file of the user's", encoding="utf-8")
     keeper(local)
     kept = [".saving-mine", NAME, "checkpoint_000000003", "checkpoint_best", "checkpoint_notes.txt", "logs"]
     assert sorted(path.name for path in run.iterdir()) == sorted(kept)
@@ -294,10 +294,10 @@ def test_what_links_in_the_folder_point_to_is_left_alone(local: RunFolder, tmp_p
 )
 def test_a_manifest_of_another_form_makes_no_checkpoint(local: RunFolder, tmp_path: Path, changes: Any) -> None:
     (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "f").write_text("1")
+    (tmp_path / "precious" / "f").write_text("1", encoding="utf-8")
     for path in (save(local, tmp_path), stage(local)):
-        content = json.loads((path / "checkpoint.json").read_text())
-        (path / "checkpoint.json").write_text(json.dumps(content | changes))
+        content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        (path / "checkpoint.json").write_text(json.dumps(content | changes), encoding="utf-8")
     keeper(local)
     assert local.folders() == []
     assert (tmp_path / "precious" / "f").exists()

@@ -93,9 +93,9 @@ def test_an_address_that_is_no_url_is_refused(address: str) -> None:
 def test_a_token_is_found_where_ray_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_token() is None
     (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("at home\n")
+    (tmp_path / ".ray" / "auth_token").write_text("at home\n", encoding="utf-8")
     assert find_token() == "at home"
-    (tmp_path / "token").write_text("in a file")
+    (tmp_path / "token").write_text("in a file", encoding="utf-8")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert find_token() == "in a file"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "itself")

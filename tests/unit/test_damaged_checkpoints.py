@@ -47,7 +47,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}'])
 def test_a_manifest_that_is_damaged_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "checkpoint.json").write_text(text)
+    (tmp_path / "checkpoint.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError) as failure:
         opened(tmp_path)
     assert str(failure.value).startswith(f"{tmp_path}/checkpoint.json is damaged, or none of raytorch's: ")
@@ -68,7 +68,7 @@ def test_an_older_format_is_refused_with_what_to_do(local: RunFolder, tmp_path: 
 def replace(path: Path, content: bytes) -> None:
     """Replace one of a checkpoint's files, of which the manifest says that it is right."""
     path.write_bytes(content)
-    manifest = json.loads((path.parent / "checkpoint.json").read_text())
+    manifest = json.loads((path.parent / "checkpoint.json").read_text(encoding="utf-8"))
     change_manifest(path.parent, files=manifest["files"] | {path.name: len(content)})
 
 
@@ -156,6 +156,6 @@ def read_all(path: Path) -> None:
 def test_a_state_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     """An optimizer would make one of its own parameter's type of each."""
     save_state({"state": {"a": torch.zeros(2)}}, tmp_path)
-    (tmp_path / "state.json").write_text('{"state": {"a": {"$tensor": "0"}, "b": {"$tensor": "0"}}}')
+    (tmp_path / "state.json").write_text('{"state": {"a": {"$tensor": "0"}, "b": {"$tensor": "0"}}}', encoding="utf-8")
     with pytest.raises(ModelFileError, match=r"is damaged: it names a tensor that .* does not have, or twice"):
         load_saved_state(tmp_path)

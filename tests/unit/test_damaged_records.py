@@ -64,7 +64,7 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.root, self.storage, self.outside = root, root / "storage", root / "outside"
         self.outside.mkdir()
-        (self.outside / "precious").write_text("precious\n")
+        (self.outside / "precious").write_text("precious\n", encoding="utf-8")
         self.originals = root / "originals"
         config = RunConfig(epochs=9, storage=str(self.storage))
         write_run(config, RUN)
@@ -151,7 +151,8 @@ def write_sweep(storage: Path, root: Path) -> None:
     file = root / "sweep.yaml"
     file.write_text(
         f"run: {{epochs: 1}}\nstorage: {storage}\nasha: {{}}\ntrials: 2\n"
-        "parameters: {optimizer.lr: {log_uniform: [1.0e-4, 1.0e-1]}, model.hidden: {choice: [[8], [16]]}}\n"
+        "parameters: {optimizer.lr: {log_uniform: [1.0e-4, 1.0e-1]}, model.hidden: {choice: [[8], [16]]}}\n",
+        encoding="utf-8",
     )
     plan = plan_sweep(load_sweep(file), SWEEP)
     with suppress(KeyboardInterrupt), _LiveSweepRecord(plan).writing():

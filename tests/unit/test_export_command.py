@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> RunFolder:
     weights = checkpoint / "model.safetensors"
     save_model(MLP.build(), weights, MLP)
     manifest = {"format": 1, "step": 7, "files": {weights.name: weights.stat().st_size}}
-    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
 
@@ -76,10 +76,10 @@ def test_an_export_that_differs_is_not_left_behind(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(raytorch.export.onnx, "export", doubled)
-    (tmp_path / "m.onnx").write_text("an earlier one")
+    (tmp_path / "m.onnx").write_text("an earlier one", encoding="utf-8")
     assert command(monkeypatch, run, "--format", "onnx", "--out", tmp_path / "m.onnx") == 1
     assert "the export differs from the model: logits: largest error" in capsys.readouterr().err
-    assert (tmp_path / "m.onnx").read_text() == "an earlier one"
+    assert (tmp_path / "m.onnx").read_text(encoding="utf-8") == "an earlier one"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "runs"]
 
 

@@ -107,7 +107,7 @@ def test_a_redirect_that_names_no_url_is_told(there: Dashboard) -> None:
 
 
 def test_a_netrc_takes_the_place_of_no_token(there: Dashboard, tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password mine\n")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password mine\n", encoding="utf-8")
     there.routes["/api/jobs/"] = send_json([])
     assert Client(there.url).jobs() == []
     assert {authorization for _, _, authorization in there.seen} == {f"Bearer {TOKEN}"}

@@ -37,7 +37,7 @@ def content(folder: Path) -> dict[str, Any]:
 def forged(content: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """A copy of what session.json says, to be changed and written with :func:`refused`."""
     yield copy.deepcopy(content)
-    (folder / "rank-0" / "session.json").write_text(json.dumps(content))
+    (folder / "rank-0" / "session.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 PLACES = [
@@ -144,9 +144,9 @@ def test_ranks_that_would_wait_for_each_other_are_refused(tmp_path: Path) -> Non
     session.save(tmp_path / "saved")
     assert net.handle == 1
     file = tmp_path / "saved" / "rank-1" / "session.json"
-    forged = json.loads(file.read_text())
+    forged = json.loads(file.read_text(encoding="utf-8"))
     forged["objects"].append(making("raytorch.distributed.data_parallel", {"object": 0}))
-    file.write_text(json.dumps(forged))
+    file.write_text(json.dumps(forged), encoding="utf-8")
     with pytest.raises(SessionError, match="do not belong together"):
         local_session(workers=2).restore(tmp_path / "saved")
 
@@ -201,7 +201,7 @@ def test_own_code_is_not_touched_without_trust(tmp_path: Path, monkeypatch: pyte
     opened: list[str] = []
     monkeypatch.setattr(restore, "read_own_code", lambda folder: opened.append(folder))
     local_session().restore(tmp_path / "saved")  # its session.json needs none
-    content = json.loads((part / "session.json").read_text())
+    content = json.loads((part / "session.json").read_text(encoding="utf-8"))
     message = refused(tmp_path / "saved", content | {"own_code": ["__main__.Net"]})
     assert "'__main__.Net' in own_code.pickle" in message
     assert "trust=True" in message
@@ -250,7 +250,7 @@ def test_a_forged_session_of_the_old_format_runs_nothing(tmp_path: Path) -> None
         "5": _pickled(_Name("object/4"), (f"__import__('os').mkdir({str(ran)!r})",), {}),
     }
     (part / "recipes.pkl").write_bytes(pickle.dumps(recipes))
-    (part / "manifest.json").write_text(json.dumps({"format": 1, "tensors": {}, "leaves": []}))
+    (part / "manifest.json").write_text(json.dumps({"format": 1, "tensors": {}, "leaves": []}), encoding="utf-8")
     save_file({}, part / "tensors.safetensors")
     torch.save({"objects": {}, "generators": {"cpu": torch.get_rng_state()}}, part / "states.pt")
     with pytest.raises(RemoteOpError, match=r"format of an older raytorch.*save the state dicts"):
@@ -296,13 +296,13 @@ def test_a_damaged_session_is_restored_or_refused(folder: Path, content: dict[st
             case _:
                 other, place = data.draw(st.sampled_from(list(places(damaged))))
                 parent[key] = copy.deepcopy(other[place])
-    (folder / "rank-0" / "session.json").write_text(json.dumps(damaged))
+    (folder / "rank-0" / "session.json").write_text(json.dumps(damaged), encoding="utf-8")
     decoy = folder.parent / "decoy"
-    decoy.write_text("precious")
+    decoy.write_text("precious", encoding="utf-8")
     session = local_session()
     with watched_memory() as memory, contextlib.suppress(RaytorchError):
         session.restore(folder)
     assert not memory.made
-    assert decoy.read_text() == "precious"
+    assert decoy.read_text(encoding="utf-8") == "precious"
     assert sorted(file.name for file in folder.parent.iterdir()) == ["decoy", "saved"]
     assert sorted(file.name for file in (folder / "rank-0").iterdir()) == ["session.json", "tensors.safetensors"]

@@ -242,7 +242,7 @@ def test_following_ends_as_the_job_does(
 def test_the_log_of_a_rank_is_followed_whatever_it_holds(job: ClusterWithJob, run: Run, tmp_path: Path) -> None:
     log = tmp_path / "run" / "logs" / "rank-1.log"
     log.parent.mkdir(parents=True)
-    (tmp_path / "run" / "summary.json").write_text(json.dumps({"name": "run", "state": "running"}))
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"name": "run", "state": "running"}), encoding="utf-8")
     job.details |= {"metadata": {"raytorch_kind": "train", "raytorch_run": f"{tmp_path}/run"}}
     job.exit_code = 3
     written = "é€\u2028 caf".encode() + b"\xe9\n" + b"x" * 3_000_000 + b"\nend"

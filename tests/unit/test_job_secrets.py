@@ -53,7 +53,7 @@ def test_a_package_is_its_owners_alone_and_cannot_be_guessed_from_its_digest(tmp
         (tmp_path / name).mkdir()
         file = secrets.write_secrets({"PIN": "1234"}, tmp_path / name) / secrets.FILE
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        contents.append(json.loads(file.read_text()))
+        contents.append(json.loads(file.read_text(encoding="utf-8")))
     assert contents[0]["values"] == contents[1]["values"]
     assert contents[0]["salt"] != contents[1]["salt"]
 

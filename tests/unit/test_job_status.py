@@ -227,7 +227,7 @@ def test_a_record_of_an_earlier_run_is_not_the_jobs(tmp_path: Path) -> None:
     assert summary_of(mine) is None
     for started, counts in ((MILLISECONDS / 1000 - 60, False), (MILLISECONDS // 1000, True)):
         record = {"state": "finished", "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")}
-        (folder / "summary.json").write_text(json.dumps(record))
+        (folder / "summary.json").write_text(json.dumps(record), encoding="utf-8")
         assert summary_of(mine) == (record | {"name": "mine", "path": str(folder)} if counts else None)
 
 
@@ -235,7 +235,7 @@ def test_a_record_of_a_later_job_is_not_the_jobs(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     started = datetime.fromtimestamp(MILLISECONDS / 1000 + 60, UTC).isoformat(timespec="seconds")
-    (folder / "summary.json").write_text(json.dumps({"state": "finished", "started": started}))
+    (folder / "summary.json").write_text(json.dumps({"state": "finished", "started": started}), encoding="utf-8")
     metadata = {"raytorch_run": str(folder), "raytorch_kind": "train"}
     assert summary_of(job(metadata=metadata, status="FAILED", end_time=MILLISECONDS + 30_000)) is None
     assert summary_of(job(metadata=metadata, status="SUCCEEDED", end_time=MILLISECONDS + 90_000)) is not None

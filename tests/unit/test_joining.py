@@ -14,7 +14,7 @@ def is_initialized():
 
 
 def test_a_ray_that_is_being_imported_is_waited_for(tmp_path):
-    (tmp_path / "ray.py").write_text(SLOW_RAY)
+    (tmp_path / "ray.py").write_text(SLOW_RAY, encoding="utf-8")
     code = f"""
 import sys, threading
 sys.path.insert(0, {str(tmp_path)!r})

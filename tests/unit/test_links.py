@@ -29,7 +29,7 @@ def outside(tmp_path: Path) -> Path:
     """A folder beside the storage, with a file and a folder in it that have nothing to do with runs."""
     folder = tmp_path / "outside"
     (folder / "inner").mkdir(parents=True)
-    (folder / "file").write_text(PRECIOUS)
+    (folder / "file").write_text(PRECIOUS, encoding="utf-8")
     return folder
 
 
@@ -41,7 +41,7 @@ def plan(tmp_path: Path) -> RunPlan:
 
 
 def unharmed(outside: Path) -> bool:
-    return (outside / "file").read_text() == PRECIOUS and sorted(
+    return (outside / "file").read_text(encoding="utf-8") == PRECIOUS and sorted(
         str(path.relative_to(outside)) for path in outside.rglob("*")
     ) == ["file", "inner"]
 
@@ -72,13 +72,13 @@ def log_rank(plan: RunPlan) -> None:
 
 def export(plan: RunPlan) -> None:
     with LiveFiles(plan.folder) as files:
-        (files.make("export") / "model.onnx").write_text("")
+        (files.make("export") / "model.onnx").write_text("", encoding="utf-8")
 
 
 def run_script(plan: RunPlan) -> None:
     plan.folder.delete("config.yaml")
     script = Path(plan.config.storage, "script.py")
-    script.write_text("print('output')")
+    script.write_text("print('output')", encoding="utf-8")
     ScriptRun(plan.folder, ["python", str(script)]).run()
 
 
@@ -164,7 +164,7 @@ def test_what_a_killed_writer_left_goes_when_the_run_is_claimed(plan: RunPlan) -
     left = Path(plan.folder.file(f".summary.json.{'0123456789abcdef'}.partial"))
     other = Path(plan.folder.file(".notes.partial"))
     for path in (left, other):
-        path.write_text("{")
+        path.write_text("{", encoding="utf-8")
     claim(plan)
     assert (left.exists(), other.exists()) == (False, True)
 
@@ -220,7 +220,7 @@ def test_a_folder_of_another_name_is_no_checkpoint(plan: RunPlan, name: str) -> 
 
 
 def test_a_checkpoint_that_is_a_link_does_not_count(plan: RunPlan, outside: Path) -> None:
-    (outside / "inner" / "checkpoint.json").write_text('{"files": {}}')
+    (outside / "inner" / "checkpoint.json").write_text('{"files": {}}', encoding="utf-8")
     Path(plan.folder.file("checkpoint_00000001")).symlink_to(outside / "inner")
     assert latest_checkpoint(plan.folder) is None
 
@@ -247,7 +247,7 @@ def test_a_link_in_a_storage_is_told_unless_it_leads_to_another_run_of_it(
 
 
 def test_a_folder_that_names_a_run_outside_is_none(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("epochs: 1")
+    (tmp_path / "config.yaml").write_text("epochs: 1", encoding="utf-8")
     for run in ("..", ".", ""):
         with pytest.raises(UserError):
             plan_resume(run, storage=str(tmp_path / "runs"))

@@ -143,12 +143,12 @@ def test_a_run_whose_summary_is_missing_or_damaged_is_lost(config: RunConfig, te
 def test_other_folders_and_files_are_no_runs(config: RunConfig, tmp_path: Path) -> None:
     assert list_runs(config.storage) == []
     (tmp_path / "runs" / "notes").mkdir(parents=True)
-    (tmp_path / "runs" / "config.yaml").write_text("")
+    (tmp_path / "runs" / "config.yaml").write_text("", encoding="utf-8")
     assert list_runs(config.storage) == []
 
 
 def test_a_storage_that_is_a_file_has_no_runs_to_list(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=f"^{tmp_path}/file cannot be used: .*; check the storage and your access"):
         list_runs(str(tmp_path / "file"))
 

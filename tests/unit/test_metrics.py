@@ -145,12 +145,12 @@ def test_a_resumed_run_forgets_the_steps_that_it_takes_again(tmp_path: Path) -> 
 
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "epoch": 0.1, "split": "train"}\n{"step": 2, "spl')
+    path.write_text('{"step": 1, "epoch": 0.1, "split": "train"}\n{"step": 2, "spl', encoding="utf-8")
     assert recorded(tmp_path) == [1]
     with MetricsLog(tmp_path, resume_step=2, tensorboard=False) as log:
         log.write("train", 3, 0.0, {})
     assert recorded(tmp_path) == [1, 3]
-    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def test_metrics_survive_a_kill_while_they_are_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_log_file_takes_raytorchs_messages_and_warnings_while_the_block_runs(t
     logger.error("after the block")
     with log_to_file(path.open("ab")):
         logger.info("again")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert [line.partition(" INFO ")[2] for line in text.splitlines() if " INFO " in line] == ["in the block", "again"]
     assert "UserWarning: a warning" in text
     assert "after the block" not in text

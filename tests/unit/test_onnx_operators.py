@@ -34,7 +34,7 @@ def test_the_official_operator_tests_pass_but_for_those_listed(tmp_path: Path) -
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"onnx\.backend\.test")  # they divide by zero
         cases = onnx.backend.test.loader.load_model_tests(kind="node")
         outcomes = {case.name: outcome(case, tmp_path / "model.onnx") for case in cases}
-    lists = yaml.safe_load(LISTS.read_text())
+    lists = yaml.safe_load(LISTS.read_text(encoding="utf-8"))
     refused = {name for names in lists["refused"].values() for name in names}
     either = {name for names in lists["depends_on_the_machine"].values() for name in names}
     failed = {name: reason for name, reason in outcomes.items() if reason != "passed"}

@@ -24,7 +24,7 @@ def repository(tmp_path: Path) -> Path:
     make(tmp_path, "train.py", "lib/net.py", "kept.log", "gone.py")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "all")
-    (tmp_path / ".gitignore").write_text("*.log\nout/\n")
+    (tmp_path / ".gitignore").write_text("*.log\nout/\n", encoding="utf-8")
     make(tmp_path, "new.py", "noise.log", "out/model.bin", "data/small.csv")
     (tmp_path / "gone.py").unlink()
     return tmp_path
@@ -64,34 +64,34 @@ def test_what_is_left_out_is_counted_and_the_first_named(tmp_path: Path) -> None
 def test_rayignore_counts_in_both(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("plain")
     make(elsewhere, "train.py", "a/big.bin", "a/b/big.bin", "big.bin")
-    (elsewhere / "a" / ".rayignore").write_text("*.bin\n")
+    (elsewhere / "a" / ".rayignore").write_text("*.bin\n", encoding="utf-8")
     assert names(elsewhere) == ["a/.rayignore", "big.bin", "train.py"]
-    (repository / ".rayignore").write_text("data/\nkept.log\n")
+    (repository / ".rayignore").write_text("data/\nkept.log\n", encoding="utf-8")
     assert names(repository) == [".gitignore", ".rayignore", "lib/net.py", "new.py", "train.py"]
-    (repository / ".gitignore").write_text("*.log\nout/\n.rayignore\n")
+    (repository / ".gitignore").write_text("*.log\nout/\n.rayignore\n", encoding="utf-8")
     assert names(repository) == [".gitignore", "lib/net.py", "new.py", "train.py"]
 
 
 def test_a_rayignore_is_read_in_the_encoding_of_the_names(tmp_path: Path) -> None:
     make(tmp_path, "train.py", "kept.bin")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.bin")).write_text("big")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.bin")).write_text("big", encoding="utf-8")
     (tmp_path / ".rayignore").write_bytes(b"# Stra\xdfe\r\ncaf\xe9.bin\r\n")
     assert names(tmp_path) == [".rayignore", "kept.bin", "train.py"]
-    (tmp_path / "café.bin").write_text("big")
+    Path(os.fsdecode(os.fsencode(tmp_path) + "/café.bin".encode())).write_text("big", encoding="utf-8")
     (tmp_path / ".rayignore").write_bytes("\ufeffcaf*.bin\n".encode())
     assert names(tmp_path) == [".rayignore", "kept.bin", "train.py"]
 
 
 def test_a_rayignore_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train.py")
-    (tmp_path / ".rayignore").write_text("!\n")
+    (tmp_path / ".rayignore").write_text("!\n", encoding="utf-8")
     with pytest.raises(PackageError, match=r"/\.rayignore cannot be read: "):
         collect_files(tmp_path)
 
 
 def test_names_that_no_archive_can_hold_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "train.py")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("x")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("x", encoding="utf-8")
     with pytest.raises(PackageError) as refusal:
         collect_files(tmp_path)
     assert str(refusal.value) == (
@@ -108,7 +108,7 @@ def nested(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = tmp_path_factory.mktemp("other")
     git(other, "init")
     make(other, "part.py")
-    (other / ".gitignore").write_text("*.log\n")
+    (other / ".gitignore").write_text("*.log\n", encoding="utf-8")
     git(other, "add", ".")
     git(other, "commit", "-m", "all")
     git(repository, "-c", "protocol.file.allow=always", "submodule", "add", str(other), "vendor/part")
@@ -137,7 +137,7 @@ def test_a_project_that_an_outer_repository_ignores_is_sent(repository: Path) ->
 
 
 def test_a_repository_that_git_does_not_read_is_refused(repository: Path) -> None:
-    (repository / ".git" / "config").write_text("[core\n")
+    (repository / ".git" / "config").write_text("[core\n", encoding="utf-8")
     with pytest.raises(PackageError, match=r"^git cannot list the files of .*, so that none are sent: .*bad config"):
         collect_files(repository)
 

@@ -90,7 +90,7 @@ def test_what_was_downloaded_before_a_kill_is_not_asked_for_again(tmp_path, monk
     for folder, names in ((".download", BATCHES[2:]), ("cifar-10-batches-py", BATCHES[:2])):
         (tmp_path / folder).mkdir()
         for name in names:
-            (tmp_path / folder / name).write_text(name)
+            (tmp_path / folder / name).write_text(name, encoding="utf-8")
     (tmp_path / ".download" / "cifar-10-python.tar.gz").write_bytes(content)
     prepare(Cifar10Data(root=str(tmp_path)))
     assert contents(tmp_path) == {f"cifar-10-batches-py/{name}": name.encode() for name in BATCHES}
@@ -137,7 +137,7 @@ def test_the_command_prepares_and_checks(tmp_path, server, capsys):
 @pytest.mark.parametrize("place", ["data", "data/MNIST"])
 def test_a_file_in_the_way_of_a_folder(tmp_path, server, place):
     (tmp_path / place).parent.mkdir(exist_ok=True)
-    (tmp_path / place).write_text("")
+    (tmp_path / place).write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="could not download the data set"):
         prepare(MnistData(root=str(tmp_path / "data")))
 

@@ -29,7 +29,7 @@ def plan(tmp_path: Path) -> RunPlan:
 
 
 def summary(plan: RunPlan) -> Any:
-    return json.loads(Path(plan.folder.file("summary.json")).read_text())
+    return json.loads(Path(plan.folder.file("summary.json")).read_text(encoding="utf-8"))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -79,7 +79,7 @@ def test_the_driver_is_seen_again_and_again_though_its_storage_fails_for_a_while
         file.rename(aside)
         Path(f"{file}.partial").rmdir()
         wait_until(file.exists)
-        assert summary(plan)["seen"] > json.loads(aside.read_text())["seen"]
+        assert summary(plan)["seen"] > json.loads(aside.read_text(encoding="utf-8"))["seen"]
 
 
 def test_nothing_is_written_over_the_end_of_a_run(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,6 @@ def test_an_unknown_ending_is_refused(folder: RunFolder, tmp_path: Path) -> None
 
 
 def test_a_place_that_cannot_be_written_is_refused(folder: RunFolder, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=rf"^{tmp_path}/file/a\.png cannot be written: .*such as mine_1\.png$"):
         write_report(folder, tmp_path / "file" / "a.png")

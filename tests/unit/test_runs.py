@@ -98,10 +98,12 @@ def test_the_latest_complete_checkpoint_counts(config: RunConfig) -> None:
     add_checkpoint(folder, 20, {"model.safetensors": 3, "state.json": 4})  # cut short
     (add_checkpoint(folder, 30, {"model.safetensors": 3, "state.json": 3}) / "state.json").unlink()
     (add_checkpoint(folder, 40, {"model.safetensors": 3}) / "checkpoint.json").unlink()
-    (add_checkpoint(folder, 50, {"model.safetensors": 3}) / "checkpoint.json").write_text('{"files": {')
-    (add_checkpoint(folder, 60, {"model.safetensors": 3}) / "checkpoint.json").write_text("{}")
+    (add_checkpoint(folder, 50, {"model.safetensors": 3}) / "checkpoint.json").write_text(
+        '{"files": {', encoding="utf-8"
+    )
+    (add_checkpoint(folder, 60, {"model.safetensors": 3}) / "checkpoint.json").write_text("{}", encoding="utf-8")
     Path(folder.path, ".saving-70").mkdir()
-    Path(folder.path, "checkpoint_00000080").write_text("a file")
+    Path(folder.path, "checkpoint_00000080").write_text("a file", encoding="utf-8")
     assert latest_checkpoint(folder) == complete.name == "checkpoint_00000010"
 
 
@@ -219,7 +221,7 @@ def test_every_key_has_a_rule_and_every_rule_a_key() -> None:
 def test_a_run_of_an_older_format_is_refused_before_anything_is_written(config: RunConfig) -> None:
     folder = started(config)
     path = Path(folder.path, "checkpoint_00000005", "checkpoint.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"format": 1}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"^{path.parent} has format 1, which cannot be resumed; .*load_model"):
         plan_resume(folder.path)
 

@@ -151,6 +151,6 @@ def test_the_picture_shows_rates_and_shares(results: dict[str, Any], tmp_path: P
 
 def test_a_mistake_in_the_file_is_told_with_its_line(small_run: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(yaml.safe_dump(small_run | {"epochs": 0}))
+    path.write_text(yaml.safe_dump(small_run | {"epochs": 0}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"bad\.yaml:\d+: epochs: must be"):
         plan_study(path, [1])

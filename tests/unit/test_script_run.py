@@ -26,7 +26,7 @@ def start(
     module: Sequence[str] = ("-m", "raytorch.service.script"),
     **options: Any,
 ) -> subprocess.Popen[str]:
-    (tmp_path / "job.py").write_text(source)
+    (tmp_path / "job.py").write_text(source, encoding="utf-8")
     command = [
         sys.executable,
         "-u",
@@ -56,7 +56,7 @@ def test_a_script_that_succeeds(tmp_path: Path) -> None:
     record = summary(tmp_path)
     assert (record["state"], record["exit_status"], record["kind"]) == ("finished", 0, "script")
     assert record["command"] == "python job.py --lr 'a b'"
-    assert (tmp_path / "runs" / "mine" / "logs" / "driver.log").read_text() == output
+    assert (tmp_path / "runs" / "mine" / "logs" / "driver.log").read_text(encoding="utf-8") == output
     assert list_runs(str(tmp_path / "runs")) == [record]
 
 
@@ -75,7 +75,7 @@ def test_a_script_that_raises(tmp_path: Path) -> None:
 
 def test_a_script_that_raises_where_there_is_no_room_for_a_note_of_it(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    (tmp_path / "tmp" / f"raytorch-{os.getuid()}").write_text("in the way")
+    (tmp_path / "tmp" / f"raytorch-{os.getuid()}").write_text("in the way", encoding="utf-8")
     with start(tmp_path, "1 / 0", environment={"TMPDIR": str(tmp_path / "tmp")}) as process:
         output = process.communicate()[0]
     assert process.returncode == 1
@@ -203,10 +203,10 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_script_runs_as_it_would_alone(tmp_path: Path, own: bool) -> None:
-    (tmp_path / "beside.py").write_text("NAME = __name__")
+    (tmp_path / "beside.py").write_text("NAME = __name__", encoding="utf-8")
     site = tmp_path / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text("import sys; sys.argv_of_site = True")
+    (site / "sitecustomize.py").write_text("import sys; sys.argv_of_site = True", encoding="utf-8")
     environment = {"PYTHONPATH": f"{site}:{tmp_path}/none"} if own else {}
     with start(tmp_path, PLAIN, "-x", "a b", environment=environment) as process:
         output = process.communicate()[0]
@@ -244,7 +244,7 @@ def test_a_script_that_is_stopped_before_it_starts(tmp_path: Path, monkeypatch: 
             os.kill(os.getpid(), signal.SIGTERM)
             super().__init__(*arguments, **options)
 
-    (tmp_path / "job.py").write_text("import time; time.sleep(5)")
+    (tmp_path / "job.py").write_text("import time; time.sleep(5)", encoding="utf-8")
     monkeypatch.setattr(script.subprocess, "Popen", Popen)
     run = script.ScriptRun(RunFolder(f"{tmp_path}/runs", "mine"), ["python", f"{tmp_path}/job.py"])
     assert run.run() == 128 + signal.SIGTERM
@@ -279,13 +279,15 @@ def test_a_script_has_its_secrets_and_the_record_has_not(tmp_path: Path) -> None
     environment = {secrets.MARK: "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     with start(tmp_path, "import os; print(len(os.environ['API_KEY']))", environment=environment) as process:
         assert process.communicate() == ("6\n", "")
-    assert all("s3cret" not in file.read_text() for file in (tmp_path / "runs").rglob("*") if file.is_file())
+    assert all(
+        "s3cret" not in file.read_text(encoding="utf-8") for file in (tmp_path / "runs").rglob("*") if file.is_file()
+    )
 
 
 def test_a_record_is_not_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps({"state": "finished"}))
+    (folder / "summary.json").write_text(json.dumps({"state": "finished"}), encoding="utf-8")
     with start(tmp_path, "print('ran')") as process:
         output, errors = process.communicate()
     assert (process.returncode, output, errors) == (1, "", f"{folder} exists already; take another name\n")
@@ -325,7 +327,7 @@ def test_a_script_ends_though_nobody_takes_its_output(tmp_path: Path, kind: str)
             assert process.wait(60) == 1
     record = summary(tmp_path)
     assert record["error"]["kind"] == "ZeroDivisionError"
-    log = (tmp_path / "runs" / "mine" / "logs" / "driver.log").read_text()
+    log = (tmp_path / "runs" / "mine" / "logs" / "driver.log").read_text(encoding="utf-8")
     assert "\nthe end\nTraceback" in log
     assert record["lost_output"].keys() == {"standard output"}
     assert record["lost_output"]["standard output"]["bytes"] > 4 * FULL

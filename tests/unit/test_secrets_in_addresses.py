@@ -112,7 +112,7 @@ def test_records_hold_no_secret(folder: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "bucket" / "runs" / "one").mkdir(parents=True)
     folder.write_text("config.yaml", f"storage: {folder.storage}\nname: one\n")
     folder.write_json("summary.json", {"path": folder.address, "message": f"{folder.address}: access denied"})
-    written = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+    written = "".join(file.read_text(encoding="utf-8") for file in tmp_path.rglob("*") if file.is_file())
     assert "SECRETWORD" not in written
     assert json.loads(folder.read_text("summary.json"))["message"] == "s3://***@bucket/runs/one: access denied"
 
@@ -145,7 +145,7 @@ def test_onnxruntime_is_imported_in_one_place() -> None:
         for file in package.rglob("*.py")
         if any(
             line.strip().startswith(("import onnxruntime", "from onnxruntime"))
-            for line in file.read_text().splitlines()
+            for line in file.read_text(encoding="utf-8").splitlines()
         )
     ]
     assert found == ["onnx.py"]

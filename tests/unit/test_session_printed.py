@@ -110,7 +110,7 @@ def test_a_flood_is_cut_short(
 
 
 def test_nobody_needs_to_see_it(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Path(__file__).open() as closed:
+    with Path(__file__).open(encoding="utf-8") as closed:
         pass
     monkeypatch.setattr(sys, "stdout", closed)
     session.rank(0).run(torch.manual_seed, 3)

@@ -373,5 +373,5 @@ def test_a_second_generation_is_as_the_first(tmp_path: Path) -> None:
     trained(net, optimizer, session.ones(1, 2), 2)
     other = saved(session, tmp_path / "first")
     other.save(tmp_path / "second")
-    texts = [(tmp_path / name / "rank-0" / "session.json").read_text() for name in ("first", "second")]
+    texts = [(tmp_path / name / "rank-0" / "session.json").read_text(encoding="utf-8") for name in ("first", "second")]
     assert texts[0] == texts[1]

@@ -67,7 +67,7 @@ def test_nothing_is_printed_past_the_door() -> None:
     """Rich renders markup in every text that it is given bare: tables are printed, and texts through ``say``."""
     found = []
     for path in Path(raytorch.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "print":
                 [printed, *_] = node.args
                 called = ast.unparse(printed)
@@ -98,7 +98,7 @@ def test_runs_are_listed_whatever_their_records_say(tmp_path: Path) -> None:
         "started": "2026-01-01",
         "error": {"cause": HOSTILE, "message": HOSTILE},
     }
-    (place / "summary.json").write_text(json.dumps(summary))
+    (place / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     listed = CliRunner().invoke(app, ["runs", "--storage", str(tmp_path)])
     assert listed.exit_code == 0
     assert commands_in(listed.output) == set()
@@ -179,7 +179,8 @@ def test_a_run_shows_what_its_workers_tell_as_text(console: Console) -> None:
 
 def test_a_sweeps_parameters_and_errors_are_text(console: Console, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(
-        "run: {epochs: 1, data: {name: mnist}}\nparameters: {data.root: {grid: ['[/red][bold]', 'b']}}\n"
+        "run: {epochs: 1, data: {name: mnist}}\nparameters: {data.root: {grid: ['[/red][bold]', 'b']}}\n",
+        encoding="utf-8",
     )
     sweep = load_sweep(tmp_path / "sweep.yaml")
     rows = [{"trial": trial.name, "state": "failed", "error": HOSTILE} for trial in sweep.trials]
@@ -204,7 +205,7 @@ def test_a_picture_takes_a_name_for_no_formula(tmp_path: Path) -> None:
 
 def test_an_error_quotes_a_file_as_text(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(f"epochs: {json.dumps(HOSTILE)}\n")
+    path.write_text(f"epochs: {json.dumps(HOSTILE)}\n", encoding="utf-8")
     with pytest.raises(ConfigError) as failure:
         load_config(path)
     assert commands_in(str(failure.value)) == set()
@@ -215,7 +216,7 @@ def test_an_error_quotes_a_file_as_text(tmp_path: Path) -> None:
 def test_a_warning_quotes_a_file_as_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "x\x1b]0;owned\x07"
     folder.mkdir()
-    (folder / "summary.json").write_text(json.dumps({"state": HOSTILE, "started": ""}))
+    (folder / "summary.json").write_text(json.dumps({"state": HOSTILE, "started": ""}), encoding="utf-8")
     with caplog.at_level(logging.WARNING, "raytorch"):
         CliRunner().invoke(app, ["runs", "--storage", str(tmp_path)])
     [told] = [record.getMessage() for record in caplog.records]

@@ -176,7 +176,7 @@ def test_a_missing_file_says_where_to_look(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_is_a_file_is_the_users_to_change(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("not a folder")
+    (tmp_path / "runs").write_text("not a folder", encoding="utf-8")
     with pytest.raises(UserError, match=rf"^{tmp_path}/runs/mine cannot be used: .*[Nn]ot a directory"):
         RunFolder(str(tmp_path / "runs"), "mine").write_text("config.yaml", "")
 
@@ -222,7 +222,7 @@ def test_live_files_are_sent_and_their_copy_removed(remote: RunFolder, tmp_path:
             files.sync()
             assert remote.read_text("logs/rank-0.log") == "one\n"
             log.write(b"two\n")
-    assert (tmp_path / "bucket/runs/far/logs/rank-0.log").read_text() == "one\ntwo\n"
+    assert (tmp_path / "bucket/runs/far/logs/rank-0.log").read_text(encoding="utf-8") == "one\ntwo\n"
     assert not copy.exists()
 
 
@@ -239,13 +239,13 @@ def test_a_worker_never_sends_a_file_that_another_writes(remote: RunFolder) -> N
         with of_rank_0.extend("metrics.jsonl") as metrics:
             metrics.write(b"newest\n")
         of_rank_0.sync()
-        (of_rank_1.path / "rank-1.log").write_text("")
+        (of_rank_1.path / "rank-1.log").write_text("", encoding="utf-8")
         of_rank_1.sync()
         assert remote.read_text("metrics.jsonl") == "of the attempt before\nnewest\n"
 
 
 def test_live_files_are_sent_when_the_run_fails(remote: RunFolder) -> None:
     with pytest.raises(ZeroDivisionError), LiveFiles(remote) as files:  # noqa: PT012
-        (files.path / "rank-0.log").write_text("why\n")
+        (files.path / "rank-0.log").write_text("why\n", encoding="utf-8")
         raise ZeroDivisionError
     assert remote.read_text("rank-0.log") == "why\n"

@@ -102,8 +102,10 @@ def test_a_script_runs_with_its_project_wherever_it_is_called_from(
     here = tmp_path / "here"
     (here / "project" / "lib").mkdir(parents=True)
     for name in ("train.py", "-x.py", "lib/sub.py", "a 'b'\n$(c).py"):
-        (here / "project" / name).write_text("import sys, settings; print('ran with', settings.STEPS, sys.argv[1:])")
-        ((here / "project" / name).parent / "settings.py").write_text("STEPS = 3")
+        (here / "project" / name).write_text(
+            "import sys, settings; print('ran with', settings.STEPS, sys.argv[1:])", encoding="utf-8"
+        )
+        ((here / "project" / name).parent / "settings.py").write_text("STEPS = 3", encoding="utf-8")
     (here / "project" / "linked").symlink_to(".")
     monkeypatch.chdir(here / where)
     ran = run_as_sent(monkeypatch, tmp_path, script, ["--flag", "-", "a b"])

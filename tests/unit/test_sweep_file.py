@@ -27,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(text: str, *overrides: str) -> Sweep:
-    Path("sweep.yaml").write_text(text)
+    Path("sweep.yaml").write_text(text, encoding="utf-8")
     return load_sweep("sweep.yaml", overrides)
 
 
@@ -142,7 +142,7 @@ def test_what_is_not_varied_is_the_runs() -> None:
 
 def test_a_run_in_a_file_of_its_own() -> None:
     Path("runs").mkdir()
-    Path("runs/mine.yaml").write_text("epochs: 4\noptimizer: sgd\n")
+    Path("runs/mine.yaml").write_text("epochs: 4\noptimizer: sgd\n", encoding="utf-8")
     (trial,) = read("run: runs/mine.yaml\nparameters: {optimizer.lr: {grid: [0.5]}}").trials
     assert (trial.config.epochs, trial.config.optimizer.name, trial.config.optimizer.lr) == (4, "sgd", 0.5)
     assert read("run: runs/mine.yaml\nparameters: {seed: {grid: [1]}}", "run.epochs=5").trials[0].config.epochs == 5
@@ -241,7 +241,7 @@ def test_a_sweep_that_cannot_be(text: str, message: str) -> None:
 
 
 def test_a_mistake_in_the_runs_own_file_is_told_there() -> None:
-    Path("mine.yaml").write_text("seed: 1\nepochs: 0\n")
+    Path("mine.yaml").write_text("seed: 1\nepochs: 0\n", encoding="utf-8")
     told = problem("run: mine.yaml\nparameters: {seed: {grid: [1]}}")
     assert told == "mine.yaml:2: run.epochs: must be a whole number of at least 1 or null, not 0"
 

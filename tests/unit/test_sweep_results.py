@@ -110,9 +110,9 @@ def test_the_files(folder: RunFolder) -> None:
     write_results(folder, CONFIG, results(folder))
     path = Path(folder.path)
     assert (path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert (path / "results.csv").read_text() == results_csv(results(folder))
+    assert (path / "results.csv").read_text(encoding="utf-8") == results_csv(results(folder))
     best = path / "best.yaml"
-    assert best.read_text().startswith("# trial-000 of the sweep swept: test accuracy 0.9000\n")
+    assert best.read_text(encoding="utf-8").startswith("# trial-000 of the sweep swept: test accuracy 0.9000\n")
     assert load_config(best) == placed(CONFIG.run, "mine-best", CONFIG.storage)
 
 

@@ -20,7 +20,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep's file, in the current folder."""
     monkeypatch.chdir(tmp_path)
     content = {"name": "few", "run": {"epochs": 1}, "parameters": {"optimizer.lr": {"grid": [0.1, 0.2]}}}
-    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return tmp_path / "few.yaml"
 
 
@@ -44,7 +44,7 @@ def test_a_submitted_sweep_is_resumed_where_it_is(
 ) -> None:
     storage = file.parent / "my storage" / "runs"
     (storage / "first").mkdir(parents=True)
-    (storage / "first" / "sweep.yaml").write_text(file.read_text())
+    (storage / "first" / "sweep.yaml").write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setenv(BASE, str(storage))
     run(monkeypatch, "--resume", resumed.format(storage=storage))
     assert ran == [

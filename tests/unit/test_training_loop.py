@@ -114,7 +114,7 @@ def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.Monke
 def test_a_checkpoint_that_is_damaged_is_named_with_what_to_do(tmp_path: Path) -> None:
     folder = train("damaged", epochs=1)
     path = tmp_path / folder.name / str(latest_checkpoint(folder)) / "state.json"
-    path.write_text(path.read_text().replace('"position"', '"positiom"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"position"', '"positiom"'), encoding="utf-8")
     with pytest.raises(
         CheckpointError, match=r"does not fit the run .*; delete that checkpoint to resume from the one"
     ):

@@ -291,7 +291,7 @@ def test_sixteen_threads_allocate_use_and_free_handles(session: Session) -> None
 
 def test_many_operations_leave_the_workers_memory_where_it_was(session: Session) -> None:
     def resident() -> int:
-        with Path("/proc/self/statm").open() as statm:
+        with Path("/proc/self/statm").open(encoding="utf-8") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def work(operations: int) -> float:

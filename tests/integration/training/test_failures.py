@@ -38,7 +38,7 @@ def broken_line_of_the_user() -> None:
 
 def take_more_memory_than_allowed() -> None:
     if Worker.current().rank == 1:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        taken = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
         torch.ones(2**30)
     dist.barrier()
@@ -115,4 +115,4 @@ def test_a_disk_that_is_full_is_the_cause_and_nothing_is_retried(small_run: dict
     summary = read_summary(run.folder)
     assert (summary["state"], summary["restarts"]) == ("failed", 0)
     assert (summary["error"]["cause"], summary["error"]["rank"]) == ("storage", 0)
-    assert "rank 0 failed\nTraceback" in Path(run.folder.file("logs/rank-0.log")).read_text()
+    assert "rank 0 failed\nTraceback" in Path(run.folder.file("logs/rank-0.log")).read_text(encoding="utf-8")

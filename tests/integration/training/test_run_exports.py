@@ -27,13 +27,13 @@ def said(folder: Path, *command: object) -> str:
 
 def test_a_finished_training_leaves_verified_exports(small_run: dict[str, Any], tmp_path: Path) -> None:
     config = {**small_run, "epochs": 1, "scaling": {"workers": 1}, "export": ["onnx", "safetensors"], "storage": "runs"}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     told = said(tmp_path, COMMAND, "train", "run.yaml", "--name", "mine")
     run = tmp_path / "runs" / "mine"
     assert "export    runs/mine/export/model.onnx\n" in told
     assert "export    runs/mine/export/model.safetensors\n" in told
     assert sorted(path.name for path in (run / "export").iterdir()) == ["model.onnx", "model.safetensors"]
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert [export["format"] for export in summary["exports"]] == ["onnx", "safetensors"]
     assert summary["exports"][0]["relative_error"] < 1e-4
     assert summary["exports"][1]["relative_error"] == 0

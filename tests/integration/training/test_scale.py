@@ -31,7 +31,7 @@ def test_a_study_measures_each_size_and_leaves_its_numbers_and_a_picture(small_c
     assert "small, weak scaling  ·  cpu, fp32" in done.stdout
     assert done.stdout.endswith(f"results   {out}/scaling.json\npicture   {out}/scaling.png\n")
 
-    results = json.loads((out / "scaling.json").read_text())
+    results = json.loads((out / "scaling.json").read_text(encoding="utf-8"))
     assert [(size["workers"], size["batch_size"], size["steps"]) for size in results["sizes"]] == [
         (1, 64, 30),
         (2, 128, 30),
@@ -45,7 +45,7 @@ def test_a_study_measures_each_size_and_leaves_its_numbers_and_a_picture(small_c
         assert len(size["ranks"]) == size["workers"]
         # An epoch, 24 or 12 steps, ends within the timed ones, with a smaller batch.
         assert sum(rank["samples"] for rank in size["ranks"]) < 30 * size["batch_size"]
-        summary = json.loads((Path(size["path"]) / "summary.json").read_text())
+        summary = json.loads((Path(size["path"]) / "summary.json").read_text(encoding="utf-8"))
         assert (summary["state"], summary["step"], summary["workers"]) == ("finished", 36, size["workers"])
         assert not list(Path(size["path"]).glob("checkpoint_*"))
     alone, pair = results["sizes"]
@@ -59,7 +59,7 @@ def test_a_size_that_the_machine_cannot_give_is_refused_before_any_run_starts(
     small_run: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tmp_path / "wide.yaml"
-    config.write_text(yaml.safe_dump(small_run | {"batch_size": 4096, "epochs": 10}))
+    config.write_text(yaml.safe_dump(small_run | {"batch_size": 4096, "epochs": 10}), encoding="utf-8")
     done = scale(config, "1,1000", "--mode", "strong")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("1000 workers with 1 CPU each need 1000 CPUs, but this machine has ")

@@ -47,7 +47,7 @@ def sweep_file(tmp_path: Path) -> Path:
         "storage": str(tmp_path / "runs"),
     }
     path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump(sweep))
+    path.write_text(yaml.safe_dump(sweep), encoding="utf-8")
     return path
 
 
@@ -58,7 +58,7 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     assert [trial.config.optimizer.lr for trial in plan.sweep.trials] == RATES
     summary = run_sweep(plan)
 
-    assert summary == json.loads((Path(folder.path) / "sweep.json").read_text())
+    assert summary == json.loads((Path(folder.path) / "sweep.json").read_text(encoding="utf-8"))
     states = {row["trial"]: row["state"] for row in summary["trials"]}
     assert summary["state"] == "finished"
     assert set(states.values()) == {"finished", "stopped early", "failed"}
@@ -68,12 +68,12 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     assert all(row["epoch"] < EPOCHS for row in early)
     assert len(list_runs(str(folder))) == len(RATES)  # each a full run
     for name, text in before.items():  # was not touched again
-        assert (Path(folder.path) / name / "summary.json").read_text() == text
+        assert (Path(folder.path) / name / "summary.json").read_text(encoding="utf-8") == text
     assert "the loss became" in summary["trials"][3]["error"]
     diverged = read_summary(place(folder, "trial-003"))
     assert (diverged["restarts"], diverged["error"]["kind"]) == (0, "DivergedError")
 
-    rows = list(csv.DictReader((Path(folder.path) / "results.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((Path(folder.path) / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert {row["trial"]: row["state"] for row in rows} == states
     assert [float(row["optimizer.lr"]) for row in rows] == RATES
     assert (Path(folder.path) / "sweep.png").stat().st_size > 10_000
@@ -103,7 +103,7 @@ def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:
     over = {name: read_summary(place(folder, name)) for name in folder.folders()}
     ended = [name for name, summary in over.items() if summary["state"] in ("finished", "stopped")]
     assert len(ended) < len(RATES)
-    return {name: (Path(folder.path) / name / "summary.json").read_text() for name in ended}
+    return {name: (Path(folder.path) / name / "summary.json").read_text(encoding="utf-8") for name in ended}
 
 
 def test_a_lost_trial_goes_on_and_ctrl_c_leaves_a_sweep_to_resume(sweep_file: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_run_leaves_records_that_tell_all(finished: tuple[RunPlan, dict[str, A
     run, summary = finished
     folder = Path(run.folder.path)
     assert summary["accuracy"] > 0.8
-    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == summary
     assert summary["seconds"].keys() == {"startup", "training", "data", "evaluating", "checkpointing", "total"}
     assert summary["seconds"]["total"] >= summary["first_step_s"] >= summary["seconds"]["startup"] > 0
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -137,7 +137,7 @@ def test_a_run_leaves_records_that_tell_all(finished: tuple[RunPlan, dict[str, A
     assert [line["epoch"] for line in tests] == [1, 2, 3]
     assert tests[-1]["accuracy"] == summary["accuracy"]
     assert list((folder / "tensorboard").glob("events.*"))
-    assert "epoch 3.00" in (folder / "logs" / "rank-0.log").read_text()
+    assert "epoch 3.00" in (folder / "logs" / "rank-0.log").read_text(encoding="utf-8")
     assert (folder / "logs" / "rank-1.log").exists()
 
     kept = [path.name for path in folder.glob("checkpoint_*") if path.is_dir()]
@@ -152,7 +152,7 @@ def test_nothing_in_a_checkpoint_is_code(finished: tuple[RunPlan, dict[str, Any]
     checkpoint = Path(run.folder.path) / str(latest_checkpoint(run.folder))
     names = ["checkpoint.json", "model.safetensors", "state.json", "state.safetensors"]
     assert sorted(path.name for path in checkpoint.iterdir()) == names
-    state = json.loads((checkpoint / "state.json").read_text())
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     assert state.keys() == {"optimizer", "loader", "generators"}
 
 
@@ -209,9 +209,11 @@ def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it
     run, before = finished
     shutil.copytree(run.folder.path, tmp_path / "records")
     (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.tex").write_text("all of it")
+    (tmp_path / "precious" / "thesis.tex").write_text("all of it", encoding="utf-8")
     snapshot = tmp_path / "records" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-    snapshot.write_text(snapshot_of(ray.__version__, "../precious", str(latest_checkpoint(run.folder))))
+    snapshot.write_text(
+        snapshot_of(ray.__version__, "../precious", str(latest_checkpoint(run.folder))), encoding="utf-8"
+    )
 
     scaling = run.config.scaling.model_copy(update={"workers": 1})
     changes = {"optimizer": AdamW(lr=0.002, betas=(0.8, 0.99), amsgrad=True), "schedule": ConstantSchedule()}
@@ -225,7 +227,7 @@ def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it
     assert math.isfinite(after["loss"])
     later = read_history(RunFolder(str(tmp_path), "records"))
     assert {line["lr"] for line in later if line["split"] == "train" and line["step"] > before["step"]} == {0.002}
-    assert (tmp_path / "precious" / "thesis.tex").read_text() == "all of it"
+    assert (tmp_path / "precious" / "thesis.tex").read_text(encoding="utf-8") == "all of it"
     assert not snapshot.exists()
 
 

@@ -40,7 +40,7 @@ class TorchInController(ray.train.UserCallback):
         self.out = out
 
     def after_report(self, run_context: Any, metrics: list[Any], checkpoint: Any) -> None:
-        self.out.write_text(" ".join(sorted({"torch", "ray"} & sys.modules.keys())))
+        self.out.write_text(" ".join(sorted({"torch", "ray"} & sys.modules.keys())), encoding="utf-8")
 
 
 def look_around(job: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def look_around(job: dict[str, Any]) -> None:
     found = [dist.get_backend(), str(dist.get_world_size()), str(total.item()), *(os.environ[name] for name in names)]
     assert os.environ["MASTER_ADDR"]
     assert int(os.environ["MASTER_PORT"]) > 0
-    Path(job["out"], f"rank-{rank}").write_text(" ".join(found))
+    Path(job["out"], f"rank-{rank}").write_text(" ".join(found), encoding="utf-8")
     ray.train.report({"rank": rank})
 
 
@@ -84,8 +84,8 @@ def test_workers_share_a_gloo_group_and_the_controller_imports_no_torch(tmp_path
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     build(tmp_path).fit()
     for rank in (0, 1):
-        assert (tmp_path / f"rank-{rank}").read_text() == f"gloo 2 3.0 {rank} 2 {rank} 2 0"
-    assert (tmp_path / "controller").read_text() == "ray"
+        assert (tmp_path / f"rank-{rank}").read_text(encoding="utf-8") == f"gloo 2 3.0 {rank} 2 {rank} 2 0"
+    assert (tmp_path / "controller").read_text(encoding="utf-8") == "ray"
 
 
 def hold_a_cpu(name: str) -> tuple[Any, Any]:
@@ -191,7 +191,7 @@ def test_a_snapshot_is_deleted_and_nothing_that_it_names(tmp_path: Path, text: s
 def test_a_link_in_place_of_a_snapshot_is_deleted_alone(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "mine")
     precious = tmp_path / "precious"
-    precious.write_text("{}")
+    precious.write_text("{}", encoding="utf-8")
     Path(folder.path).mkdir()
     Path(folder.file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)).symlink_to(precious)
     forget_snapshot(folder)
