@@ -21,8 +21,8 @@ Every key of a sweep's file, `raytorch sweep FILE`. `run` is a run as above, or 
 RESUMING = """
 # Resuming
 
-What `raytorch train FILE --resume RUN` does with keys that differ from those that the run was trained with. What is
-refused is named before anything is written, and the run can be resumed as before. The nearest key counts.
+What `raytorch train [FILE] --resume RUN [--set K=V]` does with keys that differ from those that the run was trained
+with. What is refused is named before anything is written, and the run can be resumed as before. The nearest key counts.
 
 | key | on resume | |
 |---|---|---|

@@ -51,16 +51,22 @@ def _option(remedy: Remedy) -> str:
 
 
 def config_from_options(
-    file: Path | None, overrides: list[str] | None, workers: int | None, name: str | None, resume: str | None
+    file: Path | None,
+    overrides: list[str] | None,
+    workers: int | None,
+    name: str | None,
+    resume: str | None,
+    storage: str = "runs",
 ) -> Any:
     """The configuration that the command line describes; None for a run that is resumed with its own."""
-    from raytorch.config.file import load_config
+    from raytorch.runs.plan import plan_resume
+    from raytorch.training.api import load
 
     changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
     if resume and name:
         raise UserError("--name does not go with --resume: a resumed run keeps its name")
-    if file is None and not resume:
+    if file is not None:
+        return load(file, changes)
+    if resume is None:
         raise UserError("give a configuration file, e.g. configs/quickstart.yaml, or --resume RUN")
-    if file is None and changes:
-        raise UserError("--set and --workers change a configuration file; give it beside --resume")
-    return load_config(file, changes) if file else None
+    return load(plan_resume(resume, storage=storage).config, changes) if changes else None

@@ -49,6 +49,8 @@ class ProgressDisplay:
         self._stopping = False
         self._tell_at: float | None = time.monotonic() + WAITING_S
         """When it is to be told that there are no workers yet; None when it has been."""
+        self.has_news = False
+        """True if a run has told anything of itself."""
 
     def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
@@ -59,6 +61,7 @@ class ProgressDisplay:
 
     def __call__(self, status: Any) -> None:
         """Show the newest news."""
+        self.has_news = True
         if self._tell_at is not None and not status.attempts and time.monotonic() >= self._tell_at:
             self._tell_at = None
             say(

@@ -44,7 +44,7 @@ def train(
     from raytorch.runs.plan import timed_name
     from raytorch.training import api
 
-    changed = config_from_options(config, overrides, workers, name, resume)
+    changed = config_from_options(config, overrides, workers, name, resume, storage or "runs")
     if not resume and name is None:
         name = timed_name(changed.name)
     with ProgressDisplay(progress, PurePath(resume or name or "").name) as display:
@@ -52,6 +52,11 @@ def train(
             result = api.resume(resume, changed, storage=storage, address=address, watch=display)
         else:
             result = api.train(changed, name=name, storage=storage, address=address, watch=display)
+    if not display.has_news:
+        say(
+            progress,
+            f"{result.name} has finished and nothing is left to do; to go on, give it more, e.g. --set epochs=20",
+        )
     summary = result.summary
     if as_json:
         print(without_secrets(json.dumps(summary)))  # noqa: T201

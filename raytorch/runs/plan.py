@@ -1,7 +1,9 @@
 """Planning a run: a new one, or one that goes on from its latest checkpoint. Imports neither torch nor ray."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -9,7 +11,7 @@ from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.config.file import parse
 from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
-from raytorch.runs.catalog import CONFIG_FILE, find_run
+from raytorch.runs.catalog import CONFIG_FILE, find_run, read_summary
 from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.status import MonitorHandle
@@ -24,6 +26,8 @@ class RunPlan:
     """A configuration that is ready to run: with its final name and absolute paths."""
 
     config: RunConfig
+    finished: Mapping[str, Any] | None = None
+    """The summary of a run that has come to this configuration's end already: nothing is left to do."""
 
     @property
     def folder(self) -> RunFolder:
@@ -94,6 +98,7 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
         CheckpointError: The checkpoint has the format of another raytorch.
     """
     folder = find_run(run, config.storage if config else storage)
+    finished = None
     before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
     config = placed(config, folder.name, folder.storage) if config else before
     latest, source = latest_checkpoint(folder), CONFIG_FILE
@@ -102,12 +107,19 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
         require_format(manifest, folder.file(latest))
         _require_more_to_do(config, manifest, folder.file(source))
         before = _saved_config(manifest, before)
+        finished = _finished_summary(folder, manifest.step) if config == before else None
     for key, there, here in refused_changes(before, config):
         raise ConfigError(
             f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
             f"{rule_of(key).remark}; give it as it was, or begin a new run"
         )
-    return RunPlan(config)
+    return RunPlan(config, finished)
+
+
+def _finished_summary(folder: RunFolder, step: int) -> Mapping[str, Any] | None:
+    """The summary of a run that has ended well at ``step``; None if it has not."""
+    summary = read_summary(folder)
+    return summary if (summary["state"], summary.get("step")) == ("finished", step) else None
 
 
 def _saved_config(manifest: CheckpointManifest, otherwise: RunConfig) -> RunConfig:

@@ -136,7 +136,7 @@ def resume(
     address: str | None = None,
     watch: StatusCallback = lambda status: None,
 ) -> Result:
-    """Continue a run from its latest complete checkpoint.
+    """Continue a run from its latest complete checkpoint; one that has nothing left to do is returned as it is.
 
     Args:
         run: The run's name or path, or its result.

@@ -28,7 +28,7 @@ def run_training(
     watch: StatusCallback = lambda status: None,
     work: WorkerFunction | None = None,
 ) -> dict[str, Any]:
-    """Run to the end and return the content of the run's ``summary.json``.
+    """Run to the end and return the content of the run's ``summary.json``, at once if nothing is left to do.
 
     Args:
         plan: What to run; see :func:`raytorch.runs.plan.plan_run`.
@@ -43,6 +43,8 @@ def run_training(
         UserError: The input has to change: a data file is missing or corrupt, say.
         TrainingError: A worker raised or died; ``summary.json`` holds the details.
     """
+    if plan.finished is not None:
+        return dict(plan.finished)
     record, scaling = RunRecord(plan), plan.config.scaling
     if prepare_ray(address):
         check_dataset(plan.config.data)

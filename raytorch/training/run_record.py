@@ -6,15 +6,18 @@ from typing import Any
 
 from raytorch.config.file import dump_config
 from raytorch.errors import Cause, Remedy, StorageError, TrainingError, UserError
-from raytorch.runs.catalog import CONFIG_FILE
+from raytorch.runs.catalog import CONFIG_FILE, SUMMARY_FILE, read_summary
 from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.metrics import versions
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.status import RunStatus, WorkerFailure
 
+MEASURED = ("samples_per_s", "first_step_at", "first_step_s")
+"""What only a command that trains a step can tell."""
+
 
 class RunRecord(LiveRecord):
-    """Record of a run from its start to its end."""
+    """Record of a run from its start to its end; of one that is resumed it keeps what it has nothing newer of."""
 
     def __init__(self, plan: RunPlan) -> None:
         super().__init__(plan.folder, seed=plan.config.seed, versions=versions())
@@ -23,6 +26,10 @@ class RunRecord(LiveRecord):
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Write down what is about to run, then as :class:`~raytorch.runs.live_record.LiveRecord` does."""
+        if self.folder.exists(SUMMARY_FILE):
+            before = read_summary(self.folder)
+            before.pop("error", None)
+            self.content = before | self.content
         self.folder.write_text(CONFIG_FILE, dump_config(self._config))
         with super().writing():
             yield
@@ -36,6 +43,8 @@ class RunRecord(LiveRecord):
         outcome = dict(status.outcome or {})
         first_step_at = outcome["first_step_at"]
         outcome["first_step_s"] = round(first_step_at - self.started, 2) if first_step_at else None
+        if not first_step_at:
+            outcome |= {key: self.content[key] for key in MEASURED if key in self.content}
         startup = round((status.begun_at or self.started) - self.started, 2)
         outcome["seconds"] = {"startup": startup, **outcome["seconds"], "total": self.seconds()}
         return self.require_written(self._close_with(status, **outcome))

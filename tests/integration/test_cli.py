@@ -177,7 +177,7 @@ def test_a_storage_of_an_unknown_kind_is_refused(write: Any, tmp_path: Path) -> 
         (["train", "--resume", "a", "--name", "b"], "--name does not go with --resume: a resumed run keeps its name"),
         (
             ["train", "--resume", "a", "--workers", "2"],
-            "--set and --workers change a configuration file; give it beside --resume",
+            "no run a in runs; ",
         ),
         (
             ["sweep", "--resume", "a", "--name", "b"],

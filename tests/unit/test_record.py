@@ -96,6 +96,45 @@ def test_nothing_is_written_over_the_end_of_a_run(plan: RunPlan, monkeypatch: py
     assert returned["seconds"] | {"total": 0} == {"startup": 3.0, "training": 2.0, "total": 0}
 
 
+def end(plan: RunPlan, **outcome: Any) -> None:
+    kept = RunRecord(plan)
+    with kept.writing():
+        kept.end(RunStatus(outcome=OUTCOME | outcome, attempts=1, begun_at=kept.started))
+
+
+def test_a_resumed_run_that_trains_no_step_keeps_its_speed(plan: RunPlan) -> None:
+    end(plan, samples_per_s=9.0, first_step_at=time.time() + 100)
+    before = summary(plan)
+    end(plan, samples_per_s=None, first_step_at=None, accuracy=0.8)
+    now = summary(plan)
+    assert now["accuracy"] == 0.8
+    assert now["first_step_s"] > 50
+    for key in ("samples_per_s", "first_step_at", "first_step_s"):
+        assert now[key] == before[key]
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [lambda kept: kept.abandon(), lambda kept: kept.fail(RuntimeError("it died"), failed(Cause.ERROR)), lambda _: None],
+)
+def test_what_a_run_came_to_outlives_an_attempt_that_comes_to_nothing(
+    plan: RunPlan, attempt: Callable[[RunRecord], Any]
+) -> None:
+    end(plan, samples_per_s=9.0, step=7)
+    with (kept := RunRecord(plan)).writing():
+        attempt(kept)
+    now = summary(plan)
+    assert (now["accuracy"], now["step"], now["samples_per_s"]) == (0.9, 7, 9.0)
+    assert now["state"] != "finished"
+
+
+def test_an_error_that_a_run_got_over_is_forgotten(plan: RunPlan) -> None:
+    with (kept := RunRecord(plan)).writing():
+        kept.fail(RuntimeError("it died"), failed(Cause.ERROR))
+    end(plan)
+    assert "error" not in summary(plan)
+
+
 def test_a_run_that_is_ended_at_once_is_stopped(plan: RunPlan) -> None:
     kept = RunRecord(plan)
     with kept.writing():

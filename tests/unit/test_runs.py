@@ -16,7 +16,7 @@ from raytorch.errors import CheckpointError, ConfigError, RunExistsError, RunNot
 from raytorch.runs.catalog import find_run
 from raytorch.runs.checkpoint_folders import latest_checkpoint
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
-from raytorch.runs.storage import BASE
+from raytorch.runs.storage import BASE, RunFolder
 
 
 @pytest.fixture
@@ -123,6 +123,31 @@ def test_a_changed_configuration_keeps_the_runs_name_and_place(config: RunConfig
     more = config.model_copy(update={"epochs": 9, "storage": "elsewhere", "name": "ignored"})
     plan = plan_resume(folder.path, more)
     assert (plan.config.epochs, str(plan.folder)) == (9, str(folder))
+
+
+def finished(config: RunConfig, step: int = 5) -> RunFolder:
+    folder = started(config)
+    summary = {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "step": step, "accuracy": 0.5}
+    folder.write_text("summary.json", json.dumps(summary))
+    return folder
+
+
+def test_a_run_that_has_come_to_its_end_has_nothing_left_to_do(config: RunConfig) -> None:
+    folder = finished(config)
+    same = plan_resume(folder.path).config
+    for plan in (plan_resume(folder.path), plan_resume(folder.path, same)):
+        assert plan.finished is not None
+        assert (plan.finished["path"], plan.finished["accuracy"]) == (folder.path, 0.5)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 9}, {"export": ["onnx"]}, {"scaling": {"workers": 2}}])
+def test_a_run_that_is_given_more_has_something_to_do(config: RunConfig, changes: dict[str, Any]) -> None:
+    folder = finished(config)
+    assert plan_resume(folder.path, RunConfig.model_validate(config.model_dump() | changes)).finished is None
+
+
+def test_a_run_without_its_last_checkpoint_has_something_to_do(config: RunConfig) -> None:
+    assert plan_resume(finished(config, step=6).path).finished is None
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is(config: RunConfig, tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def test_train_look_and_resume(tmp_path: Path) -> None:
     assert result.history()[-1]["accuracy"] == result.metrics["accuracy"]
     assert raytorch.list_runs(tmp_path) == [result]
 
+    written = (tmp_path / "mine" / "summary.json").read_bytes()
+    assert raytorch.resume(result, watch=lambda status: pytest.fail("it was run")) == result
+    assert (tmp_path / "mine" / "summary.json").read_bytes() == written
+
     longer: list[raytorch.Result] = []  # from a thread, which has no signals
     thread = Thread(target=lambda: longer.append(raytorch.resume(result, overrides={"epochs": 2})))
     thread.start()
