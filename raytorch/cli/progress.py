@@ -67,7 +67,7 @@ class ProgressDisplay:
             say(
                 self._console,
                 f"no workers after {WAITING_S:.0f} s: they are slow to start, or the cluster has no room for them yet, "
-                "which 'ray status' tells there; waiting on",
+                "and 'ray status' on its head shows what is free; still waiting",
             )
         if status.attempts > max(1, self._attempts):
             say(

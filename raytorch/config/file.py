@@ -41,7 +41,7 @@ def from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
     Raises:
         ConfigError: It is invalid, or holds what YAML has no word for.
     """
-    return _changed(compose(_written(dict(data)).encode(), "config", RunConfig, _LEAST), overrides)
+    return _changed(compose(_written(dict(data)).encode(), tree.DICTIONARY, RunConfig, _LEAST), overrides)
 
 
 def one_line(value: Any) -> str:

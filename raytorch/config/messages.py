@@ -1,13 +1,12 @@
 """Messages of mistakes in a file: one line that says where and what is allowed, and the nearest name."""
 
-import difflib
-
 import yaml
 from pydantic_core import ErrorDetails
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.json_schema import Fragment, allowed_at, enumerated, item_of
 from raytorch.config.yaml_tree import Key, Problem
+from raytorch.system.near_names import did_you_mean
 
 
 def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment) -> Problem:
@@ -18,7 +17,7 @@ def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment
         return _conflict(error["ctx"]["error"], root, location)
     if error["type"] == "extra_forbidden":
         allowed = [key for alternative in alternatives for key in alternative.get("properties", ())]
-        text = f"unknown key; allowed: {', '.join(allowed)}{_guess(path[-1], allowed)}"
+        text = f"unknown key; allowed: {', '.join(allowed)}{did_you_mean(path[-1], allowed)}"
         variant = tree.find(root, (*path[:-1], "name"))
         changed = path[-1] in siblings and not variant.rest and tree.is_override(variant.mark)
         return Problem(variant.mark if changed else location.mark, path, text)
@@ -62,7 +61,7 @@ def must_be(alternatives: list[Fragment], node: yaml.Node) -> str:
     """Say what a value has to be, what it is, and what may have been meant."""
     text = f"must be {_describe(alternatives)}, not {tree.show(node)}"
     if node.tag == tree.STR:
-        return text + _guess(node.value, enumerated(alternatives))
+        return text + did_you_mean(node.value, enumerated(alternatives))
     unquoted = isinstance(node, yaml.ScalarNode) and node.tag != tree.NULL
     wants_text = any(a.get("type") == "string" and not enumerated([a]) for a in alternatives)
     return f"{text}; quote it: {node.value!r}" if unquoted and wants_text else text
@@ -118,8 +117,3 @@ def _bounds(number: Fragment) -> str:
     if number["type"] == "integer" and "above" in bounds:
         bounds = {"of at least": bounds.pop("above") + 1, **bounds}
     return " and".join(f" {words} {bound}" for words, bound in bounds.items())
-
-
-def _guess(word: str | int, names: list[str]) -> str:
-    close = difflib.get_close_matches(str(word).lower(), names, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -18,6 +18,8 @@ Key = tuple[str | int, ...]
 """A dotted key taken apart; a number is a place in a list."""
 
 OVERRIDE = "override "
+DICTIONARY = "the configuration"
+"""Name of one that was given in Python: no file, and without lines."""
 """Beginning of the name of a text from the command line; the name of any other is its file."""
 
 TAG = "tag:yaml.org,2002:"
@@ -160,8 +162,8 @@ def is_override(mark: yaml.Mark) -> bool:
 
 
 def at(mark: yaml.Mark, column: bool = False) -> str:
-    """A mark as the start of a message: ``FILE:LINE``, or the override."""
-    if is_override(mark):
+    """A mark as the start of a message: ``FILE:LINE``, or what has no lines."""
+    if is_override(mark) or mark.name == DICTIONARY:
         return mark.name
     return f"{mark.name}:{mark.line + 1}" + (f":{mark.column + 1}" if column else "")
 

@@ -10,6 +10,7 @@ from raytorch.errors import RecordError, RunNotFoundError, UserError
 from raytorch.runs.metrics import METRICS_FILE, read_metrics
 from raytorch.runs.records import Summary, moment, read_record
 from raytorch.runs.storage import RunFolder, run_folders, split
+from raytorch.system.near_names import did_you_mean
 from raytorch.system.processes import Process
 from raytorch.system.safe_text import escaped
 
@@ -35,9 +36,8 @@ def find_run(run: str, storage: str) -> RunFolder:
         storage, run = split(run)
     if run not in ("", ".", "..") and _is_run(folder := RunFolder(storage, run)):
         return folder
-    for _ in run_folders(storage):  # tells a bucket that is not there
-        break
-    raise RunNotFoundError(f"no run {run} in {storage}; 'raytorch runs --storage {storage}' lists them")
+    near = did_you_mean(run, [folder.name for folder in run_folders(storage)])  # tells a bucket that is not there, too
+    raise RunNotFoundError(f"no run {run} in {storage}{near}; 'raytorch runs --storage {storage}' lists them")
 
 
 def list_runs(storage: str) -> list[dict[str, Any]]:

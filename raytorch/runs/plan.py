@@ -78,7 +78,7 @@ def checked_name(name: str) -> str:
         return TypeAdapter(RunName).validate_python(name)
     except ValidationError:
         raise ConfigError(
-            f"name {name}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
+            f"name {name!r}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
             "letter or digit"
         ) from None
 

@@ -70,7 +70,7 @@ def test_a_storage_that_refuses_is_an_error_of_raytorch(tmp_path: Path) -> None:
 
 
 def test_a_wrong_key_is_told_with_its_place() -> None:
-    with pytest.raises(ConfigError, match="config:2: optimiser: "):
+    with pytest.raises(ConfigError, match=r"^the configuration: optimiser: "):
         raytorch.load({"epochs": 1, "optimiser": "adam"})
 
 

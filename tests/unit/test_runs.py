@@ -76,7 +76,7 @@ def test_a_name_that_is_no_folder_everywhere_is_refused(config: RunConfig, name:
     with pytest.raises(ConfigError) as failure:
         plan_run(config, name)
     assert str(failure.value) == (
-        f"name {name}: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+        f"name {name!r}: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
     )
 
 
@@ -257,6 +257,12 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
     assert str(failure.value) == f"no run nothing in {tmp_path}; 'raytorch runs --storage {tmp_path}' lists them"
     with pytest.raises(RunNotFoundError, match=f"^no run nothing in {tmp_path}/sub; "):
         find_run(f"{tmp_path}/sub/nothing", "runs")
+
+
+def test_a_run_that_is_nearly_there_is_named(config: RunConfig) -> None:
+    folder = started(config, "digits-20260102-030405")
+    with pytest.raises(RunNotFoundError, match=r"\(did you mean 'digits-20260102-030405'\?\); 'raytorch runs"):
+        find_run("digits-20260102-03045", folder.storage)
 
 
 def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(config: RunConfig) -> None:
