@@ -1,6 +1,7 @@
 """A scaling study from the command line: two sizes, timed, and what it leaves."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def scale(config: Path, *arguments: Any) -> "subprocess.CompletedProcess[str]":
     address = ray.get_runtime_context().gcs_address
     command = [RAYTORCH, "scale", config, "--address", address, "--workers", *arguments]
-    done = subprocess.run(list(map(str, command)), cwd=config.parent, capture_output=True, text=True, timeout=240)
+    options: dict[str, Any] = {"env": os.environ | {"PYTHONIOENCODING": "utf-8"}, "encoding": "utf-8"}
+    done = subprocess.run(list(map(str, command)), cwd=config.parent, capture_output=True, timeout=240, **options)
     done.stderr = without_warnings_of_no_network(done.stderr)
     return done
 
