@@ -6,9 +6,10 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from secrets import token_hex
@@ -21,7 +22,7 @@ from raytorch.system.temporary_folders import delete_abandoned, note_ray_session
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _CONFINING = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Read when ray is imported: 0 makes 127.0.0.1 the node's address, as on macOS (Ray 2.60)."""
+"""0 makes 127.0.0.1 the node's address, as on macOS; each process reads it as it imports ray (Ray 2.55 and 2.60)."""
 
 # One machine needs neither a watcher for nodes that a cloud takes back nor metrics for a dashboard, and a short run
 # should not wait two seconds until it is seen to have ended. Ray runs workers at niceness 15, behind all else that the
@@ -41,13 +42,11 @@ _EMBEDDED_SETTINGS = {
 }
 
 _OWN_TOKEN = token_hex(32)
-"""Of every Ray that this process starts where the user's home cannot take one: Ray keeps the first that it has read."""
+"""Of every Ray that this process starts where the user's home cannot take one."""
 _set_here: set[str] = set()
 """Settings that are to go again, as other processes that this one starts may join a cluster."""
 _AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")
 """How the names of the processes begin that a raylet starts to help it (Ray 2.60)."""
-_is_confined = False
-"""True if ray was imported to be used on this machine alone, which lasts for as long as the process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,26 +98,40 @@ def _without_dashboard() -> Iterator[None]:
         os.environ["RAY_ADDRESS"] = hidden
 
 
-def prepare_ray(address: str | None) -> bool:
-    """Choose Ray's settings for one machine, if :func:`joined_ray` will start a Ray here; answers whether it will.
-
-    Comes before the first import of ray. What the environment says already stays.
+def starts_ray(address: str | None) -> bool:
+    """Tell whether :func:`joined_ray` will start a Ray here.
 
     Raises:
         UserError: As for :func:`cluster_address`.
     """
-    global _is_confined
-    if cluster_address(address) or _has_joined():
-        return False
-    _is_confined |= "ray" not in sys.modules
-    early = set() if _is_confined else {_CONFINING}
-    for name in _EMBEDDED_SETTINGS.keys() - os.environ.keys() - early:
+    return not (cluster_address(address) or _has_joined())
+
+
+def prepare_ray(address: str | None) -> None:
+    """Choose Ray's settings for one machine, if :func:`joined_ray` will start a Ray here, and until that is left.
+
+    Best before the first import of ray. What the environment says already stays.
+
+    Raises:
+        UserError: As for :func:`cluster_address`.
+    """
+    if not starts_ray(address):
+        if not _has_joined():
+            _take_settings_back()  # of a Ray that was prepared for, and not started
+        return
+    for name in _EMBEDDED_SETTINGS.keys() - os.environ.keys():
         os.environ[name] = _EMBEDDED_SETTINGS[name]
         _set_here.add(name)
     if token.needs_token_here():
         os.environ["RAY_AUTH_TOKEN"] = _OWN_TOKEN
         _set_here.add("RAY_AUTH_TOKEN")
-    return True
+
+
+def _take_settings_back() -> None:
+    while _set_here:
+        os.environ.pop(_set_here.pop(), None)
+    if "ray" in sys.modules:
+        _settle_reach()
 
 
 def _has_joined() -> bool:
@@ -148,31 +161,36 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
 
     with _leaving:  # a Ray that another thread is about to leave
         pass
-    if ray.is_initialized():
-        with _ending_on_sigterm():
+    with _ending_on_sigterm() as end_on_sigterm:
+        if ray.is_initialized():
+            end_on_sigterm()
             yield
-        return
-    cluster = cluster_address(address)
-    if cluster and _is_confined:
-        raise UserError(f"this process has run a Ray for this machine alone; join {cluster} from a new process")
+            return
+        joined = None
+        try:
+            _joined = joined = _join(cluster_address(address))
+            end_on_sigterm()
+            delete_abandoned()
+            if joined.session:
+                note_ray_session(str(joined.session))
+            yield
+        finally:
+            if _joined is joined:  # and none that was joined after it was left
+                leave_ray()
+            _take_settings_back()
+
+
+def _join(cluster: str | None) -> _Joined:
+    import ray
+
     options = {} if cluster else {"include_dashboard": False}
+    _settle_reach()
     with _without_dashboard(), _taking_the_token(cluster):
         try:
             context = ray.init(cluster or "local", **_what_ray_prints(), **options)
         except Exception as error:  # the type that Ray itself raises for a node that does not start (2.55 and 2.60)
             raise ClusterError(_why_not_joined(cluster, error)) from None
-    _joined = joined = _Joined(None if cluster else Path(context.address_info["session_dir"]))
-    delete_abandoned()
-    if joined.session:
-        note_ray_session(str(joined.session))
-    try:
-        with _ending_on_sigterm():
-            yield
-    finally:
-        if _joined is joined:  # and none that was joined after it was left
-            leave_ray()
-        while _set_here:
-            os.environ.pop(_set_here.pop(), None)
+    return _Joined(None if cluster else Path(context.address_info["session_dir"]))
 
 
 def has_own_ray() -> bool:
@@ -216,38 +234,50 @@ def _why_not_joined(cluster: str | None, error: Exception) -> str:
     )
 
 
+def _settle_reach() -> None:
+    """Have Ray read anew if it is to keep to this machine, which it does by itself as it is imported."""
+    constants: Any = import_module("ray._private.ray_constants")
+    constants.ENABLE_RAY_CLUSTER = constants.env_bool(_CONFINING, not constants.IS_WINDOWS_OR_OSX)
+
+
 @contextmanager
 def _taking_the_token(cluster: str | None) -> Iterator[None]:
     """Let ``ray.init`` take the token from its usual places if the cluster asks for one, whatever its address.
 
-    It does so by itself for ``auto`` alone, or where RAY_AUTH_MODE says so (Ray 2.55 and 2.60).
+    It does so by itself for ``auto`` alone, or where RAY_AUTH_MODE says so, and keeps the first token that it has read
+    (Ray 2.55 and 2.60).
     """
-    mode = token.mode_of(cluster) if cluster else None
-    if mode is None:
+    raylet: Any = import_module("ray._raylet")
+    mode = token.mode_of(cluster) if cluster else os.environ.get(token.MODE)
+    if cluster and mode is None:
         yield
         return
-    config: Any = import_module("ray._raylet").Config
     before = os.environ.get(token.MODE)
-    os.environ[token.MODE] = mode
-    config.initialize("")  # which keeps what the environment said when ray was imported
+    if mode is not None:
+        os.environ[token.MODE] = mode
+    raylet.Config.initialize("")  # which keeps what the environment said when ray was imported
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
     finally:
         if before is None:
-            del os.environ[token.MODE]
+            os.environ.pop(token.MODE, None)
         else:
             os.environ[token.MODE] = before
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which a job is stopped, act like Ctrl-C: ``ray.init`` makes it an exit without a checkpoint."""
+def _ending_on_sigterm() -> Iterator[Callable[[], Any]]:
+    """Let SIGTERM, by which a job is stopped, act like Ctrl-C from when what is yielded is called.
+
+    That is after ``ray.init``, which makes it an exit without a checkpoint. What was there before comes back.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
-    _before_sigterm.append(signal.signal(signal.SIGTERM, signal.default_int_handler))
+    _before_sigterm.append(signal.getsignal(signal.SIGTERM))
     try:
-        yield
+        yield partial(signal.signal, signal.SIGTERM, signal.default_int_handler)
     finally:
         before = _before_sigterm.pop()
         if not _before_sigterm:  # the last to leave, who need not have been the first to come

@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from raytorch.cluster.capacity import require_resources
-from raytorch.cluster.joining import joined_ray, prepare_ray
 from raytorch.config import RunConfig
 from raytorch.config.file import load_config
-from raytorch.datasets.files import check_dataset
 from raytorch.errors import Remedy, RunExistsError, TrainingError, UserError
 from raytorch.runs.metrics import versions
 from raytorch.runs.plan import RunPlan, WorkerJob, plan_run
 from raytorch.runs.storage import RunFolder, join, locate, split
 from raytorch.training.driver import run_training
+from raytorch.training.launch import ray_for
 from raytorch.training.stopping import StatusCallback
 
 RESULTS_FILE = "scaling.json"
@@ -106,12 +104,9 @@ def run_study(
     """
     # torch is imported by the workers, which unpickle this by its name.
     work = partial(_train_timed, warmup=study.warmup, steps=study.steps)
-    largest = study.plans[-1].config
-    if prepare_ray(address):
-        check_dataset(largest.data)
     sizes: list[dict[str, Any]] = []
-    with joined_ray(address):
-        require_resources(largest.scaling.max_workers, largest.scaling.worker_resources, workers_key="workers")
+    largest = [study.plans[-1].config]
+    with ray_for(largest, address=address, module="raytorch.cluster.worker_group", workers_key="workers"):
         for plan in study.plans:
             with watching(plan) as watch:
                 summary = run_training(plan, watch=watch, work=work)

@@ -7,18 +7,14 @@ and tells Tune their evaluations anew. Imports no torch.
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
-from raytorch.cluster.capacity import require_resources, scales_itself
-from raytorch.cluster.joining import joined_ray, prepare_ray
+from raytorch.cluster.capacity import scales_itself
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
-from raytorch.datasets.files import check_dataset
 from raytorch.errors import RecordError, Remedy, RunExistsError, RunNotFoundError, StorageError, TrainingError
 from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.plan import checked_name, placed, timed_name
@@ -30,6 +26,7 @@ from raytorch.sweeps.results import TrialResult, find_best, read_result
 from raytorch.system.background import BackgroundWork
 from raytorch.system.safe_text import escaped
 from raytorch.system.temporary_folders import temporary_folder
+from raytorch.training.launch import ray_for
 
 SWEEP_FILE = "sweep.yaml"
 """Configuration that was asked for, with the run in it."""
@@ -117,19 +114,9 @@ def run_sweep(
         UserError: The input has to change: a data file is missing or corrupt, say.
         TrainingError: No trial has finished; the message has the first one's.
     """
-    configs = [trial.config for trial in plan.sweep.trials]
-    sources = {repr(config.data): placed(config, "", "").data for config in configs}.values()
-    if prepare_ray(address):
-        for data in sources:
-            check_dataset(data)
-    importing = threading.Thread(target=import_module, args=["raytorch.sweeps.trials"], daemon=True)
-    importing.start()  # beside the start of Ray, which takes as long
-    with joined_ray(address):
-        for config in configs:
-            require_resources(config.scaling.min_workers, config.scaling.worker_resources)
-        importing.join()
-        with plan.folder.claimed():
-            return _supervise(plan, watch)
+    configs = [placed(trial.config, trial.config.name, "") for trial in plan.sweep.trials]
+    with ray_for(configs, address=address, module="raytorch.sweeps.trials"), plan.folder.claimed():
+        return _supervise(plan, watch)
 
 
 def _supervise(plan: SweepPlan, watch: SweepCallback) -> dict[str, Any]:

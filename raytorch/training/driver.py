@@ -1,16 +1,12 @@
 """Starts a run from its configuration and sees it through to its summary: the driver's side, which imports no torch."""
 
-import threading
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 
-from raytorch.cluster.capacity import require_resources
-from raytorch.cluster.joining import joined_ray, prepare_ray
-from raytorch.datasets.files import check_dataset
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.status import MonitorHandle, RunStatus
+from raytorch.training.launch import ray_for
 from raytorch.training.run_record import RunRecord
 from raytorch.training.stopping import StatusCallback, abandon_workers, leave_workers
 
@@ -45,16 +41,9 @@ def run_training(
     """
     if plan.finished is not None:
         return dict(plan.finished)
-    record, scaling = RunRecord(plan), plan.config.scaling
-    if prepare_ray(address):
-        check_dataset(plan.config.data)
-    importing = threading.Thread(target=import_module, args=["raytorch.cluster.worker_group"], daemon=True)
-    importing.start()  # beside the start of Ray, which takes as long
-    with joined_ray(address):
-        require_resources(scaling.min_workers, scaling.worker_resources)
-        importing.join()
-        with plan.folder.claimed():
-            return _supervise(plan, record, watch, work or _train_on_worker)
+    record = RunRecord(plan)
+    with ray_for([plan.config], address=address, module="raytorch.cluster.worker_group"), plan.folder.claimed():
+        return _supervise(plan, record, watch, work or _train_on_worker)
 
 
 def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: WorkerFunction) -> dict[str, Any]:

@@ -83,7 +83,7 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "checkpoint precision reproducibility stopping",
+        "checkpoint launch precision reproducibility stopping",
         "monitor",
         "failures loop",
         "run_record",
@@ -145,8 +145,9 @@ TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = """
     system errors config runs cluster sweeps service cli __main__
     datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
-    datasets.preparation training.api training.driver training.failures training.monitor training.run_record
-    training.stopping session.connect session.host session.worker_actor scaling.picture scaling.study scaling.table
+    datasets.preparation training.api training.driver training.failures training.launch training.monitor
+    training.run_record training.stopping session.connect session.host session.worker_actor scaling.picture
+    scaling.study scaling.table
 """
 """Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 

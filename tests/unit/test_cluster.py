@@ -1,8 +1,9 @@
 """What a Ray that was joined can never hold is refused, unless an autoscaler could add nodes. No Ray runs here."""
 
 import os
+import signal
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from whole_runs import plan
 
 from raytorch.cluster import token
 from raytorch.cluster.capacity import AUTOSCALER_LABEL, require_resources, scales_itself
-from raytorch.cluster.joining import has_own_ray, joined_ray, leave_ray, prepare_ray
+from raytorch.cluster.joining import has_own_ray, joined_ray, leave_ray, starts_ray
 from raytorch.config import RunConfig, SweepConfig
 from raytorch.errors import ClusterError, ResourceError, UserError
 from raytorch.runs.plan import RunPlan
@@ -133,6 +134,31 @@ def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, s
     return calls
 
 
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize("starts", [True, False])
+def test_what_a_process_had_set_is_there_again_after_ray(monkeypatch: pytest.MonkeyPatch, starts: bool) -> None:
+    init = ray.init
+
+    def init_as_ray_does(*arguments: Any, **options: Any) -> Any:
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        if not starts:
+            raise RuntimeError("no room")
+        return init(*arguments, **options)
+
+    def mine(*_: object) -> None: ...
+
+    monkeypatch.setattr(ray, "init", init_as_ray_does)
+    settings, before = dict(os.environ), signal.signal(signal.SIGTERM, mine)
+    try:
+        with suppress(ClusterError), joined_ray():
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+            assert os.environ.keys() > settings.keys()
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert dict(os.environ) == settings
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8265", "https://ray.example.com"])
 def test_the_address_for_jobs_is_no_cluster_to_join(
     monkeypatch: pytest.MonkeyPatch, joined: list[tuple[str, str | None]], url: str
@@ -142,7 +168,7 @@ def test_the_address_for_jobs_is_no_cluster_to_join(
         with joined_ray(address):
             assert os.environ["RAY_ADDRESS"] == url  # for jobs that are sent from here
     assert joined == [("local", None), ("auto", None), ("10.0.0.1:6379", None)]
-    assert prepare_ray(None)
+    assert starts_ray(None)
 
 
 def test_other_addresses_in_the_environment_are_joined(
@@ -150,7 +176,7 @@ def test_other_addresses_in_the_environment_are_joined(
 ) -> None:
     for address in ("10.0.0.1:6379", "auto", "ray://head:10001"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        assert not prepare_ray(None)
+        assert not starts_ray(None)
         with joined_ray():
             pass
     assert joined == [(address, address) for address in ("10.0.0.1:6379", "auto", "ray://head:10001")]

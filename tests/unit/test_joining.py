@@ -18,13 +18,13 @@ def test_a_ray_that_is_being_imported_is_waited_for(tmp_path):
     code = f"""
 import sys, threading
 sys.path.insert(0, {str(tmp_path)!r})
-from raytorch.cluster.joining import prepare_ray
+from raytorch.cluster.joining import starts_ray
 importing = threading.Thread(target=__import__, args=["ray"])
 importing.start()
 while "ray" not in sys.modules:
     pass
 assert not hasattr(sys.modules["ray"], "is_initialized")
-print(prepare_ray(None))
+print(starts_ray(None))
 importing.join()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

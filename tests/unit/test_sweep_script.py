@@ -72,7 +72,7 @@ def test_a_sweep_whose_data_is_not_on_the_cluster_is_refused_at_once(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(BASE, str(file.parent))
-    monkeypatch.setattr("raytorch.sweeps.sweep.joined_ray", None)  # it does not come to this
+    monkeypatch.setattr("raytorch.sweeps.sweep.ray_for", None)  # it does not come to this
     with pytest.raises(UserError, match=r"^data\.root: data would be in the job's own folder"):
         run(monkeypatch, "few.yaml", "run.data=mnist")
     assert [path.name for path in file.parent.iterdir()] == ["few.yaml"]

@@ -1,10 +1,14 @@
 """Training from Python by raytorch's public names alone."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 import raytorch
@@ -44,3 +48,27 @@ def test_train_look_and_resume(tmp_path: Path) -> None:
 def test_a_watcher_stops_a_run(tmp_path: Path) -> None:
     result = raytorch.train({**RUN, "epochs": 1000}, storage=tmp_path, watch=lambda status: bool(status.progress))
     assert (result.state, [run.state for run in raytorch.list_runs(tmp_path)]) == ("stopped", ["stopped"])
+
+
+HERE_THERE_AND_HERE = """
+import json, os, sys
+import ray
+from raytorch.cluster.joining import joined_ray
+before, nodes = dict(os.environ), []
+for address in (None, sys.argv[1], None):
+    with joined_ray(address):
+        host = ray.get(ray.remote(ray.util.get_node_ip_address).remote())
+        nodes.append((ray.get_runtime_context().gcs_address, host))
+    assert {key: value for key, value in os.environ.items() if before.get(key) != value}.keys() <= {"RAY_CLIENT_MODE"}
+print(json.dumps(nodes))
+"""
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_process_that_has_had_a_ray_of_its_own_joins_a_cluster_and_goes_back() -> None:
+    there = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", HERE_THERE_AND_HERE, there]
+    first, second, third = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    assert second == [there, ray.util.get_node_ip_address()]
+    for own in (first, third):  # which nothing beyond this machine reaches
+        assert own[0].split(":")[0] == own[1] == "127.0.0.1"
