@@ -1,6 +1,8 @@
 """Shared parts of the commands: where they print, their exit statuses, and the options that several of them take."""
 
+import json
 import shlex
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,7 @@ import typer
 from rich.console import Console
 
 from raytorch.errors import RaytorchError, Remedy, UserError
+from raytorch.system.safe_text import without_secrets
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 
@@ -30,6 +33,11 @@ def new_app() -> typer.Typer:
     return typer.Typer(
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
+
+
+def print_json(content: Any) -> None:
+    """Print what ``--json`` asks for, on standard output."""
+    print(without_secrets(json.dumps(content, default=datetime.isoformat)), flush=True)  # noqa: T201
 
 
 def worded(error: RaytorchError) -> str:
@@ -59,7 +67,7 @@ def config_from_options(
     storage: str = "runs",
 ) -> Any:
     """The configuration that the command line describes; None for a run that is resumed with its own."""
-    from raytorch.runs.plan import plan_resume
+    from raytorch.runs.plan import recorded_config
     from raytorch.training.api import load
 
     changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
@@ -67,6 +75,6 @@ def config_from_options(
         raise UserError("--name does not go with --resume: a resumed run keeps its name")
     if file is not None:
         return load(file, changes)
-    if resume is None:
+    if not resume:
         raise UserError("give a configuration file, e.g. configs/quickstart.yaml, or --resume RUN")
-    return load(plan_resume(resume, storage=storage).config, changes) if changes else None
+    return load(recorded_config(resume, storage), changes) if changes else None

@@ -127,12 +127,14 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
         resume: The command that goes on with a run that follows it; by default that of where this process runs.
     """
     resume = resume or f"raytorch {'submit' if is_in_job() else 'train'} --resume"
-    rate = summary.get("samples_per_s")
+    rate, seconds = summary.get("samples_per_s"), summary.get("seconds", {}).get("total")
+    ended = summary["state"] in ("finished", "stopped")
     facts = [
-        _metrics(summary) if "accuracy" in summary else summary["state"],
-        f"{summary['epochs']:.4g} epochs, {summary['step']} steps" if "step" in summary else "",
+        "" if ended and _has(summary, "accuracy") else summary["state"],
+        _metrics(summary) if _has(summary, "accuracy", "loss") else "",
+        f"{summary['epochs']:.4g} epochs, {summary['step']} steps" if _has(summary, "epochs", "step") else "",
         f"{rate:,.0f} samples/s" if rate else "",
-        f"{summary['seconds']['total']:.1f} s",
+        f"{seconds:.1f} s" if seconds else "",
     ]
     say(console, "  ·  ".join(fact for fact in facts if fact), "bold")
     path = from_here(summary["path"])
@@ -143,6 +145,10 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
         lines.append(("continue", f"{resume} {quoted}"))
     for label, text in lines:
         say_labelled(console, label, text)
+
+
+def _has(summary: dict[str, Any], *keys: str) -> bool:
+    return all(summary.get(key) is not None for key in keys)
 
 
 def _metrics(values: dict[str, Any]) -> str:

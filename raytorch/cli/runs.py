@@ -1,15 +1,13 @@
 """Commands about runs that there are: listing, drawing, exporting them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from raytorch.cli.common import AsJson, Storage, new_app, output
+from raytorch.cli.common import AsJson, Storage, new_app, output, print_json
 from raytorch.config.export_formats import ExportFormat
-from raytorch.system.safe_text import without_secrets
 from raytorch.system.terminal import cell, say, say_table
 
 app = new_app()
@@ -23,7 +21,7 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
 
     found = list_runs(storage)
     if as_json:
-        print(without_secrets(json.dumps(found)))  # noqa: T201
+        print_json(found)
         return
     table = Table("run", "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None)
     for summary in found:

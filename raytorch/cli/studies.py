@@ -1,15 +1,13 @@
 """Commands that run a configuration several times."""
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, new_app, output, progress
+from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, new_app, output, print_json, progress
 from raytorch.errors import UserError
-from raytorch.system.safe_text import without_secrets
 from raytorch.system.terminal import say_labelled
 
 app = new_app()
@@ -43,7 +41,7 @@ def sweep(
     with SweepDisplay(progress, plan.sweep.trials) as display:
         summary = run_sweep(plan, address=address, watch=display)
     if as_json:
-        print(without_secrets(json.dumps(summary)))  # noqa: T201
+        print_json(summary)
     else:
         print_sweep(output, plan.sweep.trials, summary)
     return EXIT_STOPPED if summary["state"] == "stopped" else 0
@@ -75,7 +73,7 @@ def scale(
     results = run_study(study, address=address, watching=_display)
     picture = write_picture(results, study.folder)
     if as_json:
-        print(without_secrets(json.dumps(results)))  # noqa: T201
+        print_json(results)
         return
     output.print(results_table(results))
     say_labelled(output, "results", study.folder.file(RESULTS_FILE))

@@ -1,7 +1,7 @@
 """Commands that start runs, and that check and explain their files."""
 
 import json
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,10 +15,10 @@ from raytorch.cli.common import (
     config_from_options,
     new_app,
     output,
+    print_json,
     progress,
 )
 from raytorch.errors import UserError
-from raytorch.system.safe_text import without_secrets
 from raytorch.system.terminal import say
 
 app = new_app()
@@ -42,12 +42,13 @@ def train(
     """Train the model that CONFIG describes."""
     from raytorch.cli.progress import ProgressDisplay, print_summary
     from raytorch.runs.plan import timed_name
+    from raytorch.runs.storage import split
     from raytorch.training import api
 
     changed = config_from_options(config, overrides, workers, name, resume, storage or "runs")
     if not resume and name is None:
         name = timed_name(changed.name)
-    with ProgressDisplay(progress, PurePath(resume or name or "").name) as display:
+    with ProgressDisplay(progress, split(resume or name or "")[1]) as display:
         if resume:
             result = api.resume(resume, changed, storage=storage, address=address, watch=display)
         else:
@@ -59,7 +60,7 @@ def train(
         )
     summary = result.summary
     if as_json:
-        print(without_secrets(json.dumps(summary)))  # noqa: T201
+        print_json(summary)
     else:
         print_summary(output, summary)
     return EXIT_STOPPED if result.state == "stopped" else 0

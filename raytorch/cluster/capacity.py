@@ -45,7 +45,7 @@ def require_capacity(
     fitting = workers_that_fit([node.resources for node in nodes], each)
     if fitting >= workers or any(node.scales for node in nodes):
         return
-    place = "this machine has" if len(nodes) == 1 else "the cluster has"
+    place = "this machine has" if len(nodes) == 1 and run_here(nodes) else "the cluster has"
     lower = f"lower {workers_key or f'{prefix}workers'} or {prefix}"
     more = ", or add nodes" if len(nodes) > 1 else ""
     for kind, amount in each.items():
@@ -57,7 +57,7 @@ def require_capacity(
             )
     raise ResourceError(
         f"{workers} workers with {_listed(each)} each do not fit on the nodes, which have room for {fitting}; "
-        f"{lower}{next(iter(each)).lower()}s_per_worker{more}"
+        f"{lower}{_scarcest(nodes, each).lower()}s_per_worker{more}"
     )
 
 
@@ -101,6 +101,12 @@ def workers_that_fit(nodes: Iterable[Mapping[str, float]], each: Mapping[str, fl
     slack = 1e-9  # thirds and tenths do not add up to the bit
     wanted = {kind: amount for kind, amount in each.items() if amount}
     return sum(min(int(node.get(kind, 0) / amount + slack) for kind, amount in wanted.items()) for node in nodes)
+
+
+def _scarcest(nodes: Sequence[Node], each: Mapping[str, float]) -> str:
+    """What the fewest workers would have enough of."""
+    resources = [node.resources for node in nodes]
+    return min(each, key=lambda kind: workers_that_fit(resources, {kind: each[kind]}))
 
 
 def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:

@@ -56,6 +56,10 @@ def _written(data: Any) -> str:
         raise tree.invalid(
             f"{error.args[0]}: {error.args[-1]!r}; give plain numbers, texts, lists and mappings"
         ) from None
+    except (RecursionError, TypeError, ValueError) as error:  # a list in itself, a class, a number without end
+        raise tree.invalid(
+            f"cannot be written as YAML: {error}; give plain numbers, texts, lists and mappings"
+        ) from None
 
 
 def _plain(data: Any) -> Any:

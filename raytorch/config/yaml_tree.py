@@ -18,9 +18,9 @@ Key = tuple[str | int, ...]
 """A dotted key taken apart; a number is a place in a list."""
 
 OVERRIDE = "override "
+"""Beginning of the name of a text from the command line; the name of any other is its file."""
 DICTIONARY = "the configuration"
 """Name of one that was given in Python: no file, and without lines."""
-"""Beginning of the name of a text from the command line; the name of any other is its file."""
 
 TAG = "tag:yaml.org,2002:"
 PLAIN = [TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")]

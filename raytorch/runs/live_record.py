@@ -35,6 +35,8 @@ class LiveRecord:
             **values,
         }
 
+        self._end: dict[str, Any] | None = None
+
     @property
     def is_running(self) -> bool:
         """True if no end has been written down."""
@@ -70,12 +72,20 @@ class LiveRecord:
                 self.content |= {**values, "seen": timestamp()}
                 self.folder.write_json(self._file, self.content)
 
+    def update(self, **values: Any) -> None:
+        """Have what is written next say so, unless an end has been."""
+        with self._lock:
+            if self.is_running:
+                self.content |= values
+
     def close(self, state: str, **values: Any) -> bool:
         """Write down an end by all means, unless one has been; answers whether that worked."""
         with self._lock:
             if self.is_running:
-                self.content |= {**self.at_the_end(), **values, "state": state}
-                return write_end(self.folder, self._file, self.content)
+                self._end = self._end or {**self.content, **self.at_the_end(), **values, "state": state}
+                written = write_end(self.folder, self._file, self._end)  # which Ctrl-C may break off
+                self.content = self._end
+                return written
         return True
 
     def require_written(self, is_written: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.config.file import parse
 from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
-from raytorch.runs.catalog import CONFIG_FILE, find_run, read_summary
+from raytorch.runs.catalog import CONFIG_FILE, SUMMARY_FILE, find_run, read_summary
 from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.status import MonitorHandle
@@ -54,7 +54,7 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
     """
     name = checked_name(name) if name is not None else timed_name(config.name)
     plan = RunPlan(placed(config, name, config.storage))
-    if plan.folder.exists(CONFIG_FILE) or latest_checkpoint(plan.folder):
+    if plan.folder.exists(CONFIG_FILE) or plan.folder.exists(SUMMARY_FILE) or latest_checkpoint(plan.folder):
         raise RunExistsError(
             f"{plan.folder} exists already; take another name, or resume it",
             remedies=[Remedy("name"), Remedy("resume", str(plan.folder))],
@@ -81,6 +81,20 @@ def checked_name(name: str) -> str:
             f"name {name!r}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
             "letter or digit"
         ) from None
+
+
+def recorded_config(run: str, storage: str) -> RunConfig:
+    """The configuration that a run was started with, under its folder's name and storage.
+
+    Args:
+        run: The run's name or path.
+        storage: Where to look for a run that is given by its name.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        ConfigError: Its ``config.yaml`` is unreadable.
+    """
+    return _read_config(find_run(run, storage))
 
 
 def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:

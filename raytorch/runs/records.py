@@ -122,6 +122,10 @@ class SweepRecord(_Record):
     seconds: Annotated[float, Field(ge=0)] = 0.0
     stopped: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], float] = {}
 
+    def stopped_after(self) -> dict[int, float]:
+        """By number of a trial that was to be stopped early, the epoch after which it was."""
+        return {int(number): epoch for number, epoch in self.stopped.items()}
+
 
 Record = TypeVar("Record", bound=_Record)
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pyarrow import fs
 
-from raytorch.errors import UserError
+from raytorch.errors import StorageError, UserError
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def call_store(address: str, call: Callable[..., T], *arguments: Any, more: floa
         more: Seconds to wait beyond :data:`ANSWER_S`; None to wait as long as the client does.
 
     Raises:
-        UserError: The store did not answer in time.
+        StorageError: The store did not answer in time.
     """
     seconds = None if more is None else ANSWER_S + more
     answers: list[T] = []
@@ -62,7 +62,7 @@ def call_store(address: str, call: Callable[..., T], *arguments: Any, more: floa
     if failures:
         raise failures[0]
     if not answers:
-        raise UserError(
+        raise StorageError(
             f"{address} did not answer within {seconds:.3g} s; is the address right, and the network there?"
         )
     return answers[0]
@@ -71,7 +71,7 @@ def call_store(address: str, call: Callable[..., T], *arguments: Any, more: floa
 class RemoteFolder:
     """Reads and writes files by their names in a folder, as :class:`~raytorch.runs.local_folder.LocalFolder` does.
 
-    Every method raises OSError as the store's client does, and UserError if the store does not answer.
+    Every method raises OSError as the store's client does, and StorageError if the store does not answer.
     """
 
     def __init__(self, filesystem: fs.FileSystem, path: str, address: str) -> None:

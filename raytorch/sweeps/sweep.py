@@ -69,7 +69,7 @@ def plan_sweep(sweep: Sweep, name: str | None = None) -> SweepPlan:
         RunExistsError: The storage holds a sweep of that name already.
         ConfigError: ``name`` cannot name a folder everywhere.
     """
-    folder = RunFolder(sweep.config.storage, checked_name(name) if name else timed_name(sweep.config.name))
+    folder = RunFolder(sweep.config.storage, checked_name(name) if name is not None else timed_name(sweep.config.name))
     if folder.exists():
         raise RunExistsError(
             f"{folder} exists already; take another name, or resume it",
@@ -102,6 +102,8 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Run the trials that are not over, write the results, and return the content of ``sweep.json``.
 
+    A sweep that has finished is left as it is.
+
     Ctrl-C, as KeyboardInterrupt, lets the trials save a checkpoint and end; a second one is raised.
 
     Args:
@@ -115,8 +117,18 @@ def run_sweep(
         TrainingError: No trial has finished; the message has the first one's.
     """
     configs = [placed(trial.config, trial.config.name, "") for trial in plan.sweep.trials]
+    if (record := _finished_record(plan)) is not None:
+        return record
     with ray_for(configs, address=address, module="raytorch.sweeps.trials"), plan.folder.claimed():
         return _supervise(plan, watch)
+
+
+def _finished_record(plan: SweepPlan) -> dict[str, Any] | None:
+    """The record of a sweep that has finished, with all of its trials; None if something is left to do."""
+    before = _read_before(plan.folder)
+    record = before.model_dump(exclude_unset=True)
+    over = all(result.is_over for result in plan.results(before.stopped_after()))
+    return record if over and record.get("state") == "finished" else None
 
 
 def _supervise(plan: SweepPlan, watch: SweepCallback) -> dict[str, Any]:
@@ -264,10 +276,10 @@ class _LiveSweepRecord(LiveRecord):
     def __init__(self, plan: SweepPlan) -> None:
         before = _read_before(plan.folder)
         super().__init__(plan.folder, RECORD_FILE, metric=plan.sweep.config.metric)
-        if before.started:
-            self.content["started"] = before.started
+        kept = before.model_dump(exclude_unset=True, exclude={"error"})
+        self.content = kept | self.content | ({"started": before.started} if before.started else {})
         self._config, self._seconds_before = plan.sweep.config, before.seconds
-        self.stopped: dict[int, float] = {int(number): epoch for number, epoch in before.stopped.items()}
+        self.stopped: dict[int, float] = before.stopped_after()
         """The trials that were to be stopped early, and after which epoch."""
         self._kept = len(self.stopped)
 

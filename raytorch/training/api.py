@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from raytorch.config.file import from_data, one_line
 from raytorch.config.file import load_config as load_file
 from raytorch.errors import ConfigError, StorageError, UserError, is_storage_fault
 from raytorch.runs import catalog
-from raytorch.runs.plan import RunPlan, plan_resume, plan_run
+from raytorch.runs.plan import RunPlan, plan_resume, plan_run, recorded_config
 from raytorch.runs.storage import RunFolder, split
-from raytorch.training.driver import run_training as run_plan
+from raytorch.training.driver import run_training
 from raytorch.training.stopping import StatusCallback
 
 Config = str | Path | Mapping[str, Any] | RunConfig
@@ -40,6 +40,8 @@ class Result:
     state: str
     metrics: dict[str, float]
     summary: dict[str, Any]
+    address: str = field(default="", repr=False, compare=False)
+    """Where :meth:`model` and the others read: ``path`` with the secrets of its storage's address, if it has some."""
 
     def model(self) -> Any:
         """Load the model of the run's latest checkpoint, on the CPU and in evaluation mode, as an ``nn.Module``.
@@ -83,7 +85,7 @@ class Result:
 
     @property
     def _folder(self) -> RunFolder:
-        return RunFolder(*split(self.path))
+        return RunFolder(*split(self.address or self.path))
 
 
 def train(
@@ -106,7 +108,7 @@ def train(
         storage: Folder or URI that holds the runs, in place of the configuration's.
         address: A running Ray cluster; by default RAY_ADDRESS, else a Ray that is started here for this run. A Ray that
             this process has joined is used as it is.
-        watch: Called several times a second with the run's :class:`~raytorch.training.monitor.RunStatus`; the answer
+        watch: Called several times a second with the run's :class:`~raytorch.runs.status.RunStatus`; the answer
             True ends the run after a last checkpoint.
 
     Returns:
@@ -157,8 +159,8 @@ def resume(
     with _own_errors():
         place = _place(run)
         changes = _changes(overrides, workers, storage)
-        if config is None and (overrides or workers):
-            config = plan_resume(place, storage=str(storage or "runs")).config
+        if config is None and changes:
+            config = recorded_config(place, str(storage or "runs"))
         changed = None if config is None else load(config, changes)
         return _run(plan_resume(place, changed, storage=str(storage or "runs")), address, watch)
 
@@ -191,13 +193,14 @@ def list_runs(storage: str | Path = "runs") -> list[Result]:
         storage: Folder or URI that holds the runs.
 
     Raises:
-        StorageError: It cannot be read.
+        UserError: It cannot be opened, or nothing answers there.
 
     Example:
         >>> best = max(raytorch.list_runs(), key=lambda run: run.metrics.get("accuracy", 0))
     """
     with _own_errors():
-        return [_result(summary) for summary in catalog.list_runs(str(storage))]
+        found = catalog.list_runs(str(storage))
+        return [_result(summary, RunFolder(str(storage), summary["name"])) for summary in found]
 
 
 def find_run(run: str | Path | Result, storage: str | Path = "runs") -> Result:
@@ -214,22 +217,23 @@ def find_run(run: str | Path | Result, storage: str | Path = "runs") -> Result:
         >>> raytorch.find_run("digits-20261122-093625").model()
     """
     with _own_errors():
-        return _result(catalog.read_summary(catalog.find_run(_place(run), str(storage))))
+        folder = catalog.find_run(_place(run), str(storage))
+        return _result(catalog.read_summary(folder), folder)
 
 
 def _run(plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
-    return _result(run_plan(plan, address=address, watch=watch))
+    return _result(run_training(plan, address=address, watch=watch), plan.folder)
 
 
-def _result(summary: dict[str, Any]) -> Result:
+def _result(summary: dict[str, Any], folder: RunFolder) -> Result:
     metrics = {key: summary[key] for key in ("accuracy", "loss") if summary.get(key) is not None}
-    return Result(summary["name"], summary["path"], summary["state"], metrics, summary)
+    return Result(summary["name"], summary["path"], summary["state"], metrics, summary, folder.address)
 
 
 def _place(run: str | Path | Result) -> str:
     if not isinstance(run, str | Path | Result):
         raise UserError(f"a run is given by its name, its path or its result, not by {run!r}")
-    return run.path if isinstance(run, Result) else str(run)
+    return (run.address or run.path) if isinstance(run, Result) else str(run)
 
 
 def _changes(overrides: Overrides, workers: int | None, storage: str | Path | None) -> list[str]:

@@ -59,28 +59,30 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: Wo
         forget_snapshot(plan.folder)
         free_abandoned_resources()
         fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor, record.started), work))
-        status = RunStatus()
+        status, abandoned = RunStatus(), False
 
         def look() -> None:
-            nonlocal status
+            nonlocal status, abandoned
             status = parts.wait_for(monitor.status.remote())
+            record.note(status)
             if watch(status):
                 monitor.request_stop.remote()
             if status.stopping and not status.attempts:  # it may never have any workers
+                abandoned = True
                 fit.end()
 
         try:
             with RayWatch() as parts:
                 fit.follow(look, monitor.request_stop.remote)
                 look()
-            if status.stopping and not status.attempts:
-                return record.abandon()
         except ray.exceptions.RayError as error:  # what the workers end with is in fit.error
             abandon_workers(fit, error)
             raise record.fail(error, status) from None
         except BaseException:  # Ctrl-C for the second time, or the watcher's own
             leave_workers(fit, monitor)
             raise
+        if abandoned:
+            return record.abandon()
         if fit.error is None:
             return record.end(status)
         raise record.fail(fit.error, status) from None

@@ -12,8 +12,8 @@ from raytorch.runs.metrics import versions
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.status import RunStatus, WorkerFailure
 
-MEASURED = ("samples_per_s", "first_step_at", "first_step_s")
-"""What only a command that trains a step can tell."""
+MEASURED = ("samples_per_s", "first_step_at", "first_step_s", "workers", "device", "precision", "backend")
+"""What only a command that trains a step can tell: how fast it was, and on what."""
 
 
 class RunRecord(LiveRecord):
@@ -33,6 +33,13 @@ class RunRecord(LiveRecord):
         self.folder.write_text(CONFIG_FILE, dump_config(self._config))
         with super().writing():
             yield
+
+    def note(self, status: RunStatus) -> None:
+        """Keep the outcome of the newest evaluation, which is what a run that fails has come to."""
+        if status.evaluations:
+            newest = status.evaluations[-1]
+            values = {key: newest[key] for key in ("step", "accuracy", "loss")}
+            self.update(**values, epochs=round(newest["epoch"], 4))
 
     def end(self, status: RunStatus) -> dict[str, Any]:
         """Write down what the run came to; returns the summary.
@@ -62,6 +69,7 @@ class RunRecord(LiveRecord):
         from raytorch.training.failures import diagnose
 
         details = diagnose(error, status)
+        self.note(status)
         self._close_with(status, state="failed", error=details)
         told, cause = status.cause, Cause(details["cause"])
         if told and told.user_error and cause is not Cause.STORAGE:
@@ -70,6 +78,9 @@ class RunRecord(LiveRecord):
         if cause is Cause.STORAGE:
             return StorageError(f"{details['message']}\n{cause.advice}\nlogs: {self.folder}/logs", remedies=remedies)
         return TrainingError(f"{_explain(details, told)}\nlogs: {self.folder}/logs", remedies=remedies)
+
+    def at_the_end(self) -> dict[str, Any]:
+        return {"seconds": {**self.content.get("seconds", {}), "total": self.seconds()}}
 
     def _close_with(self, status: RunStatus, **values: Any) -> bool:
         restarts = max(0, status.attempts - 1 - status.resizes)

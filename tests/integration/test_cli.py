@@ -142,7 +142,7 @@ def test_data_is_checked(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_folder_is_refused(write: Any, tmp_path: Path) -> None:
     assert refused(tmp_path, "train", write(), "--name", "a/b") == (
-        "name a/b: must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
+        "name 'a/b': must be 1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
     )
 
 
@@ -174,6 +174,7 @@ def test_a_storage_of_an_unknown_kind_is_refused(write: Any, tmp_path: Path) -> 
         (["trian"], "No such command 'trian'"),
         (["train", "--wokers", "2"], "No such option: --wokers"),
         (["train", "run.yaml", "--workers", "0"], "Invalid value for '--workers': "),
+        (["train", "--resume", ""], "give a configuration file, e.g. configs/quickstart.yaml, or --resume RUN"),
         (["train", "--resume", "a", "--name", "b"], "--name does not go with --resume: a resumed run keeps its name"),
         (
             ["train", "--resume", "a", "--workers", "2"],

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from secrets import token_hex
 
 import pytest
 
@@ -47,6 +48,19 @@ def test_what_can_never_fit_is_refused(workers: int, each: dict[str, float], mes
     with pytest.raises(ResourceError) as refusal:
         require_capacity([HEAD, *WORKERS], workers, each)
     assert str(refusal.value) == message
+
+
+def test_what_limits_is_to_be_lowered() -> None:
+    nodes = [Node(name, {"CPU": 8.0, "GPU": 1.0}) for name in "ab"]
+    with pytest.raises(
+        ResourceError, match=r"room for 2; lower scaling.workers or scaling.gpus_per_worker, or add nodes$"
+    ):
+        require_capacity(nodes, 3, {"CPU": 1, "GPU": 0.6})
+
+
+def test_a_cluster_of_one_node_elsewhere_is_not_this_machine() -> None:
+    with pytest.raises(ResourceError, match="but the cluster has 2; "):
+        require_capacity([Node(token_hex(28), {"CPU": 2.0})], 3, {"CPU": 1})
 
 
 def test_a_script_larger_than_every_node_is_refused() -> None:

@@ -82,6 +82,32 @@ def test_paths_and_numbers_of_numpy_and_pytorch_are_taken_for_what_they_are(tmp_
     assert config.model.model_dump()["channels"] == [8, 16]
 
 
+def endless() -> list[Any]:
+    values: list[Any] = []
+    values.append(values)
+    return values
+
+
+@pytest.mark.parametrize("value", [endless(), 10**5000, np.float32], ids=["in itself", "long", "a class"])
+def test_what_yaml_has_no_word_for_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="give plain numbers, texts, lists and mappings"):
+        raytorch.load({"epochs": 1, "seed": value})
+
+
+def test_no_workers_are_refused_by_a_resumed_run_too(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("epochs: 1\ndata: digits\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"scaling\.workers"):
+        raytorch.resume("mine", workers=0, storage=tmp_path)
+
+
+def test_a_result_reads_where_its_address_leads_and_shows_no_secret(tmp_path: Path) -> None:
+    address = "s3://key:secret@bucket/runs/mine?region=eu"
+    result = raytorch.Result("mine", "s3://***@bucket/runs/mine?region=eu", "finished", {}, {}, address)
+    assert result._folder.address == address
+    assert "secret" not in repr(result)
+
+
 def test_what_names_no_run_is_refused(tmp_path: Path) -> None:
     for call in (raytorch.find_run, raytorch.resume):
         with pytest.raises(UserError, match="a run is given by its name"):

@@ -123,6 +123,13 @@ def test_a_finished_run_is_summed_up() -> None:
     ]
 
 
+def test_what_a_summary_does_not_have_is_left_out() -> None:
+    assert summary_lines(loss=None, seconds=None, step=None)[0] == "12,346 samples/s"
+    assert summary_lines(seconds={"total": None}, samples_per_s=None, state="failed")[0] == (
+        "failed  ·  test accuracy 0.9877  test loss 0.0456  ·  3 epochs, 72 steps"
+    )
+
+
 def test_a_run_below_the_current_folder_is_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert summary_lines(path=str(tmp_path / "runs" / "mine"))[1:] == [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raytorch.config import RunConfig
-from raytorch.errors import Cause, DataError, StorageError, TrainingError, UserError
+from raytorch.errors import Cause, DataError, RunExistsError, StorageError, TrainingError, UserError
 from raytorch.runs import live_record
 from raytorch.runs.plan import RunPlan, plan_run
 from raytorch.runs.status import RunStatus, WorkerFailure
@@ -126,6 +126,52 @@ def test_what_a_run_came_to_outlives_an_attempt_that_comes_to_nothing(
     now = summary(plan)
     assert (now["accuracy"], now["step"], now["samples_per_s"]) == (0.9, 7, 9.0)
     assert now["state"] != "finished"
+
+
+def test_a_run_that_fails_further_on_says_how_far_it_had_come(plan: RunPlan) -> None:
+    end(plan, samples_per_s=9.0, step=7, seconds={"training": 2.0, "startup": 1.0})
+    status = failed(Cause.ERROR)
+    status.evaluations.append({"step": 63, "epoch": 9.00004, "accuracy": 0.5, "loss": 3.0})
+    with (kept := RunRecord(plan)).writing():
+        kept.fail(RuntimeError("it died"), status)
+    now = summary(plan)
+    assert (now["state"], now["step"], now["epochs"], now["accuracy"], now["loss"]) == ("failed", 63, 9.0, 0.5, 3.0)
+    assert now["seconds"].keys() == {"training", "startup", "total"}
+
+
+def test_a_run_that_goes_on_says_how_far_it_has_come(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_record, "HEARTBEAT_S", 0.001)
+    with (kept := RunRecord(plan)).writing():
+        kept.note(RunStatus(evaluations=[{"step": 63, "epoch": 9.0, "accuracy": 0.5, "loss": 3.0}]))
+        wait_until(lambda: summary(plan).get("step") == 63)
+        assert summary(plan)["state"] == "running"
+
+
+def test_speed_is_told_with_what_it_was_reached_on(plan: RunPlan) -> None:
+    end(plan, samples_per_s=9.0, first_step_at=time.time(), workers=2, device="H100", precision="bf16", backend="nccl")
+    end(plan, samples_per_s=None, first_step_at=None, workers=1, device="cpu", precision="fp32", backend="gloo")
+    now = summary(plan)
+    assert (now["samples_per_s"], now["workers"], now["device"], now["backend"]) == (9.0, 2, "H100", "nccl")
+
+
+def test_ctrl_c_while_the_end_is_written_does_not_lose_it(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, interrupts = live_record.write_end, iter([KeyboardInterrupt()])
+
+    def interrupted(*arguments: Any) -> bool:
+        for interrupt in interrupts:
+            raise interrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(live_record, "write_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        end(plan, samples_per_s=9.0)
+    assert (summary(plan)["state"], summary(plan)["samples_per_s"]) == ("finished", 9.0)
+
+
+def test_a_new_run_does_not_take_over_the_record_of_a_script(plan: RunPlan) -> None:
+    plan.folder.write_json("summary.json", {"state": "failed", "started": "", "kind": "script", "exit_status": 3})
+    with pytest.raises(RunExistsError):
+        plan_run(plan.config, "mine")
 
 
 def test_an_error_that_a_run_got_over_is_forgotten(plan: RunPlan) -> None:

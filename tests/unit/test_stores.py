@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raytorch.errors import RunNotFoundError, UserError
+from raytorch.errors import RunNotFoundError, StorageError, UserError
 from raytorch.runs import remote_folder
 from raytorch.runs.catalog import find_run, list_runs
 from raytorch.runs.storage import RunFolder
@@ -81,7 +81,9 @@ def test_a_store_that_does_not_answer_is_told_in_time(
 ) -> None:
     monkeypatch.setattr(remote_folder, "ANSWER_S", 0.2)
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"did not answer within 0.2 s; is the address right, and the network there\?"):
+    with pytest.raises(
+        StorageError, match=r"did not answer within 0.2 s; is the address right, and the network there\?"
+    ):
         call(store(silent.address))
     assert time.monotonic() - began < SLACK_S
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from raytorch.sweeps.live_table import SweepDisplay, print_sweep
 from raytorch.sweeps.picture import picture
 from raytorch.sweeps.result_files import write_results
 from raytorch.sweeps.results import TrialResult, find_best, read_result, results_csv
-from raytorch.sweeps.sweep import SweepStatus, plan_resumed_sweep, plan_sweep
+from raytorch.sweeps.sweep import SweepPlan, SweepStatus, plan_resumed_sweep, plan_sweep, run_sweep
 
 CONFIG = SweepConfig.model_validate(
     {
@@ -211,6 +212,36 @@ def test_the_summary(folder: RunFolder, state: str) -> None:
         f"train it  raytorch train {folder}/best.yaml",
     ]
     assert lines[11:] == ([f"continue  raytorch sweep --resume {folder}"] if state == "stopped" else [])
+
+
+def test_a_sweep_that_has_finished_is_left_as_it_is(folder: RunFolder) -> None:
+    for number in range(3):
+        write_trial(folder, number, "finished", [0.5, 0.9])
+    plan = SweepPlan(SWEEP, folder)
+    record = {
+        "state": "finished",
+        "started": "2026-01-02T03:04:05+00:00",
+        "seconds": 3.0,
+        "best": {"trial": "trial-000"},
+    }
+    folder.write_json("sweep.json", record)
+    assert run_sweep(plan, watch=lambda status: pytest.fail("it was run")) == record
+    assert json.loads(folder.read_text("sweep.json")) == record
+
+
+def test_a_resumed_sweep_that_fails_keeps_what_it_had_come_to(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("it died")
+
+    folder.write_json("sweep.json", {"state": "finished", "best": {"trial": "trial-000"}, "error": {"cause": "error"}})
+    monkeypatch.setattr("raytorch.sweeps.sweep.ray_for", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("raytorch.sweeps.sweep._run_trials", lost)
+    with pytest.raises(RuntimeError, match="it died"):
+        run_sweep(SweepPlan(SWEEP, folder))
+    now = json.loads(folder.read_text("sweep.json"))
+    assert (now["state"], now["best"], now["error"]["message"]) == ("failed", {"trial": "trial-000"}, "it died")
 
 
 def test_a_picture_tells_trials_apart_and_shows_decades(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
