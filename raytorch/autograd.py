@@ -82,6 +82,18 @@ class CustomFunction:
             :class:`Context` what backward needs. ``args`` need not be tensors.
         backward: ``backward(context, *grad_outputs)`` takes the gradient of each output and returns that of each of
             ``args``, None for one that has none. Made of differentiable operations, it can be differentiated again.
+
+    Example:
+        >>> def forward(context, x):
+        ...     context.save_tensor(x)
+        ...     return x**2
+        >>> def backward(context, gradient):
+        ...     (x,) = context.saved_tensors
+        ...     return 2 * x * gradient
+        >>> x = torch.tensor([3.0], requires_grad=True)
+        >>> CustomFunction(forward, backward).apply(x).backward()
+        >>> x.grad
+        tensor([6.])
     """
 
     def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
@@ -106,6 +118,12 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     Both runs draw the same random numbers. ``function`` must do the same each time.
     See ``torch.utils.checkpoint.checkpoint`` with ``use_reentrant=False``.
+
+    Example:
+        >>> x = torch.tensor([3.0], requires_grad=True)
+        >>> checkpoint(torch.square, x).backward()
+        >>> x.grad
+        tensor([6.])
     """
     # Handed over as positional arguments, none of kwargs is taken for an option of PyTorch's, and the GPUs of all
     # tensors are found, whose generators are to be restored.

@@ -105,6 +105,10 @@ def export_model(
     Raises:
         ExportError: The model cannot be exported, or the export differs from it.
         UserError: ``path`` cannot be written.
+
+    Example:
+        >>> architecture = read_architecture("model.safetensors")
+        >>> export_model(load_model("model.safetensors"), architecture, "pt2", Path("model.pt2"))
     """
     inputs, axes = example(architecture)
     with _appearing(path) as partial:

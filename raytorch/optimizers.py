@@ -21,7 +21,12 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def build_optimizer(config: Optimizer, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimizer that ``config`` names; its other fields are the class's keyword arguments."""
+    """Build the optimizer that ``config`` names; its other fields are the class's keyword arguments.
+
+    Example:
+        >>> from raytorch.config import AdamW
+        >>> optimizer = build_optimizer(AdamW(lr=0.01), nn.Linear(2, 2).parameters())
+    """
     return OPTIMIZERS[config.name](params, **config.model_dump(exclude={"name"}))
 
 

@@ -58,6 +58,10 @@ def index(tensor: Tensor, indices: Any) -> Tensor:
 
     Integers and slices give a view of ``tensor``, tensors a copy. See ``torch.Tensor.__getitem__``, which as a function
     accepts a ``torch.Tensor`` alone, no handle.
+
+    Example:
+        >>> index(torch.arange(6).view(2, 3), (slice(None), 1))
+        tensor([1, 4])
     """
     return tensor[indices]
 

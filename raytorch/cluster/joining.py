@@ -154,6 +154,10 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     Raises:
         ClusterError: No cluster answers at the address within seconds, or it refuses the token; or no Ray starts here.
         UserError: The address is a dashboard's URL.
+
+    Example:
+        >>> with joined_ray("10.0.0.1:6379"):  # several runs on the Ray that is joined once
+        ...     results = [raytorch.train(config) for config in configs]
     """
     global _joined
     prepare_ray(address)

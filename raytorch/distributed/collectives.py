@@ -71,6 +71,10 @@ def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
 
     Raises:
         UserError: There is no such ``op``, it is the mean of integers, or the workers disagree.
+
+    Example:
+        >>> all_reduce(torch.tensor([1.0, 2.0]), "max")  # of a group of one
+        tensor([1., 2.])
     """
     reduction = _reduction(op, tensor)
     if _several_workers():
@@ -90,6 +94,10 @@ def all_gather(tensor: Tensor) -> Tensor:
 
     Raises:
         UserError: The workers disagree.
+
+    Example:
+        >>> all_gather(torch.tensor([1.0, 2.0])).shape
+        torch.Size([1, 2])
     """
     own = tensor.detach().contiguous()
     if not _several_workers():
@@ -110,6 +118,10 @@ def broadcast(tensor: Tensor, src: int = 0) -> Tensor:
 
     Raises:
         UserError: There is no rank ``src``, or the workers disagree.
+
+    Example:
+        >>> broadcast(torch.tensor([1.0, 2.0]), src=0)
+        tensor([1., 2.])
     """
     if not 0 <= src < _world_size():
         raise UserError(f"broadcast: src must be a rank from 0 to {_world_size() - 1}, not {src}")
@@ -133,6 +145,10 @@ def reduce_scatter(tensor: Tensor | Sequence[Tensor], op: str = "sum") -> Tensor
     Raises:
         UserError: There is no such ``op``, it is the mean of integers, there is not a part for every rank, or the
             workers disagree.
+
+    Example:
+        >>> reduce_scatter([torch.tensor([1.0, 2.0])])  # a tensor per rank
+        tensor([1., 2.])
     """
     parts = _parts(tensor)
     reduction = _reduction(op, parts)

@@ -19,6 +19,10 @@ class PositionalEncoding(nn.Module):
         dim: Width of a token; may be odd.
         dropout: Probability that an element of the sum is dropped in training.
         max_len: Longest sequence.
+
+    Example:
+        >>> PositionalEncoding(8)(torch.zeros(2, 5, 8)).shape  # (batch, tokens, dim)
+        torch.Size([2, 5, 8])
     """
 
     codes: Tensor

@@ -41,7 +41,7 @@ class Study:
 
 
 def plan_study(
-    file: Path,
+    file: str | Path,
     workers: Iterable[int],
     *,
     mode: Mode = "weak",
@@ -66,6 +66,9 @@ def plan_study(
         ConfigError: The file or an override is invalid, or cannot run with one of the numbers of workers.
         RunExistsError: ``out`` exists already.
         UserError: ``workers`` holds no number.
+
+    Example:
+        >>> study = plan_study("configs/quickstart.yaml", [1, 2], mode="strong")
     """
     sizes = sorted(set(workers))
     if not sizes or sizes[0] < 1:
@@ -101,6 +104,10 @@ def run_study(
         ResourceError: There can be no room for the largest size; nothing has started then.
         TrainingError: A run failed.
         KeyboardInterrupt: It was stopped by Ctrl-C.
+
+    Example:
+        >>> results = run_study(plan_study("configs/quickstart.yaml", [1, 2]))
+        >>> [(size["workers"], size["speedup"]) for size in results["sizes"]]
     """
     # torch is imported by the workers, which unpickle this by its name.
     work = partial(_train_timed, warmup=study.warmup, steps=study.steps)
@@ -167,7 +174,7 @@ def _train_timed(job: WorkerJob, *, warmup: int, steps: int) -> None:
 
 
 def _sized(
-    file: Path, overrides: Sequence[str], base: RunConfig, mode: Mode, workers: int, steps: int, folder: RunFolder
+    file: str | Path, overrides: Sequence[str], base: RunConfig, mode: Mode, workers: int, steps: int, folder: RunFolder
 ) -> RunConfig:
     """The run at one number of workers.
 

@@ -53,6 +53,9 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         ConfigError: The file, the run's file, an override or a trial is invalid; see
         :func:`raytorch.config.file.load_config`.
+
+    Example:
+        >>> sweep = load_sweep("configs/sweeps/digits.yaml", ["trials=4"])
     """
     root = read(path, SweepConfig, LEAST)
     _insert_run(root, Path(path).parent)

@@ -88,6 +88,9 @@ def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
     Raises:
         RunNotFoundError: There is no such sweep.
         ConfigError: Its ``sweep.yaml`` is damaged.
+
+    Example:
+        >>> run_sweep(plan_resumed_sweep("runs/digits-20261122-093625"))
     """
     if "/" in sweep:
         storage, sweep = split(sweep)
@@ -115,6 +118,10 @@ def run_sweep(
         ResourceError: The machine or cluster can never give the CPUs or GPUs that a trial asks for.
         UserError: The input has to change: a data file is missing or corrupt, say.
         TrainingError: No trial has finished; the message has the first one's.
+
+    Example:
+        >>> summary = run_sweep(plan_sweep(load_sweep("configs/sweeps/digits.yaml")))
+        >>> summary["best"]["parameters"], summary["best"]["accuracy"]
     """
     configs = [placed(trial.config, trial.config.name, "") for trial in plan.sweep.trials]
     if (record := _finished_record(plan)) is not None:
