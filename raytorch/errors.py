@@ -7,6 +7,7 @@ why a run failed, as its ``summary.json`` has it.
 import errno
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -174,6 +175,10 @@ class StorageError(UserError):
     """A storage is full, cannot be reached, or may not be read or written."""
 
 
+class MissingPackageError(UserError):
+    """A package that not everybody needs is not installed; one of raytorch's extras brings it."""
+
+
 class RunExistsError(UserError):
     """A run of that name exists already in the storage."""
 
@@ -262,3 +267,17 @@ class RemoteOpError(SessionError):
         error = cls(f"{where}\n{traceback}" if traceback else where)
         error.operation, error.rank, error.file, error.line = operation, rank, file, line
         return error
+
+
+@contextmanager
+def needing_extra(extra: str) -> Iterator[None]:
+    """Import in the block what an extra of raytorch brings.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise MissingPackageError(f"{package} is not installed here: pip install 'raytorch[{extra}]'") from None

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raytorch import onnx
 from raytorch.config.export_formats import ExportFormat
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ExportError, Remedy, RunNotFoundError, UserError
@@ -42,6 +41,16 @@ SUFFIXES: dict[ExportFormat, str] = {
 _OUTPUTS = ["logits"]
 _BATCH = 2
 logger = logging.getLogger("raytorch")
+
+
+def require_packages(kinds: Sequence[ExportFormat]) -> None:
+    """Refuse formats that cannot be written here, before anything is trained for them.
+
+    Raises:
+        MissingPackageError: A package is not installed.
+    """
+    if "onnx" in kinds:
+        import raytorch.onnx  # noqa: F401
 
 
 def export_run(folder: RunFolder, kind: ExportFormat, path: Path, *, verify: bool = True) -> list[Difference]:
@@ -116,6 +125,8 @@ def export_model(
         if not verify:
             return []
         if kind == "onnx":
+            from raytorch import onnx
+
             onnx.check(partial)
             return onnx.verify(model, inputs, partial, axes=axes)
         return require_agreement(model, _READERS[kind](partial), fresh_inputs(inputs, axes), names=_OUTPUTS)
@@ -150,6 +161,8 @@ def _write(
     axes: Axes,
 ) -> None:
     if kind == "onnx":
+        from raytorch import onnx
+
         onnx.export(model, inputs, path, axes=axes, outputs=_OUTPUTS)
     elif kind == "torchscript":
         with evaluating(model):

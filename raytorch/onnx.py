@@ -16,17 +16,19 @@ from typing import Any, Self
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime, once imported, reports to its maker
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from raytorch.errors import ExportError, ModelFileError, UserError
+from raytorch.errors import ExportError, ModelFileError, UserError, needing_extra
 from raytorch.serialization import capture
 from raytorch.serialization.comparison import TOLERANCE, Axes, Difference, batch_axes, fresh_inputs, require_agreement
 from raytorch.serialization.exported_programs import by_argument, recurrent_layers_captured
 from raytorch.serialization.file_kinds import FileKind, require
+
+with needing_extra("onnx"):
+    import onnx
+    import onnxruntime
+    from google.protobuf.message import DecodeError
 
 FIRST_OPSET = 18
 """The oldest opset that PyTorch's exporter writes."""
@@ -58,6 +60,8 @@ def export(
     """
     if opset is not None and opset < FIRST_OPSET:
         raise ExportError(f"opset {opset} is too old for PyTorch's exporter; expected {FIRST_OPSET} or newer")
+    with needing_extra("onnx"):
+        import onnxscript  # noqa: F401 - PyTorch's exporter imports it late
     axes = batch_axes(inputs) if axes is None else axes
     program = capture(model, inputs, axes)
     try:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, new_app, output, print_json, progress
-from raytorch.errors import UserError
-from raytorch.system.terminal import say_labelled
+from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, errors, new_app, output, print_json, progress
+from raytorch.errors import MissingPackageError, UserError
+from raytorch.system.terminal import say, say_labelled
 
 app = new_app()
 
@@ -71,13 +71,18 @@ def scale(
         config, _numbers(workers), mode=mode, overrides=overrides or [], steps=steps, warmup=warmup, out=out
     )
     results = run_study(study, address=address, watching=_display)
-    picture = write_picture(results, study.folder)
+    try:
+        pictures = [write_picture(results, study.folder)]
+    except MissingPackageError as error:
+        pictures = []
+        say(errors, f"there is no picture of the study: {error}")
     if as_json:
         print_json(results)
         return
     output.print(results_table(results))
     say_labelled(output, "results", study.folder.file(RESULTS_FILE))
-    say_labelled(output, "picture", picture)
+    for picture in pictures:
+        say_labelled(output, "picture", picture)
 
 
 def _numbers(text: str) -> list[int]:

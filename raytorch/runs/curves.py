@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from raytorch.errors import Remedy, RunNotFoundError, UserError
+from raytorch.errors import Remedy, RunNotFoundError, UserError, needing_extra
 from raytorch.runs.catalog import read_history
 from raytorch.runs.storage import RunFolder
 from raytorch.system.safe_text import escaped_line
@@ -42,7 +42,8 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     history = read_history(folder)
     if not history:
         raise RunNotFoundError(f"{folder} has recorded no metrics yet")
-    from matplotlib.figure import Figure  # takes a second to import
+    with needing_extra("plots"):
+        from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     figure.suptitle(escaped_line(folder.name), parse_math=False)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from raytorch.errors import needing_extra
 from raytorch.runs.storage import RunFolder
 from raytorch.scaling.table import SHARES, title
 from raytorch.system.safe_text import escaped_line
@@ -13,7 +14,8 @@ PICTURE_FILE = "scaling.png"
 
 def write_picture(results: Mapping[str, Any], folder: RunFolder) -> str:
     """Draw samples per second beside the ideal, and the shares of time, into ``scaling.png``; returns its path."""
-    from matplotlib.figure import Figure  # takes a second to import
+    with needing_extra("plots"):
+        from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(escaped_line(title(results)), parse_math=False)

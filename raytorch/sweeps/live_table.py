@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -83,7 +84,9 @@ def print_sweep(
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     facts = [f"{len(trials)} trials: {', '.join(counts)}", f"{summary['seconds']:.1f} s"]
     say(console, "  ·  ".join(facts), "bold")
-    lines = [("sweep", path), ("results", f"{path}/results.csv"), ("picture", f"{path}/sweep.png")]
+    lines = [("sweep", path), ("results", f"{path}/results.csv")]
+    if find_spec("matplotlib"):
+        lines.append(("picture", f"{path}/sweep.png"))
     if best:
         metric = summary["metric"]
         lines.insert(0, ("best", f"{best['trial']}  test {metric} {best[metric]:.4f}"))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raytorch.config import SweepConfig
+from raytorch.errors import needing_extra
 from raytorch.runs.curves import scale
 from raytorch.sweeps.results import TrialResult, find_best
 from raytorch.system.safe_text import escaped_line
@@ -15,7 +16,8 @@ FEW = 10
 
 def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> bytes:
     """The trials' curves, and where they ended beside each parameter, as PNG."""
-    from matplotlib.figure import Figure  # takes a second to import
+    with needing_extra("plots"):
+        from matplotlib.figure import Figure  # takes a second to import
 
     varied = [key for key in config.parameters if len({repr(result.trial.parameters[key]) for result in results}) > 1]
     columns = min(3, 1 + len(varied))

@@ -86,6 +86,10 @@ class Trainer:
         self.job, self.worker, self.files = job, worker, files
         self.config, self.folder = job.plan.config, job.plan.folder
         config, device = self.config, worker.device
+        if config.export:
+            from raytorch.export import require_packages
+
+            require_packages(config.export)
         seed_everything(config.seed)
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
         choose_attention(device)

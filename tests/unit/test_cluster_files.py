@@ -76,7 +76,7 @@ def test_what_is_mounted_can_be_installed() -> None:
     for remote, local in there.items():
         assert remote == f"~/raytorch/{local}"
         assert (ROOT / local).exists()
-    assert "--constraint ~/raytorch/constraints.txt ~/raytorch" in commands("setup_commands")
+    assert '--constraint ~/raytorch/constraints.txt "$HOME/raytorch[onnx]"' in commands("setup_commands")
 
 
 @pytest.mark.parametrize("key", [key for key in LAUNCHER if key.endswith("_commands")])

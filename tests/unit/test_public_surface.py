@@ -103,6 +103,7 @@ ERRORS = {
     "RunExistsError": "UserError",
     "RunNotFoundError": "UserError",
     "RecordError": "UserError",
+    "MissingPackageError": "UserError",
     "ModelFileError": "UserError",
     "UntrustedFileError": "ModelFileError",
     "CheckpointError": "RaytorchError",

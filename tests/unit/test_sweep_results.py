@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,15 @@ def test_the_summary(folder: RunFolder, state: str) -> None:
         f"train it  raytorch train {folder}/best.yaml",
     ]
     assert lines[11:] == ([f"continue  raytorch sweep --resume {folder}"] if state == "stopped" else [])
+
+
+def test_a_sweep_goes_without_its_picture_where_none_can_be_drawn(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write_results(folder, CONFIG, results(folder))
+    assert "there is no picture of the sweep: matplotlib is not installed here: pip install" in caplog.text
+    assert (folder.exists("results.csv"), folder.exists("best.yaml"), folder.exists("sweep.png")) == (True, True, False)
 
 
 def test_a_sweep_that_has_finished_is_left_as_it_is(folder: RunFolder) -> None:
