@@ -1,7 +1,8 @@
 """raytorch: a distributed PyTorch training service on Ray."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from raytorch.system.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from raytorch import autograd, distributed, errors, layers, losses, optimizers, tensor_ops
@@ -32,21 +33,17 @@ __all__ = [
     "tensor_ops",
     "train",
 ]
-_HOMES = {
-    "Client": "service.client",
-    "RunConfig": "config.run",
-    "connect": "session.connect",
-    **dict.fromkeys(["Result", "find_run", "list_runs", "load", "resume", "train"], "training.api"),
-}
-"""Where the classes and functions are; any other name is a module's."""
 
+_MODULES = ["autograd", "distributed", "errors", "layers", "losses", "optimizers", "tensor_ops"]
 
-def __getattr__(name: str) -> Any:
-    # Loaded when it is used: the command line starts without torch and ray.
-    if name in _HOMES:
-        return getattr(import_module(f"raytorch.{_HOMES[name]}"), name)
-    if name == "registry":
-        return import_module("raytorch.session.registry")
-    if name in __all__:
-        return import_module(f"raytorch.{name}")
-    raise AttributeError(f"module 'raytorch' has no attribute {name!r}")
+# Loaded when it is used: the command line starts without torch and ray.
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "config.run": ["RunConfig"],
+        "service.client": ["Client"],
+        "session.connect": ["connect"],
+        "training.api": ["Result", "find_run", "list_runs", "load", "resume", "train"],
+    },
+    modules={"registry": "session.registry"} | {name: name for name in _MODULES},
+)

@@ -5,19 +5,25 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_exports(package: str, homes: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
+def lazy_exports(
+    package: str, homes: Mapping[str, Iterable[str]], modules: Mapping[str, str] | None = None
+) -> Callable[[str], Any]:
     """The ``__getattr__`` of a package that exports names of its modules.
 
     Args:
         package: The package's ``__name__``.
         homes: The names, by the module of the package that each is in.
+        modules: Modules that are exported themselves: by their names, where each is in the package.
 
     Example:
         >>> __getattr__ = lazy_exports(__name__, {"file": ["load_sweep"]})
     """
+    modules = modules or {}
     home_of = {name: home for home, names in homes.items() for name in names}
 
     def get(name: str) -> Any:
+        if name in modules:
+            return import_module(f"{package}.{modules[name]}")
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{home_of[name]}"), name)
