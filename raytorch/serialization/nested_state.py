@@ -28,6 +28,9 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
     Args:
         state: Nested dictionaries and lists of tensors and of what JSON has.
         folder: Where they are written.
+
+    Raises:
+        ModelFileError: There is more than could be read again; nothing is written then.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -46,8 +49,14 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
             case _:
                 return value
 
-    (folder / STRUCTURE_FILE).write_text(json.dumps(packed(state)), encoding="utf-8")
+    text = json.dumps(packed(state))  # ASCII: a byte for each character
+    if len(text) > LARGEST_STRUCTURE:
+        raise ModelFileError(
+            f"{folder / STRUCTURE_FILE} would have {len(text):,} bytes, and at most {LARGEST_STRUCTURE:,} can be read "
+            "again: keep less that is no tensor; nothing was written"
+        )
     save_tensors(tensors, folder / TENSORS_FILE)
+    (folder / STRUCTURE_FILE).write_text(text, encoding="utf-8")
 
 
 def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

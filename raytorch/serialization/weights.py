@@ -1,5 +1,6 @@
 """Tensors in files: safetensors, and the state dicts of ``torch.save``, of which nothing is run."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,35 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from raytorch.errors import ModelFileError
-from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
+from raytorch.serialization.file_kinds import LONGEST_HEADER, FileKind, read_safetensors_header, require
 from raytorch.serialization.refusals import StrPath, explaining_damage
 from raytorch.serialization.torch_pickles import refuse_bombs
+
+_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+}
+"""The dtypes that safetensors has, by its own names."""
 
 
 def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -61,8 +86,67 @@ def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, with the permissions that a new file has here."""
+    """Write tensors as safetensors, with the permissions that a new file has here; those that share memory come apart.
+
+    Raises:
+        ModelFileError: One of them is of a kind that such files do not hold, or they are too many to be read again;
+            nothing is written then.
+    """
+    _require_readable(tensors, path, metadata)
+    contents = _contents(tensors)
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    save_file(contents, path, metadata)
     path.chmod(mode)  # safetensors writes what only its owner can read
+
+
+def _require_readable(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    """Refuse what could not be written, or not be read again."""
+    for name, tensor in tensors.items():
+        if problem := _problem(tensor):
+            raise ModelFileError(f"{path} cannot hold {name!r:.99}, {problem}; nothing was written")
+    length = _longest_header(tensors, metadata)
+    if length > LONGEST_HEADER:
+        raise ModelFileError(
+            f"{path} would have a header of {length:,} bytes for {len(tensors):,} tensors, and at most "
+            f"{LONGEST_HEADER:,} can be read again: save fewer of them in one file; nothing was written"
+        )
+
+
+def _problem(tensor: Any) -> str | None:
+    """Why safetensors cannot hold something, with the remedy; None if it can."""
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}: give tensors alone"
+    if is_lazy(tensor) or tensor.is_meta:
+        return "which has no content yet: give it some first"
+    if tensor.layout != torch.strided:
+        return f"a {tensor.layout} tensor: save its to_dense()"
+    if tensor.is_quantized:
+        return "a quantized tensor: save its dequantize(), or its int_repr()"
+    if tensor.dtype not in _NAMES:
+        remedy = "save torch.view_as_real() of it" if tensor.is_complex() else "save it as another dtype"
+        return f"a tensor of {tensor.dtype}: {remedy}"
+    return None
+
+
+def _longest_header(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> int:
+    """Bytes of the header at most, as no tensor's place has more digits than the end of all."""
+    end = sum(tensor.nbytes for tensor in tensors.values())
+    header: dict[str, Any] = {
+        name: {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end]}
+        for name, tensor in tensors.items()
+    }
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False)
+    return len(text.encode(errors="replace")) + 8  # spaces, for the tensors to begin at a multiple of 8
+
+
+def _contents(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: without views that change what they are of, no two in the same memory."""
+    contents: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        content = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        memory = content.untyped_storage().data_ptr()
+        contents[name] = content.clone() if memory in taken else content
+        taken.add(memory)
+    return contents

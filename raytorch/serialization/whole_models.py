@@ -17,12 +17,24 @@ METADATA_KEY = "raytorch"
 _LARGEST_CONSTANTS = (
     64 * 2**20
 )  # bytes that a model may hold beside its file's weights; the shipped ones have kilobytes
+_MOST_TENSORS = 25_000
+"""Tensors of a model at most: each layer that is outlined takes far more memory than its line in a file's header."""
 _architectures = TypeAdapter(Architecture)
 
 
 def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> None:
-    """Write a model's weights and buffers as safetensors, with the ``architecture`` that :func:`load_model` builds."""
-    save_tensors(model.state_dict(), Path(path), {METADATA_KEY: _architectures.dump_json(architecture).decode()})
+    """Write a model's weights and buffers as safetensors, with the ``architecture`` that :func:`load_model` builds.
+
+    Raises:
+        ModelFileError: It has more of them than could be read again; nothing is written then.
+    """
+    path, state = Path(path), model.state_dict()
+    if len(state) > _MOST_TENSORS:
+        raise ModelFileError(
+            f"{path} would have {len(state):,} tensors, and a model that can be read again has at most "
+            f"{_MOST_TENSORS:,}: write them with save_tensors; nothing was written"
+        )
+    save_tensors(state, path, {METADATA_KEY: _architectures.dump_json(architecture).decode()})
 
 
 def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:
@@ -68,6 +80,8 @@ def _check_fit(path: Path, architecture: Architecture) -> None:
     """Check, before memory is taken, that the architecture's weights are those in the file."""
     header = read_safetensors_header(path)
     there = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    if len(there) > _MOST_TENSORS:
+        raise _unfit(path, f"{len(there):,} tensors are more than the {_MOST_TENSORS:,} that a model has")
     fields = architecture.config.model_dump()
     depths = [len(value) for value in fields.values() if isinstance(value, list)]
     depths += [value for name, value in fields.items() if name.endswith("layers")]

@@ -11,6 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from raytorch.errors import SessionError
 
+MOST_PLACES = 250_000
+"""Modules in modules of all objects together at most, those that are shared counted in each of their places."""
+DEEPEST_MODULE = 100
+"""Modules inside each other at most."""
+_MOST_CALLS = 3_000_000
 _CLONING = (nn.TransformerEncoder, nn.TransformerDecoder)
 """Classes that copy the module that is their first argument as often as their second one says."""
 
@@ -20,7 +25,7 @@ class Bounds:
 
     def __init__(self, *, tensors: int, nbytes: int, modules: int) -> None:
         # Initialization takes some calls for each tensor; positional codes are computed in several steps.
-        self.calls = 2_000 + 100 * tensors
+        self.calls = 2_000 + min(100 * tensors, _MOST_CALLS)
         self.nbytes = 64 * 2**20 + 16 * nbytes
         self.modules = modules
 

@@ -20,7 +20,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from raytorch.distributed import data_parallel
 from raytorch.errors import RaytorchError, SessionError
-from raytorch.session.module_outline import Bounds, WithinBounds, extent, outline, tensors_in
+from raytorch.session.module_outline import (
+    DEEPEST_MODULE,
+    MOST_PLACES,
+    Bounds,
+    WithinBounds,
+    extent,
+    outline,
+    tensors_in,
+)
 from raytorch.session.registry import Recipe, Registry
 from raytorch.session.saved_files import (
     OWN_CODE,
@@ -35,11 +43,6 @@ from raytorch.session.saved_files import (
 from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
 from raytorch.session.saved_values import decode
 from raytorch.training.reproducibility import set_generator_states
-
-MOST_PLACES = 250_000
-"""Modules in modules of all objects together at most, those that are shared counted in each of their places."""
-DEEPEST_MODULE = 100
-"""Modules inside each other at most."""
 
 
 def look(folder: Path, *, trust: bool = False) -> tuple[list[int], int]:

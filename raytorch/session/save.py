@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from raytorch.errors import SessionError
-from raytorch.session.module_outline import outline, tensors_in
+from raytorch.serialization import save_tensors
+from raytorch.session.module_outline import DEEPEST_MODULE, MOST_PLACES, extent, outline, tensors_in
 from raytorch.session.pickling import Pickler
 from raytorch.session.registry import Recipe, Registry
 from raytorch.session.saved_files import FORMAT, OWN_CODE, SESSION, TENSORS, SavedObject, SavedSession, written
@@ -52,8 +52,8 @@ def _save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
         names.add_object(made, recipe)
     handles = {str(handle): name for handle, value in registry if (name := names.of(value))}
     text = written(names.session(handles, generator_states(device)))
+    save_tensors(names.contents, folder / TENSORS)
     (folder / SESSION).write_text(text, encoding="utf-8")
-    safetensors.torch.save_file(names.contents, folder / TENSORS)
     if names.own:
         (folder / OWN_CODE).write_bytes(pickle.dumps(names.own))
     return [handle for handle, _ in registry if str(handle) not in handles]
@@ -79,6 +79,7 @@ class _Names:
         self._objects: dict[int, int] = {}
         self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._complex: list[str] = []
+        self._places = 0
 
     def add_object(self, made: Any, recipe: Recipe) -> None:
         """Number an object, and name the tensors in it that have no name yet, if it can be saved."""
@@ -90,7 +91,7 @@ class _Names:
             kwargs = {key: encode(value, self) for key, value in recipe.kwargs.items()}
             places = self._unnamed(made)
             if name in MAKERS:
-                self._require_unchanged(made, recipe, places)
+                self._require_restorable(made, recipe, places)
         except Unsaved:
             del self.own[kept:], self._own_names[kept:]
             return
@@ -183,13 +184,20 @@ class _Names:
             _require_storable(tensor)
         return places
 
-    def _require_unchanged(self, made: Any, recipe: Recipe, places: dict[str, Tensor]) -> None:
-        """Refuse a module that has other tensors than it was made with. Raises Unsaved."""
+    def _require_restorable(self, made: Any, recipe: Recipe, places: dict[str, Tensor]) -> None:
+        """Refuse a module that has other tensors than it was made with, or more modules than can be restored.
+
+        Raises Unsaved.
+        """
         if not isinstance(made, nn.Module) or isinstance(made, DistributedDataParallel):
             return
         outlined = self._unnamed(outline(recipe.factory, recipe.args, recipe.kwargs))
         if outlined.keys() != places.keys() or not all(map(fits, outlined.values(), places.values())):
             raise Unsaved("it was given other parts since it was made")
+        places_in_it, depth = extent(made)
+        if depth > DEEPEST_MODULE or self._places + places_in_it > MOST_PLACES:
+            raise Unsaved(f"it has more than {DEEPEST_MODULE} levels, or {MOST_PLACES:,} places of modules with others")
+        self._places += places_in_it
 
     def _groups(self, made: Any) -> list[list[Any]]:
         if not isinstance(made, Optimizer):

@@ -112,6 +112,7 @@ class Checkpoints:
                 else a reader should know; JSON types only.
 
         Raises:
+            ModelFileError: The model or the state is larger than what could be read again.
             StorageError: The storage is full, or cannot be written.
         """
         self.wait()
@@ -261,9 +262,13 @@ def _send(folder: RunFolder, staged: Path, name: str) -> None:
 
 @contextmanager
 def _telling_faults(folder: RunFolder, staged: Path) -> Iterator[None]:
-    """Leave no half of a checkpoint behind where the storage fails in the block, as a full disk would stay full."""
+    """Leave no half of a checkpoint behind where the storage fails in the block, as a full disk would stay full, or
+    where it could not be read again."""
     try:
         yield
+    except ModelFileError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     except (OSError, SafetensorError, StorageError) as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise StorageError(
