@@ -30,6 +30,8 @@ LOOK_ROUND_S = 0.2
 """Seconds after which collected handles are freed, and finished programs heard, when nothing else goes out."""
 MAX_IN_FLIGHT = 32
 """Programs that the workers may be behind before the client waits for them."""
+CLOSE_S = 2.0
+"""Seconds that the stream's own thread has for its end, unless it waits for workers, who are ended after it."""
 LARGE = 1 << 20
 """Bytes of an upload that does not wait for company."""
 
@@ -93,9 +95,9 @@ class Stream:
         self._sent_at = 0.0
         self._ended: SessionLostError | None = None
         self.is_forked = False
-        """Tell whether this process was forked from the one whose stream it is."""
+        """True if this process was forked from the one whose stream it is."""
         self.loss_was_told = False
-        """Tell whether a caller was told that the session is lost, rather than this stream's own thread alone."""
+        """True if a caller was told that the session is lost, rather than this stream's own thread alone."""
         self._idle = threading.Thread(target=self._flush_when_idle, name="raytorch-flush", daemon=True)
         self._idle.start()
         _streams().add(self)
@@ -185,10 +187,10 @@ class Stream:
         self._untold.mark_reported(error)
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Send nothing more. What waits for workers may go on to wait, until the transport is closed."""
         self._ended = self._ended or SessionLostError("the session is closed; connect again")
         self._recorded.put(None)
-        self._idle.join()
+        self._idle.join(CLOSE_S)
 
     def _append(self, pattern: Pattern, output: Any, leaves: Sequence[Any]) -> None:
         if self._ended:
@@ -252,6 +254,8 @@ class Stream:
         """Wait until the workers are not too far behind."""
         while len(self._in_flight) >= MAX_IN_FLIGHT:
             for future in self._in_flight[0]:
+                if self._ended:
+                    raise copy(self._ended)
                 self._hear(future)
             self._in_flight.popleft()
 
@@ -282,9 +286,9 @@ class Stream:
         except SessionLostError as lost:
             self._lose(lost)
             raise
-        show(report.printed)
         for error in report.errors:
             self._untold.note(error)
+        show(report.printed)
         return report
 
     def _lose(self, lost: SessionLostError) -> None:

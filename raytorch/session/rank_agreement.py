@@ -96,7 +96,7 @@ class Peers:
         self.world_size = world_size
         """Number of ranks."""
         self.averages_gradients = False
-        """Tell whether a backward pass may communicate."""
+        """True if a backward pass may communicate."""
 
     @property
     def has_left(self) -> bool:

@@ -319,8 +319,10 @@ class Session(RemoteFactory):
             if tell and not self._recorder.stream.loss_was_told:
                 self._recorder.stream.synchronize(of_any_thread=True)
         finally:
-            self._recorder.stream.close()
-            self._transport.close()
+            try:
+                self._recorder.stream.close()
+            finally:
+                self._transport.close()
 
     def __enter__(self) -> Self:
         return self

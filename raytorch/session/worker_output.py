@@ -67,7 +67,9 @@ def show(printed: Printed) -> None:
     """Print on the client what a worker has printed, each line with the rank."""
     for rank, name, text in printed:
         lines = "".join(f"(rank {rank}) {line}\n" for line in escaped_log(text.removesuffix("\n")).split("\n"))
-        with suppress(OSError, ValueError):  # the client may have closed its own
-            stream = getattr(sys, name)
+        stream = getattr(sys, name)
+        if stream is None:  # as in a process that has no terminal
+            continue
+        with suppress(Exception):  # the client may have closed its own, or have one that raises what it likes
             stream.write(lines)
             stream.flush()

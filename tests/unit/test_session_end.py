@@ -1,5 +1,6 @@
 """What is left of a session that was closed: an error that says so."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ from in_process import InProcess, local_session
 from torch import nn
 
 from raytorch.errors import SessionLostError
+from raytorch.session import instruction_stream
+from raytorch.session.instruction_stream import Future
+from raytorch.session.program import Report
 from raytorch.session.session import Session
 
 
@@ -67,3 +71,73 @@ def test_a_loss_that_the_transport_saw_is_told_once_and_again_to_whoever_asks() 
             tensor.fetch()
     assert not session._recorder.stream._idle.join(5)
     session.close()  # does not tell it again
+
+
+class Never(InProcess):
+    """Workers that answer nothing before they are ended."""
+
+    def __init__(self) -> None:
+        super().__init__(1, None)
+        self.waited_for, self.closed = threading.Event(), threading.Event()
+
+    def send(self, packed: bytes, attachments: Any) -> list[Future]:
+        return [Unanswered(self)]
+
+    def close(self) -> None:
+        self.closed.set()
+        super().close()
+
+
+class Unanswered:
+    """A report that never comes."""
+
+    def __init__(self, transport: Never) -> None:
+        self._transport = transport
+
+    def done(self) -> bool:
+        return False
+
+    def result(self) -> Report:
+        self._transport.waited_for.set()
+        self._transport.closed.wait()
+        raise SessionLostError("the workers have ended")
+
+
+def test_closing_ends_workers_that_the_streams_own_thread_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instruction_stream, "CLOSE_S", 0.1, raising=False)
+    monkeypatch.setattr(instruction_stream, "MAX_IN_FLIGHT", 1)
+    transport = Never()
+    with pytest.raises(ZeroDivisionError), Session(transport) as session:  # noqa: PT012
+        session.manual_seed(1)
+        session._recorder.stream.flush()
+        session.manual_seed(2)
+        assert transport.waited_for.wait(60)  # by the stream's own thread, which makes room
+        raise ZeroDivisionError
+    assert transport.closed.is_set()
+    assert not session._recorder.stream._idle.join(60)
+    assert not session._recorder.stream._idle.is_alive()
+
+
+def test_ctrl_c_while_the_stream_is_closed_leaves_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    transport = Never()
+    session = Session(transport)
+    monkeypatch.setattr(session._recorder.stream._idle, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.close()
+    assert transport.closed.is_set()
+
+
+def test_who_waits_for_room_in_a_session_that_has_ended_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instruction_stream, "MAX_IN_FLIGHT", 1)
+    transport = Never()
+    session = Session(transport)
+    stream = session._recorder.stream
+    session.manual_seed(1)
+    stream.flush()
+    stream._ended = SessionLostError("it has ended")
+    with pytest.raises(SessionLostError, match="it has ended"):
+        stream._make_room()
+    transport.close()

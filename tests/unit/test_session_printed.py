@@ -1,8 +1,10 @@
 """What workers print is shown by the client that let them do it, with the rank, once."""
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from in_process import local_session
 from torch import Tensor, nn
 
 from raytorch.errors import RemoteOpError
-from raytorch.session import worker_output
+from raytorch.session import instruction_stream, worker_output
 from raytorch.session.session import Session
 
 
@@ -115,3 +117,38 @@ def test_nobody_needs_to_see_it(session: Session, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stdout", closed)
     session.rank(0).run(torch.manual_seed, 3)
     session.rank(0).run(print, "unseen")
+
+
+class Refusing(io.StringIO):
+    """A stream that takes nothing."""
+
+    def write(self, text: str) -> int:
+        raise RuntimeError("not here")
+
+
+@pytest.mark.parametrize("stream", [None, Refusing()])
+def test_a_client_that_can_show_nothing_is_told_of_errors_all_the_same(
+    session: Session, monkeypatch: pytest.MonkeyPatch, stream: Any
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(RemoteOpError, match="no further"):
+        session.rank(1).run(failing)
+    session.module(Talking)(session.ones(2)).view(7)
+    with pytest.raises(RemoteOpError, match="view"):
+        session.synchronize()
+    assert session.ones(1).item() == 1
+
+
+def test_an_error_is_noted_before_what_was_printed_is_shown(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(printed: Any) -> None:
+        raise RuntimeError("not here")
+
+    error = RemoteOpError.describing(operation="view", arguments="", rank=0, file="", line=0, reason="no")
+    told: Any = SimpleNamespace(result=lambda: SimpleNamespace(printed=(), errors=[error]))
+    monkeypatch.setattr(instruction_stream, "show", refuse)
+    stream = session._recorder.stream
+    with pytest.raises(RuntimeError, match="not here"):
+        stream._hear(told)
+    assert stream._untold
+    stream.was_raised(error)
