@@ -1,12 +1,15 @@
 """Opening a session on a group of workers, and joining one by its name. Imports neither torch nor ray at first."""
 
 import contextlib
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raytorch.cluster.capacity import require_resources
 from raytorch.cluster.joining import joined_ray
-from raytorch.errors import SessionError
+from raytorch.errors import SessionError, UserError
 
 if TYPE_CHECKING:
     from raytorch.session.session import Session
@@ -50,8 +53,17 @@ def connect(
         ResourceError: The machine or cluster can never give the CPUs or GPUs that the workers ask for.
         SessionError: No session of that name is open, or one is open already; or one is to be joined and restored.
         SessionLostError: The workers could not be started.
-        UserError: No cluster answers at the address.
+        UserError: No cluster answers at the address, or an argument is none that is allowed.
     """
+    _require_possible(
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        backend=backend,
+        max_bytes=max_bytes,
+        idle_timeout=idle_timeout,
+        timeout_s=timeout_s,
+    )
     if workers is None and name is not None and restore is not None:
         raise SessionError(
             f"restore= would replace what the session {name!r} has: leave it out to join, or give workers= to open one"
@@ -84,3 +96,35 @@ def connect(
         session.close()
         raise
     return session
+
+
+def _require_possible(**given: Any) -> None:
+    for name, value in given.items():
+        is_possible, expected = _POSSIBLE[name]
+        if not is_possible(value):
+            raise UserError(f"{name}={value!r:.80} is not possible; expected {expected}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+_BACKENDS = ("auto", "nccl", "gloo")
+_LONGEST_S = 10**9
+_POSSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "workers": (lambda value: value is None or _is_whole(value, 1), "a whole number of at least 1"),
+    "cpus_per_worker": (lambda value: _is_number(value) and value > 0, "more than 0"),
+    "gpus_per_worker": (lambda value: _is_number(value) and value >= 0, "0 or more"),
+    "backend": (lambda value: value in _BACKENDS, f"one of {', '.join(_BACKENDS)}"),
+    "max_bytes": (lambda value: value is None or _is_whole(value, 0), "None or a whole number from 0"),
+    "idle_timeout": (
+        lambda value: value is None or (_is_number(value) and value >= 0),
+        "None or seconds, 0 or more",
+    ),
+    "timeout_s": (lambda value: _is_number(value) and 0 < value <= _LONGEST_S, "seconds, more than 0"),
+}
+"""For each argument what it may be, and that in words."""
