@@ -42,7 +42,7 @@ from raytorch.session.saved_files import (
 )
 from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
 from raytorch.session.saved_values import decode
-from raytorch.training.reproducibility import set_generator_states
+from raytorch.training.reproducibility import generator_states, set_generator_states
 
 
 def look(folder: Path, *, trust: bool = False) -> tuple[list[int], int]:
@@ -66,15 +66,27 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
     session = read_session(folder)
     _require_trust(folder, session, trust)
     own = _own_code(folder, session) if session.own_code else []
-    with open_tensors(folder) as tensors, _explaining(folder), WithinBounds(_bounds(session, tensors)):
-        found = _Found(session, tensors, own, device)
-        found.make_objects(registry)
-        found.load_states()
-        found.put_gradients()
-        values = found.values()
-        set_generator_states(found.generators(), device)
-    _put(registry, values)
+    with _keeping_generators(device):
+        with open_tensors(folder) as tensors, _explaining(folder), WithinBounds(_bounds(session, tensors)):
+            found = _Found(session, tensors, own, device)
+            found.make_objects(registry)
+            found.load_states()
+            found.put_gradients()
+            values = found.values()
+            set_generator_states(found.generators(), device)
+        _put(registry, values)
     return list(values)
+
+
+@contextmanager
+def _keeping_generators(device: torch.device) -> Iterator[None]:
+    """Leave the random numbers as they were before the block if that fails: modules draw some when they are made."""
+    before = generator_states(device)
+    try:
+        yield
+    except BaseException:
+        set_generator_states(before, device)
+        raise
 
 
 def _bounds(session: SavedSession, tensors: Tensors) -> Bounds | None:
@@ -111,7 +123,7 @@ def _put(registry: Registry, values: dict[int, Any]) -> None:
 
 @contextmanager
 def _explaining(folder: Path) -> Iterator[None]:
-    """Errors of PyTorch about what the files ask for is told as the files' fault."""
+    """Tell errors of PyTorch about what the files ask for as the files' fault."""
     try:
         yield
     except RaytorchError as error:

@@ -1,5 +1,6 @@
 """A session as its users see it."""
 
+import contextlib
 import functools
 import secrets
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from raytorch.autograd import Context, CustomFunction, checkpoint
 from raytorch.distributed import barrier, data_parallel
-from raytorch.errors import HandleError, SessionError
+from raytorch.errors import HandleError, RemoteOpError, SessionError
 from raytorch.optimizers import OPTIMIZERS
 from raytorch.session import worker_functions
 from raytorch.session.function_names import FACTORIES, function_named
@@ -259,8 +260,15 @@ class Session(RemoteFactory):
         """
         final = Path(path).absolute()
         unfinished = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
-        left_out: list[list[int]] = self._recorder.ask_all(worker_functions.save, str(unfinished), str(final))
-        self._recorder.ask(worker_functions.finish_save, str(unfinished), str(final), rank=0)
+        try:
+            left_out: list[list[int]] = self._recorder.ask_all(worker_functions.save, str(unfinished), str(final))
+            self._recorder.ask(worker_functions.finish_save, str(unfinished), str(final), rank=0)
+        except BaseException as error:
+            # After Ctrl-C ranks may be writing for long yet: what there is then goes once rank 0 has come so far.
+            discard = self._recorder.ask if isinstance(error, RemoteOpError) else self._recorder.do
+            with contextlib.suppress(SessionError):
+                discard(worker_functions.discard_save, str(unfinished), rank=0)
+            raise
         return sorted({handle for part in left_out for handle in part})
 
     def restore(self, path: str | Path, *, trust: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Functions that sessions call on the workers beside PyTorch's own."""
 
 import functools
+import shutil
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -149,6 +150,11 @@ def finish_save(folder: str, final: str) -> None:
     Path(folder).rename(final)
 
 
+def discard_save(folder: str) -> None:
+    """Remove a folder that not all ranks could write."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def look_at_saved(context: WorkerContext, folder: str, workers: int, trust: bool) -> tuple[list[int], int]:
     """Inspect what :func:`save` wrote; see :func:`raytorch.session.restore.look`.
 
@@ -190,6 +196,7 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
         unpack,
         fetch,
         finish_save,
+        discard_save,
         state_of,
         load_state,
         named_parameters,

@@ -9,6 +9,7 @@ from in_process import InProcess, local_session
 from torch import nn
 
 from raytorch.errors import HandleError, RemoteOpError, SessionError
+from raytorch.session import save as snapshot
 from raytorch.session.connect import connect
 from raytorch.session.interpreter import Interpreter
 from raytorch.session.registry import Registry
@@ -226,6 +227,40 @@ def test_a_folder_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["saved"]
     with pytest.raises(HandleError):
         session.get(999)
+
+
+def test_a_save_that_fails_on_one_rank_leaves_nothing_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(registry: Registry, folder: Path, device: torch.device) -> list[int]:
+        if folder.name == "rank-1":
+            raise OSError("the disk is full")
+        return save(registry, folder, device)
+
+    save = snapshot.save
+    session = local_session(workers=2)
+    kept = session.ones(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "save", failing)
+        with pytest.raises(RemoteOpError, match="the disk is full"):
+            session.save(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+    session.save(tmp_path / "saved")
+    assert kept.item() == 1
+
+
+def test_a_session_that_cannot_be_restored_leaves_the_random_numbers_as_they_were(tmp_path: Path) -> None:
+    session = local_session()
+    kept = session.module(nn.Linear, 30, 30)
+    session.manual_seed(3)
+    session.save(tmp_path / "saved")
+    other = local_session(max_bytes=1000)
+    other.manual_seed(7)
+    expected = torch.randn(3, generator=torch.Generator().manual_seed(7)).tolist()
+    with pytest.raises(RemoteOpError, match="QuotaError"):
+        other.restore(tmp_path / "saved")
+    assert other.randn(3).tolist() == expected
+    assert kept.handle
 
 
 def test_what_a_client_that_had_joined_made_leaves_both_clients_ranges_of_handles_free(tmp_path: Path) -> None:
