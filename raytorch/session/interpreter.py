@@ -34,7 +34,7 @@ from raytorch.session.program import (
 from raytorch.session.rank_agreement import CannotRun, Peers
 from raytorch.session.registry import FailedValue, Registry
 from raytorch.session.result_structure import describe, require_portable, shapes_of
-from raytorch.session.tensor_transfer import advised
+from raytorch.session.tensor_transfer import Payload, advised
 from raytorch.session.worker_functions import ON_WORKER
 from raytorch.session.worker_output import Printing
 
@@ -378,7 +378,7 @@ def _leaving_copies(pattern: Pattern, function: Callable[..., Any], *args: Any, 
 def _state(tensor: Tensor, function: str) -> Any:
     """Return what differs if a function has changed the tensor."""
     if "norm" in function:  # whose statistics it changes without counting a version
-        return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return Payload.of(tensor).array.tobytes()
     return tensor._version
 
 

@@ -34,7 +34,7 @@ from raytorch.session.remote_objects import (
     stand_in,
 )
 from raytorch.session.remote_tensor import RemoteTensor
-from raytorch.session.tensor_transfer import Payload
+from raytorch.session.tensor_transfer import Payload, as_tensor
 
 R = TypeVar("R", bound=RemoteObject)
 
@@ -61,8 +61,12 @@ class RemoteFactory:
         return tensor
 
     def tensor(self, data: Any, *, requires_grad: bool = False) -> RemoteTensor:
-        """Send a tensor, an array, a number or nested lists of numbers; every rank gets a copy of its own."""
-        payload = Payload.of(data if isinstance(data, Tensor) else torch.as_tensor(data))
+        """Send a tensor, an array, a number or nested lists of numbers; every rank gets a copy of its own.
+
+        Raises:
+            SessionError: It is nothing of these, or a tensor that cannot be moved: a sparse one, one without content.
+        """
+        payload = Payload.of(as_tensor(data))
         return self._upload([replace(payload, requires_grad=requires_grad or payload.requires_grad)])
 
     def module(self, factory: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> RemoteModule:
@@ -184,9 +188,9 @@ class Session(RemoteFactory):
         """Send each rank its shard of a tensor or an array, split along dimension 0 as evenly as can be.
 
         Raises:
-            SessionError: There are fewer rows than workers.
+            SessionError: There are fewer rows than workers, or see :meth:`tensor`.
         """
-        tensor = data if isinstance(data, Tensor) else torch.as_tensor(data)
+        tensor = as_tensor(data)
         if not tensor.dim() or len(tensor) < self.workers:
             raise SessionError(f"a tensor of shape {list(tensor.shape)} cannot be split over {self.workers} workers")
         return self._upload([Payload.of(part) for part in tensor.tensor_split(self.workers)])

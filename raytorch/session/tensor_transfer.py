@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from raytorch.errors import SessionError
 
 _CARRIERS = {
     torch.bfloat16: torch.uint16,
@@ -46,11 +49,8 @@ class Payload:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Payload":
-        """The content of ``tensor``, without a copy where it is on a CPU."""
-        if tensor.layout != torch.strided:
-            raise TypeError(f"a {tensor.layout} tensor cannot be moved; call to_dense() first")
-        if tensor.is_quantized:
-            raise TypeError("a quantized tensor cannot be moved; call dequantize() or int_repr() first")
+        """The content of ``tensor``, without a copy where it is on a CPU. Raises SessionError: it cannot be moved."""
+        _require_movable(tensor)
         plain, carrier = tensor, _CARRIERS.get(tensor.dtype)
         if carrier:
             plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().view(carrier)
@@ -102,6 +102,29 @@ class Payload:
         plain = torch.from_numpy(array)
         tensor = plain.view(self.dtype) if self.dtype in _CARRIERS else plain
         return tensor.requires_grad_() if self.requires_grad else tensor
+
+
+def as_tensor(data: Any) -> Tensor:
+    """Data of a client's as a tensor. Raises SessionError: no tensor can be made of it, or it cannot be moved."""
+    if isinstance(data, Tensor):
+        _require_movable(data)
+        return data
+    try:
+        return torch.as_tensor(data)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise SessionError(
+            f"no tensor can be made of a {type(data).__name__}: {error}; give a tensor, an array, a number or nested "
+            "lists of numbers, all of one length"
+        ) from None
+
+
+def _require_movable(tensor: Tensor) -> None:
+    if is_lazy(tensor) or tensor.is_meta:
+        raise SessionError("a tensor without content cannot be moved; give it some first")
+    if tensor.layout != torch.strided:
+        raise SessionError(f"a {tensor.layout} tensor cannot be moved; call to_dense() first")
+    if tensor.is_quantized:
+        raise SessionError("a quantized tensor cannot be moved; call dequantize() or int_repr() first")
 
 
 class AdoptedMemory:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from compared import assert_same, held_by
 from in_process import InProcess, local_session, registries
+from torch import nn
 
 from raytorch.errors import HandleError, RemoteOpError, SessionError
 from raytorch.session.remote_tensor import RemoteTensor
@@ -86,8 +87,27 @@ def test_numbers_lists_and_arrays_become_tensors(session: Session) -> None:
 
 
 def test_a_sparse_tensor_is_refused_with_the_remedy(session: Session) -> None:
-    with pytest.raises(TypeError, match=r"to_dense\(\)"):
+    with pytest.raises(SessionError, match=r"to_dense\(\)"):
         session.tensor(torch.eye(3).to_sparse())
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (torch.eye(3).to_sparse(), r"to_dense\(\)"),
+        (torch.ones(2, device="meta"), "without content"),
+        (nn.LazyLinear(2).weight, "without content"),
+        ([[1.0], [2.0, 3.0]], "made of a list: .*all of one length"),
+        ("abc", "made of a str"),
+        (2**70, "made of a int"),
+        (None, "made of a NoneType"),
+        (np.array(["a"]), "made of a ndarray"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_with_what_is(session: Session, data: Any, told: str) -> None:
+    for send in (session.tensor, session.scatter, session.rank(0).tensor):
+        with pytest.raises(SessionError, match=told):
+            send(data)
 
 
 @pytest.mark.parametrize("rows", [2, 4, 5])
