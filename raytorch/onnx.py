@@ -122,6 +122,7 @@ def load(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _SILENT
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever its name ends with
     with _explaining(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}", ModelFileError):
         return OnnxModel(path, onnxruntime.InferenceSession(path, options, providers=list(providers)))
 
@@ -201,7 +202,7 @@ class OnnxModel:
 
 def _as_array(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        return value.numpy(force=True)
     return np.asarray(value) if isinstance(value, np.generic) else value
 
 
@@ -239,7 +240,7 @@ def _read(path: Path) -> None:
     """Refuse what is no ONNX file, or names data outside its own folder."""
     require(path, FileKind.ONNX)
     try:
-        graph = onnx.load(path, load_external_data=False)
+        graph = onnx.load(path, format="protobuf", load_external_data=False)  # whatever its name ends with
     except DecodeError as error:
         raise ModelFileError(f"{path} is a damaged ONNX graph ({error}); export it again") from None
     for tensor in _tensors(graph):

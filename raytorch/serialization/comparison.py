@@ -33,8 +33,8 @@ class Difference:
 
 
 def batch_axes(inputs: Mapping[str, Tensor]) -> Axes:
-    """The first axis of every input, as the one of samples."""
-    return {name: {0: "batch"} for name in inputs}
+    """The first axis of every input that has axes, as the one of samples."""
+    return {name: {0: "batch"} for name, example in inputs.items() if example.dim()}
 
 
 def fresh_inputs(inputs: Mapping[str, Tensor], axes: Axes) -> list[dict[str, Tensor]]:

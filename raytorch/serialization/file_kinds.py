@@ -97,7 +97,7 @@ def _kind_of_archive(file: BinaryIO) -> FileKind:
     try:
         with zipfile.ZipFile(file) as archive:
             names = {name.partition("/")[2] or name for name in archive.namelist()}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError):
         return FileKind.BROKEN_ZIP
     if "archive_format" in names or "serialized_exported_program.json" in names:
         return FileKind.PT2

@@ -95,6 +95,8 @@ def _read_json(path: Path) -> Any:
         return json.loads(content)
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected a file of JSON") from None
     except (ValueError, RecursionError):
         raise _damaged(path, "it is not JSON") from None
 

@@ -153,6 +153,15 @@ def read_all(path: Path) -> None:
     saved.state()
 
 
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_state_of_which_a_file_is_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    save_state({"a": torch.zeros(2)}, tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ModelFileError, match=rf"{name} cannot be read: Is a directory"):
+        load_saved_state(tmp_path)
+
+
 def test_a_state_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     """An optimizer would make one of its own parameter's type of each."""
     save_state({"state": {"a": torch.zeros(2)}}, tmp_path)

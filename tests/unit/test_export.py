@@ -162,6 +162,28 @@ def test_an_onnx_export_agrees_and_has_the_opset(tmp_path: Path, opset: int | No
     assert b".py" not in path.read_bytes()  # where on this machine the code lay
 
 
+@pytest.mark.parametrize("name", ["m.json", "m.textproto", "m.onnxtxt", "m.ort", "m"])
+def test_an_onnx_graph_is_known_by_its_content_whatever_its_name(tmp_path: Path, name: str) -> None:
+    model = nn.Linear(3, 4)
+    onnx.export(model, inputs(), tmp_path / "m.onnx", outputs=["y"])
+    (tmp_path / "m.onnx").rename(tmp_path / name)
+    onnx.check(tmp_path / name)
+    assert onnx.verify(model, inputs(), tmp_path / name)[0].output == "y"
+
+
+class Scaled(nn.Module):
+    """A model with a number among its inputs."""
+
+    def forward(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return x * factor
+
+
+def test_an_input_without_axes_has_no_batch(tmp_path: Path) -> None:
+    given = {"x": torch.randn(2, 3), "factor": torch.tensor(2.0)}
+    onnx.export(Scaled(), given, tmp_path / "m.onnx")
+    assert onnx.verify(Scaled(), given, tmp_path / "m.onnx")
+
+
 def test_an_onnx_graph_of_another_model_is_told(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.export(nn.Linear(3, 4), inputs(), path, outputs=["y"])

@@ -144,6 +144,16 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
                 read(path)
 
 
+def test_an_archive_of_a_zip_yet_to_come_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # the version that reading its first entry takes
+    path.write_bytes(content)
+    for read in (load_weights, load_state, load_model, load_torchscript, load_program):
+        assert "is a zip archive that is damaged" in refused(read, path)
+
+
 # -- safetensors -------------------------------------------------------------------------------------------------------
 
 

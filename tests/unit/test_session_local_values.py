@@ -125,6 +125,15 @@ def test_a_local_layer_without_parameters_is_refused_where_it_would_gather_stati
     assert_same(untracked(handle), untracked(DATA))
 
 
+@pytest.mark.parametrize("deviation", [torch.tensor(1.0), torch.ones(4, 2)[::2], torch.ones(2, 2).T])
+def test_a_local_tensor_of_any_shape_is_an_argument_of_what_is_named_like_norm(
+    session: Session, deviation: torch.Tensor
+) -> None:
+    handle = session.zeros(2, 2)
+    assert torch.normal(handle, deviation).shape == (2, 2)
+    assert torch.normal(handle, deviation).fetch().isfinite().all()
+
+
 def test_a_function_for_the_workers_may_change_its_copy_of_a_local_tensor(session: Session) -> None:
     assert_same(session.run(lambda local: local.add_(1), DATA), DATA + 1)
 
