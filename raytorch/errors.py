@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from raytorch.system.safe_text import without_secrets
+from raytorch.system.safe_text import cut, without_secrets
 
 
 class Cause(StrEnum):
@@ -82,10 +82,18 @@ MOST_LEAVES = 5
 
 
 def message_of(error: BaseException) -> str:
-    """Return what an exception says; of a group also what the exceptions in it say."""
+    """Return what an exception says, without the middle if it is very long; of a group also what those in it say."""
     if not isinstance(error, BaseExceptionGroup):
+        return cut(_said(error))
+    told = [f"{type(leaf).__name__}: {_said(leaf)}".partition("\n")[0] for leaf in leaves(error)]
+    return cut(message_of_group(_said(error), told))
+
+
+def _said(error: BaseException) -> str:
+    try:
         return str(error)
-    return message_of_group(str(error), [f"{type(leaf).__name__}: {leaf}".partition("\n")[0] for leaf in leaves(error)])
+    except Exception:  # of its class's own, which may be wrong
+        return "<exception str() failed>"  # as Python prints it
 
 
 def message_of_group(message: str, told: Sequence[str]) -> str:
@@ -118,7 +126,7 @@ _STORAGE_ERRNOS = frozenset(
 
 def is_storage_fault(error: BaseException) -> bool:
     """Tell whether an exception comes from a storage that is full, may not be written, or has failed."""
-    return (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS) or bool(STORAGE_FAULT.search(str(error)))
+    return (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS) or bool(STORAGE_FAULT.search(_said(error)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import errno
 import torch
 import torch.distributed as dist
 
-from raytorch.errors import Cause, StorageError, is_storage_fault, leaves
+from raytorch.errors import Cause, StorageError, is_storage_fault, leaves, message_of
 
 
 def failure_cause(error: BaseException) -> Cause:
@@ -16,7 +16,7 @@ def failure_cause(error: BaseException) -> Cause:
     """
     if isinstance(error, BaseExceptionGroup):
         return min(map(failure_cause, leaves(error)), key=lambda cause: (not cause.is_final, cause is Cause.ERROR))
-    text = str(error).lower()
+    text = message_of(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _says(text, _NO_GPU_MEMORY)):
         return Cause.GPU_MEMORY
     if _lacks_memory(error) or (isinstance(error, RuntimeError) and _says(text, _NO_HOST_MEMORY)):

@@ -11,6 +11,8 @@ import sys
 NAME = "sitecustomize.py"
 REPORT = "exception.json"
 """Beside it, where an exception ended the script: its class, message and traceback."""
+KEYS = ("kind", "module", "message", "traceback")
+"""Of the report."""
 
 
 def _begin(folder: str) -> None:
@@ -32,19 +34,28 @@ def _write(folder: str, process: int) -> None:
         return
     if isinstance(error, KeyboardInterrupt):  # the imports below would keep Python from ending by the signal
         return
+    try:
+        report = _report(error)
+        with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:  # noqa: PTH118, PTH123 - light
+            file.write(report)
+    except Exception:  # the script's log has the script's own exception as its last, not this one
+        return
+
+
+def _report(error: BaseException) -> str:
     import json
     import traceback
 
     from raytorch.errors import message_of
+    from raytorch.system.safe_text import cut
 
-    report = {
-        "kind": type(error).__name__,
-        "module": type(error).__module__,
-        "message": message_of(error),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    with open(os.path.join(folder, REPORT), "w", encoding="utf-8") as file:  # noqa: PTH118, PTH123 - light
-        json.dump(report, file)
+    told = (
+        type(error).__name__,
+        type(error).__module__,
+        message_of(error),
+        cut("".join(traceback.format_exception(error))),
+    )
+    return json.dumps(dict(zip(KEYS, told, strict=True)))
 
 
 if __name__ == "sitecustomize":

@@ -11,6 +11,7 @@ from raytorch.runs.catalog import SUMMARY_FILE, read_summary
 from raytorch.runs.records import moment
 from raytorch.runs.storage import RunFolder, split
 from raytorch.service.tracebacks import exception_of, last_traceback, plain, shortened, snippets
+from raytorch.system.safe_text import cut
 
 JobKind = Literal["train", "script", "other"]
 State = Literal["pending", "running", "finished", "failed", "stopped"]
@@ -158,8 +159,14 @@ def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: s
     if job.state != "failed":
         return None
     if error := (summary or {}).get("error"):
-        known = {key: error.get(key) for key in ("rank", "traceback", "kind")}
-        return JobFailure(error.get("cause", "error"), error.get("message", ""), **known)
+        traceback = error.get("traceback")
+        return JobFailure(
+            error.get("cause", "error"),
+            cut(error.get("message", "")),
+            error.get("rank"),
+            cut(traceback) if traceback else None,
+            error.get("kind"),
+        )
     return failure_told(log) or _seen(details)
 
 
@@ -182,7 +189,7 @@ def failure_raised(kind: str, module: str, message: str, traceback: str) -> JobF
     told = failure_told(traceback) if module.partition(".")[0] in ("ray", "raytorch") else None
     if told is not None:
         return told
-    message = message.partition("\n")[0] or kind
+    message = cut(message.partition("\n")[0] or kind)
     return JobFailure(cause_told(f"{kind}: {message}"), message, None, shortened(traceback.rstrip("\n")), kind)
 
 
@@ -204,7 +211,7 @@ def _of_rank(rank: int, text: str) -> JobFailure:
 
 def _raised(traceback: str, rank: int | None) -> JobFailure:
     kind, message = exception_of(traceback)
-    return JobFailure(cause_told(f"{kind}: {message}"), message, rank, shortened(traceback), kind)
+    return JobFailure(cause_told(f"{kind}: {message}"), cut(message), rank, shortened(traceback), kind)
 
 
 def cause_told(error: str) -> Cause:

@@ -21,12 +21,12 @@ from typing import Any
 from raytorch.errors import Cause, Remedy, RunExistsError, StorageError, UserError
 from raytorch.runs.catalog import HEARTBEAT_S, SUMMARY_FILE
 from raytorch.runs.live_record import LiveRecord, timestamp
-from raytorch.runs.storage import LiveFiles, RunFolder, split
+from raytorch.runs.storage import LARGEST_RECORD, LiveFiles, RunFolder, split
 from raytorch.service import exception_at_exit, secrets
 from raytorch.service.job import JobFailure, failure_raised, failure_told
 from raytorch.service.tracebacks import plain
 from raytorch.system.processes import POLL_S, adopt_orphans, children, end_children, living_children
-from raytorch.system.safe_text import escaped
+from raytorch.system.safe_text import cut, escaped
 from raytorch.system.temporary_folders import temporary_folder
 
 LOG = "logs/driver.log"
@@ -204,9 +204,10 @@ def _noting_exceptions() -> Iterator[Path | None]:
 
 def _raised(own: Path) -> dict[str, str] | None:
     """The exception that ended the script, as its process has noted it; None if none did."""
-    with suppress(OSError, ValueError):
-        raised: dict[str, str] = json.loads((own / exception_at_exit.REPORT).read_bytes())
-        return raised
+    with suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+        with (own / exception_at_exit.REPORT).open("rb") as file:
+            told = json.loads(file.read(LARGEST_RECORD))
+        return {key: cut(str(told[key])) for key in exception_at_exit.KEYS}
     return None
 
 

@@ -4,6 +4,7 @@ import re
 from itertools import takewhile
 
 from raytorch.errors import message_of_group
+from raytorch.system.safe_text import cut
 
 HEAD = "Traceback (most recent call last):"
 LONGEST = 60
@@ -93,12 +94,12 @@ def _said_by_group(lines: list[str]) -> list[str]:
 
 
 def shortened(traceback: str) -> str:
-    """A traceback without its middle, if it is very long."""
+    """A traceback without its middle, if it is very long, in lines or in characters."""
     lines = lines_of(traceback)
     if len(lines) <= LONGEST:
-        return traceback
+        return cut(traceback)
     half = LONGEST // 2
-    return "\n".join([*lines[:half], f"  ... {len(lines) - 2 * half} lines ...", *lines[-half:]])
+    return cut("\n".join([*lines[:half], f"  ... {len(lines) - 2 * half} lines ...", *lines[-half:]]))
 
 
 def snippets(output: str) -> list[tuple[int, str]]:

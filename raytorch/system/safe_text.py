@@ -1,7 +1,11 @@
-"""Text made fit to be shown: it cannot command the terminal, and holds no secret of a storage's address."""
+"""Text made fit to be shown: it cannot command the terminal, holds no secret of a storage's address, and ends."""
 
 import re
 
+LONGEST = 64 * 1024
+"""Characters that are kept of what an exception says, and of its traceback."""
+_MARK = 64
+"""Characters that :func:`cut` has for saying how much is missing."""
 _COMMANDING = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 """Control characters but tab and line feed, those that change the direction of text, and halves of characters."""
 _TEXT = re.compile(f"[{_COMMANDING}]")
@@ -44,6 +48,15 @@ def escaped_line(text: object) -> str:
 def escaped_log(text: str) -> str:
     """As :func:`escaped`, but for colours, and for the carriage returns of progress bars."""
     return _LOG.sub(lambda found: found[1] or _escaped(found), text)
+
+
+def cut(text: str, most: int = LONGEST) -> str:
+    """``text`` in at most ``most`` characters: of a longer one the head and the tail, and between them how much is
+    missing."""
+    if len(text) <= most:
+        return text
+    half = (most - _MARK) // 2
+    return f"{text[:half]} ... {len(text) - 2 * half:,} characters ... {text[-half:]}"
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -11,7 +11,7 @@ import ray.train
 
 from raytorch.cluster.ray_watch import HeadLostError, RayletLostError, is_raylet_lost
 from raytorch.cluster.worker_group import lost_workers
-from raytorch.errors import Cause, is_storage_fault
+from raytorch.errors import Cause, is_storage_fault, message_of
 from raytorch.runs.status import MonitorHandle, RunStatus, WorkerFailure
 
 NODE_NOTICE_S = 20.0
@@ -70,7 +70,7 @@ def diagnose(error: Exception, status: RunStatus) -> dict[str, Any]:
         return {"cause": Cause.LOST_RAY, "kind": type(error).__name__, "message": _lost_part(error)}
     if told is None:
         cause = Cause.STORAGE if is_storage_fault(error) else Cause.ERROR
-        return {"cause": cause, "kind": type(error).__name__, "message": str(error)}
+        return {"cause": cause, "kind": type(error).__name__, "message": message_of(error)}
     if told.cause is Cause.LOST_WORKER and _lose_node(set(status.nodes.values())):
         return _as_told(told, Cause.LOST_NODE)
     return _as_told(told, told.cause)

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.errors import Cause, RaytorchError, UserError, message_of
 from raytorch.runs.status import MonitorHandle, RunStatus, WorkerFailure
+from raytorch.system.safe_text import cut
 from raytorch.training.stopping import DriverRequest
 
 PROGRESS_INTERVAL_S = 0.5
@@ -176,7 +177,7 @@ def reporting_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[Ba
 
 
 def _own_traceback(error: BaseException) -> str:
-    """The traceback from the first frame below Ray's and this module's."""
+    """The traceback from the first frame below Ray's and this module's, without its middle if it is very long."""
     summary = traceback.TracebackException.from_exception(error)
     summary.stack = traceback.StackSummary.from_list([frame for frame in summary.stack if frame.filename != __file__])
-    return "".join(summary.format()).rstrip()
+    return cut("".join(summary.format()).rstrip())

@@ -77,6 +77,14 @@ def test_the_records_word_for_a_failure_comes_first() -> None:
     assert failure_of(job(status="FAILED"), failed, summary, CHAINED) == JobFailure("gpu_memory", "full", 1, "T", "E")
 
 
+def test_a_record_that_says_very_much_is_shown_cut() -> None:
+    error = {"cause": "error", "message": "x" * 1_000_000, "traceback": "y" * 1_000_000}
+    failure = failure_of(job(status="FAILED"), details(status="FAILED"), {"error": error}, "")
+    assert failure is not None
+    assert failure.traceback is not None
+    assert max(len(failure.message), len(failure.traceback)) < 100_000
+
+
 def test_then_the_traceback_in_the_drivers_output() -> None:
     failure = failure_of(job(status="FAILED"), details(status="FAILED", message="exit code 1"), None, CHAINED)
     assert failure is not None

@@ -7,46 +7,15 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_runs import start, summary
 
-from raytorch.runs.catalog import list_runs, read_summary
+from raytorch.runs.catalog import list_runs
 from raytorch.runs.storage import RunFolder
 from raytorch.service import script, secrets
-
-
-def start(
-    tmp_path: Path,
-    source: str,
-    *arguments: str,
-    environment: dict[str, str] | None = None,
-    module: Sequence[str] = ("-m", "raytorch.service.script"),
-    **options: Any,
-) -> subprocess.Popen[str]:
-    (tmp_path / "job.py").write_text(source, encoding="utf-8")
-    command = [
-        sys.executable,
-        "-u",
-        *module,
-        f"{tmp_path}/runs/mine",
-        "--",
-        "job.py",
-        *arguments,
-    ]
-    return subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
-        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
-    )
-
-
-def summary(tmp_path: Path) -> dict[str, Any]:
-    return read_summary(RunFolder(f"{tmp_path}/runs", "mine"))
 
 
 def test_a_script_that_succeeds(tmp_path: Path) -> None:
@@ -58,109 +27,6 @@ def test_a_script_that_succeeds(tmp_path: Path) -> None:
     assert record["command"] == "python job.py --lr 'a b'"
     assert (tmp_path / "runs" / "mine" / "logs" / "driver.log").read_text(encoding="utf-8") == output
     assert list_runs(str(tmp_path / "runs")) == [record]
-
-
-def test_a_script_that_raises(tmp_path: Path) -> None:
-    with start(tmp_path, "print('begun')\ntry: 1 / 0\nexcept ArithmeticError: raise KeyError('x')") as process:
-        output = process.communicate()[0]
-    assert process.returncode == 1
-    record = summary(tmp_path)
-    assert (record["state"], record["exit_status"]) == ("failed", 1)
-    error = record["error"]
-    assert (error["cause"], error["kind"], error["message"]) == ("error", "KeyError", "'x'")
-    assert error["traceback"].startswith("Traceback (most recent call last):")
-    assert output.rstrip().replace(f"{tmp_path}/", "").endswith(error["traceback"])
-    assert 'File "job.py", line 3' in error["traceback"]
-
-
-def test_a_script_that_raises_where_there_is_no_room_for_a_note_of_it(tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "tmp" / f"raytorch-{os.getuid()}").write_text("in the way", encoding="utf-8")
-    with start(tmp_path, "1 / 0", environment={"TMPDIR": str(tmp_path / "tmp")}) as process:
-        output = process.communicate()[0]
-    assert process.returncode == 1
-    assert output.endswith("ZeroDivisionError: division by zero\n")
-    assert "ZeroDivisionError: division by zero" in summary(tmp_path)["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("source", "status", "message"),
-    [
-        ("raise SystemExit(3)", 3, "the script ended with exit status 3"),
-        ("import os; os.kill(os.getpid(), 9)", 137, "the script was killed by signal 9"),
-    ],
-)
-def test_a_script_that_ends_without_a_traceback(tmp_path: Path, source: str, status: int, message: str) -> None:
-    with start(tmp_path, source) as process:
-        process.communicate()
-    assert process.returncode == status
-    assert summary(tmp_path)["error"]["message"] == message
-
-
-CAUGHT = """
-import sys, traceback
-def load():
-    try:
-        open("missing")
-    except OSError:
-        traceback.print_exc()
-load()
-{then}
-"""
-ENDS = "the script ended with exit status "
-
-
-@pytest.mark.parametrize(
-    ("then", "message"),
-    [
-        ("sys.exit('no data set')", "1\nno data set"),
-        ("try: 1 / 0\nexcept ArithmeticError: traceback.print_exc()\nsys.exit('no data set')", "1\nno data set"),
-        ("sys.excepthook(OSError, OSError('x'), None); sys.exit('no data set')", "1\nno data set"),
-        ("print('on\\n\\n10%\\r20%\\n\\x1b[31mred\\x1b[0m'); sys.exit(3)", "3\non\n20%\nred"),
-    ],
-)
-def test_an_exception_that_a_script_coped_with_is_not_why_it_ended(tmp_path: Path, then: str, message: str) -> None:
-    with start(tmp_path, CAUGHT.replace("{then}", then)) as process:
-        process.communicate()
-    error = summary(tmp_path)["error"]
-    assert (error["kind"], error["cause"], "traceback" in error) == ("ExitStatus", "error", False)
-    assert error["message"].startswith(ENDS + message[0])
-    assert error["message"].endswith(message[1:])
-
-
-AT_EXIT = """
-import atexit
-def end():
-    print("wandb: see the run at https://example.org")
-atexit.register(end)
-"""
-RAYS = """
-import atexit
-def end():
-    print("\\x1b[36m(square pid=7)\\x1b[0m a worker's last word")
-    print("2026-11-22 21:39:27,677\\tWARNING exceptions.py:307 -- Ray's")
-    print("[W1122 21:39:27.1 ProcessGroup.cpp:1] Warning: PyTorch's\\n")
-atexit.register(end)
-"""
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "print('before')\nraise ValueError('one\\ntwo\\nthree')",
-        f"{AT_EXIT}raise ValueError('one')",
-        f"{RAYS}try: raise ValueError('one')\nexcept LookupError: pass",
-        "import sys\nsys.excepthook = lambda *_: print('rich: it broke')\nraise ValueError('one')",
-        "import os\nif not os.fork(): raise KeyError('of a fork')\nos.wait()\nraise ValueError('one')",
-        "try:\n  raise OSError\nexcept OSError as error:\n  raise ValueError('one') from error\n",
-    ],
-)
-def test_an_exception_that_ended_a_script_may_have_lines_after_it(tmp_path: Path, source: str) -> None:
-    with start(tmp_path, source) as process:
-        process.communicate()
-    error = summary(tmp_path)["error"]
-    assert (error["kind"], error["message"]) == ("ValueError", "one")
-    assert "\nValueError: one" in error["traceback"]
 
 
 PLAIN = """
