@@ -30,7 +30,7 @@ def _begin(folder: str) -> None:
 
 def _write(folder: str, process: int) -> None:
     error = getattr(sys, "last_value", None)  # set by the interpreter for what nothing caught, whatever hook printed it
-    if error is None or os.getpid() != process:  # in a fork
+    if error is None or os.getpid() != process or not _has_ended_main(error):  # in a fork; of a library
         return
     if isinstance(error, KeyboardInterrupt):  # the imports below would keep Python from ending by the signal
         return
@@ -40,6 +40,15 @@ def _write(folder: str, process: int) -> None:
             file.write(report)
     except Exception:  # the script's log has the script's own exception as its last, not this one
         return
+
+
+def _has_ended_main(error: BaseException) -> bool:
+    """Tell an exception that reached the script's outermost frame from one that a library, such as pytest, has caught
+    on its way and noted as the interpreter does."""
+    if error.__traceback__ is None:  # the script could not even begin
+        return isinstance(error, SyntaxError)
+    frame = error.__traceback__.tb_frame
+    return frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
 
 
 def _report(error: BaseException) -> str:

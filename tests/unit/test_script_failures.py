@@ -115,6 +115,33 @@ def test_an_exception_that_ended_a_script_may_have_lines_after_it(tmp_path: Path
     assert "\nValueError: one" in error["traceback"]
 
 
+TESTS_ITSELF = """
+import pytest, sys
+if pytest.main(["-q", "-p", "no:cacheprovider", "broken.py"]) and {ends!r} == "exit":
+    sys.exit(3)
+raise LookupError("later")
+"""
+
+
+@pytest.mark.parametrize(("ends", "kind"), [("exit", "ExitStatus"), ("raise", "LookupError")])
+def test_an_exception_that_a_library_has_noted_is_not_why_a_script_ended(tmp_path: Path, ends: str, kind: str) -> None:
+    (tmp_path / "broken.py").write_text("def test_it(): assert 1 == 2", encoding="utf-8")
+    with start(tmp_path, TESTS_ITSELF.format(ends=ends)) as process:
+        output = process.communicate()[0]
+    assert "assert 1 == 2" in output
+    assert summary(tmp_path)["error"]["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    "source", ["1 +", "exec('1 +')", "import runpy; runpy.run_path('other.py', run_name='__main__')"]
+)
+def test_a_script_that_is_no_python_says_so(tmp_path: Path, source: str) -> None:
+    (tmp_path / "other.py").write_text("1 +", encoding="utf-8")
+    with start(tmp_path, source) as process:
+        process.communicate()
+    assert summary(tmp_path)["error"]["kind"] == "SyntaxError"
+
+
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 
