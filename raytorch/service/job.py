@@ -57,8 +57,9 @@ class JobFailure:
     rank: int | None = None
     """The first rank that failed, where it was one."""
     traceback: str | None = None
+    """The exception's, or the last one in the output of a script that ended with an exit status."""
     kind: str | None = None
-    """Name of the exception's class, where it was one."""
+    """Name of the exception's class, where it was one; ``ExitStatus`` of a script that ended with one."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from raytorch.runs.live_record import LiveRecord, timestamp
 from raytorch.runs.storage import LARGEST_RECORD, LiveFiles, RunFolder, split
 from raytorch.service import exception_at_exit, secrets
 from raytorch.service.job import JobFailure, failure_raised, failure_told
-from raytorch.service.tracebacks import plain
+from raytorch.service.tracebacks import last_traceback, plain, shortened
 from raytorch.system.processes import POLL_S, adopt_orphans, children, end_children, living_children
 from raytorch.system.safe_text import cut, escaped
 from raytorch.system.temporary_folders import temporary_folder
@@ -137,13 +137,13 @@ class ScriptRun:
     def _error(self, status: int) -> dict[str, Any]:
         output = plain(self._tail.decode(errors="replace"))
         told = failure_raised(**self._raised) if self._raised else _told_of_ranks(output)
-        if told is None:
-            return {"cause": Cause.ERROR, "kind": "ExitStatus", "message": _last_words(output, status)}
+        told = told or _ended_with_status(output, status)
         error: dict[str, Any] = {"cause": told.cause, "message": told.message}
         if told.rank is not None:
             error["rank"] = told.rank
-        if told.traceback is not None:
+        if told.kind is not None:
             error["kind"] = told.kind
+        if told.traceback is not None:
             # Files of the project as its author knows them, not where Ray has unpacked them.
             error["traceback"] = told.traceback.replace(f"{Path.cwd()}/", "")
         return error
@@ -215,6 +215,14 @@ def _told_of_ranks(output: str) -> JobFailure | None:
     """Read off the output what it says of a run that the script has started as a command, and which ended it."""
     told = failure_told(output)
     return told if told and told.rank is not None else None
+
+
+def _ended_with_status(output: str, status: int) -> JobFailure:
+    """The failure of a script that no exception is known to have ended. It may have printed one before it exited, or a
+    program that it has run may have: the last traceback in its output is shown, and taken for no more than that."""
+    traceback = last_traceback(output)
+    shown = shortened(traceback) if traceback else None
+    return JobFailure(Cause.ERROR, _last_words(output, status), None, shown, "ExitStatus")
 
 
 def _losses(*receivers: Output) -> dict[str, Any]:

@@ -75,9 +75,48 @@ def test_an_exception_that_a_script_coped_with_is_not_why_it_ended(tmp_path: Pat
     with start(tmp_path, CAUGHT.replace("{then}", then)) as process:
         process.communicate()
     error = summary(tmp_path)["error"]
-    assert (error["kind"], error["cause"], "traceback" in error) == ("ExitStatus", "error", False)
+    assert (error["kind"], error["cause"]) == ("ExitStatus", "error")
     assert error["message"].startswith(ENDS + message[0])
     assert error["message"].endswith(message[1:])
+
+
+PRINTED = """
+import multiprocessing, os, subprocess, sys, traceback
+def work(): raise OSError(f"no {sys.argv[0]}")
+BROKEN = "raise OSError('no ' + 'data')"
+if __name__ == "__main__":
+    print("begun", flush=True)
+    {source}
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try: work()\n    except OSError: traceback.print_exc(); sys.exit(1)",
+        "try: work()\n    except OSError: traceback.print_exc(); os._exit(1)",
+        "os.execv(sys.executable, [sys.executable, '-c', BROKEN])",
+        "child = multiprocessing.Process(target=work); child.start(); child.join(); sys.exit(child.exitcode)",
+        "sys.exit(subprocess.run([sys.executable, '-c', BROKEN]).returncode)",
+    ],
+)
+def test_the_last_traceback_is_kept_of_a_script_that_exits_with_a_status(tmp_path: Path, source: str) -> None:
+    with start(tmp_path, PRINTED.replace("{source}", source)) as process:
+        output = process.communicate()[0]
+    error = summary(tmp_path)["error"]
+    assert error["kind"] == "ExitStatus"
+    assert error["message"].startswith("the script ended with exit status 1\n")
+    traceback = error["traceback"]
+    assert traceback.startswith("Traceback (most recent call last):\n")
+    assert traceback.splitlines()[-1].startswith("OSError: no ")
+    assert traceback in output.replace(f"{tmp_path}/", "")
+
+
+def test_the_last_traceback_is_looked_for_at_the_outputs_end_alone(tmp_path: Path) -> None:
+    source = "import sys, traceback\ntry: 1 / 0\nexcept ArithmeticError: traceback.print_exc()"
+    with start(tmp_path, f"{source}\nprint(('x' * 99 + '\\n') * {script.TAIL // 100 + 1})\nsys.exit(1)") as process:
+        process.communicate()
+    assert "traceback" not in summary(tmp_path)["error"]
 
 
 AT_EXIT = """
