@@ -182,8 +182,8 @@ def main() -> None:
     """Run what the command line says."""
     if len(sys.argv) < 4 or sys.argv[2] != "--":
         sys.exit(__doc__)
-    secrets.load_secrets()
     try:
+        secrets.load_secrets()
         status = ScriptRun(RunFolder(*split(sys.argv[1])), ["python", *sys.argv[3:]]).run()
     except UserError as error:
         sys.exit(escaped(error))

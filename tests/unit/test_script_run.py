@@ -150,6 +150,14 @@ def test_a_script_has_its_secrets_and_the_record_has_not(tmp_path: Path) -> None
     )
 
 
+def test_secrets_that_are_not_there_are_said_in_a_line(tmp_path: Path) -> None:
+    with start(tmp_path, "print('ran')", environment={secrets.MARK: "1"}) as process:
+        output, errors = process.communicate()
+    assert (process.returncode, output) == (1, "")
+    assert errors.startswith("the secrets of this job are not on this node: ")
+    assert errors.count("\n") == 1
+
+
 def test_a_record_is_not_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
