@@ -1,7 +1,8 @@
 """Requests to one HTTP server: never led elsewhere, with answers that end. Imports neither torch nor ray.
 
 What carries a token goes to the server that was named and to no other: a redirect is refused. The bytes of an answer
-and the time that it may take, name look-up and headers included, are bounded. Nothing is unpacked, so no answer grows.
+and the time that it may take, name look-up and headers included, are bounded; of one that is read as it comes every
+wait is, and the whole if its reader says so. Nothing is unpacked, so no answer grows.
 A proxy that is set for the web is used for HTTPS alone, of which it sees nothing.
 """
 
@@ -9,6 +10,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, suppress
@@ -118,17 +120,21 @@ class Server:
         finally:
             given_up.set()
 
-    def read(self, path: str, query: Mapping[str, Any]) -> Iterator[bytes]:
+    def read(self, path: str, query: Mapping[str, Any], within: float | None = None) -> Iterator[bytes]:
         """Yield the content of an answer as it comes, however long it is; every wait is bounded.
 
         Raises:
             ClusterError: The server redirects elsewhere.
-            HTTPException, OSError: The answer breaks off, or tells of a failure (HTTPError).
+            HTTPException, OSError: The answer breaks off, tells of a failure (HTTPError), or is not whole after
+                ``within`` seconds (TimeoutError).
         """
         request = Request(f"{self.url}{path}?{urlencode(query)}", headers=self._headers)  # noqa: S310
         reader = _Reader(lambda: self._open(request, WITHIN_S))
+        deadline = time.monotonic() + (within or float("inf"))
         try:
             while block := reader.next(WITHIN_S):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the answer is not whole after {within:g} s")
                 yield block
         finally:
             reader.close()

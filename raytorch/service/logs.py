@@ -12,6 +12,7 @@ from glob import escape
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlencode
 
 from raytorch.errors import ClusterError, JobNotFoundError
 from raytorch.service.dashboard import DashboardConnection
@@ -27,8 +28,8 @@ TAIL_LINES, TAIL_BYTES = 2000, 1024**2
 SHARE = 10
 """A log is read anew after so many times what reading it took, so that a long one does not keep its node busy."""
 LONGEST_PAUSE_S = 30.0
-READING_S = 600
-"""Within which a node has to have sent a log."""
+READING_S, TAILING_S = 600.0, 60.0
+"""Within which a log has to have come that is read at once, and the end of one."""
 
 logger = logging.getLogger("raytorch")
 
@@ -47,14 +48,14 @@ class JobLog:
             ClusterError: The cluster does not give it, or it is too long.
         """
         with self._connection.explaining(self._job_id):
-            return whole(self._blocks(details), self._job_id)
+            return whole(self._blocks(details, within=READING_S), self._job_id)
 
     def tail(self, details: Any) -> str:
-        """Its end; nothing if the cluster does not give it."""
+        """Its end, as far as the cluster gives it."""
         kept = b""
         try:
             with self._connection.explaining(self._job_id):
-                for block in self._blocks(details, lines=TAIL_LINES):
+                for block in self._blocks(details, lines=TAIL_LINES, within=TAILING_S):
                     kept = (kept + block)[-TAIL_BYTES:]
         except ClusterError as error:
             logger.warning("the log of %s cannot be read: %s", self._job_id, error)
@@ -101,21 +102,22 @@ class JobLog:
             else:
                 return
 
-    def _blocks(self, details: Any, lines: int = -1) -> Iterator[bytes]:
-        """Read what is there, or the last ``lines`` lines of it."""
+    def _blocks(self, details: Any, lines: int = -1, within: float | None = None) -> Iterator[bytes]:
+        """Read what is there, or the last ``lines`` lines of it, in ``within`` seconds if it is not followed."""
         if details.driver_node_id is None:  # it has not started, or never did
             return
-        query = {"node_id": details.driver_node_id, "filename": self._file, "lines": lines, "timeout": READING_S}
+        query = {"node_id": details.driver_node_id, "filename": self._file, "lines": lines, "timeout": int(READING_S)}
         try:
-            yield from self._connection.server.read("/api/v0/logs/file", query)
+            yield from self._connection.server.read("/api/v0/logs/file", query, within)
         except HTTPError as error:
             if error.code != 500 or self._is_there(details):
                 raise
 
     def _is_there(self, details: Any) -> bool:
-        query = {"node_id": details.driver_node_id, "glob": escape(self._file)}
-        listed = b"".join(self._connection.server.read("/api/v0/logs", query))
-        return self._file.encode() in listed
+        """Tell whether the node has the file, as far as the cluster knows."""
+        query = urlencode({"node_id": details.driver_node_id, "glob": escape(self._file)})
+        listed = self._connection.server.ask(f"/api/v0/logs?{query}", most=BLOCK)
+        return listed.status_code != 200 or self._file.encode() in listed.content
 
 
 def whole(blocks: Iterable[bytes], log: str) -> str:

@@ -14,7 +14,7 @@ from dashboards import Answering, Dashboard, dashboard, raw, send, send_json
 from raytorch import Client
 from raytorch.errors import ClusterError, JobNotFoundError, UserError
 from raytorch.service import dashboard as connection
-from raytorch.service import http
+from raytorch.service import http, logs
 
 TOKEN = "0123456789abcdef" * 4
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -173,6 +173,40 @@ def test_an_answer_that_drips_is_given_up(there: Dashboard, how: str, monkeypatc
         if path != "/api/v0/nodes":  # Ray's client asks for these with a bound of its own, of 30 s
             with pytest.raises(ClusterError, match=r"no longer answers: timed out$"):
                 ask(client)
+
+
+ENDED = {"type": "SUBMISSION", "submission_id": "one", "entrypoint": "x", "status": "FAILED", "driver_node_id": "ab"}
+
+
+@pytest.fixture
+def ended_job(there: Dashboard) -> Dashboard:
+    """A job that has failed, whose log is asked for."""
+    there.routes["/api/jobs/one"] = send_json(ENDED)
+    return there
+
+
+def test_a_log_that_drips_is_given_up(
+    ended_job: Dashboard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logs, "READING_S", 0.2)
+    monkeypatch.setattr(logs, "TAILING_S", 0.2)
+    ended_job.routes["/api/v0/logs/file"] = endless(ended_job, *DRIPS["chunks"], pause=0.02)
+    client = Client(ended_job.url)
+    with pytest.raises(ClusterError, match=r"the answer is not whole after 0\.2 s$"):
+        client.logs("one")
+    assert client.status("one").state == "failed"
+    [told] = caplog.messages
+    assert told.startswith("the log of one cannot be read: ")
+
+
+def test_what_is_said_of_a_log_that_is_not_there_ends(ended_job: Dashboard, caplog: pytest.LogCaptureFixture) -> None:
+    ended_job.routes["/api/v0/logs/file"] = send(500, b"no such file")
+    ended_job.routes["/api/v0/logs"] = endless(ended_job, *ENDLESS["chunks"])
+    client = Client(ended_job.url)
+    with pytest.raises(ClusterError, match=r"answers with more than 1\.0 MiB"):
+        client.logs("one")
+    assert client.status("one").state == "failed"
+    assert "answers with more than 1.0 MiB" in caplog.text
 
 
 GARBAGE = {
