@@ -71,7 +71,7 @@ def config_from_options(
     from raytorch.training.api import load
 
     changes = [*(overrides or []), *([f"scaling.workers={workers}"] if workers else [])]
-    if resume and name:
+    if resume and name is not None:
         raise UserError("--name does not go with --resume: a resumed run keeps its name")
     if file is not None:
         return load(file, changes)

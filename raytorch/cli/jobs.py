@@ -73,7 +73,8 @@ def submit(
     as_json: AsJson = False,
 ) -> int:
     """Send a run or a script to a cluster."""
-    from raytorch.service.client import Client, EntrypointResources
+    from raytorch.service.client import Client
+    from raytorch.service.destination import EntrypointResources
     from raytorch.sweeps.file import is_sweep
 
     resources = EntrypointResources(entrypoint_cpus, entrypoint_gpus, entrypoint_memory)
@@ -96,9 +97,10 @@ def submit(
             )
         config = config_from_options(target, overrides, workers, name, resume)
         client = Client(address)
-        job = (
-            client.resume(resume, config, env=env or []) if resume else client.submit(config, name=name, env=env or [])
-        )
+        if resume:
+            job = client.resume(_looked_up(resume, target), config, env=env or [])
+        else:
+            job = client.submit(config, name=name, env=env or [])
     _show_submitted(job, address, as_json, wait)
     return _follow_to_the_end(client, job.id, as_json) if wait else 0
 
@@ -193,6 +195,11 @@ def _refuse(what: str, options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value]
     if given:
         raise UserError(f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} not go with {what}")
+
+
+def _looked_up(run: str, file: Path | None) -> str:
+    """The run by its path where its name alone is given: without a file that says where, it was found in ``runs``."""
+    return run if file or "/" in run else f"runs/{run}"
 
 
 def _show_submitted(job: Any, address: str | None, as_json: bool, wait: bool) -> None:

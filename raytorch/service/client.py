@@ -4,7 +4,7 @@ import codecs
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -13,15 +13,15 @@ from typing import Any
 from urllib.parse import quote
 
 import raytorch
-from raytorch.cluster.capacity import require_capacity, require_node, run_here
-from raytorch.config import RunConfig, StoredData
+from raytorch.config import RunConfig
 from raytorch.config.file import dump_config, load_config
 from raytorch.errors import JobError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import SUMMARY_FILE
-from raytorch.runs.plan import checked_name, full_root, plan_resume, timed_name
-from raytorch.runs.storage import BASE, RunFolder, join, locate, split
+from raytorch.runs.plan import checked_name, plan_resume, timed_name
+from raytorch.runs.storage import BASE, RunFolder, join, split
 from raytorch.service import secrets
 from raytorch.service.dashboard import DashboardConnection
+from raytorch.service.destination import Destination, EntrypointResources
 from raytorch.service.job import DIGEST, KIND, RUN, Job, JobKind, describe, failure_of, started_at, summary_of
 from raytorch.service.logs import BLOCK, JobLog, behind, states, whole
 from raytorch.service.packages import mark, pack
@@ -33,21 +33,6 @@ STOP_WAIT_S = 120
 """Seconds between asking a driver to end and killing it: the workers save a last checkpoint in them."""
 
 logger = logging.getLogger("raytorch")
-
-
-@dataclass(frozen=True)
-class EntrypointResources:
-    """Resources that a script's own process reserves, where it computes itself; a driver that only waits needs none."""
-
-    cpus: float = 0
-    gpus: float = 0
-    memory: int = 0
-    """Bytes."""
-
-    def named(self) -> dict[str, float]:
-        """Resources that are asked for, by Ray's names."""
-        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
-        return {kind: amount for kind, amount in amounts.items() if amount}
 
 
 class Client:
@@ -89,8 +74,9 @@ class Client:
             UserError: A path is relative where the cluster runs elsewhere, or a variable is not set.
         """
         config = config if isinstance(config, RunConfig) else load_config(config)
-        name = checked_name(name) if name else timed_name(config.name, f"-{token_hex(3)}")
-        return self._submit_run(config, name, f"--name {name}", name, env, is_new=True)
+        name = _named(name, config.name)
+        there = Destination(self._connection)
+        return self._submit_run(there, config, name, f"--name {name}", name, env, is_new=True)
 
     def resume(self, run: str, config: RunConfig | None = None, *, env: Iterable[str] = ()) -> Job:
         """Send an earlier run to be continued from its latest checkpoint; see :func:`raytorch.runs.plan.plan_resume`.
@@ -99,12 +85,20 @@ class Client:
             run: The run's name or path; its folder has to be readable from here.
             config: A changed configuration (more epochs, other workers); by default the run's own.
             env: As for :meth:`submit`.
+
+        Raises:
+            UserError: The run has finished, and nothing is left to do; or as for :meth:`submit`.
         """
-        self._placed(run if config is None or "/" in run else config.storage, "run")
-        planned = plan_resume(run, config).config
-        folder = RunFolder(planned.storage, planned.name)
-        job_id = timed_name(planned.name, f"-{token_hex(3)}")
-        return self._submit_run(planned, planned.name, f"--resume {shlex.quote(folder.address)}", job_id, env)
+        there = Destination(self._connection)
+        there.require_reached(run if config is None or "/" in run else config.storage, "run")
+        plan = plan_resume(run, config)
+        if plan.finished is not None:
+            raise UserError(
+                f"{plan.folder} has finished and nothing is left to do; to go on, give it more, e.g. epochs=20; what "
+                f"it came to is in {plan.folder.file(SUMMARY_FILE)}"
+            )
+        name, how = plan.config.name, f"--resume {shlex.quote(plan.folder.address)}"
+        return self._submit_run(there, plan.config, name, how, timed_name(name, f"-{token_hex(3)}"), env)
 
     def submit_script(
         self,
@@ -140,11 +134,11 @@ class Client:
         path = path.parent.resolve() / path.name
         root = Path.cwd() if path.is_relative_to(Path.cwd()) else path.parent
         inside = path.relative_to(root)
-        name = checked_name(name) if name else timed_name(_name_of(path), f"-{token_hex(3)}")
-        run = join(self._placed(storage, "storage"), name)
+        name = _named(name, _name_of(path))
+        there = Destination(self._connection)
+        run = join(there.path(storage, "storage"), name)
         resources = resources or EntrypointResources()
-        if resources.named() and not self._connection.has_lost_nodes():
-            require_node(self._connection.nodes(), resources.named())
+        there.require_node(resources)
         # Python takes what begins with a hyphen for an option.
         called = f"./{inside}" if str(inside).startswith("-") else str(inside)
         command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", called, *arguments])
@@ -159,12 +153,19 @@ class Client:
         return self._send(name, name, "script", run, command, fill, env, resources)
 
     def _submit_run(
-        self, config: RunConfig, name: str, how: str, job_id: str, env: Iterable[str], *, is_new: bool = False
+        self,
+        there: Destination,
+        config: RunConfig,
+        name: str,
+        how: str,
+        job_id: str,
+        env: Iterable[str],
+        *,
+        is_new: bool = False,
     ) -> Job:
         digest = sha256(dump_config(config).encode()).hexdigest()
-        config = self._place(config)
-        if not self._connection.has_lost_nodes():
-            require_capacity(self._connection.nodes(), config.scaling.min_workers, config.scaling.worker_resources)
+        config = there.config(config)
+        there.require_room(config)
         run = join(config.storage, name)
         if is_new and "://" not in run and RunFolder(config.storage, name).exists():
             raise RunExistsError(
@@ -333,24 +334,6 @@ class Client:
                 warned = True
         yield decoder.decode(b"", final=True)
 
-    def _place(self, config: RunConfig) -> RunConfig:
-        """``config`` with paths that hold on the cluster."""
-        data = config.data
-        if isinstance(data, StoredData):
-            data = data.model_copy(update={"root": self._placed(data.root, "data.root", full_root)})
-        return config.model_copy(update={"storage": self._placed(config.storage, "storage"), "data": data})
-
-    def _placed(self, path: str, key: str, resolve: Callable[[str], str] = locate) -> str:
-        """A path that is the same on every node: as it is, or below the current folder if the cluster runs here."""
-        if "://" in path or Path(path).is_absolute():
-            return path
-        if run_here(self._connection.nodes()):
-            return resolve(path)
-        raise UserError(
-            f"{key}: {path} is a folder of this machine, and the cluster at {self.address} runs elsewhere; give a "
-            "folder that all of its nodes reach, from / on, or a URI such as s3://bucket/runs"
-        )
-
 
 def _runtime_environment(run: str, values: Mapping[str, str], staging: Path) -> dict[str, Any]:
     [package] = raytorch.__path__
@@ -390,6 +373,11 @@ def _require_text(parts: Iterable[str]) -> None:
     for part in parts:
         if not is_text(part):
             raise UserError(f"{shown(part)} is no UTF-8, so that no job can be given it; take another name")
+
+
+def _named(name: str | None, otherwise: str) -> str:
+    """``name``, if a run can have it; where none is given, ``otherwise`` with the time and something random."""
+    return checked_name(name) if name is not None else timed_name(otherwise, f"-{token_hex(3)}")
 
 
 def _name_of(script: Path) -> str:

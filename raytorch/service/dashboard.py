@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,15 @@ def find_address(address: str | None) -> str:
     return address.rstrip("/")
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of a cluster at one moment."""
+
+    up: list[Node]
+    has_lost: bool
+    """True if one was lost, which may come back; see :mod:`raytorch.cluster.capacity`."""
+
+
 class DashboardConnection:
     """Ray's clients of one cluster, with errors that say what to do.
 
@@ -70,19 +80,16 @@ class DashboardConnection:
         with self.explaining(), _without_addresses():
             self.jobs: Any = self._bounded(JobSubmissionClient)(self.url, headers=dict(self._headers))
 
-    def nodes(self) -> list[Node]:
-        """The cluster's nodes that are up."""
-        return [
+    def nodes(self) -> Nodes:
+        """The cluster's nodes, as its dashboard lists them now."""
+        listed = self._list_nodes()
+        up = [
             Node(node["node_id"], node["resources_total"], scales=AUTOSCALER_LABEL in (node["labels"] or {}))
-            for node in self._list_nodes()
+            for node in listed
             if node["state"] == "ALIVE"
         ]
-
-    def has_lost_nodes(self) -> bool:
-        """Tell whether a node of the cluster was lost, which may come back; see :mod:`raytorch.cluster.capacity`."""
-        return any(
-            node["state"] == "DEAD" and (node["state_message"] or "").startswith(_LOSSES) for node in self._list_nodes()
-        )
+        lost = (node["state"] == "DEAD" and (node["state_message"] or "").startswith(_LOSSES) for node in listed)
+        return Nodes(up, any(lost))
 
     def _list_nodes(self) -> list[Any]:
         """Ray's ``NodeState`` of the nodes that are up and of those that were."""

@@ -120,7 +120,7 @@ ROOMS = {
     "service": [
         "exception_at_exit http projects secrets tracebacks",
         "dashboard job packages",
-        "logs script",
+        "destination logs script",
         "client",
     ],
     "cli": [

@@ -13,7 +13,7 @@ from raytorch.cluster.capacity import Node
 from raytorch.cluster.token import find_token
 from raytorch.errors import ClusterError
 from raytorch.service import dashboard as connection
-from raytorch.service.dashboard import DashboardConnection, find_address
+from raytorch.service.dashboard import DashboardConnection, Nodes, find_address
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +68,7 @@ def test_a_lost_node_is_told_from_one_that_was_to_end(
     listed = {"result": [up, down], "total": 2, "num_after_truncation": 2, "num_filtered": 2}
     answer = {"ray_version": "2.60.0", "result": True, "msg": "", "data": {"result": listed}}
     state["body"] = json.dumps(answer | {"version": "4", "ray_commit": "", "session_name": ""}).encode()
-    cluster = DashboardConnection(url)
-    assert cluster.nodes() == [Node("a", {"CPU": 2.0})]
-    assert cluster.has_lost_nodes() is lost
+    assert DashboardConnection(url).nodes() == Nodes([Node("a", {"CPU": 2.0})], lost)
 
 
 def test_an_address_is_the_one_given_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:

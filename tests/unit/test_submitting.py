@@ -8,30 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import started
+from typer.testing import CliRunner
 
+from raytorch.cli.main import app
 from raytorch.cluster.capacity import Node
 from raytorch.config import RunConfig
-from raytorch.errors import ResourceError
+from raytorch.config.file import load_config
+from raytorch.errors import ConfigError, ResourceError, UserError
+from raytorch.runs.storage import RunFolder
 from raytorch.service import client as client_module
-from raytorch.service.client import Client, EntrypointResources
+from raytorch.service import destination
+from raytorch.service.client import Client
+from raytorch.service.dashboard import Nodes
+from raytorch.service.destination import EntrypointResources
 
 
-class Nodes:
+class Cluster:
     """A connection to a cluster that has one node with a CPU, and may have lost another."""
 
     url = "http://head:8265"
     lost = False
+    listed = 0
 
-    def nodes(self) -> list[Node]:
-        return [Node("a", {"CPU": 1.0})]
-
-    def has_lost_nodes(self) -> bool:
-        return self.lost
+    def nodes(self) -> Nodes:
+        self.listed += 1
+        return Nodes([Node("a", {"CPU": 1.0})], self.lost)
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Nodes:
-    there = Nodes()
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    there = Cluster()
     monkeypatch.setattr(client_module, "DashboardConnection", lambda address: there)
     monkeypatch.setattr(Client, "_send", lambda self, job_id, *_: job_id)
     return there
@@ -50,12 +57,67 @@ def send_script(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("send", [send_run, send_script])
 def test_a_cluster_that_has_lost_a_node_is_not_judged(
-    cluster: Nodes, tmp_path: Path, send: Callable[[Path], Any]
+    cluster: Cluster, tmp_path: Path, send: Callable[[Path], Any]
 ) -> None:
     with pytest.raises(ResourceError):
         send(tmp_path)
     cluster.lost = True
     assert send(tmp_path) == "mine"
+
+
+def test_the_nodes_are_listed_once_for_a_job(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(destination, "run_here", lambda nodes: True)
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").touch()
+    Client().submit(RunConfig.model_validate({"epochs": 1, "data": {"name": "mnist"}}))
+    assert cluster.listed == 1
+    Client().submit_script("train.py", resources=EntrypointResources(cpus=1))
+    assert cluster.listed == 2
+    Client().submit_script("train.py", storage="/shared/runs")
+    assert cluster.listed == 2
+
+
+def test_an_empty_name_is_refused_not_replaced(cluster: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.touch()
+    with pytest.raises(ConfigError, match=r"^name '': must be "):
+        Client().submit(RunConfig.model_validate({"epochs": 1, "storage": str(tmp_path)}), name="")
+    with pytest.raises(ConfigError, match=r"^name '': must be "):
+        Client().submit_script(script, name="", storage=str(tmp_path))
+
+
+# -- where the run is --------------------------------------------------------------------------------------------------
+
+
+def run_that_is_left(state: str = "finished") -> RunFolder:
+    """A run below the current folder that has come to its end, as far as its record says so."""
+    folder = started(RunConfig.model_validate({"epochs": 1}))
+    folder.write_json("summary.json", {"state": state, "started": "2026-01-01", "step": 5})
+    return folder
+
+
+def test_a_run_that_has_finished_is_not_sent_again(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = run_that_is_left()
+    with pytest.raises(UserError, match=r"has finished and nothing is left to do; .*epochs=20; .*/mine/summary\.json$"):
+        Client().resume(str(folder))
+    more = load_config(Path("runs/mine/config.yaml"), ["epochs=2"])
+    assert Client().resume(str(folder), more).startswith("mine-")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("changes", [[], ["--set", "epochs=2"]])
+@pytest.mark.parametrize("run", ["mine", "runs/mine"])
+def test_a_run_of_this_machine_is_not_sent_elsewhere(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, changes: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(destination, "run_here", lambda nodes: False)
+    run_that_is_left("stopped")
+    done = CliRunner().invoke(app, ["submit", "--resume", run, *changes])
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception).startswith("run: runs/mine is a folder of this machine, and the cluster at http://head")
 
 
 # -- where the script is -----------------------------------------------------------------------------------------------
@@ -97,7 +159,7 @@ def run_as_sent(
     ],
 )
 def test_a_script_runs_with_its_project_wherever_it_is_called_from(
-    cluster: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, script: str
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, script: str
 ) -> None:
     here = tmp_path / "here"
     (here / "project" / "lib").mkdir(parents=True)
@@ -113,7 +175,7 @@ def test_a_script_runs_with_its_project_wherever_it_is_called_from(
 
 
 def test_what_is_left_out_is_said(
-    cluster: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     project = tmp_path / "project"
     (project / "data").mkdir(parents=True)

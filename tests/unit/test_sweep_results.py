@@ -14,7 +14,7 @@ from rich.console import Console
 
 from raytorch.config import Parameter, SweepConfig
 from raytorch.config.file import load_config
-from raytorch.errors import RunExistsError, RunNotFoundError
+from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
 from raytorch.runs.plan import placed
 from raytorch.runs.storage import RunFolder
 from raytorch.sweeps.file import Sweep, Trial
@@ -136,6 +136,8 @@ def test_nothing_finished_leaves_no_best(tmp_path: Path) -> None:
 def test_plans(tmp_path: Path, folder: RunFolder) -> None:
     sweep = Sweep(CONFIG.model_copy(update={"storage": str(tmp_path / "runs")}), SWEEP.trials)
     assert plan_sweep(sweep).folder.name.startswith("mine-20")
+    with pytest.raises(ConfigError, match=r"^name '': must be "):
+        plan_sweep(sweep, "")
     with pytest.raises(RunExistsError, match="take another name, or resume it"):
         plan_sweep(sweep, "swept")
     with pytest.raises(RunNotFoundError, match=r"no sweep swept in .*: it has no sweep.yaml"):

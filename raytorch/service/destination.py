@@ -1,0 +1,81 @@
+"""The cluster that a job is to be sent to: which paths hold there, what fits on its nodes. Imports ray when used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from raytorch.cluster.capacity import require_capacity, require_node, run_here
+from raytorch.config import RunConfig, StoredData
+from raytorch.errors import UserError
+from raytorch.runs.plan import full_root
+from raytorch.runs.storage import locate
+from raytorch.service.dashboard import DashboardConnection, Nodes
+
+
+@dataclass(frozen=True)
+class EntrypointResources:
+    """Resources that a script's own process reserves, where it computes itself; a driver that only waits needs none."""
+
+    cpus: float = 0
+    gpus: float = 0
+    memory: int = 0
+    """Bytes."""
+
+    def named(self) -> dict[str, float]:
+        """Resources that are asked for, by Ray's names."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {kind: amount for kind, amount in amounts.items() if amount}
+
+
+class Destination:
+    """A cluster as it is when one job is sent. Its nodes are listed once, and only if something depends on them."""
+
+    def __init__(self, connection: DashboardConnection) -> None:
+        self._connection = connection
+
+    @cached_property
+    def _nodes(self) -> Nodes:
+        return self._connection.nodes()
+
+    def require_reached(self, path: str, key: str) -> None:
+        """Refuse a path that is not the same on every node: a relative one, unless the cluster runs here.
+
+        Raises:
+            UserError: It is one; the message names it by its ``key``.
+        """
+        if not _is_full(path) and not run_here(self._nodes.up):
+            raise UserError(
+                f"{key}: {path} is a folder of this machine, and the cluster at {self._connection.url} runs elsewhere; "
+                "give a folder that all of its nodes reach, from / on, or a URI such as s3://bucket/runs"
+            )
+
+    def path(self, path: str, key: str, resolve: Callable[[str], str] = locate) -> str:
+        """``path`` as every node reaches it: as it is, or below the current folder; see :meth:`require_reached`."""
+        self.require_reached(path, key)
+        return path if _is_full(path) else resolve(path)
+
+    def config(self, config: RunConfig) -> RunConfig:
+        """``config`` with paths that hold on the cluster."""
+        data = config.data
+        if isinstance(data, StoredData):
+            data = data.model_copy(update={"root": self.path(data.root, "data.root", full_root)})
+        return config.model_copy(update={"storage": self.path(config.storage, "storage"), "data": data})
+
+    def require_room(self, config: RunConfig) -> None:
+        """Refuse a run that could never start; a cluster that has lost a node, which may come back, is not judged.
+
+        Raises:
+            ResourceError: Its workers do not fit.
+        """
+        if not self._nodes.has_lost:
+            require_capacity(self._nodes.up, config.scaling.min_workers, config.scaling.worker_resources)
+
+    def require_node(self, resources: EntrypointResources) -> None:
+        """Refuse a script that no node could hold; see :meth:`require_room`."""
+        if resources.named() and not self._nodes.has_lost:
+            require_node(self._nodes.up, resources.named())
+
+
+def _is_full(path: str) -> bool:
+    return "://" in path or Path(path).is_absolute()
