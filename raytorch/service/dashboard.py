@@ -35,6 +35,12 @@ Nothing was begun then. It has looked for ten seconds itself.
 """
 _LOSSES = ("Unexpected termination", "Terminated due to preemption")
 """How the state message of a node begins that has crashed, was cut off, or was taken back (Ray 2.60)."""
+_TALKATIVE = (
+    "dashboard.modules.job.sdk",
+    "dashboard.modules.dashboard_sdk",
+    "_private.runtime_env.packaging",
+)
+"""Loggers of Ray's clients, below ``ray``."""
 _environment = threading.Lock()
 
 
@@ -76,7 +82,6 @@ class DashboardConnection:
         self.server = self._greet()
         from ray.job_submission import JobSubmissionClient
 
-        _quieten()
         with self.explaining(), _without_addresses():
             self.jobs: Any = self._bounded(JobSubmissionClient)(self.url, headers=dict(self._headers))
 
@@ -115,14 +120,15 @@ class DashboardConnection:
 
     @contextmanager
     def explaining(self, job: str | None = None) -> Iterator[None]:
-        """Turn what Ray's clients raise in the block into errors that say what to do.
+        """Turn what Ray's clients raise in the block into errors that say what to do; what they log stays unsaid.
 
         Raises:
             ClusterError: The cluster does not answer, or refuses.
             JobNotFoundError: There is no ``job``.
         """
         try:
-            yield
+            with _quiet():
+                yield
         except (OSError, HTTPException) as error:
             raise ClusterError(f"the cluster at {self.url} no longer answers: {_reason(error)}") from None
         except RuntimeError as error:
@@ -251,7 +257,19 @@ def _without_addresses() -> Iterator[None]:
             os.environ.update(hidden)
 
 
-def _quieten() -> None:
-    """Keep Ray's clients from telling each package and each address that they try."""
-    for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's clients, where this thread uses them, from telling each package and each address that they try."""
+    here = threading.get_ident()
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or record.thread != here
+
+    loggers = [logging.getLogger(f"ray.{name}") for name in _TALKATIVE]
+    for logger in loggers:
+        logger.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_kept)

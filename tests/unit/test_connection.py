@@ -1,6 +1,7 @@
 """Reaching a cluster's dashboard: one clear message for each way in which that fails, within seconds."""
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -153,3 +154,19 @@ def test_a_refused_token(
         "that RAY_AUTH_TOKEN_PATH names, and ~/.ray/auth_token, which are looked into in this order"
     )
     assert state["seen"] == (f"Bearer {token}" if token else None)
+
+
+def test_rays_clients_are_quiet_and_its_loggers_left_as_they_are(
+    dashboard: tuple[str, dict[str, object]], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, state = dashboard
+    state["body"] = json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}).encode()
+    talkative = logging.getLogger("ray.dashboard.modules.job.sdk")
+    with caplog.at_level(logging.INFO, talkative.name):
+        cluster = DashboardConnection(url)
+        assert talkative.level == logging.INFO
+        with cluster.explaining():
+            talkative.info("uploading")
+        assert caplog.messages == []
+        talkative.info("of somebody else")
+    assert caplog.messages == ["of somebody else"]
