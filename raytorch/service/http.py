@@ -23,6 +23,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
 from raytorch.errors import ClusterError, Remedy
+from raytorch.system.safe_text import cut, escaped
 
 MOST_BYTES = 64 * 1024**2
 """Of an answer: thousands of jobs, or ten thousand nodes."""
@@ -31,6 +32,8 @@ WITHIN_S = 60.0
 SLOWEST = 64 * 1024
 """Bytes per second at which what is sent has to go."""
 BLOCK = 64 * 1024
+LONGEST_WORDS = 2000
+"""Characters that are shown of what a server says."""
 QUEUED = 16
 """Blocks of an answer that wait for their reader."""
 
@@ -215,10 +218,9 @@ def _is_here(host: str) -> bool:
         return False
 
 
-def readable(text: str, longest: int = 2000) -> str:
-    """Return what a server said, as it may be shown: without control characters, and not without end."""
-    kept = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text[:longest])
-    return kept if len(text) <= longest else f"{kept} ..."
+def readable(text: str) -> str:
+    """Return what a server said, as it may be shown: without what commands a terminal, and not without end."""
+    return escaped(cut(text, LONGEST_WORDS))
 
 
 def _whole(response: Any, most: int, given_up: threading.Event, url: str) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from raytorch.errors import PackageError
+from raytorch.system.safe_text import escaped_line
 
 NEVER_SENT = {"__pycache__", ".git"}
 """Folders that are no part of a project and are not missed."""
@@ -79,9 +80,8 @@ def collect_files(root: Path, besides: Path | None = None) -> Project:
 
 
 def shown(path: Path | str) -> str:
-    """A path as text, whatever bytes its name has."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    """A path as text on one line, with escapes for bytes that are no UTF-8."""
+    return escaped_line(os.fsencode(path).decode(errors="backslashreplace"))
 
 
 def is_text(name: str) -> bool:

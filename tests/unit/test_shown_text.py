@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +23,9 @@ from raytorch.errors import ConfigError
 from raytorch.runs.curves import write_report
 from raytorch.runs.storage import RunFolder
 from raytorch.scaling.table import results_table
+from raytorch.service.http import readable
 from raytorch.service.job import Job, JobFailure
+from raytorch.service.projects import shown
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.live_table import print_sweep
 from raytorch.system.safe_text import escaped, escaped_line, escaped_log
@@ -47,6 +50,13 @@ def test_commands_are_escaped_and_letters_kept() -> None:
     assert escaped("größer 日本語 😀\ttab\nline") == "größer 日本語 😀\ttab\nline"
     assert escaped_line("two\nlines\t") == r"two\nlines\t"
     assert escaped("half \udcff") == r"half \udcff"
+
+
+def test_names_of_files_and_words_of_servers_are_escaped_in_the_same_way() -> None:
+    assert shown(f"größer\u00a0日本語 {HOSTILE}\n") == f"größer\u00a0日本語 {SAFE}\\n"
+    assert shown(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+    assert readable(f"größer\u00a0日本語\n{HOSTILE}") == f"größer\u00a0日本語\n{SAFE}"
+    assert readable("http://key:secret@host") == "http://***@host"
 
 
 def test_a_log_keeps_its_colours_and_progress_bars_on_a_terminal() -> None:
