@@ -1,6 +1,5 @@
 """Commands about jobs on a cluster: sending, listing, following and stopping them."""
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -24,9 +23,9 @@ from raytorch.cli.common import (
     errors,
     new_app,
     output,
+    print_json,
 )
 from raytorch.errors import UserError
-from raytorch.system.safe_text import without_secrets
 from raytorch.system.terminal import cell, pass_on, say, say_labelled, say_table
 
 app = new_app()
@@ -113,7 +112,7 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     client = Client(address)
     found = client.jobs()
     if as_json:
-        _print_json([_record(job) for job in found])
+        print_json([_record(job) for job in found])
         return
     table = Table("job", "kind", "state", "submitted", "seconds", box=None)
     for job in found:
@@ -131,7 +130,7 @@ def status(job_id: JobId, address: Address = None, as_json: AsJson = False) -> N
 
     job = Client(address).status(job_id)
     if as_json:
-        _print_json(_record(job))
+        print_json(_record(job))
     else:
         _show(job)
 
@@ -164,7 +163,7 @@ def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> Non
     client = Client(address)
     stopping = client.stop(job_id)
     if as_json:
-        _print_json({"id": job_id, "stopping": stopping})
+        print_json({"id": job_id, "stopping": stopping})
     elif stopping:
         say(output, f"stopping {job_id}; {_command('status', job_id, address)} tells when it has ended")
     else:
@@ -180,7 +179,7 @@ def result(job_id: JobId, address: Address = None, as_json: AsJson = False) -> i
     client = Client(address)
     summary = client.result(job_id)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     elif summary["state"] in ("finished", "stopped") and "step" in summary:
         print_summary(output, summary, resume=_resuming(address))
     else:
@@ -205,7 +204,7 @@ def _looked_up(run: str, file: Path | None) -> str:
 def _show_submitted(job: Any, address: str | None, as_json: bool, wait: bool) -> None:
     if as_json:
         if not wait:
-            _print_json(_record(job))
+            print_json(_record(job))
         return
     console = errors if wait else output  # with --wait, standard output is the job's log
     lines = [("job", job.id), ("dashboard", job.link), ("run", job.run)]
@@ -220,7 +219,7 @@ _NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("sto
 def _follow_to_the_end(client: Any, job_id: str, as_json: bool) -> int:
     status = _follow(client, job_id, None, _Text(sys.stderr if as_json else sys.stdout))
     if as_json:
-        _print_json(_record(client.status(job_id)))
+        print_json(_record(client.status(job_id)))
     elif status:
         _show(client.status(job_id))
     return status
@@ -317,12 +316,8 @@ class _Lines(_Text):
             self._print_line("")
 
     def _print_line(self, end: str) -> None:
-        _print_json({"line": "".join([*self._begun, end]).removesuffix("\r")})
+        print_json({"line": "".join([*self._begun, end]).removesuffix("\r")})
         self._begun, self._length = [], 0
-
-
-def _print_json(content: Any) -> None:
-    print(without_secrets(json.dumps(content, default=datetime.isoformat)), flush=True)  # noqa: T201
 
 
 def _record(job: Any) -> dict[str, Any]:
