@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 from raytorch.errors import ModelFileError
 
-LONGEST_HEADER = 16 * 2**20
-"""Bytes of a safetensors header at most: room for some 200,000 tensors. The format's own limit is 100 MB."""
+LONGEST_HEADER = 12 * 2**20
+"""Bytes of a safetensors header at most: room for some 150,000 tensors. The format's own limit is 100 MB."""
 LONGEST_TEXT_PICKLE = 2**16
 _MOST_DIMENSIONS = 64  # PyTorch's own limit
 _BITS = {
