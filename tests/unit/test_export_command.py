@@ -11,7 +11,6 @@ import yaml
 from pyarrow import fs
 from torch import nn
 
-import raytorch.export
 from raytorch import onnx
 from raytorch.cli.main import main
 from raytorch.config import MlpModel, RunConfig
@@ -75,7 +74,7 @@ def test_the_command_exports_a_run(
 def test_an_export_that_differs_is_not_left_behind(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(raytorch.export.onnx, "export", doubled)
+    monkeypatch.setattr(onnx, "export", doubled)
     (tmp_path / "m.onnx").write_text("an earlier one", encoding="utf-8")
     assert command(monkeypatch, run, "--format", "onnx", "--out", tmp_path / "m.onnx") == 1
     assert "the export differs from the model: logits: largest error" in capsys.readouterr().err
