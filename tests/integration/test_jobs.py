@@ -358,7 +358,7 @@ def test_mistakes_are_refused_before_anything_is_sent(
         client.submit(load_config(QUICKSTART), env=["NOT_SET_HERE"])
     with pytest.raises(UserError, match=r"nothing\.py: no such file"):
         client.submit_script("nothing.py")
-    monkeypatch.setattr(client_module, "run_here", lambda nodes: False)
+    monkeypatch.setattr("raytorch.service.destination.run_here", lambda nodes: False)
     with pytest.raises(UserError, match=r"^storage: runs is a folder of this machine, and the cluster at .* elsewhere"):
         client.submit(load_config(QUICKSTART))
     with pytest.raises(UserError, match=r"^run: runs/endless is a folder of this machine"):
