@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from raytorch.cli import progress
+from raytorch.cli.main import app
 from raytorch.cli.progress import DownloadDisplay, ProgressDisplay, print_summary
 from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import BASE
+from raytorch.training.api import Result
 
 NEWS = {
     "phase": "training",
@@ -185,3 +188,20 @@ def test_a_download_is_a_bar_on_a_terminal(terminal: bool) -> None:
         display._bar.refresh()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert ("images.gz" in text and "1.5/3.0 MB" in text) if terminal else text == ""
+
+
+def test_the_line_of_a_resumed_run_shows_its_name_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+
+    def display(console: Console, name: str) -> ProgressDisplay:
+        labels.append(name)
+        return ProgressDisplay(console, name)
+
+    def resume(*_: object, **__: object) -> Result:
+        return Result("slow", "/runs/slow", "finished", {}, SUMMARY)
+
+    monkeypatch.setattr("raytorch.cli.progress.ProgressDisplay", display)
+    monkeypatch.setattr("raytorch.training.api.resume", resume)
+    told = CliRunner().invoke(app, ["train", "--resume", "abfs://runs@account.host/slow?client_secret=S"])
+    assert (told.exit_code, labels) == (0, ["slow"])
+    assert "slow has finished and nothing is left to do" in told.stderr
