@@ -56,7 +56,7 @@ def train(
     if not display.has_news:
         say(
             progress,
-            f"{result.name} has finished and nothing is left to do; to go on, give it more, e.g. --set epochs=20",
+            f"{result.name} has finished and nothing is left to do; to go on, give it more epochs or steps by --set",
         )
     summary = result.summary
     if as_json:

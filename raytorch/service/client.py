@@ -94,7 +94,7 @@ class Client:
         plan = plan_resume(run, config)
         if plan.finished is not None:
             raise UserError(
-                f"{plan.folder} has finished and nothing is left to do; to go on, give it more, e.g. epochs=20; what "
+                f"{plan.folder} has finished and nothing is left to do; to go on, give it more epochs or steps; what "
                 f"it came to is in {plan.folder.file(SUMMARY_FILE)}"
             )
         name, how = plan.config.name, f"--resume {shlex.quote(plan.folder.address)}"

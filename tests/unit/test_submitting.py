@@ -101,7 +101,9 @@ def test_a_run_that_has_finished_is_not_sent_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = run_that_is_left()
-    with pytest.raises(UserError, match=r"has finished and nothing is left to do; .*epochs=20; .*/mine/summary\.json$"):
+    with pytest.raises(
+        UserError, match=r"has finished and nothing is left .* more epochs or steps; .*/mine/summary\.json$"
+    ):
         Client().resume(str(folder))
     more = load_config(Path("runs/mine/config.yaml"), ["epochs=2"])
     assert Client().resume(str(folder), more).startswith("mine-")  # type: ignore[attr-defined]
