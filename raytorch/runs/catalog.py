@@ -36,7 +36,8 @@ def find_run(run: str, storage: str) -> RunFolder:
         storage, run = split(run)
     if run not in ("", ".", "..") and _is_run(folder := RunFolder(storage, run)):
         return folder
-    near = did_you_mean(run, [folder.name for folder in run_folders(storage)])  # tells a bucket that is not there, too
+    others = [folder.name for folder in run_folders(storage)]  # tells a bucket that is not there, too
+    near = did_you_mean(run, [name for name in others if name != run])  # which may be a study's or a sweep's
     raise RunNotFoundError(f"no run {run} in {storage}{near}; 'raytorch runs --storage {storage}' lists them")
 
 

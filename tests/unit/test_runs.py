@@ -263,6 +263,11 @@ def test_a_run_that_is_nearly_there_is_named(config: RunConfig) -> None:
     folder = started(config, "digits-20260102-030405")
     with pytest.raises(RunNotFoundError, match=r"\(did you mean 'digits-20260102-030405'\?\); 'raytorch runs"):
         find_run("digits-20260102-03045", folder.storage)
+    study = RunFolder(folder.storage, "digits-scale")
+    study.write_text("scaling.json", "{}")
+    with pytest.raises(RunNotFoundError, match=r"^no run digits-scale in .*; 'raytorch runs") as failure:
+        find_run("digits-scale", folder.storage)
+    assert "'digits-scale'" not in str(failure.value)
 
 
 def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(config: RunConfig) -> None:
