@@ -81,7 +81,7 @@ def collect_files(root: Path, besides: Path | None = None) -> Project:
 
 def shown(path: Path | str) -> str:
     """A path as text on one line, with escapes for bytes that are no UTF-8."""
-    return escaped_line(os.fsencode(path).decode(errors="backslashreplace"))
+    return escaped_line(str(path).encode(errors="surrogateescape").decode(errors="backslashreplace"))
 
 
 def is_text(name: str) -> bool:
