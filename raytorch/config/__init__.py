@@ -4,49 +4,17 @@ Imports neither torch nor ray, so that ``raytorch validate`` answers at once. Re
 in :mod:`raytorch.config.file`. What is exported is imported when it is first asked for.
 """
 
+# ruff: noqa: F403, F405
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raytorch.config.data import (
-        Augment,
-        Cifar10Data,
-        Data,
-        DigitsData,
-        ImageData,
-        MnistData,
-        MnistStripsData,
-        MovingMnistData,
-        StoredData,
-    )
-    from raytorch.config.models import (
-        AttentionModel,
-        Conv3dModel,
-        ConvNetModel,
-        MlpModel,
-        Model,
-        ResNet18Model,
-        RnnModel,
-        Seq2SeqModel,
-        VitModel,
-    )
-    from raytorch.config.optimization import (
-        Adam,
-        AdamW,
-        ConstantSchedule,
-        CosineSchedule,
-        Loss,
-        OneCycleSchedule,
-        Optimizer,
-        RmsProp,
-        Schedule,
-        Sgd,
-        StepSchedule,
-        Warmup,
-    )
-    from raytorch.config.run import Checkpointing, Failure, Logging, RunConfig, RunName, Scaling, WorkerRange
-    from raytorch.config.section import ConflictError, Section
-    from raytorch.config.sweep import Asha, Parameter, SweepConfig
+    from raytorch.config.data import *
+    from raytorch.config.models import *
+    from raytorch.config.optimization import *
+    from raytorch.config.run import *
+    from raytorch.config.section import *
+    from raytorch.config.sweep import *
 
 __all__ = [
     "Adam",

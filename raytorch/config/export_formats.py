@@ -3,4 +3,3 @@
 from typing import Literal
 
 ExportFormat = Literal["onnx", "torchscript", "pt2", "safetensors"]
-"""The formats that a trained model is exported to."""
