@@ -28,19 +28,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     An override is written ``KEY=VALUE``: a dotted key, and a value in YAML. It wins over the file and over overrides
     before it, and leaves the rest of its section as it is.
 
-    Raises:
-        ConfigError: the file or an override is invalid. Its message has one line for each problem, which starts with
-            ``FILE:LINE: KEY:``, or with ``override KEY=VALUE: KEY:`` where an override is to blame.
+    Raises ConfigError, whose message has a line for each problem. It starts with ``FILE:LINE: KEY:``, or with
+    ``override KEY=VALUE: KEY:`` where an override is to blame.
     """
     return _changed(read(path, RunConfig, _LEAST), overrides)
 
 
 def from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """As :func:`load_config`, of a dictionary of the same keys.
-
-    Raises:
-        ConfigError: It is invalid, or holds what YAML has no word for.
-    """
+    """As :func:`load_config`, of a dictionary of the same keys."""
     return _changed(compose(_written(dict(data)).encode(), tree.DICTIONARY, RunConfig, _LEAST), overrides)
 
 
@@ -53,13 +48,10 @@ def _written(data: Any) -> str:
     try:
         return tree.dump(_plain(data))
     except yaml.YAMLError as error:
-        raise tree.invalid(
-            f"{error.args[0]}: {error.args[-1]!r}; give plain numbers, texts, lists and mappings"
-        ) from None
+        reason = f"{error.args[0]}: {error.args[-1]!r}"
     except (RecursionError, TypeError, ValueError) as error:  # a list in itself, a class, a number without end
-        raise tree.invalid(
-            f"cannot be written as YAML: {error}; give plain numbers, texts, lists and mappings"
-        ) from None
+        reason = f"cannot be written as YAML: {error}"
+    raise tree.invalid(f"{reason}; give plain numbers, texts, lists and mappings")
 
 
 def _plain(data: Any) -> Any:
@@ -85,11 +77,7 @@ def dump_config(config: Section) -> str:
 
 
 def read(path: str | Path, kind: type[Section], least: str) -> yaml.MappingNode:
-    """The tree of a file; ``least`` says what an empty one lacks.
-
-    Raises:
-        ConfigError: The file cannot be read, is not YAML, or holds something else than a mapping.
-    """
+    """The tree of a file, which has to be a mapping; ``least`` says what an empty one lacks. Raises ConfigError."""
     return compose(_read(path), str(path), kind, least)
 
 
@@ -103,21 +91,13 @@ def compose(raw: bytes, name: str, kind: type[Section], least: str) -> yaml.Mapp
     return root
 
 
-def parse(raw: bytes, name: str, kind: type[Config], least: str = "it is damaged") -> Config:
-    """The configuration in the content of the file ``name``.
-
-    Raises:
-        ConfigError: As :func:`load_config` does.
-    """
-    return validate(compose(raw, name, kind, least), kind)
+def parse(raw: bytes, name: str, kind: type[Config]) -> Config:
+    """The configuration in the content of the file ``name``. Raises ConfigError."""
+    return validate(compose(raw, name, kind, "it is damaged"), kind)
 
 
 def validate(root: yaml.MappingNode, kind: type[Config]) -> Config:
-    """The configuration that a tree stands for.
-
-    Raises:
-        ConfigError: The tree does not fit ``kind``.
-    """
+    """The configuration that a tree stands for. Raises ConfigError where it does not fit ``kind``."""
     try:
         return kind.model_validate(tree.construct(root))
     except ValidationError as error:
@@ -146,11 +126,7 @@ def _decoded(raw: bytes, name: str) -> str:
 
 
 def apply_override(root: yaml.MappingNode, override: str, kind: type[Section]) -> None:
-    """Graft the value of ``optimizer.lr=0.01`` into the tree of a configuration.
-
-    Raises:
-        ConfigError: The override is not ``KEY=VALUE``, or the value not YAML.
-    """
+    """Graft the value of ``optimizer.lr=0.01`` into the tree of a configuration. Raises ConfigError."""
     name = tree.OVERRIDE + override
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")

@@ -11,12 +11,7 @@ class ImageModel(Section):
     """Base of all models."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Refuse inputs of ``shape`` that the model cannot read: (channels, height, width), of clips (channels, frames,
-        height, width).
-
-        Raises:
-            ConflictError: It cannot.
-        """
+        """Refuse inputs of ``shape``, (C, H, W), of clips (C, T, H, W), that it cannot read. Raises ConflictError."""
 
 
 class MlpModel(ImageModel):

@@ -56,24 +56,12 @@ def rule_of(key: str) -> Rule:
     return RULES[key]
 
 
-class Change(NamedTuple):
-    """A key that differs."""
-
-    key: str
-    before: Any
-    after: Any
-
-
-def refused_changes(before: RunConfig, after: RunConfig) -> list[Change]:
-    """The keys that differ and must not, in the schema's order."""
-    return [change for change in _changes(before, after) if rule_of(change.key).what is OnResume.REFUSED]
-
-
-def _changes(before: RunConfig, after: RunConfig) -> Iterator[Change]:
+def refused_changes(before: RunConfig, after: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """The keys that differ and must not, in the schema's order, each with its value before and after."""
     old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, after))
-    for key in [*old, *(key for key in new if key not in old)]:
-        if old.get(key) != new.get(key):
-            yield Change(key, old.get(key), new.get(key))
+    for key in old | new:
+        if old.get(key) != new.get(key) and rule_of(key).what is OnResume.REFUSED:
+            yield key, old.get(key), new.get(key)
 
 
 def _leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

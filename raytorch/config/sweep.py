@@ -127,7 +127,8 @@ class SweepConfig(Section):
         """The parameters of every trial: with each draw, one for every point of the grids."""
         random = Random(self.seed)  # noqa: S311
         drawn = {key: parameter for key, parameter in self.parameters.items() if not parameter.grid}
-        points = list(self._grid())
+        grids = {key: parameter.grid for key, parameter in self.parameters.items() if parameter.grid}
+        points = [dict(zip(grids, point, strict=True)) for point in product(*grids.values())]
         trials = []
         for _ in range(self.trials):
             draw = {key: parameter.sample(random) for key, parameter in drawn.items()}
@@ -139,10 +140,6 @@ class SweepConfig(Section):
         values = {key: parameter.values for key, parameter in self.parameters.items()}
         for number in range(max(map(len, values.values()))):
             yield {key: each[min(number, len(each) - 1)] for key, each in values.items()}
-
-    def _grid(self) -> Iterator[dict[str, Any]]:
-        grids = {key: parameter.grid for key, parameter in self.parameters.items() if parameter.grid}
-        return (dict(zip(grids, point, strict=True)) for point in product(*grids.values()))
 
     @model_validator(mode="after")
     def _trials_keep_their_place(self) -> "SweepConfig":

@@ -55,19 +55,17 @@ class Location(NamedTuple):
 
 
 def compose(text: str, name: str, path: Key = ()) -> yaml.Node | None:
-    """Build the tree of a YAML document, None if it is empty.
+    """Build the tree of a YAML document, None if it is empty. Raises ConfigError, for a key that is given twice, too.
 
     Every mark in it carries ``name``, the file or the override; ``path`` is where it belongs in the run.
-
-    Raises:
-        ConfigError: the text is not valid YAML or too much of it, or a key is given twice or is not text.
     """
     check_size(len(text.encode(errors="surrogatepass")), name)
     with _syntax_errors(text, name):
         loader = _Loader(text, name)
         root = loader.get_single_node()
         if root and _expanded(root, {}) > MOST_NODES:
-            raise _too_much(root.start_mark, f"aliases repeat more than {MOST_NODES:,} keys and values")
+            message = f"aliases repeat more than {MOST_NODES:,} keys and values"
+            raise ComposerError(None, None, message, root.start_mark)
         problems = list(loader.settle(root, path)) if root else []
     if problems:
         raise report(problems)
@@ -75,11 +73,7 @@ def compose(text: str, name: str, path: Key = ()) -> yaml.Node | None:
 
 
 def construct(root: yaml.Node) -> Any:
-    """The plain Python data that a tree stands for.
-
-    Raises:
-        ConfigError: the tree holds a tag other than those of plain data, or a value that does not fit its tag.
-    """
+    """The plain data that a tree stands for. Raises ConfigError for any other tag, and a value that misfits its tag."""
     name = root.start_mark.name
     with _syntax_errors("", name):
         return _Loader("", name).construct_document(root)
@@ -91,11 +85,7 @@ def dump(data: Any) -> str:
 
 
 def check_size(size: int, name: str) -> None:
-    """Refuse a document of more than :data:`LARGEST` bytes.
-
-    Raises:
-        ConfigError: It is larger.
-    """
+    """Refuse a document of more than :data:`LARGEST` bytes. Raises ConfigError."""
     if size > LARGEST:
         raise invalid(f"{name}: larger than {LARGEST:,} bytes, and so no configuration")
 
@@ -206,9 +196,9 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self._nodes > MOST_NODES:
-            raise _too_much(mark, f"more than {MOST_NODES:,} keys and values")
+            raise ComposerError(None, None, f"more than {MOST_NODES:,} keys and values", mark)
         if self._depth > DEEPEST:
-            raise _too_much(mark, "nested too deeply")
+            raise ComposerError(None, None, "nested too deeply", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -260,10 +250,6 @@ def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
     raise ConstructorError(None, None, f"the tag {tag} is not supported; write plain values", node.start_mark)
 
 
-def _too_much(mark: yaml.Mark, what: str) -> ComposerError:
-    return ComposerError(None, None, what, mark)
-
-
 def _expanded(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
     """Nodes below and with ``node`` when each alias stands for a copy; one inside what it repeats counts once."""
     if node not in sizes:
@@ -307,19 +293,15 @@ def _constructor(tag: str, make: Callable[[str], Any]) -> Callable[[_Loader, Any
     return construct
 
 
-def _integer(text: str) -> int:
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
 def _float(text: str) -> float:
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 _Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in PLAIN}
 _Loader.add_constructor(None, _refuse_tag)
 _Loader.add_constructor(BOOL, _constructor(BOOL, lambda text: text.lower() == "true"))
-_Loader.add_constructor(INT, _constructor(INT, _integer))
-_Loader.add_constructor(FLOAT, _constructor(FLOAT, lambda text: _float(text.lower())))
+_Loader.add_constructor(INT, _constructor(INT, lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))))
+_Loader.add_constructor(FLOAT, _constructor(FLOAT, _float))
 _Loader.yaml_implicit_resolvers = {}
 for _tag, (_form, _first) in _CORE.items():
     _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_form})\Z"), [*_first, *([""] if _tag == NULL else [])])

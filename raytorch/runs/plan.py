@@ -10,15 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from raytorch.config import RunConfig, RunName, StoredData
 from raytorch.config.file import parse
 from raytorch.config.resuming import refused_changes, rule_of
+from raytorch.config.run import LONGEST_NAME, NAME_FORM
 from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, SUMMARY_FILE, find_run, read_summary
 from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.status import MonitorHandle
 from raytorch.runs.storage import RunFolder, absolute, is_in_job, is_relative, locate
-
-LONGEST_NAME = 128
-"""Characters of a run's name at most; see RunName."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ class WorkerJob:
 def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
     """Plan a new run, called ``name`` or by the configuration's name and the time.
 
-    Raises:
-        RunExistsError: The storage holds a run of that name already.
-        ConfigError: ``name`` cannot name a folder everywhere.
+    Raises RunExistsError, and ConfigError for what cannot name a folder everywhere.
     """
     name = checked_name(name) if name is not None else timed_name(config.name)
     plan = RunPlan(placed(config, name, config.storage))
@@ -69,32 +65,11 @@ def timed_name(name: str, suffix: str = "") -> str:
 
 
 def checked_name(name: str) -> str:
-    """``name``, if a run can have it.
-
-    Raises:
-        ConfigError: It cannot name a folder everywhere.
-    """
+    """``name``, if a run can have it. Raises ConfigError."""
     try:
         return TypeAdapter(RunName).validate_python(name)
     except ValidationError:
-        raise ConfigError(
-            f"name {name!r}: must be 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a "
-            "letter or digit"
-        ) from None
-
-
-def recorded_config(run: str, storage: str) -> RunConfig:
-    """The configuration that a run was started with, under its folder's name and storage.
-
-    Args:
-        run: The run's name or path.
-        storage: Where to look for a run that is given by its name.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-        ConfigError: Its ``config.yaml`` is unreadable.
-    """
-    return _read_config(find_run(run, storage))
+        raise ConfigError(f"name {name!r}: must be {NAME_FORM}") from None
 
 
 def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
@@ -105,15 +80,11 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
         config: A changed configuration (more epochs, other workers); by default the run's own.
         storage: Where to look for a run that is given by its name, if there is no ``config``.
 
-    Raises:
-        RunNotFoundError: There is no such run.
-        ConfigError: A key has changed that must not (see :mod:`raytorch.config.resuming`); or the run's own
-            configuration is unreadable.
-        CheckpointError: The checkpoint has the format of another raytorch.
+    Raises RunNotFoundError, CheckpointError for a checkpoint of another format, and ConfigError where the run's own
+    configuration is unreadable, or a key has changed that must not (see :mod:`raytorch.config.resuming`).
     """
     folder = find_run(run, config.storage if config else storage)
-    finished = None
-    before = _read_config(folder)  # its name and storage are those of the folder, which may have been moved or copied
+    finished, before = None, recorded_config(folder)
     config = placed(config, folder.name, folder.storage) if config else before
     latest, source = latest_checkpoint(folder), CONFIG_FILE
     if latest:
@@ -149,12 +120,15 @@ def _require_more_to_do(config: RunConfig, manifest: CheckpointManifest, path: s
         if wanted is not None and wanted < done:
             raise ConfigError(
                 f"{key} is {wanted:,}, but the run that is resumed has done {done:,g} already ({path}); give at least "
-                f"as many"
+                "as many"
             )
 
 
-def _read_config(folder: RunFolder) -> RunConfig:
-    """The configuration that a run was started with, under the folder's name and storage."""
+def recorded_config(folder: RunFolder) -> RunConfig:
+    """The configuration that a run was started with, under the name and storage of its folder, which may have moved.
+
+    Raises ConfigError if it is unreadable.
+    """
     try:
         config = parse(folder.read_bytes(CONFIG_FILE), folder.file(CONFIG_FILE), RunConfig)
     except ConfigError as error:
@@ -163,11 +137,7 @@ def _read_config(folder: RunFolder) -> RunConfig:
 
 
 def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
-    """``config`` under its final name, with paths that hold whatever folder a worker runs in.
-
-    Raises:
-        UserError: As for :func:`full_root` and :func:`raytorch.runs.storage.locate`.
-    """
+    """``config`` under its final name, with paths that hold whatever folder a worker runs in. Raises UserError."""
     data = config.data
     if isinstance(data, StoredData):
         data = data.model_copy(update={"root": full_root(data.root)})
@@ -175,11 +145,7 @@ def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
 
 
 def full_root(root: str) -> str:
-    """``data.root`` made absolute.
-
-    Raises:
-        UserError: It is relative in a submitted job: below the job's folder, where no data was sent.
-    """
+    """``data.root`` made absolute. Raises UserError for one below a submitted job's folder, where no data was sent."""
     if is_in_job() and is_relative(root):
         raise UserError(
             f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give the "

@@ -160,7 +160,7 @@ def resume(
         place = _place(run)
         changes = _changes(overrides, workers, storage)
         if config is None and changes:
-            config = recorded_config(place, str(storage or "runs"))
+            config = recorded_config(catalog.find_run(place, str(storage or "runs")))
         changed = None if config is None else load(config, changes)
         return _run(plan_resume(place, changed, storage=str(storage or "runs")), address, watch)
 
