@@ -7,13 +7,13 @@ folder, the storage, may be one. New files have random names and are created, ne
 import errno
 import fcntl
 import os
+import posixpath
 import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader, BufferedWriter
 from pathlib import Path
-from posixpath import split
 from secrets import token_hex
 from typing import Any
 
@@ -27,8 +27,9 @@ BLOCK = 512
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe without a writer would be waited for
 _FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
+_CHANGED = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
 _NEW = os.O_WRONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL
-_GROWING = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CREAT
+_GROWING = _CHANGED | os.O_CREAT
 _NO_FILE = (errno.ENXIO, errno.EISDIR)
 """Why sockets, and folders that are to be written, cannot be opened."""
 
@@ -36,10 +37,8 @@ _NO_FILE = (errno.ENXIO, errno.EISDIR)
 class LocalFolder:
     """Reads and writes files by their names in a folder, such as ``logs/rank-0.log``.
 
-    Every method raises OSError as the system does.
-
-    Raises:
-        UserError: A link is in the way.
+    Every method raises OSError as the system does, and UserError where a link is in the way; those that open a file
+    raise RecordError for what is none.
     """
 
     def __init__(self, path: str) -> None:
@@ -68,19 +67,14 @@ class LocalFolder:
             return Path(self.path, name)
 
     def open(self, name: str) -> BufferedReader:
-        """A file to read.
-
-        Raises:
-            RecordError: It is no regular file.
-        """
-        above, last = split(name)
-        with self._opened(above) as at, self._explaining(name):
-            file: BufferedReader = self._regular(os.open(last, _READ, dir_fd=at), name, "rb")
-        return file
+        """A file to read."""
+        with self._opened(posixpath.dirname(name)) as at:
+            file: BufferedReader = self._file(at, name, _READ, "rb")
+            return file
 
     def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part; it may be made of pieces."""
-        above, last = split(name)
+        above, last = posixpath.split(name)
         with self._opened(above, create=True) as at:
             self._replace(at, last, content)
 
@@ -89,11 +83,10 @@ class LocalFolder:
 
         Answers whether one did. A reader may see a part of it for a moment.
         """
-        above, last = split(name)
-        with self._opened(above) as at, self._explaining(name):
-            descriptor = os.open(last, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
-            file: BufferedRandom = self._regular(descriptor, name, "r+b")
+        with self._opened(posixpath.dirname(name)) as at:
+            file: BufferedRandom = self._file(at, name, _CHANGED, "r+b")
         with file:
+            descriptor = file.fileno()
             there = os.fstat(descriptor)
             room = max(there.st_size, there.st_blocks * BLOCK) if there.st_nlink == 1 else 0
             content = next((content for content in contents if len(content) <= room), None)
@@ -105,16 +98,11 @@ class LocalFolder:
             return written == len(whole)
 
     def append(self, name: str) -> BufferedWriter:
-        """A file to write at the end of, there from now on.
-
-        Raises:
-            RecordError: It is no regular file.
-        """
-        above, last = split(name)
-        with self._opened(above, create=True) as at, self._explaining(name):
-            descriptor = os.open(last, _GROWING | os.O_APPEND, 0o666, dir_fd=at)
-            file: BufferedWriter = self._regular(descriptor, name, "ab")
-            if os.fstat(descriptor).st_nlink > 1:  # a link as well: the file has another name elsewhere
+        """A file to write at the end of, there from now on."""
+        above, last = posixpath.split(name)
+        with self._opened(above, create=True) as at:
+            file: BufferedWriter = self._file(at, name, _GROWING | os.O_APPEND, "ab")
+            if os.fstat(file.fileno()).st_nlink > 1:  # a link as well: the file has another name elsewhere
                 with file, self.open(name) as before:
                     self._replace(at, last, iter(lambda: before.read(CHUNK), b""))
                 return self.append(name)
@@ -122,13 +110,9 @@ class LocalFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against other processes while the block runs.
-
-        Raises:
-            RunExistsError: Another process holds it.
-        """
-        with self._opened(create=True) as at, self._explaining(LOCK_FILE):
-            lock = self._regular(os.open(LOCK_FILE, _GROWING, 0o666, dir_fd=at), LOCK_FILE, "r+b")
+        """Hold the folder against other processes while the block runs; RunExistsError if another one holds it."""
+        with self._opened(create=True) as at:
+            lock = self._file(at, LOCK_FILE, _GROWING, "r+b")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,7 +125,7 @@ class LocalFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file, link or folder, however deep, if it is there; what a link leads to stays."""
-        above, last = split(name)
+        above, last = posixpath.split(name)
         with suppress(FileNotFoundError), self._opened(above) as at:
             if stat.S_ISDIR(os.stat(last, dir_fd=at, follow_symlinks=False).st_mode):
                 delete_tree(last, at)
@@ -149,7 +133,7 @@ class LocalFolder:
                 os.unlink(last, dir_fd=at)
 
     def _status(self, name: str) -> os.stat_result | None:
-        above, last = split(name)
+        above, last = posixpath.split(name)
         try:
             if not name:
                 return os.lstat(self.path)
@@ -181,7 +165,8 @@ class LocalFolder:
         try:
             yield
         except OSError as error:
-            paths = [Path(self.path), *(Path(self.path, part) for part in _and_above(name))]
+            below = Path(name)
+            paths = [Path(self.path, part) for part in reversed((below, *below.parents))]
             link = next((path for path in paths if path.is_symlink()), None)
             if link:
                 raise UserError(f"{link} is a link, which is not followed; put in its place what it leads to") from None
@@ -189,11 +174,14 @@ class LocalFolder:
                 raise self._refusal(name) from None
             raise
 
-    def _regular(self, descriptor: int, name: str, mode: str) -> Any:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise self._refusal(name)
-        return os.fdopen(descriptor, mode)
+    def _file(self, at: int, name: str, flags: int, mode: str) -> Any:
+        """A regular file of this folder, which is in the folder ``at``, open."""
+        with self._explaining(name):
+            descriptor = os.open(posixpath.basename(name), flags, 0o666, dir_fd=at)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise self._refusal(name)
+            return os.fdopen(descriptor, mode)
 
     def _refusal(self, name: str) -> RecordError:
         return RecordError(f"{self.path}/{name} is not a file, but a folder, a pipe or a device; move it away")
@@ -229,9 +217,3 @@ def _enter(folder: str, at: int | None, create: bool) -> int:
         with suppress(FileExistsError):
             os.mkdir(folder, dir_fd=at)
     return os.open(folder, _FOLDER, dir_fd=at)
-
-
-def _and_above(name: str) -> list[str]:
-    """``a/b/c`` as ``a``, ``a/b`` and ``a/b/c``."""
-    parts = name.split("/")
-    return ["/".join(parts[: length + 1]) for length in range(len(parts))]

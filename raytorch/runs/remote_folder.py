@@ -32,16 +32,9 @@ def calls_under_way() -> bool:
 
 
 def call_store(address: str, call: Callable[..., T], *arguments: Any, more: float | None = 0.0) -> T:
-    """Call a store's client. Ctrl-C ends the wait at once.
+    """Call a client of the store at ``address``. Ctrl-C ends the wait at once.
 
-    Args:
-        address: The store's address, for the error.
-        call: What to call.
-        arguments: What to call it with.
-        more: Seconds to wait beyond :data:`ANSWER_S`; None to wait as long as the client does.
-
-    Raises:
-        StorageError: The store did not answer in time.
+    Raises StorageError after :data:`ANSWER_S` and ``more`` seconds; with None, waits as long as the client does.
     """
     seconds = None if more is None else ANSWER_S + more
     answers: list[T] = []
@@ -88,11 +81,7 @@ class RemoteFolder:
         return size
 
     def require_bucket(self) -> None:
-        """Refuse a bucket that is not there.
-
-        Raises:
-            UserError: The store has none of that name.
-        """
+        """Refuse a bucket that is not there. Raises UserError."""
         bucket = self.path.partition("/")[0]
         if not bucket:  # of a store without buckets
             return
