@@ -131,11 +131,14 @@ def is_storage_fault(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Remedy:
-    """Something to give in another call, by the name of the parameter and of the command line's option."""
+    """Something to give in another call, by the name of the parameter and of the command line's option.
+
+    But for ``list_runs``, a call that tells what may be given.
+    """
 
     option: str
     value: str = ""
-    """The value to give there, where that is known: for ``resume`` the run or sweep to go on with."""
+    """The value to give there, where that is known: for ``resume`` the run or sweep, for ``list_runs`` the storage."""
     of: Literal["run", "sweep"] = "run"
 
 

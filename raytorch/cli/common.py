@@ -53,6 +53,8 @@ def _option(remedy: Remedy) -> str:
     from raytorch.runs.storage import from_here, is_in_job
 
     value = f" {shlex.quote(from_here(remedy.value))}" if remedy.value else ""
+    if remedy.option == "list_runs":
+        return f"raytorch runs --storage{value}"
     if remedy.option != "resume":
         return f"--{remedy.option}{value}"
     return f"raytorch {'sweep' if remedy.of == 'sweep' else 'submit' if is_in_job() else 'train'} --resume{value}"

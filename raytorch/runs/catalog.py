@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from raytorch.errors import RecordError, RunNotFoundError, UserError
+from raytorch.errors import RecordError, Remedy, RunNotFoundError, UserError
 from raytorch.runs.metrics import METRICS_FILE, read_metrics
 from raytorch.runs.records import Summary, moment, read_record
 from raytorch.runs.storage import RunFolder, run_folders, split
 from raytorch.system.near_names import did_you_mean
 from raytorch.system.processes import Process
-from raytorch.system.safe_text import escaped
+from raytorch.system.safe_text import escaped, without_secrets
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
@@ -38,7 +38,10 @@ def find_run(run: str, storage: str) -> RunFolder:
         return folder
     others = [folder.name for folder in run_folders(storage)]  # tells a bucket that is not there, too
     near = did_you_mean(run, [name for name in others if name != run])  # which may be a study's or a sweep's
-    raise RunNotFoundError(f"no run {run} in {storage}{near}; 'raytorch runs --storage {storage}' lists them")
+    raise RunNotFoundError(
+        f"no run {run} in {storage}{near}; give a run that is there",
+        remedies=[Remedy("list_runs", without_secrets(storage))],
+    )
 
 
 def list_runs(storage: str) -> list[dict[str, Any]]:

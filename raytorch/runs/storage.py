@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self
 
 from pyarrow import fs
 
-from raytorch.errors import RecordError, RunNotFoundError, StorageError, UserError
+from raytorch.errors import RecordError, Remedy, RunNotFoundError, StorageError, UserError
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.runs.remote_folder import ANSWER_S, RemoteFolder, call_store
 from raytorch.system.safe_text import escaped, without_secrets
@@ -259,7 +259,8 @@ class RunFolder:
                     yield stream
             except FileNotFoundError:
                 raise RunNotFoundError(
-                    f"{self.file(name)} does not exist; 'raytorch runs' lists the runs of a storage"
+                    f"{self.file(name)} does not exist; give a run that is there",
+                    remedies=[Remedy("list_runs", without_secrets(self.storage))],
                 ) from None
 
     def read_bytes(self, name: str, most: int = LARGEST_RECORD) -> bytes:

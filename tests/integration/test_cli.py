@@ -147,7 +147,7 @@ def test_a_name_that_is_no_folder_is_refused(write: Any, tmp_path: Path) -> None
 
 
 def test_a_run_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    told = "no run nothing in runs; 'raytorch runs --storage runs' lists them"
+    told = "no run nothing in runs; give a run that is there (raytorch runs --storage runs)"
     assert refused(tmp_path, "train", "--resume", "nothing") == told
     assert refused(tmp_path, "report", "nothing") == told
 

@@ -12,7 +12,7 @@ from run_folders import add_checkpoint, started
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
 from raytorch.config.resuming import RULES
-from raytorch.errors import CheckpointError, ConfigError, RunExistsError, RunNotFoundError, UserError
+from raytorch.errors import CheckpointError, ConfigError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import find_run
 from raytorch.runs.checkpoint_folders import latest_checkpoint
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
@@ -254,18 +254,19 @@ def test_a_run_of_an_older_format_is_refused_before_anything_is_written(config: 
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError) as failure:
         plan_resume("nothing", storage=str(tmp_path))
-    assert str(failure.value) == f"no run nothing in {tmp_path}; 'raytorch runs --storage {tmp_path}' lists them"
+    assert str(failure.value) == f"no run nothing in {tmp_path}; give a run that is there"
+    assert failure.value.remedies == (Remedy("list_runs", str(tmp_path)),)
     with pytest.raises(RunNotFoundError, match=f"^no run nothing in {tmp_path}/sub; "):
         find_run(f"{tmp_path}/sub/nothing", "runs")
 
 
 def test_a_run_that_is_nearly_there_is_named(config: RunConfig) -> None:
     folder = started(config, "digits-20260102-030405")
-    with pytest.raises(RunNotFoundError, match=r"\(did you mean 'digits-20260102-030405'\?\); 'raytorch runs"):
+    with pytest.raises(RunNotFoundError, match=r"\(did you mean 'digits-20260102-030405'\?\); give a run"):
         find_run("digits-20260102-03045", folder.storage)
     study = RunFolder(folder.storage, "digits-scale")
     study.write_text("scaling.json", "{}")
-    with pytest.raises(RunNotFoundError, match=r"^no run digits-scale in .*; 'raytorch runs") as failure:
+    with pytest.raises(RunNotFoundError, match=r"^no run digits-scale in .*; give a run that is there") as failure:
         find_run("digits-scale", folder.storage)
     assert "'digits-scale'" not in str(failure.value)
 

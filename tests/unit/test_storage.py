@@ -169,10 +169,8 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 
 def test_a_missing_file_says_where_to_look(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError) as failure:
-        RunFolder(str(tmp_path), "mine").read_text("config.yaml")
-    assert str(failure.value) == (
-        f"{tmp_path}/mine/config.yaml does not exist; 'raytorch runs' lists the runs of a storage"
-    )
+        RunFolder(str(tmp_path), "mine").read_bytes("config.yaml").decode()
+    assert str(failure.value) == f"{tmp_path}/mine/config.yaml does not exist; give a run that is there"
 
 
 def test_a_storage_that_is_a_file_is_the_users_to_change(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_what_is_told_is_chosen_before_the_command(option: str, tmp_path: Path) 
     [
         (UserError("no"), "no"),
         (UserError("no", remedies=[Remedy("out")]), "no (--out)"),
+        (UserError("no", remedies=[Remedy("list_runs", "/x/a b")]), "no (raytorch runs --storage '/x/a b')"),
         (
             RunExistsError("no", remedies=[Remedy("name"), Remedy("resume", "/x/a b")]),
             "no (--name or {train} '/x/a b')",
