@@ -10,7 +10,7 @@ from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from raytorch import __version__
 from raytorch.runs.local_folder import LocalFolder
@@ -133,12 +133,6 @@ class MetricsLog:
         with suppress(OSError):
             if self._events:
                 self._events.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:

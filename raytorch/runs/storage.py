@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from pyarrow import fs
 
@@ -354,7 +354,7 @@ class LiveFiles:
     """A local folder for files that grow while a run goes on: the run's own folder, or one that is sent there.
 
     Object stores cannot append, so for them :meth:`sync` uploads the files again. Each worker has a folder of its own,
-    with the files that it writes and no others. Used as a context manager it is closed however the block ends.
+    with the files that it writes and no others.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -387,9 +387,3 @@ class LiveFiles:
         finally:
             if not self._folder.is_local:
                 shutil.rmtree(self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

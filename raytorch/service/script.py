@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from select import select
 from typing import Any
@@ -60,7 +60,7 @@ class ScriptRun:
         status: int | None = None
         with self._noting_stops(), self._folder.claimed():
             try:
-                with LiveFiles(self._folder) as files, self._record.writing():
+                with closing(LiveFiles(self._folder)) as files, self._record.writing():
                     with files.extend(LOG) as written, _noting_exceptions() as own:
                         status = self._follow(Output(LOG, written.raw), files, own)
                         self._raised = _raised(own) if own else None

@@ -67,7 +67,7 @@ def train_on_worker(
     job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
     with (
         reporting_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
-        LiveFiles(job.plan.folder) as files,
+        closing(LiveFiles(job.plan.folder)) as files,
         log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
         reporting_failures(job.monitor, worker.rank, failure_cause),
         leaving_process_group(),

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,8 @@ def take_part(config: RunConfig, rank: int, meeting: str) -> None:
     tell_steps()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     worker = Worker(rank, 2, torch.device("cpu"))
-    with LiveFiles(RunFolder(config.storage, config.name)) as files, log_to_file(files.extend(f"logs/rank-{rank}.log")):
+    log = f"logs/rank-{rank}.log"
+    with closing(LiveFiles(RunFolder(config.storage, config.name))) as files, log_to_file(files.extend(log)):
         part = loop.Trainer(WorkerJob(RunPlan(config), Silent(), 0.0), worker, files)
         try:
             part.restore()

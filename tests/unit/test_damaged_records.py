@@ -11,7 +11,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,9 +200,9 @@ def go_on(place: Place) -> None:
 
 def log_on(place: Place) -> None:
     """What a resumed run does with its metrics."""
-    with LiveFiles(place.plan.folder) as files:
+    with closing(LiveFiles(place.plan.folder)) as files:
         files.extend("metrics.jsonl").close()
-        with MetricsLog(files.path, resume_step=5, tensorboard=False) as log:
+        with closing(MetricsLog(files.path, resume_step=5, tensorboard=False)) as log:
             log.write("train", 6, 0.3, {"loss": 1.0})
     assert [line["step"] for line in read_history(place.plan.folder)][-1] == 6
 

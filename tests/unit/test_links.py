@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,19 @@ def record(plan: RunPlan) -> None:
 def log_metrics(plan: RunPlan) -> None:
     if not plan.folder.exists("metrics.jsonl"):
         plan.folder.write_text("metrics.jsonl", '{"step": 1, "epoch": 0.1, "split": "train"}\n')
-    with LiveFiles(plan.folder) as files:
+    with closing(LiveFiles(plan.folder)) as files:
         files.extend("metrics.jsonl").close()
-        with MetricsLog(files.path, resume_step=1) as log:
+        with closing(MetricsLog(files.path, resume_step=1)) as log:
             log.write("train", 2, 0.1, {"loss": 1.0})
 
 
 def log_rank(plan: RunPlan) -> None:
-    with LiveFiles(plan.folder) as files, log_to_file(files.extend("logs/rank-0.log")) as log:
+    with closing(LiveFiles(plan.folder)) as files, log_to_file(files.extend("logs/rank-0.log")) as log:
         log.info("a line")
 
 
 def export(plan: RunPlan) -> None:
-    with LiveFiles(plan.folder) as files:
+    with closing(LiveFiles(plan.folder)) as files:
         (files.make("export") / "model.onnx").write_text("", encoding="utf-8")
 
 

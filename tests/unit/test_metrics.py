@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_throughput_leaves_out_the_first_step_and_all_that_is_not_training(time:
 
 
 def test_a_line_holds_step_epoch_split_time_and_values(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with closing(MetricsLog(tmp_path, tensorboard=False)) as log:
         log.write("train", 3, 1 / 3, {"loss": 0.5, "samples_per_s": None})
         [line] = lines(tmp_path)  # there at once
     seconds = line.pop("time")
@@ -131,14 +132,14 @@ def recorded(folder: Path) -> list[int]:
 
 
 def test_a_resumed_run_forgets_the_steps_that_it_takes_again(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with closing(MetricsLog(tmp_path, tensorboard=False)) as log:
         for step in range(1, 6):
             log.write("train", step, 0.0, {"loss": 1.0})
-    with MetricsLog(tmp_path, resume_step=3, tensorboard=False) as log:
+    with closing(MetricsLog(tmp_path, resume_step=3, tensorboard=False)) as log:
         assert recorded(tmp_path) == [1, 2, 3]
         log.write("train", 4, 0.0, {"loss": 2.0})
     assert recorded(tmp_path) == [1, 2, 3, 4]
-    with MetricsLog(tmp_path, tensorboard=False):
+    with closing(MetricsLog(tmp_path, tensorboard=False)):
         assert recorded(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -147,14 +148,14 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "epoch": 0.1, "split": "train"}\n{"step": 2, "spl', encoding="utf-8")
     assert recorded(tmp_path) == [1]
-    with MetricsLog(tmp_path, resume_step=2, tensorboard=False) as log:
+    with closing(MetricsLog(tmp_path, resume_step=2, tensorboard=False)) as log:
         log.write("train", 3, 0.0, {})
     assert recorded(tmp_path) == [1, 3]
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def test_metrics_survive_a_kill_while_they_are_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with closing(MetricsLog(tmp_path, tensorboard=False)) as log:
         log.write("train", 1, 0.0, {})
 
     def killed(*arguments: object, **options: object) -> None:
@@ -167,7 +168,7 @@ def test_metrics_survive_a_kill_while_they_are_cut_back(tmp_path: Path, monkeypa
 
 
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path) as log:
+    with closing(MetricsLog(tmp_path)) as log:
         log.write("test", 7, 1.0, {"accuracy": 0.5, "nothing": None})
     [events] = (tmp_path / "tensorboard").glob("events.*")
     content = events.read_bytes()
@@ -201,7 +202,7 @@ def test_tensorboard_forgets_the_steps_that_are_taken_again_also_from_the_first(
 ) -> None:
     for attempt, resume_step in enumerate([0, resumed_at]):
         monkeypatch.setattr(socket, "gethostname", lambda host=f"host-{attempt}": host)  # a part of the file's name
-        with MetricsLog(tmp_path, resume_step=resume_step) as log:
+        with closing(MetricsLog(tmp_path, resume_step=resume_step)) as log:
             for step in range(resume_step + 1, 4):
                 log.write("train", step, 0.0, {"loss": float(attempt)})
     assert shown(tmp_path) == [(step, float(step > resumed_at)) for step in range(1, 4)]
@@ -233,10 +234,11 @@ def test_versions_name_what_decides_the_numbers() -> None:
 
 FILLS_THE_DISK = """
 import resource, sys
+from contextlib import closing
 from pathlib import Path
 from raytorch.runs.metrics import MetricsLog
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-with MetricsLog(Path(sys.argv[1])) as log:  # the events take more than the lines
+with closing(MetricsLog(Path(sys.argv[1]))) as log:  # the events take more than the lines
     for step in range(1000):
         log.write("train", step, 0.5, {f"n{number}": 0.5 for number in range(50)})
 """

@@ -1,6 +1,7 @@
 """A run's folder on a local disk and on storage that is not local, where files cannot grow."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def test_a_storage_that_is_a_file_is_the_users_to_change(tmp_path: Path) -> None
 
 def test_live_files_of_a_local_run_are_its_own(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "mine")
-    with LiveFiles(folder) as files:
+    with closing(LiveFiles(folder)) as files:
         assert str(files.path) == folder.path
         folder.write_text("metrics.jsonl", "{}\n")
         with files.extend("metrics.jsonl") as metrics:
@@ -212,7 +213,7 @@ def test_a_folder_elsewhere_prints_as_a_uri_that_finds_it_again(remote: RunFolde
 
 
 def test_live_files_are_sent_and_their_copy_removed(remote: RunFolder, tmp_path: Path) -> None:
-    with LiveFiles(remote) as files:
+    with closing(LiveFiles(remote)) as files:
         copy = files.path
         with files.extend("logs/rank-0.log") as log:
             log.write(b"one\n")
@@ -226,14 +227,14 @@ def test_live_files_are_sent_and_their_copy_removed(remote: RunFolder, tmp_path:
 
 def test_the_next_attempt_extends_what_was_sent(remote: RunFolder) -> None:
     remote.write_text("metrics.jsonl", '{"step": 1}\n')
-    with LiveFiles(remote) as files, files.extend("metrics.jsonl") as metrics:
+    with closing(LiveFiles(remote)) as files, files.extend("metrics.jsonl") as metrics:
         metrics.write(b'{"step": 2}\n')
     assert remote.read_text("metrics.jsonl") == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_worker_never_sends_a_file_that_another_writes(remote: RunFolder) -> None:
     remote.write_text("metrics.jsonl", "of the attempt before\n")
-    with LiveFiles(remote) as of_rank_1, LiveFiles(remote) as of_rank_0:
+    with closing(LiveFiles(remote)) as of_rank_1, closing(LiveFiles(remote)) as of_rank_0:
         with of_rank_0.extend("metrics.jsonl") as metrics:
             metrics.write(b"newest\n")
         of_rank_0.sync()
@@ -243,7 +244,7 @@ def test_a_worker_never_sends_a_file_that_another_writes(remote: RunFolder) -> N
 
 
 def test_live_files_are_sent_when_the_run_fails(remote: RunFolder) -> None:
-    with pytest.raises(ZeroDivisionError), LiveFiles(remote) as files:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), closing(LiveFiles(remote)) as files:  # noqa: PT012
         (files.path / "rank-0.log").write_text("why\n", encoding="utf-8")
         raise ZeroDivisionError
     assert remote.read_text("rank-0.log") == "why\n"

@@ -1,6 +1,7 @@
 """The loop of a single worker, without Ray: what it saves in an object store, and how it goes on from there."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Timer
 from types import SimpleNamespace
@@ -53,7 +54,7 @@ def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
     run = SMALL_RUN | {"scaling": {"workers": 1}, "checkpoint": {"every_steps": 10}} | changes
     config = RunConfig.model_validate(run | {"name": name, "storage": "s3://bucket"})
     folder = RunFolder(config.storage, config.name)
-    with LiveFiles(folder) as files:
+    with closing(LiveFiles(folder)) as files:
         part = Trainer(WorkerJob(RunPlan(config), told or Monitor(), 0.0), Worker(0, 1, torch.device("cpu")), files)
         try:
             part.restore()
