@@ -263,28 +263,15 @@ class RunFolder:
                     remedies=[Remedy("list_runs", without_secrets(self.storage))],
                 ) from None
 
-    def read_bytes(self, name: str, most: int = LARGEST_RECORD) -> bytes:
-        """The content of a file; see :meth:`open`.
-
-        Raises:
-            RecordError: It has more than ``most`` bytes.
-        """
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file of at most :data:`LARGEST_RECORD` bytes, or RecordError; see :meth:`open`."""
         with self.open(name) as stream:
-            content = stream.read(most + 1)
-        if len(content) > most:
-            raise RecordError(f"{self.file(name)} has more than {most:,} bytes; none that raytorch writes has")
+            content = stream.read(LARGEST_RECORD + 1)
+        if len(content) > LARGEST_RECORD:
+            raise RecordError(
+                f"{self.file(name)} has more than {LARGEST_RECORD:,} bytes; none that raytorch writes has"
+            )
         return content
-
-    def read_text(self, name: str) -> str:
-        """The text of a file; see :meth:`read_bytes`.
-
-        Raises:
-            RecordError: It is not UTF-8.
-        """
-        try:
-            return self.read_bytes(name).decode()
-        except UnicodeDecodeError as error:
-            raise RecordError(f"{self.file(name)} is damaged: not UTF-8 at byte {error.start:,}") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part.

@@ -62,7 +62,7 @@ def test_a_sweep_that_loses_a_part_of_ray_keeps_what_is_finished_and_can_go_on(
     assert f"{RAYLET}\n" in said
     assert said.endswith(f"\ntry: raytorch sweep --resume {folder}\n")
     assert "Traceback" not in said
-    record = json.loads(folder.read_text("sweep.json"))
+    record = json.loads(folder.read_bytes("sweep.json"))
     assert (record["state"], record["error"]["cause"], record["error"]["message"]) == ("failed", "lost_ray", RAYLET)
     wait_until(lambda: not any(map(is_alive, processes)))
     assert [result.is_over for result in plan_resumed_sweep(str(folder)).results({})] == [True, False]

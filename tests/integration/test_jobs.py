@@ -393,7 +393,7 @@ def test_after_the_cluster_its_runs_still_tell_all(cluster: Cluster, client: Cli
     named = {name: states[name] for name in ("first", "script", "endless", "broken")}
     assert named == {"first": "finished", "script": "finished", "endless": "stopped", "broken": "failed"}
     assert {summary["name"]: summary["state"] for summary in list_runs(f"{cluster.home}/runs")} == states
-    assert RunFolder(f"{cluster.home}/runs", "first").read_text("logs/rank-0.log")
+    assert RunFolder(f"{cluster.home}/runs", "first").read_bytes("logs/rank-0.log").decode()
     assert raytorch(cluster, "report", "first").returncode == 0
     with pytest.raises(ClusterError, match="no longer answers"):
         client.jobs()

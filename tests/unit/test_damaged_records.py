@@ -115,7 +115,7 @@ def write_run(config: RunConfig, name: str) -> None:
     folder = plan.folder
     with RunRecord(plan).writing():
         pass
-    summary = json.loads(folder.read_text("summary.json")) | {
+    summary = json.loads(folder.read_bytes("summary.json")) | {
         "state": "failed",
         "error": {"cause": "error", "rank": 0, "kind": "ValueError", "message": "boom", "traceback": "Traceback"},
         "seconds": {"total": 1.5, "training": 1.0},
@@ -158,7 +158,7 @@ def write_sweep(storage: Path, root: Path) -> None:
     with suppress(KeyboardInterrupt), _LiveSweepRecord(plan).writing():
         raise KeyboardInterrupt
     plan.folder.write_json(
-        "sweep.json", json.loads(plan.folder.read_text("sweep.json")) | {"stopped": {"1": 1.0}, "seconds": 3.5}
+        "sweep.json", json.loads(plan.folder.read_bytes("sweep.json")) | {"stopped": {"1": 1.0}, "seconds": 3.5}
     )
     trial = RunFolder(str(plan.folder), "trial-000")
     trial.write_text("config.yaml", dump_config(plan.sweep.trials[0].config))

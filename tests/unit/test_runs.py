@@ -177,7 +177,7 @@ def test_a_change_that_is_refused_is_named_and_leaves_the_run_as_it_was(
     config: RunConfig, key: str, edited: bool
 ) -> None:
     folder = started(config)
-    before = folder.read_text("config.yaml")
+    before = folder.read_bytes("config.yaml").decode()
     other = RunConfig.model_validate(config.model_dump() | REFUSED[key])
     if edited:  # in the run's folder
         folder.write_text("config.yaml", dump_config(other))
@@ -186,7 +186,7 @@ def test_a_change_that_is_refused_is_named_and_leaves_the_run_as_it_was(
     told = str(failure.value)
     assert told.startswith(f"{key} is ")
     assert f" in the run that is resumed ({folder.path}/checkpoint_00000005/checkpoint.json) and cannot become " in told
-    assert folder.read_text("config.yaml") == (dump_config(other) if edited else before)
+    assert folder.read_bytes("config.yaml").decode() == (dump_config(other) if edited else before)
     folder.write_text("config.yaml", before)
     assert plan_resume(folder.path).config.seed == config.seed
 

@@ -114,7 +114,7 @@ def test_records_hold_no_secret(folder: RunFolder, tmp_path: Path) -> None:
     folder.write_json("summary.json", {"path": folder.address, "message": f"{folder.address}: access denied"})
     written = "".join(file.read_text(encoding="utf-8") for file in tmp_path.rglob("*") if file.is_file())
     assert "SECRETWORD" not in written
-    assert json.loads(folder.read_text("summary.json"))["message"] == "s3://***@bucket/runs/one: access denied"
+    assert json.loads(folder.read_bytes("summary.json"))["message"] == "s3://***@bucket/runs/one: access denied"
 
 
 # -- telemetry ---------------------------------------------------------------------------------------------------------

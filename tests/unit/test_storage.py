@@ -148,7 +148,7 @@ def test_files_are_written_read_and_deleted(tmp_path: Path) -> None:
     folder.write_text("logs.txt", "one")
     assert folder.exists()
     assert folder.exists("summary.json")
-    assert json.loads(folder.read_text("summary.json")) == {"state": "running", "name": "größer"}
+    assert json.loads(folder.read_bytes("summary.json")) == {"state": "running", "name": "größer"}
     (tmp_path / "mine" / "b" / "deep").mkdir(parents=True)
     (tmp_path / "mine" / "a").mkdir()
     assert folder.folders() == ["a", "b"]
@@ -164,7 +164,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     with (tmp_path / "mine" / "summary.json").open() as reader:
         folder.write_text("summary.json", "new")
         assert reader.read() == "old"  # the old file was replaced, not written over
-    assert folder.read_text("summary.json") == "new"
+    assert folder.read_bytes("summary.json").decode() == "new"
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["summary.json"]
 
 
@@ -188,7 +188,7 @@ def test_live_files_of_a_local_run_are_its_own(tmp_path: Path) -> None:
         with files.extend("metrics.jsonl") as metrics:
             metrics.write(b"more\n")
         files.sync()
-    assert folder.read_text("metrics.jsonl") == "{}\nmore\n"
+    assert folder.read_bytes("metrics.jsonl").decode() == "{}\nmore\n"
 
 
 # -- storage that is not local -----------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_pyarrows_own_mock_is_not_local() -> None:
     assert not folder.is_local
     folder.write_json("summary.json", {"state": "running"})
     folder.write_json("summary.json", {"state": "finished"})
-    assert json.loads(folder.read_text("summary.json")) == {"state": "finished"}
+    assert json.loads(folder.read_bytes("summary.json")) == {"state": "finished"}
     assert folder.exists("summary.json")
     assert not folder.exists("summary.json.partial")
     folder.delete("summary.json")
@@ -219,7 +219,7 @@ def test_live_files_are_sent_and_their_copy_removed(remote: RunFolder, tmp_path:
             log.write(b"one\n")
             log.flush()
             files.sync()
-            assert remote.read_text("logs/rank-0.log") == "one\n"
+            assert remote.read_bytes("logs/rank-0.log").decode() == "one\n"
             log.write(b"two\n")
     assert (tmp_path / "bucket/runs/far/logs/rank-0.log").read_text(encoding="utf-8") == "one\ntwo\n"
     assert not copy.exists()
@@ -229,7 +229,7 @@ def test_the_next_attempt_extends_what_was_sent(remote: RunFolder) -> None:
     remote.write_text("metrics.jsonl", '{"step": 1}\n')
     with closing(LiveFiles(remote)) as files, files.extend("metrics.jsonl") as metrics:
         metrics.write(b'{"step": 2}\n')
-    assert remote.read_text("metrics.jsonl") == '{"step": 1}\n{"step": 2}\n'
+    assert remote.read_bytes("metrics.jsonl").decode() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_worker_never_sends_a_file_that_another_writes(remote: RunFolder) -> None:
@@ -240,11 +240,11 @@ def test_a_worker_never_sends_a_file_that_another_writes(remote: RunFolder) -> N
         of_rank_0.sync()
         (of_rank_1.path / "rank-1.log").write_text("", encoding="utf-8")
         of_rank_1.sync()
-        assert remote.read_text("metrics.jsonl") == "of the attempt before\nnewest\n"
+        assert remote.read_bytes("metrics.jsonl").decode() == "of the attempt before\nnewest\n"
 
 
 def test_live_files_are_sent_when_the_run_fails(remote: RunFolder) -> None:
     with pytest.raises(ZeroDivisionError), closing(LiveFiles(remote)) as files:  # noqa: PT012
         (files.path / "rank-0.log").write_text("why\n", encoding="utf-8")
         raise ZeroDivisionError
-    assert remote.read_text("rank-0.log") == "why\n"
+    assert remote.read_bytes("rank-0.log").decode() == "why\n"

@@ -103,7 +103,7 @@ def test_the_best_is_the_best_that_finished(folder: RunFolder) -> None:
     assert [find_best(results(folder), metric).trial.number for metric in ("accuracy", "loss")] == [2, 2]  # type: ignore[union-attr]
     write_trial(folder, 2, "finished", [0.9])
     place = RunFolder(str(folder), "trial-002")
-    place.write_text("metrics.jsonl", place.read_text("metrics.jsonl").replace(str(1 - 0.9), "0.01"))
+    place.write_text("metrics.jsonl", place.read_bytes("metrics.jsonl").decode().replace(str(1 - 0.9), "0.01"))
     assert find_best(results(folder), "accuracy").trial.number == 2  # type: ignore[union-attr]  # of equals
     assert find_best(results(folder)[1:2], "accuracy") is None
 
@@ -189,7 +189,7 @@ def test_a_terminal_shows_a_table() -> None:
 def test_the_summary(folder: RunFolder, state: str) -> None:
     write_trial(folder, 2, "failed", [])
     place = RunFolder(str(folder), "trial-002")
-    summary = json.loads(place.read_text("summary.json"))
+    summary = json.loads(place.read_bytes("summary.json"))
     place.write_json("summary.json", summary | {"error": {"message": "the loss became nan"}})
     there = results(folder, 1)
     summary = {
@@ -238,7 +238,7 @@ def test_a_sweep_that_has_finished_is_left_as_it_is(folder: RunFolder) -> None:
     }
     folder.write_json("sweep.json", record)
     assert run_sweep(plan, watch=lambda status: pytest.fail("it was run")) == record
-    assert json.loads(folder.read_text("sweep.json")) == record
+    assert json.loads(folder.read_bytes("sweep.json")) == record
 
 
 def test_a_resumed_sweep_that_fails_keeps_what_it_had_come_to(
@@ -252,7 +252,7 @@ def test_a_resumed_sweep_that_fails_keeps_what_it_had_come_to(
     monkeypatch.setattr("raytorch.sweeps.sweep._run_trials", lost)
     with pytest.raises(RuntimeError, match="it died"):
         run_sweep(SweepPlan(SWEEP, folder))
-    now = json.loads(folder.read_text("sweep.json"))
+    now = json.loads(folder.read_bytes("sweep.json"))
     assert (now["state"], now["best"], now["error"]["message"]) == ("failed", {"trial": "trial-000"}, "it died")
 
 
