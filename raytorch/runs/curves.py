@@ -10,6 +10,7 @@ from raytorch.runs.catalog import read_history
 from raytorch.runs.storage import RunFolder
 from raytorch.system.safe_text import escaped_line
 
+PICTURE_FILE = "report.png"
 DECADES = 100.0
 """How many times the smallest value the largest is from which on a linear axis would hide the small ones."""
 
@@ -21,32 +22,33 @@ def scale(axes: Any, direction: Literal["x", "y"], values: Iterable[float]) -> N
         axes.set(**{f"{direction}scale": "log"})
 
 
-PICTURE_FILE = "report.png"
+def new_figure(title: str, width: float, height: float) -> Any:
+    """A figure of matplotlib's, in inches. Raises MissingPackageError where there is no matplotlib."""
+    with needing_extra("plots"):
+        from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(escaped_line(title), parse_math=False)
+    return figure
+
+
+def as_png(figure: Any) -> bytes:
+    """The figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
 
 
 def write_report(folder: RunFolder, out: Path | None = None) -> str:
-    """Draw loss, test accuracy, learning rate and samples per second over epochs into a picture.
+    """Draw loss, test accuracy, learning rate and samples per second over epochs into a picture; answers where it is.
 
-    Args:
-        folder: The run's folder.
-        out: The file to write; its ending (.png, .svg, .pdf) decides on the format. By default ``report.png`` in the
-            run's folder.
-
-    Returns:
-        Where the picture is.
-
-    Raises:
-        RunNotFoundError: The run has recorded nothing yet.
-        UserError: ``out`` has another ending, or cannot be written.
+    The ending of ``out`` (.png, .svg, .pdf) decides on the format; by default it is ``report.png`` in the run's folder.
+    Raises RunNotFoundError if the run has recorded nothing yet, and UserError if ``out`` cannot be written.
     """
     history = read_history(folder)
     if not history:
         raise RunNotFoundError(f"{folder} has recorded no metrics yet")
-    with needing_extra("plots"):
-        from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    figure.suptitle(escaped_line(folder.name), parse_math=False)
+    figure = new_figure(folder.name, 10, 6.5)
     loss, accuracy, rate, throughput = figure.subplots(2, 2, sharex=True).flat
     _draw(loss, history, {"train": "loss", "test": "loss"}, "loss")
     _draw(accuracy, history, {"test": "accuracy"}, "test accuracy")
@@ -55,9 +57,7 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     for axes in (rate, throughput):
         axes.set_xlabel("epoch")
     if out is None:
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=120)
-        folder.write_bytes(PICTURE_FILE, content.getvalue())
+        folder.write_bytes(PICTURE_FILE, as_png(figure))
         return folder.file(PICTURE_FILE)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
