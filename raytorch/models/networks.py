@@ -19,39 +19,26 @@ from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEnco
 _BEGIN = 11  # what the decoder reads before the first digit
 
 
-def build_model(config: Model, *, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Build the model that ``config`` names, with PyTorch's default initialization from the global generator.
-
-    Args:
-        config: The model and its sizes.
-        input_shape: Shape of one input: (channels, height, width), for clips (channels, frames, height, width).
-        num_classes: Number of classes; seq2seq writes the ten digits whatever it is.
-
-    Raises:
-        ConfigError: The model does not fit the input.
-    """
-    try:
-        config.check_input(input_shape)
-    except ConflictError as error:
-        raise ConfigError(f"model.{error}") from None
-    return MODELS[config.name](input_shape, num_classes, **config.model_dump(exclude={"name"}))
-
-
 @dataclass(frozen=True)
 class Architecture:
-    """All that a model is built from, to be kept beside its weights; see :func:`build_model`."""
+    """All that a model is built from, to be kept beside its weights."""
 
     config: Model
     input_shape: tuple[int, ...]
+    """Of one input: (channels, height, width), for clips (channels, frames, height, width)."""
     num_classes: int
+    """Of these seq2seq takes no note, as it writes the ten digits."""
 
     def build(self) -> nn.Module:
-        """A new model of this architecture.
+        """A new model, with PyTorch's default initialization from the global generator.
 
-        Raises:
-            ConfigError: The model does not fit the input.
+        Raises ConfigError if the input does not fit.
         """
-        return build_model(self.config, input_shape=self.input_shape, num_classes=self.num_classes)
+        try:
+            self.config.check_input(self.input_shape)
+        except ConflictError as error:
+            raise ConfigError(f"model.{error}") from None
+        return MODELS[self.config.name](self.input_shape, self.num_classes, **self.config.model_dump(exclude={"name"}))
 
 
 class MLP(nn.Sequential):

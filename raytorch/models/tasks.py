@@ -46,10 +46,8 @@ def build_task(config: RunConfig, num_classes: int) -> Task:
 def require_enough_samples(config: RunConfig, task: Task, model: nn.Module, dataset: Dataset) -> None:
     """Refuse a split of batches that leaves a worker a single sample, for a model that cannot be trained on one.
 
-    Batch normalization has nothing to compare it with; PyTorch says so when it comes to it, after a whole epoch.
-
-    Raises:
-        ConfigError: It does; the message has a batch size that does not.
+    Batch normalization has nothing to compare it with; PyTorch says so when it comes to it, after a whole epoch. Raises
+    ConfigError, whose message has a batch size that goes.
     """
     parts, samples = config.scaling.max_workers * config.accumulate, len(dataset)
     if smallest_batch(samples, config.batch_size) >= 2 * parts or _takes_one(task, model, dataset):
@@ -75,7 +73,7 @@ def _takes_one(task: Task, model: nn.Module, dataset: Dataset) -> bool:
     return True
 
 
-class Classification:
+class Classification(Task):
     """One class per input: ``targets`` int64 (B,), model outputs (B, num_classes); every sample counts once."""
 
     def __init__(self, loss: Loss, num_classes: int) -> None:
@@ -83,12 +81,10 @@ class Classification:
         self._num_classes = num_classes
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean of the samples' losses, a float32 scalar; ``model`` may be wrapped in DDP."""
         return self._sample_losses(model(inputs), targets).mean()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return loss sum, samples, correct and counted samples: float64 (4,)."""
         outputs = model(inputs)
         correct = outputs.argmax(dim=1) == targets
         return _totals(self._sample_losses(outputs, targets), correct, torch.ones_like(correct))
@@ -108,7 +104,7 @@ class Classification:
             return function(outputs, one_hot, reduction="none").mean(dim=1)
 
 
-class Transcription:
+class Transcription(Task):
     """A sequence of digits per input, for :class:`raytorch.models.networks.Seq2Seq` and its ``targets``.
 
     A strip's loss is the cross-entropy with teacher forcing, averaged over its digits and END. The digits are judged
@@ -119,12 +115,10 @@ class Transcription:
         self._label_smoothing = loss.label_smoothing
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean of the strips' losses, a float32 scalar; ``model`` may be wrapped in DDP."""
         return self._sample_losses(model(inputs, targets), targets).mean()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return loss sum, strips, correct and counted digits: float64 (4,)."""
         losses = self._sample_losses(model(inputs, targets), targets)
         written = cast(Seq2Seq, model).greedy(inputs, targets.shape[1])
         is_digit = (targets != END) & (targets != PAD)

@@ -23,7 +23,7 @@ from raytorch.config import (
 )
 from raytorch.datasets import END, PAD
 from raytorch.errors import ConfigError
-from raytorch.models.networks import MODELS, Seq2Seq, build_model
+from raytorch.models.networks import MODELS, Architecture, Seq2Seq
 from raytorch.training.precision import autocast
 
 CLASSES = 10
@@ -50,7 +50,7 @@ CASES: list[Any] = [
 
 def _build(config: Model, shape: tuple[int, ...]) -> nn.Module:
     torch.manual_seed(0)
-    return build_model(config, input_shape=shape, num_classes=CLASSES)
+    return Architecture(config, shape, CLASSES).build()
 
 
 def _loss(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from raytorch import onnx, serialization
 from raytorch.config import MlpModel
 from raytorch.errors import RemoteOpError
-from raytorch.models.networks import Architecture, build_model
+from raytorch.models.networks import Architecture
 from raytorch.session.remote_objects import RemoteModule
 from raytorch.session.session import Session
 
@@ -27,7 +27,7 @@ def session() -> Iterator[Session]:
 
 @pytest.fixture
 def model() -> nn.Module:
-    return build_model(MlpModel(hidden=[8], dropout=0.5), input_shape=(1, 4, 4), num_classes=10).eval()
+    return Architecture(MlpModel(hidden=[8], dropout=0.5), (1, 4, 4), 10).build().eval()
 
 
 @pytest.fixture

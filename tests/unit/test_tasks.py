@@ -12,7 +12,7 @@ from raytorch.config import DigitsData, ResNet18Model, RunConfig
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import TrainLoader
 from raytorch.errors import ConfigError
-from raytorch.models.networks import END, PAD, Architecture, build_model
+from raytorch.models.networks import END, PAD, Architecture
 from raytorch.models.tasks import Classification, Task, Transcription, build_task, require_enough_samples
 
 LABELS = torch.tensor([3, 1, 0, 2])
@@ -138,7 +138,7 @@ def trial(request: pytest.FixtureRequest) -> tuple[Task, nn.Module, Tensor, Tens
     config = RunConfig.model_validate(
         {"epochs": 1, "model": name, "data": "mnist_strips" if name == "seq2seq" else "digits"}
     )
-    model = build_model(config.model, input_shape=shape, num_classes=5).eval()
+    model = Architecture(config.model, shape, 5).build().eval()
     return task, model, torch.randn(4, *shape), targets
 
 

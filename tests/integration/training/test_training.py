@@ -20,7 +20,7 @@ from whole_runs import SMALL_RUN, assert_bitwise_equal, plan, weights
 from raytorch.config import AdamW, ConstantSchedule, DigitsData, MlpModel
 from raytorch.datasets import TrainLoader, load_dataset
 from raytorch.errors import ResourceError, RunExistsError, TrainingError, UserError
-from raytorch.models.networks import build_model
+from raytorch.models.networks import Architecture
 from raytorch.runs.catalog import list_runs, read_history, read_summary
 from raytorch.runs.checkpoint_folders import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob, plan_resume
@@ -67,7 +67,7 @@ def plain_pytorch(steps: int, seed: int) -> dict[str, torch.Tensor]:
     """The same model and data in one process, with the whole batch at once and nothing of raytorch's loop."""
     torch.manual_seed(seed)
     data = load_dataset(DigitsData(), "train", torch.device("cpu"))
-    model = build_model(MlpModel(hidden=[32]), input_shape=data.input_shape, num_classes=data.num_classes)
+    model = Architecture(MlpModel(hidden=[32]), data.input_shape, data.num_classes).build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     order = TrainLoader(data, batch_size=64, seed=seed).state_dict()["permutation"]
     for step in range(steps):
