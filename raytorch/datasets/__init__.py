@@ -1,9 +1,5 @@
 """Data sets, held in memory as bytes and made into normalized, augmented batches as whole tensors.
 
-``prepare`` downloads a data set's files, ``check_dataset`` verifies them without loading them and ``count`` counts what
-is in them, ``load_dataset`` returns a split as a ``Dataset``, ``TrainLoader`` deals out its samples to the ranks of a
-training run and ``evaluation_batches`` those of a test split.
-
 Only ``check_dataset`` and ``count`` are imported at once; the rest comes when it is first asked for, most of it with
 torch.
 """

@@ -1,8 +1,4 @@
-"""Errors that the readers of data files share: a file that is not what it should be is one error that says what to do.
-
-Every fault raises one :class:`~raytorch.errors.DataError` that names the file, what was expected, what was found and
-how to get it.
-"""
+"""Errors of the readers of data files: a DataError says what was expected, what was found, and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

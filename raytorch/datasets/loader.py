@@ -126,13 +126,9 @@ class TrainLoader:
         pixels = self._dataset.pixels(index)
         if draws:
             offset, mirrored = (draw[low:high] for draw in draws)
-            pixels = self._augmented(pixels, offset, mirrored)
+            pixels = shift(pixels, offset, self._augment.crop) if self._augment.crop else pixels
+            pixels = mirror(pixels, mirrored) if self._augment.flip else pixels
         return MicroBatch(self._dataset.normalize(pixels), self._dataset.targets(index), weight)
-
-    def _augmented(self, pixels: Tensor, offset: Tensor, mirrored: Tensor) -> Tensor:
-        if self._augment.crop:
-            pixels = shift(pixels, offset, self._augment.crop)
-        return mirror(pixels, mirrored) if self._augment.flip else pixels
 
     def _draw(self, start: int, size: int) -> tuple[Tensor, Tensor]:
         """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""

@@ -77,7 +77,7 @@ def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
         tensor([1., 2.])
     """
     reduction = _reduction(op, tensor)
-    if _several_workers():
+    if _world_size() > 1:
         _require_agreement(f"all_reduce({op})", tensor)
         _in_place(tensor, lambda dense: dist.all_reduce(dense, reduction))
     return tensor
@@ -100,7 +100,7 @@ def all_gather(tensor: Tensor) -> Tensor:
         torch.Size([1, 2])
     """
     own = tensor.detach().contiguous()
-    if not _several_workers():
+    if _world_size() == 1:
         return own.unsqueeze(0).clone()
     _require_agreement("all_gather", own)
     gathered = own.new_empty((_world_size(), *own.shape))
@@ -125,7 +125,7 @@ def broadcast(tensor: Tensor, src: int = 0) -> Tensor:
     """
     if not 0 <= src < _world_size():
         raise UserError(f"broadcast: src must be a rank from 0 to {_world_size() - 1}, not {src}")
-    if _several_workers():
+    if _world_size() > 1:
         _require_agreement(f"broadcast(src={src})", tensor)
         _in_place(tensor, lambda dense: dist.broadcast(dense, src))
     return tensor
@@ -152,7 +152,7 @@ def reduce_scatter(tensor: Tensor | Sequence[Tensor], op: str = "sum") -> Tensor
     """
     parts = _parts(tensor)
     reduction = _reduction(op, parts)
-    if not _several_workers():
+    if _world_size() == 1:
         return parts[0].clone()
     _require_agreement(f"reduce_scatter({op})", parts)
     part = parts.new_empty(parts.shape[1:])
@@ -164,10 +164,6 @@ def _world_size() -> int:
     if _agreement and _agreement.has_left:
         return _agreement.world_size
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _several_workers() -> bool:
-    return _world_size() > 1
 
 
 def _reduction(op: str, tensor: Tensor) -> Any:

@@ -9,10 +9,9 @@ from raytorch.errors import Cause, StorageError, is_storage_fault, leaves, messa
 
 
 def failure_cause(error: BaseException) -> Cause:
-    """Cause of an exception on a worker: memory that ran out, other workers or hardware gone, or a mistake.
+    """What an exception on a worker comes from; of a group's, one that a restart would only meet again decides.
 
-    PyTorch, gloo and NCCL raise plain ``RuntimeError`` in places, so the text is looked at as well. Of a group's
-    exceptions, one that a restart would only meet again decides.
+    PyTorch, gloo and NCCL raise plain ``RuntimeError`` in places, so the text is looked at as well.
     """
     if isinstance(error, BaseExceptionGroup):
         return min(map(failure_cause, leaves(error)), key=lambda cause: (not cause.is_final, cause is Cause.ERROR))

@@ -78,11 +78,7 @@ _GROUPS = itertools.count()
 
 
 class RenewableGroup:
-    """The workers' process group, of which one worker can close its part, and all can make a new one.
-
-    Args:
-        timeout_s: Seconds after which a collective of a new group fails that makes no progress.
-    """
+    """The workers' process group, of which one worker can close its part, and all can make a new one."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout = timedelta(seconds=timeout_s)
@@ -114,11 +110,6 @@ _GROUPS_OWN = ("process_group", "reducer", "logger")
 """Attributes of a DistributedDataParallel that hold its process group, and makes anew when it is unpickled."""
 
 
-@cache
-def _store() -> Any:
-    return connect_store()
-
-
 def connect_store() -> Any:
     """A new connection of this process's to the store where Ray Train's workers met.
 
@@ -127,3 +118,6 @@ def connect_store() -> Any:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_master = os.environ["RANK"] == "0"
     return TCPStore(address, port, is_master=is_master, multi_tenant=True, wait_for_workers=False)
+
+
+_store = cache(connect_store)
