@@ -31,18 +31,8 @@ from torch import Tensor, nn
 from raytorch.config import Checkpointing
 from raytorch.errors import CheckpointError, ModelFileError, Remedy, RunNotFoundError, StorageError
 from raytorch.models.networks import Architecture
-from raytorch.runs.checkpoint_folders import (
-    CHECKPOINT_FORMAT,
-    CHECKPOINT_MANIFEST,
-    MODEL_FILE,
-    RESUME_FROM_ANOTHER,
-    checkpoint_name,
-    checkpoint_names,
-    checkpoint_step,
-    is_complete_checkpoint,
-    read_manifest,
-    require_format,
-)
+from raytorch.runs import checkpoint_folders
+from raytorch.runs.checkpoint_folders import CHECKPOINT_FORMAT, CHECKPOINT_MANIFEST, MODEL_FILE, RESUME_FROM_ANOTHER
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization import load_tensors, save_model
@@ -81,28 +71,29 @@ class Checkpoints:
         """
         folder = self._folder
         for staged in filter(_STAGED.fullmatch, folder.folders() if folder.is_local else []):
-            if is_complete_checkpoint(folder, staged):
-                name = checkpoint_name(read_manifest(folder, staged).step)
-                if not is_complete_checkpoint(folder, name):
+            if checkpoint_folders.is_complete_checkpoint(folder, staged):
+                name = checkpoint_folders.checkpoint_name(checkpoint_folders.read_manifest(folder, staged).step)
+                if not checkpoint_folders.is_complete_checkpoint(folder, name):
                     folder.delete(name)
                     Path(folder.file(staged)).replace(folder.file(name))
                     logger.info("put %s in place, which an earlier attempt had written", name)
             folder.delete(staged)
-        for name in checkpoint_names(folder):
-            if is_complete_checkpoint(folder, name):
-                manifest = read_manifest(folder, name)
+        for name in checkpoint_folders.checkpoint_names(folder):
+            if checkpoint_folders.is_complete_checkpoint(folder, name):
+                manifest = checkpoint_folders.read_manifest(folder, name)
                 self._kept[name] = self._rank(name, manifest.metrics if manifest.evaluated else {})
             else:
                 folder.delete(name)
         self._prune()
-        return max(self._kept, key=checkpoint_step, default=None)
+        return max(self._kept, key=checkpoint_folders.checkpoint_step, default=None)
 
     def save(
         self, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
     ) -> None:
         """Save a checkpoint: into a local folder at once, to an object store while training goes on.
 
-        One that is still on its way there is waited for first.
+        One that is still on its way there is waited for first. Raises StorageError, and ModelFileError for more than
+        could be read again.
 
         Args:
             model: The bare model, not its DDP wrapper.
@@ -110,10 +101,6 @@ class Checkpoints:
             state: Nested dictionaries and lists of tensors and of what JSON has.
             manifest: ``step``, ``metrics``, whether they are those of this very model (``evaluated``), and whatever
                 else a reader should know; JSON types only.
-
-        Raises:
-            ModelFileError: The model or the state is larger than what could be read again.
-            StorageError: The storage is full, or cannot be written.
         """
         self.wait()
         staged = _stage(self._folder, model, architecture, state, manifest)
@@ -130,10 +117,10 @@ class Checkpoints:
 
     def _publish(self, staged: Path, manifest: dict[str, Any]) -> None:
         """Make a staged checkpoint appear under its name, complete from the first moment on."""
-        folder, name = self._folder, checkpoint_name(manifest["step"])
+        folder, name = self._folder, checkpoint_folders.checkpoint_name(manifest["step"])
         with _telling_faults(folder, staged):
+            folder.delete(name)
             if folder.is_local:
-                folder.delete(name)
                 staged.replace(folder.file(name))
             else:
                 _send(folder, staged, name)
@@ -145,7 +132,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Keep the best, and the latest."""
         ranked = sorted(self._kept, key=self._kept.__getitem__)
-        latest = max(self._kept, key=checkpoint_step, default=None)
+        latest = max(self._kept, key=checkpoint_folders.checkpoint_step, default=None)
         for name in ranked[: -self._config.keep]:
             if name != latest:
                 self._folder.delete(name)
@@ -155,23 +142,22 @@ class Checkpoints:
         """Higher is better: by the metric, and without one of its own below all that have; among equals the newer."""
         value = metrics.get(self._config.best_by, math.nan)
         if math.isnan(value):
-            return -math.inf, checkpoint_step(name)
-        return value if self._config.best_by == "accuracy" else -value, checkpoint_step(name)
+            return -math.inf, checkpoint_folders.checkpoint_step(name)
+        return value if self._config.best_by == "accuracy" else -value, checkpoint_folders.checkpoint_step(name)
 
 
 @contextmanager
 def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
     """The content of a checkpoint, fetched from its storage if need be, for whoever puts it to use in the block.
 
-    Raises:
-        CheckpointError: It is damaged, or what it holds is of no use there.
+    Raises CheckpointError if it is damaged, or if what it holds is of no use there.
     """
     place = folder.file(name)
     try:
-        manifest = read_manifest(folder, name)
+        manifest = checkpoint_folders.read_manifest(folder, name)
     except RunNotFoundError:
         raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
-    require_format(manifest, place)
+    checkpoint_folders.require_format(manifest, place)
     with _explaining_misfit(place):
         if folder.is_local:
             yield SavedState(Path(place), manifest)
@@ -184,10 +170,7 @@ def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
 
 
 class SavedState:
-    """A checkpoint in a local folder, whose ``manifest`` was read before.
-
-    Its methods raise CheckpointError for a file that is missing, cut short or damaged.
-    """
+    """A checkpoint in a local folder. Its methods raise CheckpointError for what is missing, cut short or damaged."""
 
     def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
         self._folder, self.manifest = folder, manifest
@@ -198,12 +181,12 @@ class SavedState:
         with _refusing_damage():
             return load_tensors(path, device)
 
-    def state(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """The ``state`` that was given when it was saved."""
+    def state(self) -> dict[str, Any]:
+        """The ``state`` that was given when it was saved, on the CPU."""
         for name in (STRUCTURE_FILE, TENSORS_FILE):
             self._checked(name)
         with _refusing_damage():
-            return load_saved_state(self._folder, device)
+            return load_saved_state(self._folder)
 
     def _checked(self, name: str) -> Path:
         path = self._folder / name
@@ -251,7 +234,6 @@ def _stage(
 
 def _send(folder: RunFolder, staged: Path, name: str) -> None:
     """Move a local folder to an object store: the manifest, without which it is no checkpoint, goes last."""
-    folder.delete(name)
     manifest = staged / CHECKPOINT_MANIFEST
     text = manifest.read_text(encoding="utf-8")
     manifest.unlink()
@@ -266,11 +248,10 @@ def _telling_faults(folder: RunFolder, staged: Path) -> Iterator[None]:
     where it could not be read again."""
     try:
         yield
-    except ModelFileError:
+    except (OSError, SafetensorError, StorageError, ModelFileError) as error:
         shutil.rmtree(staged, ignore_errors=True)
-        raise
-    except (OSError, SafetensorError, StorageError) as error:
-        shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, ModelFileError):
+            raise
         raise StorageError(
             f"{folder}: a checkpoint cannot be written: {error}; free space there, lower checkpoint.keep or save less "
             "often, and resume it",

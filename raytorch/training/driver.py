@@ -26,18 +26,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Run to the end and return the content of the run's ``summary.json``, at once if nothing is left to do.
 
-    Args:
-        plan: What to run; see :func:`raytorch.runs.plan.plan_run`.
-        address: A running Ray cluster's address; by default RAY_ADDRESS, unless it is the http URL of a dashboard, else
-            a Ray that is started for this run and stopped after it. A Ray that this process has already joined is used
-            as it is.
-        watch: Called with the workers' news while the run goes on.
-        work: What each worker does; by default it trains.
-
-    Raises:
-        ResourceError: The machine or cluster can never give the CPUs or GPUs that the run asks for.
-        UserError: The input has to change: a data file is missing or corrupt, say.
-        TrainingError: A worker raised or died; ``summary.json`` holds the details.
+    Each worker does ``work``; by default it trains. All else is as for :func:`raytorch.training.api.train`.
     """
     if plan.finished is not None:
         return dict(plan.finished)
@@ -52,10 +41,10 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: Wo
 
     from raytorch.cluster.ray_watch import RayWatch
     from raytorch.cluster.worker_group import BackgroundFit, forget_snapshot, free_abandoned_resources
-    from raytorch.training.monitor import start_monitor
+    from raytorch.training.monitor import RunMonitor, start_on_this_node
 
     with record.writing():
-        monitor = start_monitor()
+        monitor: MonitorHandle = start_on_this_node(RunMonitor)
         forget_snapshot(plan.folder)
         free_abandoned_resources()
         fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor, record.started), work))

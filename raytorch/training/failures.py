@@ -19,8 +19,6 @@ NODE_NOTICE_S = 20.0
 
 _GRAVITY = (Cause.HOST_MEMORY, Cause.LOST_NODE, Cause.TIMEOUT, Cause.LOST_WORKER)
 """Where several workers were lost, the first of these explains the others."""
-
-
 _OF_RAY = (
     HeadLostError,
     RayletLostError,
@@ -53,12 +51,8 @@ class StopOnFinalFailure(ray.train.UserCallback):
 
 
 def diagnose(error: Exception, status: RunStatus) -> dict[str, Any]:
-    """The ``error`` of a failed run's ``summary.json``: ``cause``, ``kind``, ``message``, and what is known of the
-    ``rank`` and its ``traceback``.
-
-    Args:
-        error: What Ray Train ended with.
-        status: What the workers said.
+    """The ``error`` of a failed run's ``summary.json``: ``cause``, ``kind``, ``message``, and perhaps ``rank`` and
+    ``traceback``; from what Ray Train ended with, and what the workers said.
     """
     told = status.cause
     if told and told.cause.is_final:

@@ -15,18 +15,11 @@ from raytorch.datasets.files import check_dataset
 def ray_for(
     configs: Sequence[RunConfig], *, address: str | None = None, module: str, workers_key: str | None = None
 ) -> Iterator[None]:
-    """Join a Ray that can hold each of the runs, while the block runs.
+    """Join a Ray that can hold each of the runs, while the block runs; see :func:`raytorch.cluster.joining.joined_ray`.
 
-    Args:
-        configs: The runs' configurations.
-        address: As :func:`raytorch.cluster.joining.joined_ray` takes it.
-        module: What drives the runs: it is imported beside the start of Ray, which takes as long.
-        workers_key: Where the user sets the number of workers, if not in the configuration.
-
-    Raises:
-        UserError: The input has to change: on this machine a data file is missing or corrupt, say.
-        ClusterError: As for ``joined_ray``.
-        ResourceError: The machine or cluster can never give the CPUs or GPUs that a run asks for.
+    What drives the runs, ``module``, is imported beside the start of Ray, which takes as long. ``workers_key`` is where
+    the user sets the number of workers, if not in the configuration. Raises UserError, such as ResourceError for what
+    there can never be, and DataError for this machine's files.
     """
     if starts_ray(address):
         for data in {repr(config.data): config.data for config in configs}.values():

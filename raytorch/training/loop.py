@@ -18,16 +18,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load_dataset
-from raytorch.distributed import (
-    Worker,
-    broadcast_buffers,
-    data_parallel,
-    device_name,
-    failure_cause,
-    gradient_sync,
-    leaving_process_group,
-)
 from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
+from raytorch.distributed.ddp import broadcast_buffers, data_parallel, gradient_sync
+from raytorch.distributed.exception_causes import failure_cause
+from raytorch.distributed.process_group import leaving_process_group
+from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import DivergedError
 from raytorch.models.networks import Architecture
 from raytorch.models.tasks import build_task, require_enough_samples
@@ -55,13 +50,7 @@ def train_on_worker(
 ) -> None:
     """Train on this worker until the run is finished or stopped; rank 0 tells the monitor what it came to.
 
-    Args:
-        job: What to train.
-        make_trainer: Makes this worker's trainer, by default a :class:`Trainer`.
-
-    Raises:
-        DivergedError: The loss became NaN or infinite.
-        DataError: The data set is missing, incomplete or corrupt.
+    ``make_trainer`` makes this worker's trainer, by default a :class:`Trainer`.
     """
     worker = Worker.current()
     job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
@@ -321,11 +310,7 @@ class Trainer:
         return self.loader.epoch + self.loader.position / len(self.train_set)
 
     def export(self) -> list[dict[str, Any]]:
-        """Rank 0 writes the finished model into the folder ``export`` in each format that the run asks for.
-
-        Raises:
-            ExportError: The model cannot be exported, or an export differs from it.
-        """
+        """Rank 0 writes the finished model into ``export`` in each format that the run asks for. Raises ExportError."""
         if self.worker.rank > 0 or not self.config.export:
             return []
         from raytorch.export import export_finished  # onnxruntime takes a second to import

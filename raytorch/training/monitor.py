@@ -24,7 +24,7 @@ _TOLD = "_raytorch_told"
 
 
 class RunMonitor:
-    """The actor itself; see :func:`start_monitor`."""
+    """The actor itself; see :func:`start_on_this_node`."""
 
     def __init__(self) -> None:
         self._status = RunStatus()
@@ -87,12 +87,6 @@ class RunMonitor:
         self._status.resizes += 1
 
 
-def start_monitor() -> MonitorHandle:
-    """Start the actor; its handle travels to the workers with their job."""
-    handle: MonitorHandle = start_on_this_node(RunMonitor)
-    return handle
-
-
 def start_on_this_node(kind: type) -> Any:
     """Start an actor on the driver's node, as Ray Train does its controller: one node less that cannot be spared."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -146,12 +140,7 @@ class DriverLink:
 def reporting_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
     """Pass an exception in the block on to the driver, and log it, before it is raised further.
 
-    Of blocks inside each other the innermost does that.
-
-    Args:
-        monitor: Handle of the run's monitor.
-        rank: The worker's rank.
-        cause_of: Tells what an exception comes from; see :func:`raytorch.distributed.failure_cause`.
+    Of blocks inside each other the innermost does that. ``cause_of`` is :func:`raytorch.distributed.failure_cause`.
     """
     try:
         yield

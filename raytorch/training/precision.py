@@ -22,11 +22,7 @@ class Precision:
 
     @classmethod
     def choose(cls, name: Literal["auto", "fp32", "bf16"], device: torch.device) -> "Precision":
-        """The precision of that name; ``auto`` is bf16 where ``device`` has instructions for it.
-
-        Raises:
-            ConfigError: ``device`` cannot compute in bf16 at all.
-        """
+        """The precision of that name; ``auto`` is bf16 where ``device`` has instructions for it. Raises ConfigError."""
         if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise ConfigError(
                 f"precision: bf16: {torch.cuda.get_device_name(device)} cannot compute in bfloat16; take fp32, or auto"

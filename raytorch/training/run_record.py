@@ -42,11 +42,7 @@ class RunRecord(LiveRecord):
             self.update(**values, epochs=round(newest["epoch"], 4))
 
     def end(self, status: RunStatus) -> dict[str, Any]:
-        """Write down what the run came to; returns the summary.
-
-        Raises:
-            StorageError: It could not be written down.
-        """
+        """Write down what the run came to; returns the summary. Raises StorageError if it could not be written."""
         outcome = dict(status.outcome or {})
         first_step_at = outcome["first_step_at"]
         outcome["first_step_s"] = round(first_step_at - self.started, 2) if first_step_at else None
@@ -57,11 +53,7 @@ class RunRecord(LiveRecord):
         return self.require_written(self._close_with(status, **outcome))
 
     def abandon(self) -> dict[str, Any]:
-        """Write down that the run was ended at once, unless it had ended before that; returns the summary.
-
-        Raises:
-            StorageError: It could not be written down.
-        """
+        """Write down that the run was ended at once, unless it had ended before that; as :meth:`end` otherwise."""
         return self.require_written(self.close("stopped"))
 
     def fail(self, error: Exception, status: RunStatus) -> Exception:
