@@ -47,7 +47,7 @@ class Cause(StrEnum):
 
     @property
     def advice(self) -> str:
-        """Advice: what happened and what to do about it, in a line; empty for errors, which speak for themselves."""
+        """What happened and what to do about it, in a line; empty for errors, which speak for themselves."""
         return _ADVICE.get(self, "")
 
 
@@ -282,11 +282,7 @@ class RemoteOpError(SessionError):
 
 @contextmanager
 def needing_extra(extra: str) -> Iterator[None]:
-    """Import in the block what an extra of raytorch brings.
-
-    Raises:
-        MissingPackageError: It is not installed.
-    """
+    """Import in the block what an extra of raytorch brings. Raises MissingPackageError."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -39,10 +39,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, remembered: list[dict[str, Any]]) -> None:
     """Give ``optimizer``, whose settings stay as they are, what :func:`optimizer_state` took from one like it.
 
-    What only its present settings need (a momentum that was 0, say) begins with zeros.
-
-    Raises:
-        CheckpointError: It was taken from another kind of optimizer, or one of other parameters.
+    What only its present settings need (a momentum that was 0, say) begins with zeros. Raises CheckpointError for what
+    was taken from another kind of optimizer, or one of other parameters.
     """
     parameters = _parameters(optimizer)
     if len(remembered) != len(parameters):

@@ -2,7 +2,6 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -27,11 +26,7 @@ logger = logging.getLogger("raytorch")
 
 
 def find_run(run: str, storage: str) -> RunFolder:
-    """The folder of a run that is given by its name in ``storage`` or by its path.
-
-    Raises:
-        RunNotFoundError: There is none.
-    """
+    """The folder of a run that is given by its name in ``storage`` or by its path. Raises RunNotFoundError."""
     if "/" in run:
         storage, run = split(run)
     if run not in ("", ".", "..") and _is_run(folder := RunFolder(storage, run)):
@@ -49,16 +44,14 @@ def list_runs(storage: str) -> list[dict[str, Any]]:
 
     A run that cannot be read is warned of, and the others are listed.
     """
-    return sorted(_summaries(storage), key=lambda summary: str(summary["started"]))
-
-
-def _summaries(storage: str) -> Iterator[dict[str, Any]]:
+    found = []
     for folder in run_folders(storage):
         try:
             if _is_run(folder):
-                yield read_summary(folder)
+                found.append(read_summary(folder))
         except UserError as error:
             logger.warning("%s", escaped(error))
+    return sorted(found, key=lambda summary: str(summary["started"]))
 
 
 def read_summary(folder: RunFolder) -> dict[str, Any]:

@@ -51,12 +51,7 @@ def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:
 
 
 def read_manifest(folder: RunFolder, name: str) -> CheckpointManifest:
-    """Return what a checkpoint says of itself.
-
-    Raises:
-        RunNotFoundError: There is no such checkpoint.
-        CheckpointError: What it says is damaged, or no file that raytorch writes.
-    """
+    """Return what a checkpoint says of itself. Raises RunNotFoundError, and CheckpointError where that is damaged."""
     try:
         return read_record(folder, f"{name}/{CHECKPOINT_MANIFEST}", CheckpointManifest)
     except RecordError as error:

@@ -34,7 +34,6 @@ class LiveRecord:
             "driver": asdict(Process.current()),
             **values,
         }
-
         self._end: dict[str, Any] | None = None
 
     @property
@@ -62,11 +61,7 @@ class LiveRecord:
             ended.set()
 
     def write(self, **values: Any) -> None:
-        """Write down that the driver is alive, and what else is known, unless an end has been.
-
-        Raises:
-            StorageError: The storage refuses it.
-        """
+        """Write down that the driver is alive, and what else is known, unless an end has been. Raises StorageError."""
         with self._lock:
             if self.is_running:
                 self.content |= {**values, "seen": timestamp()}
@@ -89,11 +84,7 @@ class LiveRecord:
         return True
 
     def require_written(self, is_written: bool) -> dict[str, Any]:
-        """The record, of which :meth:`close` has said whether it is there.
-
-        Raises:
-            StorageError: It is not.
-        """
+        """The record, of which :meth:`close` has said whether it is there. Raises StorageError if it is not."""
         if not is_written:
             raise StorageError(
                 f"{self.folder.name} has {self.content['state']}, but {self.folder} does not say so, as it could not "

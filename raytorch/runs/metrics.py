@@ -138,9 +138,7 @@ class MetricsLog:
 def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     """Read a ``metrics.jsonl``; a last line that is still being written is left out, and so is what is no such line.
 
-    Args:
-        stream: The file.
-        name: Its path, for the warning that tells how many lines are damaged.
+    How many are damaged is warned of, by the file's ``name``.
     """
     odd = 0
     for line in _whole_lines(stream):

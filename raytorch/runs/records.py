@@ -27,11 +27,7 @@ DEEPEST = 40
 
 
 def moment(text: str) -> datetime:
-    """The time that a record tells, with this host's zone where it has none.
-
-    Raises:
-        ValueError: It is no time.
-    """
+    """The time that a record tells, with this host's zone where it has none. Raises ValueError."""
     try:
         return datetime.fromisoformat(text).astimezone()
     except OverflowError:
@@ -131,22 +127,8 @@ Record = TypeVar("Record", bound=_Record)
 
 
 def read_record(folder: RunFolder, name: str, kind: type[Record]) -> Record:
-    """Read a record of a run or sweep.
-
-    Raises:
-        RunNotFoundError: It is not there.
-        RecordError: It is damaged, or none of raytorch's.
-        UserError: It cannot be read, or a link is in its place.
-    """
-    return parse_record(folder.read_bytes(name), folder.file(name), kind)
-
-
-def parse_record(text: str | bytes, name: str, kind: type[Record]) -> Record:
-    """The record that ``text`` holds, the content of the file ``name``.
-
-    Raises:
-        RecordError: It is damaged, or none of raytorch's.
-    """
+    """Read a record of a run or sweep; see :meth:`RunFolder.open`. Raises RecordError if it is damaged."""
+    text = folder.read_bytes(name)
     try:
         return kind.model_validate(_plain_json(text))
     except ValidationError as error:
@@ -155,10 +137,10 @@ def parse_record(text: str | bytes, name: str, kind: type[Record]) -> Record:
         reason = f"{key:.80}: {first['msg']}"
     except (ValueError, OverflowError) as error:
         reason = str(error)
-    raise RecordError(f"{name} is damaged, or none of raytorch's: {escaped(reason)}")
+    raise RecordError(f"{folder.file(name)} is damaged, or none of raytorch's: {escaped(reason)}")
 
 
-def _plain_json(text: str | bytes) -> Any:
+def _plain_json(text: bytes) -> Any:
     """The content of a JSON text. Raises ValueError."""
     try:
         content = json.loads(text)

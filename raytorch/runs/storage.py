@@ -33,11 +33,7 @@ def is_in_job() -> bool:
 
 
 def absolute(path: str) -> str:
-    """``path`` made absolute, with ``~`` expanded; a URI is returned as it is.
-
-    Raises:
-        UserError: ``~`` names a user that is not there, or the path holds a null character or half a character.
-    """
+    """``path`` made absolute, with ``~`` expanded; a URI as it is. Raises UserError for what can be no path."""
     if "://" in path:
         return path
     _require_encodable(path)
@@ -76,24 +72,17 @@ def locate(storage: str) -> str:
     """A storage's full address; a relative one is in what RAYTORCH_STORAGE_BASE names, else in the current folder.
 
     If its first part is also the base's last one, it counts once: in ``s3://b/runs``, ``runs`` is the base itself and
-    ``runs/a`` its ``a``. A ``..`` stops at the base.
-
-    Raises:
-        UserError: A ``..`` would be in a URI; or as for :func:`absolute`.
+    ``runs/a`` its ``a``. A ``..`` stops at the base; in a URI it raises UserError.
     """
     if not is_in_job() or not is_relative(storage):
         return absolute(storage)
     base = os.environ[BASE]
-    parts = _parts_below(base, storage)
+    if "://" in base and ".." in Path(storage).parts:
+        raise UserError(f"storage {storage!r}: there is no '..' in {base}; give the storage in full, or without it")
+    parts = [part for part in os.path.normpath(f"/{storage}").split("/") if part]
     if parts[:1] == [split(base)[1]]:
         del parts[0]
     return absolute(join(base, "/".join(parts)) if parts else base)
-
-
-def _parts_below(base: str, path: str) -> list[str]:
-    if "://" in base and ".." in Path(path).parts:
-        raise UserError(f"storage {path!r}: there is no '..' in {base}; give the storage in full, or without it")
-    return [part for part in os.path.normpath(f"/{path}").split("/") if part]
 
 
 def join(storage: str, name: str) -> str:
@@ -110,11 +99,7 @@ def split(address: str) -> tuple[str, str]:
 
 
 def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
-    """The file system that holds ``storage`` and the path on it.
-
-    Raises:
-        UserError: The URI's scheme is unknown, its address cannot be used, or nothing answers there.
-    """
+    """The file system that holds ``storage`` and the path on it. Raises UserError where nothing can be opened."""
     address = locate(storage)
     if "://" not in address:
         return fs.LocalFileSystem(), address.rstrip("/") or "/"
@@ -136,12 +121,9 @@ def _with_bounds(uri: str) -> str:
 
 
 def run_folders(storage: str) -> Iterator["RunFolder"]:
-    """The folders in a storage, which may be runs, sorted by their names.
+    """The folders in a storage, which may be runs, sorted by their names. Raises UserError.
 
     Links are left out; one that leads elsewhere is warned of.
-
-    Raises:
-        UserError: The storage cannot be reached, or is in a bucket that is not there.
     """
     filesystem, root = open_storage(storage)
     with translating_storage_errors(storage):
@@ -178,11 +160,7 @@ def _leads_elsewhere(link: os.DirEntry[str], root: str) -> bool:
 
 @contextmanager
 def translating_storage_errors(address: str) -> Iterator[None]:
-    """Explain what goes wrong with a storage in the block.
-
-    Raises:
-        StorageError: It cannot be reached, has no room left, or may not be read or written.
-    """
+    """Explain, by a StorageError, what goes wrong with a storage in the block; what is not there is left as it is."""
     try:
         yield
     except FileNotFoundError:
@@ -194,9 +172,8 @@ def translating_storage_errors(address: str) -> Iterator[None]:
 class RunFolder:
     """The folder of one run.
 
-    Raises:
-        UserError: The storage cannot be opened; from its methods too, where it cannot be reached, does not answer, may
-            not be read or written, or where a link is in the way.
+    Making one, and every method, raises UserError where the storage cannot be opened or reached, does not answer, may
+    not be read or written, or where a link is in the way.
     """
 
     def __init__(self, storage: str, name: str) -> None:
@@ -218,11 +195,7 @@ class RunFolder:
         return self.path if self.is_local else join(self.storage, self.name)
 
     def file(self, name: str) -> str:
-        """Path of ``name`` in this folder, on :attr:`filesystem`.
-
-        Raises:
-            UserError: ``name`` would lead out of the folder.
-        """
+        """Path of ``name`` in this folder, on :attr:`filesystem`. Raises UserError where it would lead out of it."""
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise UserError(
                 f"{name!r} names nothing in {self}: a name in a run's folder has no '..' and no '/' before it"
@@ -246,12 +219,7 @@ class RunFolder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read.
-
-        Raises:
-            RunNotFoundError: The file is not there.
-            RecordError: It is no file.
-        """
+        """A file to read. Raises RunNotFoundError if it is not there, and RecordError if it is no file."""
         with self._translating_errors(name):
             try:
                 file = self._files.open(name)
@@ -310,12 +278,9 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold a local folder against other processes while the block runs.
+        """Hold a local folder against other processes while the block runs; RunExistsError if another one holds it.
 
         Object stores have no locks: there the caller has to see to it that nobody else writes.
-
-        Raises:
-            RunExistsError: Another process holds the folder.
         """
         with ExitStack() as held:
             with self._translating_errors():
