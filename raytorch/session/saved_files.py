@@ -95,11 +95,7 @@ def read_session(folder: Path, *, trust: bool = False) -> SavedSession:
             f"{folder} was saved in the format of an older raytorch, which could run code, and is not read any more: "
             "restore it with the raytorch that saved it, and save the state dicts of what it holds"
         )
-    text = _read(folder / SESSION)
-    try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(folder, str(error)) from None
+    content = _read_json(folder / SESSION)
     if isinstance(content, dict) and content.get("format") != FORMAT:
         raise SessionError(
             f"{folder} says that it is of format {str(content.get('format'))[:20]!r}, and this raytorch reads "
@@ -162,13 +158,14 @@ def open_tensors(folder: Path) -> Iterator[Tensors]:
         raise _damaged(folder, str(error)) from None
 
 
-def _read(path: Path) -> str:
+def _read_json(path: Path) -> Any:
     size = _require_file(path)
     if size > LARGEST_SESSION:
         raise SessionError(f"{path} has {size:,} bytes, and {LARGEST_SESSION:,} is the most: it is no saved session")
     try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
+        text = path.read_bytes().decode()
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # what is no UTF-8 is a ValueError
         raise _damaged(path.parent, str(error)) from None
 
 

@@ -29,7 +29,6 @@ from raytorch.training.precision import choose_attention
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
 
-
 Shipped = tuple[Payload | None, Any]
 """An attachment as it travels: the payload, and its array apart from it or a reference to that."""
 
