@@ -14,21 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raytorch import serialization
 from raytorch.config.export_formats import ExportFormat
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ExportError, Remedy, RunNotFoundError, UserError
 from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_folders import MODEL_FILE, latest_checkpoint
 from raytorch.runs.storage import RunFolder
-from raytorch.serialization import (
-    capture,
-    load_model,
-    load_program,
-    load_torchscript,
-    read_architecture,
-    save_model,
-    script,
-)
 from raytorch.serialization.comparison import Axes, Difference, evaluating, fresh_inputs, require_agreement
 from raytorch.system.temporary_folders import temporary_folder
 
@@ -44,34 +36,30 @@ logger = logging.getLogger("raytorch")
 
 
 def require_packages(kinds: Sequence[ExportFormat]) -> None:
-    """Refuse formats that cannot be written here, before anything is trained for them.
-
-    Raises:
-        MissingPackageError: A package is not installed.
-    """
+    """Raise MissingPackageError for formats that cannot be written here, before anything is trained for them."""
     if "onnx" in kinds:
         import raytorch.onnx  # noqa: F401
 
 
 def export_run(folder: RunFolder, kind: ExportFormat, path: Path, *, verify: bool = True) -> list[Difference]:
-    """Export the model in a run's latest checkpoint; see :func:`export_model`.
+    """Export the model in a run's latest checkpoint. Raises as :func:`load_run` and :func:`export_model` do."""
+    return export_model(*load_run(folder), kind, path, verify=verify)
+
+
+def load_run(folder: RunFolder) -> tuple[nn.Module, Architecture]:
+    """The model in a run's latest checkpoint, on the CPU, and what it was built from.
 
     Raises:
         RunNotFoundError: The run has no complete checkpoint.
         ModelFileError: The checkpoint's weights are damaged, or do not say of which model they are.
     """
-    return export_model(*load_run(folder), kind, path, verify=verify)
-
-
-def load_run(folder: RunFolder) -> tuple[nn.Module, Architecture]:
-    """The model in a run's latest checkpoint, on the CPU, and what it was built from. Raises as :func:`export_run`."""
     name = latest_checkpoint(folder)
     if name is None:
         raise RunNotFoundError(
             f"{folder} has no complete checkpoint to export; resume it", remedies=[Remedy("resume", str(folder))]
         )
     with _local_copy(folder, f"{name}/{MODEL_FILE}") as weights:
-        return load_model(weights), read_architecture(weights)
+        return serialization.load_model(weights), serialization.read_architecture(weights)
 
 
 def export_finished(
@@ -79,8 +67,7 @@ def export_finished(
 ) -> list[dict[str, Any]]:
     """Write the model of a run that has finished into ``folder`` in each of several formats; see :func:`export_model`.
 
-    Returns:
-        Of each file what ``summary.json`` tells: its format, its place in the run's folder, how far it is off.
+    Returns of each what ``summary.json`` tells: its format, its place in the run's folder, how far it is off.
     """
     exports: list[dict[str, Any]] = []
     for kind in kinds:
@@ -137,19 +124,15 @@ def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
 
     Images or clips are float32 (2, *input_shape); the targets of seq2seq int64 (2, L), digits, END and PAD.
     """
+    shape, name = architecture.input_shape, architecture.config.name
     with torch.random.fork_rng(devices=[]):
-        return _example(architecture.input_shape, architecture.config.name)
-
-
-def _example(shape: tuple[int, ...], name: str) -> tuple[dict[str, Tensor], Axes]:
-    images = torch.randn(_BATCH, *shape)
-    if name == "seq2seq":
-        length = min(8, shape[-1])
-        targets = torch.randint(END + 1, (_BATCH, length))
-        targets[:, -1] = PAD
-        return {"images": images, "targets": targets}, {"images": {0: "batch"}, "targets": {0: "batch", 1: "length"}}
-    images_name = "clips" if name == "conv3d" else "images"
-    return {images_name: images}, {images_name: {0: "batch"}}
+        images = torch.randn(_BATCH, *shape)
+        if name != "seq2seq":
+            images_name = "clips" if name == "conv3d" else "images"
+            return {images_name: images}, {images_name: {0: "batch"}}
+        targets = torch.randint(END + 1, (_BATCH, min(8, shape[-1])))
+    targets[:, -1] = PAD
+    return {"images": images, "targets": targets}, {"images": {0: "batch"}, "targets": {0: "batch", 1: "length"}}
 
 
 def _write(
@@ -166,27 +149,23 @@ def _write(
         onnx.export(model, inputs, path, axes=axes, outputs=_OUTPUTS)
     elif kind == "torchscript":
         with evaluating(model):
-            script(model).save(str(path))
+            serialization.script(model).save(str(path))
     elif kind == "pt2":
-        torch.export.save(capture(model, inputs, axes), path)
+        torch.export.save(serialization.capture(model, inputs, axes), path)
     else:
-        save_model(model, path, architecture)
+        serialization.save_model(model, path, architecture)
 
 
 _READERS: dict[ExportFormat, Callable[[Path], Callable[..., Any]]] = {
-    "torchscript": lambda path: load_torchscript(path, trust=True),  # this module wrote them
-    "pt2": lambda path: load_program(path, trust=True).module(),
-    "safetensors": load_model,
+    "torchscript": lambda path: serialization.load_torchscript(path, trust=True),  # this module wrote them
+    "pt2": lambda path: serialization.load_program(path, trust=True).module(),
+    "safetensors": serialization.load_model,
 }
 
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A path of the same name in a folder beside ``path``, which takes its place when the block ends well.
-
-    Raises:
-        UserError: The folder cannot be written.
-    """
+    """A path of the same name in a folder beside ``path``, which takes its place when the block ends well."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=path.parent) as staging:

@@ -8,8 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from os import PathLike
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Self
 
@@ -24,6 +23,7 @@ from raytorch.serialization import capture
 from raytorch.serialization.comparison import TOLERANCE, Axes, Difference, batch_axes, fresh_inputs, require_agreement
 from raytorch.serialization.exported_programs import by_argument, recurrent_layers_captured
 from raytorch.serialization.file_kinds import FileKind, require
+from raytorch.serialization.refusals import StrPath
 
 with needing_extra("onnx"):
     import onnx
@@ -39,7 +39,7 @@ _SILENT = 4  # above onnxruntime's errors: these are raised
 def export(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    path: str | PathLike[str],
+    path: StrPath,
     *,
     axes: Axes | None = None,
     outputs: Sequence[str] | None = None,
@@ -88,7 +88,7 @@ def export(
     exported.save(path)
 
 
-def check(path: str | PathLike[str]) -> None:
+def check(path: StrPath) -> None:
     """Check that a file is a complete and valid ONNX graph, with ONNX's own checker and shape inference.
 
     Raises:
@@ -103,9 +103,7 @@ def check(path: str | PathLike[str]) -> None:
         raise ModelFileError(f"{path} is no valid ONNX graph ({reason}); export it again") from None
 
 
-def load(
-    path: str | PathLike[str], *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
-) -> "OnnxModel":
+def load(path: StrPath, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> "OnnxModel":
     """Read an ONNX graph into onnxruntime.
 
     Args:
@@ -130,7 +128,7 @@ def load(
 def verify(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    path: str | PathLike[str],
+    path: StrPath,
     *,
     axes: Axes | None = None,
     tolerance: float = TOLERANCE,
@@ -218,22 +216,14 @@ def _explaining(what: str, kind: type[UserError]) -> Iterator[None]:
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Keep back the exporter's remarks on its own rewriting; what fails is raised."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
+    with ExitStack() as restoring, recurrent_layers_captured():
+        for logger in map(logging.getLogger, ("onnxscript", "onnx_ir", "torch.onnx")):
+            restoring.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)
-        with recurrent_layers_captured():
-            # One name for an axis that several inputs share is what was asked for.
-            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.11's own
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-# -- external data -----------------------------------------------------------------------------------------------------
+        # One name for an axis that several inputs share is what was asked for.
+        warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.11's own
+        yield
 
 
 def _read(path: Path) -> None:

@@ -59,17 +59,10 @@ def require_agreement(
     tolerance: float = TOLERANCE,
     names: Sequence[str] = (),
 ) -> list[Difference]:
-    """Compare an export with its model, in evaluation mode on the CPU.
+    """Compare an export with its model, in evaluation mode on the CPU, on inputs by name in their order.
 
-    Args:
-        model: The model; its outputs may be nested in tuples, lists and dicts.
-        export: Takes the model's inputs in their order and returns the same outputs, or all of them as a flat list.
-        trials: Inputs by name, in the order of the model's arguments.
-        tolerance: Largest relative error.
-        names: The outputs' names; by default they are numbered.
-
-    Raises:
-        ExportError: It returns other outputs, of other shapes, or too different ones.
+    The model's outputs may be nested in tuples, lists and dicts, of which ``export`` may return a flat list; without
+    ``names`` they are numbered. Raises ExportError: it returns others, of other shapes, or too different ones.
     """
     worst: dict[str, Difference] = {}
     for trial in trials:  # each from the state that the model and its export begin with
@@ -84,7 +77,7 @@ def require_agreement(
             )
         for number, (left, right) in enumerate(zip(found, expected, strict=True)):
             name = names[number] if number < len(names) else f"output {number}"
-            worst[name] = _larger(_difference(name, left, right), worst.get(name))
+            worst[name] = _larger(worst.get(name, Difference(name, 0, 0)), left, right)
     bad = [difference for difference in worst.values() if not difference.relative <= tolerance]
     if bad:
         raise ExportError(
@@ -103,8 +96,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     training = [module.training for module in modules]
     attributes = [(vars(module), dict(vars(module))) for module in modules]
-    containers = [(value, value.copy()) for _, kept in attributes for value in kept.values() if _is_container(value)]
-    tensors = [*model.buffers(), *(v for _, kept in attributes for v in kept.values() if isinstance(v, Tensor))]
+    values = [value for _, kept in attributes for value in kept.values()]
+    containers = [(value, value.copy()) for value in values if isinstance(value, dict | list | set)]
+    tensors = [*model.buffers(), *(value for value in values if isinstance(value, Tensor))]
     contents = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
     devices = {tensor.device for tensor in chain(model.parameters(), tensors) if tensor.device.type == "cuda"}
     try:
@@ -130,10 +124,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, dict | list | set)
-
-
 def _restore(found: Any, kept: Any) -> None:
     """Give a container back what it held, in place; what nothing has changed is not touched."""
     if isinstance(found, list):
@@ -151,19 +141,15 @@ def _like(example: Tensor, axes: Mapping[int, str], sizes: Mapping[str, int]) ->
     return example.cpu().flatten()[drawn]
 
 
-def _difference(name: str, found: Tensor, expected: Tensor) -> Difference:
+def _larger(seen: Difference, found: Tensor, expected: Tensor) -> Difference:
+    """The difference of an output in this batch, or what was seen of it before, whichever is larger."""
     found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
     same = (found == expected) | (found.isnan() & expected.isnan())
     absolute = (found - expected).abs().masked_fill(same, 0).nan_to_num(nan=torch.inf)
     largest = float(absolute.max()) if absolute.numel() else 0.0
     scale = float(expected.abs().nan_to_num(0, 0, 0).max()) if expected.numel() else 0.0
-    return Difference(name, largest, largest / scale if scale else largest)
-
-
-def _larger(new: Difference, old: Difference | None) -> Difference:
-    if old is None:
-        return new
-    return Difference(new.output, max(new.absolute, old.absolute), max(new.relative, old.relative))
+    relative = largest / scale if scale else largest
+    return Difference(seen.output, max(seen.absolute, largest), max(seen.relative, relative))
 
 
 def _shapes(tensors: Any) -> str:

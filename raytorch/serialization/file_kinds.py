@@ -8,21 +8,39 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
 from raytorch.errors import ModelFileError
 
 LONGEST_HEADER = 12 * 2**20
 """Bytes of a safetensors header at most: room for some 150,000 tensors. The format's own limit is 100 MB."""
 LONGEST_TEXT_PICKLE = 2**16
 _MOST_DIMENSIONS = 64  # PyTorch's own limit
-_BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
-    **dict.fromkeys(("I32", "U32", "F32"), 32),
-    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
+DTYPE_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
 }
+"""The dtypes that safetensors has, by its own names."""
+_BITS = {name: 8 * dtype.itemsize for dtype, name in DTYPE_NAMES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+TENSOR_DTYPES = {*DTYPE_NAMES, torch.complex32, torch.complex128}
+"""The dtypes of tensors that are saved at all."""
 
 
 class FileKind(StrEnum):
@@ -51,34 +69,22 @@ _REMEDIES = {
 
 
 def require(path: Path, *expected: FileKind) -> FileKind:
-    """Return what the file is, if that is one of ``expected``.
-
-    Raises:
-        ModelFileError: It is something else, or there is no such file.
-    """
-    found = detect(path)
+    """What the file is, one of ``expected``. Raises ModelFileError: it is something else, or there is no such file."""
+    try:
+        with path.open("rb") as file:
+            found = _detect(file, path.suffix)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected a model's file") from None
     if found not in expected:
         remedy = _REMEDIES.get(found, "write it again, or fetch it again")
         raise ModelFileError(f"{path} is {found}; expected {' or '.join(expected)}; {remedy}")
     return found
 
 
-def detect(path: Path) -> FileKind:
-    """Return what the file is, by its content; its name counts only where the content is no format's.
-
-    Raises:
-        ModelFileError: There is no such file.
-    """
-    try:
-        with path.open("rb") as file:
-            return _detect(file, path.suffix)
-    except FileNotFoundError:
-        raise ModelFileError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected a model's file") from None
-
-
 def _detect(file: BinaryIO, suffix: str) -> FileKind:
+    """What the file is, by its content; its name counts only where that is no format's."""
     head = file.read(LONGEST_TEXT_PICKLE)
     if not head:
         return FileKind.EMPTY
@@ -148,11 +154,7 @@ def _varint(file: BinaryIO) -> int:
 
 
 def refuse_packed_archive(path: Path) -> None:
-    """Refuse a zip archive whose entries would unpack to more than the file; PyTorch stores them as they are.
-
-    Raises:
-        ModelFileError: They are compressed, or overlap.
-    """
+    """Refuse a zip archive whose entries are compressed, or overlap: PyTorch stores them as they are."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
@@ -166,8 +168,7 @@ def refuse_packed_archive(path: Path) -> None:
 def read_safetensors_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: dtype, shape and place of each tensor by name, and ``__metadata__``.
 
-    Raises:
-        ModelFileError: It does not describe the bytes that follow it: no gaps, no overlaps, nothing missing.
+    Raises ModelFileError: it does not describe the bytes that follow it, without gaps, overlaps or missing ones.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

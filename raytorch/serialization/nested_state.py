@@ -23,14 +23,9 @@ _TENSOR = "$tensor"
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
-    """Write ``state.json`` and ``state.safetensors`` into a folder.
+    """Write nested dictionaries and lists, of tensors and of what JSON has, as two files into a folder.
 
-    Args:
-        state: Nested dictionaries and lists of tensors and of what JSON has.
-        folder: Where they are written.
-
-    Raises:
-        ModelFileError: There is more than could be read again; nothing is written then.
+    Raises ModelFileError: there is more than could be read again; nothing is written then.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -62,8 +57,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
 def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read what :func:`save_state` wrote; nothing in the files is run, and nothing larger than they are is built.
 
-    Raises:
-        ModelFileError: One of them is missing, damaged, or not what it should be.
+    Raises ModelFileError: one of them is missing, damaged, or not what it should be.
     """
     path = folder / STRUCTURE_FILE
     structure = _read_json(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raytorch.errors import ModelFileError
-from raytorch.serialization.file_kinds import refuse_packed_archive
+from raytorch.serialization.file_kinds import TENSOR_DTYPES, refuse_packed_archive
 
 MOST_OPERATIONS = 2**21
 """Operations of a pickle at most, each of which makes one object at most: room for some 60,000 tensors."""
@@ -26,19 +26,10 @@ _BYTES = {
     **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),
     "ComplexDoubleStorage": 16,
 }
-_DTYPES = (
-    *("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"),
-    *("float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"),
-    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
-)
 
 
 def refuse_bombs(path: Path) -> None:
-    """Refuse a file that would build more than it holds, or anything but tensors, plain values, lists and dicts.
-
-    Raises:
-        ModelFileError: It would; or it is damaged.
-    """
+    """Refuse a file that would build more than it holds, or anything but tensors, plain values, lists and dicts."""
     refuse_packed_archive(path)
     try:
         content, sizes = _entries(path)
@@ -108,7 +99,7 @@ _NAMES: dict[str, Any] = {
     "torch._utils _rebuild_parameter": _made_of,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_tensor_v3": _tensor,
-    **dict.fromkeys((f"torch {name}" for name in _DTYPES), _Stand.ANYTHING),
+    **dict.fromkeys((str(dtype).replace(".", " ") for dtype in TENSOR_DTYPES), _Stand.ANYTHING),
     **{
         f"{module} {name}": _StorageType(size) for name, size in _BYTES.items() for module in ("torch", "torch.storage")
     },

@@ -11,32 +11,9 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from raytorch.errors import ModelFileError
-from raytorch.serialization.file_kinds import LONGEST_HEADER, FileKind, read_safetensors_header, require
+from raytorch.serialization.file_kinds import DTYPE_NAMES, LONGEST_HEADER, FileKind, read_safetensors_header, require
 from raytorch.serialization.refusals import StrPath, explaining_damage
 from raytorch.serialization.torch_pickles import refuse_bombs
-
-_NAMES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-    torch.complex64: "C64",
-}
-"""The dtypes that safetensors has, by its own names."""
 
 
 def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -123,7 +100,7 @@ def _problem(tensor: Any) -> str | None:
         return f"a {tensor.layout} tensor: save its to_dense()"
     if tensor.is_quantized:
         return "a quantized tensor: save its dequantize(), or its int_repr()"
-    if tensor.dtype not in _NAMES:
+    if tensor.dtype not in DTYPE_NAMES:
         remedy = "save torch.view_as_real() of it" if tensor.is_complex() else "save it as another dtype"
         return f"a tensor of {tensor.dtype}: {remedy}"
     return None
@@ -133,7 +110,7 @@ def _longest_header(tensors: Mapping[str, Tensor], metadata: dict[str, str] | No
     """Bytes of the header at most, as no tensor's place has more digits than the end of all."""
     end = sum(tensor.nbytes for tensor in tensors.values())
     header: dict[str, Any] = {
-        name: {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end]}
+        name: {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end]}
         for name, tensor in tensors.items()
     }
     text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False)

@@ -1,22 +1,23 @@
 """Whole models in files: their weights as safetensors, with the architecture that rebuilds them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file
 from torch import nn
 
 from raytorch.errors import ConfigError, ModelFileError
 from raytorch.models.networks import Architecture
 from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
-from raytorch.serialization.refusals import StrPath
-from raytorch.serialization.weights import load_weights, save_tensors
+from raytorch.serialization.refusals import StrPath, explaining_damage
+from raytorch.serialization.weights import save_tensors
 
 METADATA_KEY = "raytorch"
 """Where a safetensors file's metadata has the model's architecture, as JSON."""
-_LARGEST_CONSTANTS = (
-    64 * 2**20
-)  # bytes that a model may hold beside its file's weights; the shipped ones have kilobytes
+_LARGEST_CONSTANTS = 64 * 2**20
+"""Bytes that a model may hold beside its file's weights; the shipped ones have kilobytes."""
 _MOST_TENSORS = 25_000
 """Tensors of a model at most: each layer that is outlined takes far more memory than its line in a file's header."""
 _architectures = TypeAdapter(Architecture)
@@ -44,12 +45,14 @@ def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:
         ModelFileError: The file is missing, damaged, of another format, or its weights are not its architecture's.
     """
     path = Path(path)
-    architecture = read_architecture(path)
-    _check_fit(path, architecture)
+    architecture, header = _described(path)
+    _check_fit(path, header, architecture)
     with torch.random.fork_rng(devices=[]):
         model = architecture.build()
+    with explaining_damage(path):
+        tensors = load_file(path)
     # As the file has them the tensors lie at odd addresses, where products are slower and their last bits others.
-    weights = {name: tensor.clone() for name, tensor in load_weights(path).items()}
+    weights = {name: tensor.clone() for name, tensor in tensors.items()}
     model.load_state_dict(weights, assign=True)  # not copied into the model's own, which would change their dtype
     return model.to(device).eval()
 
@@ -60,25 +63,29 @@ def read_architecture(path: StrPath) -> Architecture:
     Raises:
         ModelFileError: It says nothing, or what no model can be built from.
     """
-    path = Path(path)
+    return _described(Path(path))[0]
+
+
+def _described(path: Path) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture that a file names, and its header."""
     require(path, FileKind.SAFETENSORS)
-    text = read_safetensors_header(path).get("__metadata__", {}).get(METADATA_KEY)
+    header = read_safetensors_header(path)
+    text = header.get("__metadata__", {}).get(METADATA_KEY)
     if not isinstance(text, str):
         raise ModelFileError(
             f"{path} has weights but does not say of which model; expected a file that save_model or a run wrote; "
             "build the model yourself and give it load_weights(path)"
         )
     try:
-        return _architectures.validate_json(text, strict=True)
+        return _architectures.validate_json(text, strict=True), header
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _unfit(path, f"its architecture cannot be built: {where}: {first['msg']}"[:300]) from None
 
 
-def _check_fit(path: Path, architecture: Architecture) -> None:
+def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -> None:
     """Check, before memory is taken, that the architecture's weights are those in the file."""
-    header = read_safetensors_header(path)
     there = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     if len(there) > _MOST_TENSORS:
         raise _unfit(path, f"{len(there):,} tensors are more than the {_MOST_TENSORS:,} that a model has")

@@ -55,15 +55,7 @@ def connect(
         SessionLostError: The workers could not be started.
         UserError: No cluster answers at the address, or an argument is none that is allowed.
     """
-    _require_possible(
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-        backend=backend,
-        max_bytes=max_bytes,
-        idle_timeout=idle_timeout,
-        timeout_s=timeout_s,
-    )
+    _require_possible(locals())
     if workers is None and name is not None and restore is not None:
         raise SessionError(
             f"restore= would replace what the session {name!r} has: leave it out to join, or give workers= to open one"
@@ -71,7 +63,6 @@ def connect(
     resources = contextlib.ExitStack()
     try:
         resources.enter_context(joined_ray(address))
-        from raytorch.session.host import Limits
         from raytorch.session.open_or_join import Group, Guest, Owner
         from raytorch.session.session import Session  # not before Ray's settings are chosen
         from raytorch.session.worker_connection import WorkerConnection
@@ -82,8 +73,8 @@ def connect(
             each = {"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
             workers = workers or (len(list(Path(restore).glob("rank-*"))) if restore else 0) or 1
             require_resources(workers, each, prefix="")
-            group = Group(workers, each, backend, timeout_s)
-            connection = Owner(name, group, Limits(max_bytes, idle_timeout), resources)
+            group = Group(workers, each, backend, timeout_s, max_bytes, idle_timeout)
+            connection = Owner(name, group, resources)
         session = Session(connection, client=connection.client)
     except BaseException:
         resources.close()
@@ -98,11 +89,10 @@ def connect(
     return session
 
 
-def _require_possible(**given: Any) -> None:
-    for name, value in given.items():
-        is_possible, expected = _POSSIBLE[name]
-        if not is_possible(value):
-            raise UserError(f"{name}={value!r:.80} is not possible; expected {expected}")
+def _require_possible(arguments: dict[str, Any]) -> None:
+    for name, (is_possible, expected) in _POSSIBLE.items():
+        if not is_possible(arguments[name]):
+            raise UserError(f"{name}={arguments[name]!r:.80} is not possible; expected {expected}")
 
 
 def _is_number(value: Any) -> bool:

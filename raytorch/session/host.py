@@ -24,25 +24,18 @@ LARGE_PROGRAM = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of a session; None for no limit."""
-
-    max_bytes: int | None = None
-    """Bytes of tensors that handles may hold on each worker."""
-    idle_timeout: float | None = None
-    """Seconds without a call after which the session ends."""
-
-
-@dataclass(frozen=True)
 class Setup:
     """Settings that a worker needs of its session."""
 
     host: Any
     """Handle of the :class:`SessionHost`."""
-    limits: Limits
     threads: int
     timeout_s: float = 1800
     """Seconds for which a rank waits for the others."""
+    max_bytes: int | None = None
+    """Bytes of tensors that handles may hold on each worker; None for no limit."""
+    idle_timeout: float | None = None
+    """Seconds without a call after which the session ends; None for never."""
 
 
 class SessionHost:
@@ -50,7 +43,6 @@ class SessionHost:
 
     def __init__(self, workers: int) -> None:
         self._actors: dict[int, Any] = {}
-        self._pids: dict[int, int] = {}
         self._workers = workers
         self._is_open = False
         self._last = 0
@@ -61,19 +53,15 @@ class SessionHost:
         self._is_over = False
         self._end: str | None = None
 
-    def join(self, rank: int, actor: Any, pid: int) -> None:
+    def join(self, rank: int, actor: Any) -> None:
         """A worker is ready."""
-        self._actors[rank], self._pids[rank] = actor, pid
+        self._actors[rank] = actor
 
     def workers(self) -> list[Any] | None:
         """The workers' actors by rank; None until all are ready."""
         if len(self._actors) < self._workers:
             return None
         return [self._actors[rank] for rank in range(self._workers)]
-
-    def pids(self) -> dict[int, int]:
-        """The workers' processes by rank."""
-        return self._pids
 
     def open(self) -> None:
         """From now on clients may join."""
@@ -85,10 +73,7 @@ class SessionHost:
         return is_free
 
     def attach(self) -> int | None:
-        """A client joins; answers its number, None before the session is open.
-
-        The client that opened the session is 0, and not known here.
-        """
+        """A client joins; answers its number, None before the session is open. Who opened it is 0, not known here."""
         if not self._is_open:
             return None
         self._last += 1
@@ -125,13 +110,8 @@ class SessionHost:
     def relay(self, client: int, packed: bytes, parts: list[tuple[bytes, list[Any]]]) -> list[Any] | None:
         """Send a client's program on to every worker: all of them take the programs of all clients in this one order.
 
-        Args:
-            client: Its number.
-            packed: The program.
-            parts: For each rank, what :meth:`raytorch.session.worker_actor.SessionWorker.run_relayed` takes beside it.
-
-        Returns:
-            References to the reports, by rank; None if the client counts as gone.
+        ``parts`` are what each rank's ``SessionWorker.run_relayed`` takes beside it. Answers with references to the
+        reports, by rank; None if the client counts as gone.
         """
         if client and client not in self._heard:
             return None
@@ -165,8 +145,7 @@ class SessionHost:
 def start_host(workers: int, name: str | None) -> Any:
     """Start the actor, under the session's name if it has one; it ends with the process that starts it.
 
-    Raises:
-        SessionError: There is a session of that name.
+    Raises SessionError: there is a session of that name.
     """
     options: dict[str, Any] = {"num_cpus": 0}
     if name:
@@ -181,11 +160,7 @@ def start_host(workers: int, name: str | None) -> Any:
 
 
 def find_host(name: str) -> Any:
-    """The actor of the session of that name.
-
-    Raises:
-        SessionError: There is none.
-    """
+    """The actor of the session of that name. Raises SessionError: there is none."""
     try:
         return ray.get_actor(_actor_name(name), NAMESPACE)
     except ValueError:

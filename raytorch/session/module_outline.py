@@ -13,7 +13,7 @@ from raytorch.errors import SessionError
 
 MOST_PLACES = 250_000
 """Modules in modules of all objects together at most, those that are shared counted in each of their places."""
-DEEPEST_MODULE = 100
+MOST_LEVELS = 100
 """Modules inside each other at most."""
 _MOST_CALLS = 3_000_000
 _CLONING = (nn.TransformerEncoder, nn.TransformerDecoder)

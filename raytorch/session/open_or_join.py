@@ -11,7 +11,7 @@ import ray.train
 
 from raytorch.cluster.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 from raytorch.errors import SessionError, SessionLostError
-from raytorch.session.host import BEAT_S, Limits, Setup, find_host, start_host
+from raytorch.session.host import BEAT_S, Setup, find_host, start_host
 from raytorch.session.instruction_stream import Future
 from raytorch.session.worker_actor import SessionWorker
 from raytorch.session.worker_connection import LAST_WORD_S, WorkerConnection, brief
@@ -33,19 +33,15 @@ SHARE_POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Group:
-    """The workers of a session.
-
-    Attributes:
-        workers: Their number.
-        each: What each of them holds, such as ``{"CPU": 1}``; its CPUs are also its threads.
-        backend: Of their process group: ``nccl``, ``gloo`` or ``auto``.
-        timeout_s: Seconds after which a collective operation that makes no progress fails.
-    """
+    """The workers of a session, as :func:`raytorch.connect` describes them."""
 
     workers: int
     each: dict[str, float]
+    """What each of them holds, such as ``{"CPU": 1}``."""
     backend: str
     timeout_s: int
+    max_bytes: int | None = None
+    idle_timeout: float | None = None
 
     @property
     def resolved_backend(self) -> str:
@@ -54,16 +50,17 @@ class Group:
             return self.backend
         return "nccl" if self.each.get("GPU", 0) >= 1 else "gloo"
 
-    def trainer(self, setup: Setup, storage: str) -> WorkerGroupTrainer:
+    def trainer(self, host: Any, storage: str) -> WorkerGroupTrainer:
         """The trainer that starts them, to host a session."""
+        threads = max(1, int(self.each["CPU"]))
         return WorkerGroupTrainer(
-            _serve,
+            serve,
             worker_class=SessionWorker,
             environment={
                 "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": LONGEST_CALL_S,
                 "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # by which Ray 2.55 takes what is printed from the session
             },
-            train_loop_config={"setup": setup},
+            train_loop_config={"setup": Setup(host, threads, self.timeout_s, self.max_bytes, self.idle_timeout)},
             backend_config=ProcessGroupConfig(self.resolved_backend, self.timeout_s),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers, use_gpu=bool(self.each.get("GPU")), resources_per_worker=self.each
@@ -73,21 +70,14 @@ class Group:
 
 
 class Owner(WorkerConnection):
-    """The connection of the client that opens a session.
+    """The connection of the client that opens a session. Raises SessionError, SessionLostError as ``connect`` does."""
 
-    Raises:
-        SessionError: There is a session of that name.
-        SessionLostError: The workers could not be started.
-    """
-
-    def __init__(self, name: str | None, group: Group, limits: Limits, resources: contextlib.ExitStack) -> None:
-        super().__init__(0, resources)
+    def __init__(self, name: str | None, group: Group, resources: contextlib.ExitStack) -> None:
+        super().__init__(resources)
         self._is_named = name is not None
         host = start_host(group.workers, name)
         storage = str(resources.enter_context(temporary_folder()))
-        self._fit = BackgroundFit(
-            group.trainer(Setup(host, limits, max(1, int(group.each["CPU"])), group.timeout_s), storage)
-        )
+        self._fit = BackgroundFit(group.trainer(host, storage))
         self._host, self._is_closing = host, False
         try:
             self._actors = self._wait_for_workers()
@@ -202,7 +192,7 @@ class Guest(WorkerConnection):
     """The connection of a client that joined a session by its name."""
 
     def __init__(self, name: str, resources: contextlib.ExitStack) -> None:
-        super().__init__(0, resources)
+        super().__init__(resources)
         self._host = find_host(name)
         try:
             self.client, self._actors = self._ask_host("attach"), self._ask_host("workers")
@@ -262,7 +252,3 @@ class Guest(WorkerConnection):
 
 _HOST_LOST = "its host, the actor that brings clients and workers together, died, killed or crashed"
 _OWNER_GONE = "the client that opened it has closed it, or is gone"
-
-
-def _serve(config: dict[str, Any]) -> None:
-    serve(config["setup"])

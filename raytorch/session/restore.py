@@ -20,26 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from raytorch.distributed import data_parallel
 from raytorch.errors import RaytorchError, SessionError
-from raytorch.session.module_outline import (
-    DEEPEST_MODULE,
-    MOST_PLACES,
-    Bounds,
-    WithinBounds,
-    extent,
-    outline,
-    tensors_in,
-)
+from raytorch.session.module_outline import MOST_LEVELS, MOST_PLACES, Bounds, WithinBounds, extent, outline, tensors_in
 from raytorch.session.registry import Recipe, Registry
-from raytorch.session.saved_files import (
-    OWN_CODE,
-    SavedObject,
-    SavedSession,
-    TensorOf,
-    Tensors,
-    open_tensors,
-    read_own_code,
-    read_session,
-)
+from raytorch.session.saved_files import SavedObject, SavedSession, Tensors, open_tensors, read_own_code, read_session
 from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
 from raytorch.session.saved_values import decode
 from raytorch.training.reproducibility import generator_states, set_generator_states
@@ -48,11 +31,9 @@ from raytorch.training.reproducibility import generator_states, set_generator_st
 def look(folder: Path, *, trust: bool = False) -> tuple[list[int], int]:
     """The handles of what was saved, and how many of the objects are data-parallel, which all ranks make together.
 
-    Raises:
-        SessionError: The folder holds no such files; or ones that can run code, without ``trust``.
+    Raises SessionError: the folder holds no such files; or ones that can run code, without ``trust``.
     """
-    session = read_session(folder)
-    _require_trust(folder, session, trust)
+    session = read_session(folder, trust=trust)
     shared = [saved for saved in session.objects if saved.make == name_of(data_parallel)]
     return [int(handle) for handle in session.handles], len(shared)
 
@@ -60,12 +41,10 @@ def look(folder: Path, *, trust: bool = False) -> tuple[list[int], int]:
 def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bool = False) -> list[int]:
     """Put what was saved under its handles again, all of it or nothing; returns the handles.
 
-    Raises:
-        SessionError: See :func:`look`; or the files do not fit together.
+    Raises SessionError: see :func:`look`; or the files do not fit together.
     """
-    session = read_session(folder)
-    _require_trust(folder, session, trust)
-    own = _own_code(folder, session) if session.own_code else []
+    session = read_session(folder, trust=trust)
+    own = read_own_code(folder, session) if session.own_code else []
     with _keeping_generators(device):
         with open_tensors(folder) as tensors, _explaining(folder), WithinBounds(_bounds(session, tensors)):
             found = _Found(session, tensors, own, device)
@@ -74,7 +53,12 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
             found.put_gradients()
             values = found.values()
             set_generator_states(found.generators(), device)
-        _put(registry, values)
+        try:
+            for handle, value in values.items():
+                registry.put(handle, value)
+        except BaseException:
+            registry.free(values)
+            raise
     return list(values)
 
 
@@ -90,35 +74,9 @@ def _keeping_generators(device: torch.device) -> Iterator[None]:
 
 
 def _bounds(session: SavedSession, tensors: Tensors) -> Bounds | None:
-    """Limits of what making all objects and loading their states may take; code that the caller trusts may take what
-    it does."""
+    """What making all objects and loading their states may take; there is no limit for code that the caller trusts."""
     names = list(tensors.shapes)
     return None if session.own_code else Bounds(tensors=len(names), nbytes=tensors.nbytes(names), modules=0)
-
-
-def _require_trust(folder: Path, session: SavedSession, trust: bool) -> None:
-    if session.own_code and not trust:
-        names = ", ".join(sorted(set(session.own_code)))[:300]
-        raise SessionError(
-            f"{folder} needs code of its author's own, which can do anything: {names!r} in {OWN_CODE}. Nothing of it "
-            "was read. If you know who wrote the file, restore it with trust=True"
-        )
-
-
-def _own_code(folder: Path, session: SavedSession) -> list[bytes]:
-    own = pickle.loads(read_own_code(folder))  # noqa: S301 - the caller trusts it
-    if not isinstance(own, list) or len(own) != len(session.own_code):
-        raise SessionError(f"{folder} is damaged: {OWN_CODE} has not the values that it should have; save it again")
-    return own
-
-
-def _put(registry: Registry, values: dict[int, Any]) -> None:
-    try:
-        for handle, value in values.items():
-            registry.put(handle, value)
-    except BaseException:
-        registry.free(values)
-        raise
 
 
 @contextmanager
@@ -155,7 +113,11 @@ class _Found:
         if name not in self._known:
             if not name.startswith("tensor/"):
                 raise SessionError(f"{name[:80]!r} names no tensor")
-            self._know(name, self._made_leaf(name, self.content(name)))
+            tensor, requires_grad = self.content(name), self._session.leaves.get(name, False)
+            if name in self._parameters:
+                self._know(name, nn.Parameter(tensor, requires_grad))
+            else:
+                self._know(name, tensor.requires_grad_(requires_grad))
         return self._known[name]
 
     def content(self, name: str) -> Tensor:
@@ -177,8 +139,9 @@ class _Found:
     def make_objects(self, registry: Registry) -> None:
         """Make all objects, in their order."""
         for number, saved in enumerate(self._session.objects):
-            recipe = Recipe(self._maker(saved.make), tuple(decode(saved.args, self)), self._decoded(saved.kwargs))
-            recipe = _without_whole_factor(recipe)
+            factory, args = self._maker(saved.make), tuple(decode(saved.args, self))
+            kwargs = {name: decode(value, self) for name, value in saved.kwargs.items()}
+            recipe = _without_whole_factor(Recipe(factory, args, kwargs))
             self._require_sizes(number, saved, recipe)
             made = recipe.make(self._device)
             if not isinstance(made, STATEFUL):
@@ -212,10 +175,7 @@ class _Found:
 
     def values(self) -> dict[int, Any]:
         """Values that the handles name."""
-        return {
-            int(handle): self.tensor(name.tensor) if isinstance(name, TensorOf) else self.object(name.object)
-            for handle, name in self._session.handles.items()
-        }
+        return {int(handle): decode(name.model_dump(), self) for handle, name in self._session.handles.items()}
 
     def generators(self) -> dict[str, Tensor]:
         """The states of the generators."""
@@ -234,9 +194,6 @@ class _Found:
             raise SessionError(f"{make[:80]!r} is not among the classes that a saved session may name")
         return MAKERS[make]
 
-    def _decoded(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {name: decode(value, self) for name, value in kwargs.items()}
-
     def _require_sizes(self, number: int, saved: SavedObject, recipe: Recipe) -> None:
         """Hold what a module of the fixed list would have against what the file has, before it is made."""
         is_module = isinstance(recipe.factory, type) and issubclass(recipe.factory, nn.Module)
@@ -247,10 +204,10 @@ class _Found:
         outlined = outline(recipe.factory, recipe.args, recipe.kwargs, bounds)
         places, depth = extent(outlined)
         self._places += places
-        if self._places > MOST_PLACES or depth > DEEPEST_MODULE:
+        if self._places > MOST_PLACES or depth > MOST_LEVELS:
             raise SessionError(
                 f"object {number} has modules in {places:,} places and {depth} levels; {MOST_PLACES:,} of all objects "
-                f"and {DEEPEST_MODULE} are the most"
+                f"and {MOST_LEVELS} are the most"
             )
         self._require_same(number, outlined)
 
@@ -285,12 +242,6 @@ class _Found:
     def _know(self, name: str, tensor: Tensor) -> None:
         self._known[name] = tensor
         self._ids.add(id(tensor))
-
-    def _made_leaf(self, name: str, tensor: Tensor) -> Tensor:
-        requires_grad = self._session.leaves.get(name, False)
-        if name in self._parameters:
-            return nn.Parameter(tensor, requires_grad)
-        return tensor.requires_grad_(requires_grad)
 
 
 def _without_whole_factor(recipe: Recipe) -> Recipe:

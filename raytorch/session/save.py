@@ -19,11 +19,12 @@ from torch.optim import Optimizer
 
 from raytorch.errors import SessionError
 from raytorch.serialization import save_tensors
-from raytorch.session.module_outline import DEEPEST_MODULE, MOST_PLACES, extent, outline, tensors_in
+from raytorch.serialization.file_kinds import TENSOR_DTYPES
+from raytorch.session.module_outline import MOST_LEVELS, MOST_PLACES, extent, outline, tensors_in
 from raytorch.session.pickling import Pickler
 from raytorch.session.registry import Recipe, Registry
 from raytorch.session.saved_files import FORMAT, OWN_CODE, SESSION, TENSORS, SavedObject, SavedSession, written
-from raytorch.session.saved_names import DTYPES, MAKERS, STATEFUL, name_of
+from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
 from raytorch.session.saved_values import Unsaved, encode
 from raytorch.training.reproducibility import generator_states
 
@@ -31,40 +32,30 @@ from raytorch.training.reproducibility import generator_states
 def save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
     """Write what the handles name to a new folder, which is removed again if that fails.
 
-    What autograd computed is saved without its history; a leaf with ``requires_grad`` and its gradient.
-
-    Returns:
-        The handles of what is left out: what is no dense tensor, and was not made by ``module``, ``ddp``, ``optimizer``
-        or ``scheduler`` from tensors, plain values and other things that are saved, or was given other parts since.
+    Returns the handles of what is left out: what is no dense tensor, and was not made by ``module``, ``ddp``,
+    ``optimizer`` or ``scheduler`` from tensors, plain values and other things that are saved, or was given other parts
+    since.
     """
     folder.mkdir(parents=True)
     try:
-        return _save(registry, folder, device)
+        recipes = list(registry.recipes.items())
+        names = _Names([made for made, _ in recipes] + [value for _, value in registry])
+        for made, recipe in recipes:
+            names.add_object(made, recipe)
+        handles = {str(handle): name for handle, value in registry if (name := names.of(value))}
+        text = written(names.session(handles, generator_states(device)))
+        save_tensors(names.contents, folder / TENSORS)
+        (folder / SESSION).write_text(text, encoding="utf-8")
+        if names.own:
+            (folder / OWN_CODE).write_bytes(pickle.dumps(names.own))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
-    recipes = list(registry.recipes.items())
-    names = _Names([made for made, _ in recipes] + [value for _, value in registry])
-    for made, recipe in recipes:
-        names.add_object(made, recipe)
-    handles = {str(handle): name for handle, value in registry if (name := names.of(value))}
-    text = written(names.session(handles, generator_states(device)))
-    save_tensors(names.contents, folder / TENSORS)
-    (folder / SESSION).write_text(text, encoding="utf-8")
-    if names.own:
-        (folder / OWN_CODE).write_bytes(pickle.dumps(names.own))
     return [handle for handle, _ in registry if str(handle) not in handles]
 
 
 class _Names:
-    """Names for what is saved: for objects, for their parameters and buffers, and for other tensors.
-
-    Args:
-        values: All that there is on the rank.
-    """
+    """Names for what is saved, of all ``values`` on the rank: objects, their parameters and buffers, other tensors."""
 
     def __init__(self, values: list[Any]) -> None:
         self.contents: dict[str, Tensor] = {}
@@ -74,9 +65,9 @@ class _Names:
         self._own_names: list[str] = []
         self._values = {id(value) for value in values if isinstance(value, STATEFUL)}
         self._in_work: Any = None
-        self._made: list[Any] = []
-        self._recipes: list[tuple[str | int, list[Any], dict[str, Any]]] = []
-        self._objects: dict[int, int] = {}
+        self._objects: list[tuple[Any, dict[str, Any]]] = []
+        """Those that can be saved, each with how it is made."""
+        self._numbers: dict[int, int] = {}
         self._tensors: dict[int, tuple[str, Tensor]] = {}
         self._complex: list[str] = []
         self._places = 0
@@ -87,7 +78,7 @@ class _Names:
         try:
             name = name_of(recipe.factory)
             make = name if name in MAKERS else self.of_own(recipe.factory)
-            args: list[Any] = encode(list(recipe.args), self)
+            args = encode(list(recipe.args), self)
             kwargs = {key: encode(value, self) for key, value in recipe.kwargs.items()}
             places = self._unnamed(made)
             if name in MAKERS:
@@ -95,9 +86,8 @@ class _Names:
         except Unsaved:
             del self.own[kept:], self._own_names[kept:]
             return
-        self._objects[id(made)] = number = len(self._made)
-        self._made.append(made)
-        self._recipes.append((make, args, kwargs))
+        self._numbers[id(made)] = number = len(self._objects)
+        self._objects.append((made, {"make": make, "args": args, "kwargs": kwargs}))
         for place, tensor in places.items():
             self._name(tensor, f"in/{number}/{place}")
 
@@ -118,9 +108,9 @@ class _Names:
 
     def of_object(self, value: Any) -> int:
         """The number of an object. Raises Unsaved."""
-        if id(value) not in self._objects:
+        if id(value) not in self._numbers:
             raise Unsaved("it is made from an object that is not saved")
-        return self._objects[id(value)]
+        return self._numbers[id(value)]
 
     def of_own(self, value: Any) -> int:
         """The number of a value of the user's own. Raises Unsaved."""
@@ -135,8 +125,7 @@ class _Names:
         return len(self.own) - 1
 
     def reference(self, value: Any) -> tuple[str, str | int] | None:
-        """Return what stands in a pickle for a value that is saved outside of it; None for what is in the pickle
-        itself."""
+        """What stands in a pickle for a value that is saved outside of it; None for what is in the pickle itself."""
         if isinstance(value, Tensor):
             return "tensor", self.of_tensor(value)
         if id(value) in self._values and value is not self._in_work:
@@ -146,15 +135,8 @@ class _Names:
     def session(self, handles: dict[str, Any], generators: dict[str, Tensor]) -> SavedSession:
         """All that is no tensor's content. Raises SessionError: an object's state cannot be saved."""
         objects = [
-            SavedObject(
-                make=make,
-                args=args,
-                kwargs=kwargs,
-                groups=self._groups(made),
-                state=self._state(made),
-                modes=_modes(made),
-            )
-            for made, (make, args, kwargs) in zip(self._made, self._recipes, strict=True)
+            SavedObject(**recipe, groups=self._groups(made), state=self._state(made), modes=_modes(made))
+            for made, recipe in self._objects
         ]
         named = list(self._tensors.values())
         for name, tensor in named:
@@ -185,18 +167,15 @@ class _Names:
         return places
 
     def _require_restorable(self, made: Any, recipe: Recipe, places: dict[str, Tensor]) -> None:
-        """Refuse a module that has other tensors than it was made with, or more modules than can be restored.
-
-        Raises Unsaved.
-        """
+        """Refuse a module that has other tensors than it was made with, or more modules than can be restored."""
         if not isinstance(made, nn.Module) or isinstance(made, DistributedDataParallel):
             return
         outlined = self._unnamed(outline(recipe.factory, recipe.args, recipe.kwargs))
-        if outlined.keys() != places.keys() or not all(map(fits, outlined.values(), places.values())):
+        if outlined.keys() != places.keys() or not all(map(_fits, outlined.values(), places.values())):
             raise Unsaved("it was given other parts since it was made")
         places_in_it, depth = extent(made)
-        if depth > DEEPEST_MODULE or self._places + places_in_it > MOST_PLACES:
-            raise Unsaved(f"it has more than {DEEPEST_MODULE} levels, or {MOST_PLACES:,} places of modules with others")
+        if depth > MOST_LEVELS or self._places + places_in_it > MOST_PLACES:
+            raise Unsaved(f"it has more than {MOST_LEVELS} levels, or {MOST_PLACES:,} places of modules with others")
         self._places += places_in_it
 
     def _groups(self, made: Any) -> list[list[Any]]:
@@ -234,7 +213,7 @@ class _Names:
         self.contents[name] = plain.cpu().clone(memory_format=torch.contiguous_format)
 
 
-def fits(outlined: Tensor, tensor: Tensor) -> bool:
+def _fits(outlined: Tensor, tensor: Tensor) -> bool:
     """Tell whether a tensor can have the place of an outlined one; a lazy one takes any shape."""
     return is_lazy(outlined) or is_lazy(tensor) or outlined.shape == tensor.shape
 
@@ -251,18 +230,8 @@ def _require_storable(tensor: Tensor) -> None:
     """Refuse what safetensors cannot hold. Raises Unsaved."""
     if is_lazy(tensor):
         return
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _STORED:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in TENSOR_DTYPES:
         raise Unsaved(f"a {tensor.layout} tensor of {tensor.dtype} cannot be saved")
-
-
-_STORED = {
-    DTYPES[name]
-    for name in (
-        *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-        *("float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"),
-        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
-    )
-}
 
 
 class _Pickler(Pickler):

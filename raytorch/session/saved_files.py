@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -84,45 +85,49 @@ def written(session: SavedSession) -> str:
     return text
 
 
-def read_session(folder: Path) -> SavedSession:
-    """Content of the folder's session.json.
+def read_session(folder: Path, *, trust: bool = False) -> SavedSession:
+    """The content of the folder's session.json.
 
-    Raises:
-        SessionError: It is missing, of another format, or damaged.
+    Raises SessionError: it is missing, of another format, or damaged; or needs code that is not trusted.
     """
     if (folder / _OF_FORMAT_1).exists() and not (folder / SESSION).exists():
         raise SessionError(
             f"{folder} was saved in the format of an older raytorch, which could run code, and is not read any more: "
             "restore it with the raytorch that saved it, and save the state dicts of what it holds"
         )
-    text = _read(folder / SESSION)
-    try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(folder, str(error)) from None
+    content = _read_json(folder / SESSION)
     if isinstance(content, dict) and content.get("format") != FORMAT:
         raise SessionError(
             f"{folder} says that it is of format {str(content.get('format'))[:20]!r}, and this raytorch reads "
             f"{FORMAT}: restore it with the raytorch that saved it"
         )
     try:
-        return SavedSession.model_validate(content)
-    except (ValidationError, RecursionError) as error:
-        raise _damaged(folder, _first(error)) from None
+        session = SavedSession.model_validate(content)
+    except RecursionError:
+        raise _damaged(folder, "its values are nested too deep") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _damaged(folder, f"{SESSION}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if session.own_code and not trust:
+        names = ", ".join(sorted(set(session.own_code)))[:300]
+        raise SessionError(
+            f"{folder} needs code of its author's own, which can do anything: {names!r} in {OWN_CODE}. Nothing of it "
+            "was read. If you know who wrote the file, restore it with trust=True"
+        )
+    return session
 
 
-def read_own_code(folder: Path) -> bytes:
-    """The pickle of the user's own values, for a caller that trusts it. Raises SessionError."""
+def read_own_code(folder: Path, session: SavedSession) -> list[bytes]:
+    """The user's own values, each a pickle, for a caller that trusts them. Raises SessionError."""
     _require_file(folder / OWN_CODE)
-    return (folder / OWN_CODE).read_bytes()
+    own = pickle.loads((folder / OWN_CODE).read_bytes())  # noqa: S301 - the caller trusts it
+    if not isinstance(own, list) or len(own) != len(session.own_code):
+        raise SessionError(f"{folder} is damaged: {OWN_CODE} has not the values that it should have; save it again")
+    return own
 
 
 class Tensors:
-    """The tensors of a saved session, each read when it is asked for.
-
-    Attributes:
-        shapes: The shape of each by its name.
-    """
+    """The tensors of a saved session, each read when it is asked for, and their shapes by name."""
 
     def __init__(self, file: Any, header: dict[str, Any]) -> None:
         self._file = file
@@ -142,11 +147,7 @@ class Tensors:
 
 @contextmanager
 def open_tensors(folder: Path) -> Iterator[Tensors]:
-    """The tensors of a folder, for the block.
-
-    Raises:
-        RaytorchError: The file is missing, or does not have what its header claims.
-    """
+    """The tensors of a folder, for the block. Raises RaytorchError: they are missing, or not what the header claims."""
     path = folder / TENSORS
     _require_file(path)
     header = read_safetensors_header(path)
@@ -157,13 +158,14 @@ def open_tensors(folder: Path) -> Iterator[Tensors]:
         raise _damaged(folder, str(error)) from None
 
 
-def _read(path: Path) -> str:
+def _read_json(path: Path) -> Any:
     size = _require_file(path)
     if size > LARGEST_SESSION:
         raise SessionError(f"{path} has {size:,} bytes, and {LARGEST_SESSION:,} is the most: it is no saved session")
     try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
+        text = path.read_bytes().decode()
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # what is no UTF-8 is a ValueError
         raise _damaged(path.parent, str(error)) from None
 
 
@@ -192,10 +194,3 @@ def _refuse_constant(word: str) -> None:
 
 def _damaged(folder: Path, found: str) -> SessionError:
     return SessionError(f"{folder} is damaged, or no saved session: {found[:300]}; save it again")
-
-
-def _first(error: ValidationError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "its values are nested too deep"
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{SESSION}: {'.'.join(map(str, first['loc']))}: {first['msg']}"

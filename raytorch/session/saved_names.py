@@ -5,7 +5,6 @@ attribute.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,19 +22,13 @@ _BASES = {*STATEFUL, nn.Container, nn.DataParallel}
 """Classes that are no use by themselves, or take hold of devices."""
 
 
-def _public(prefix: str, module: ModuleType) -> dict[str, Callable[..., Any]]:
-    return {
-        f"{prefix}.{name}": found
+MAKERS: dict[str, Callable[..., Any]] = {
+    **{
+        f"{module.__name__}.{name}": found
+        for module in (nn, torch.optim, lr_scheduler, swa_utils)
         for name, found in vars(module).items()
         if isinstance(found, type) and issubclass(found, STATEFUL) and found not in _BASES and name[0] != "_"
-    }
-
-
-MAKERS: dict[str, Callable[..., Any]] = {
-    **_public("torch.nn", nn),
-    **_public("torch.optim", torch.optim),
-    **_public("torch.optim.lr_scheduler", lr_scheduler),
-    **_public("torch.optim.swa_utils", swa_utils),
+    },
     **{f"raytorch.layers.{name}": layer for name, layer in LAYERS.items()},
     **{f"raytorch.models.{name}": build for name, build in networks.MODELS.items()},
     "raytorch.distributed.data_parallel": data_parallel,

@@ -92,11 +92,7 @@ _WORDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
 
 
 def decode(value: Any, named: Named, depth: int = 0) -> Any:
-    """The value that :func:`encode` wrote.
-
-    Raises:
-        SessionError: It is of no known kind, or names something that is not there.
-    """
+    """The value that :func:`encode` wrote. Raises SessionError: of no known kind, or it names what is not there."""
     if depth > DEEPEST:
         raise SessionError(f"its values are nested in more than {DEEPEST} levels")
     if value is None or isinstance(value, bool | int | float | str):

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -327,21 +326,16 @@ class Session(RemoteFactory):
         if self._closed or self._recorder.stream.is_forked:
             return
         self._closed = True
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._transport.close)
+            ending.callback(self._recorder.stream.close)
             if tell and not self._recorder.stream.loss_was_told:
                 self._recorder.stream.synchronize(of_any_thread=True)
-        finally:
-            try:
-                self._recorder.stream.close()
-            finally:
-                self._transport.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._close(tell=error is None)
 
 

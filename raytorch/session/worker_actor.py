@@ -19,24 +19,16 @@ class SessionWorker(WorkerActor):
     """
 
     def run_program(self, packed: bytes, *data: Any) -> "bytes | Report":
-        """Execute a program.
+        """Execute a program; returns the report, as bytes if it is small, as Ray moves these faster than objects.
 
-        Args:
-            packed: The program.
-            data: Its attachments: payloads, each without its array and followed by it, or None twice.
-
-        Returns:
-            The report; as bytes if it is small, as Ray moves these faster than objects.
+        ``data`` are its attachments: payloads, each without its array and followed by it, or None twice.
         """
         from raytorch.session.worker_session import hosted_session
 
         return hosted_session().run(packed, data)
 
     def run_relayed(self, packed: bytes, described: bytes, references: list[Any]) -> "bytes | Report":
-        """Execute a program that came through the host.
-
-        See :meth:`run_program` and :func:`raytorch.session.worker_session.describe_data`.
-        """
+        """Execute a program that came through the host; see ``worker_session.describe_data``."""
         from raytorch.session.worker_session import hosted_session, receive_data
 
         return hosted_session().run(packed, receive_data(described, references))

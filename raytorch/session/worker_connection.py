@@ -26,8 +26,10 @@ LAST_WORD_S = 8.0
 class WorkerConnection:
     """Base of opened and joined sessions' connections: the way to the workers' actors."""
 
-    def __init__(self, client: int, resources: contextlib.ExitStack) -> None:
-        self.client = client
+    client = 0
+    """The client's number."""
+
+    def __init__(self, resources: contextlib.ExitStack) -> None:
         self._resources = resources
         self._host: Any = None
         self._actors: list[Any] = []
@@ -45,8 +47,7 @@ class WorkerConnection:
 
     def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
         """Send a program to every worker. See :class:`raytorch.session.instruction_stream.Transport`."""
-        if self._lost:
-            raise copy(self._lost)
+        self._require_session()
         shipped = [[_shipped(part, len(parts) == self.world_size) for part in parts] for parts in attachments]
         data = [[parts[rank % len(parts)] for parts in shipped] for rank in range(self.world_size)]
         with self._sending:
@@ -54,10 +55,10 @@ class WorkerConnection:
 
     def _send_directly(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
         program = ray.put(packed) if len(packed) > INLINE and self.world_size > 1 else packed
-        futures: list[Future] = []
-        for rank, actor in enumerate(self._actors):
-            futures.append(_Reply(self, rank, actor.run_program.remote(program, *itertools.chain(*data[rank]))))
-        return futures
+        return [
+            _Reply(self, rank, actor.run_program.remote(program, *itertools.chain(*data[rank])))
+            for rank, actor in enumerate(self._actors)
+        ]
 
     def _send_in_order(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
         """Send through the host, as several clients do."""
@@ -65,8 +66,7 @@ class WorkerConnection:
         return [_RelayedReply(self, rank, relayed) for rank in range(self.world_size)]
 
     def wait_for(self, reference: Any) -> Any:
-        """Return what a call to an actor answers. Raises RayError; SessionLostError if the session is lost
-        meanwhile."""
+        """Return what a call to an actor answers. Raises RayError, SessionLostError."""
         return self._parts.wait_for(reference, self._require_session)
 
     def _require_session(self) -> None:
@@ -106,8 +106,7 @@ class WorkerConnection:
                     self.wait_for(answered)
                 except ray.exceptions.RayError as error:
                     raise self.lost(rank, error) from None
-        if self._lost:
-            raise copy(self._lost)
+        self._require_session()
 
     def open(self) -> None:
         """Let others join, if the session was opened here."""
@@ -157,14 +156,16 @@ class _Reply:
         """Tell whether the report is there."""
         return self._connection.is_there(self._reference)
 
-    def _get(self) -> bytes | Report:
-        told: bytes | Report = self._connection.wait_for(self._reference)
-        return told
+    def _own(self) -> Any:
+        """Where the report will be; None if this client is not known any more."""
+        return self._reference
 
     def result(self) -> Report:
         """The report. Raises SessionLostError."""
         try:
-            told = self._get()
+            if not (own := self._own()):
+                raise self._connection.lost(self._rank, SessionError("this client is not known any more"))
+            told = self._connection.wait_for(own)
         except ray.exceptions.RayError as error:
             raise self._connection.lost(self._rank, error) from None
         report = told if isinstance(told, Report) else Report.unpack(told)
@@ -179,12 +180,6 @@ class _RelayedReply(_Reply):
     def done(self) -> bool:
         is_there = self._connection.is_there
         return is_there(self._reference) and (not (own := self._own()) or is_there(own))
-
-    def _get(self) -> bytes | Report:
-        if own := self._own():
-            told: bytes | Report = self._connection.wait_for(own)
-            return told
-        raise self._connection.lost(self._rank, SessionError("this client is not known any more"))
 
     def _own(self) -> Any:
         references = self._connection.wait_for(self._reference)

@@ -15,11 +15,7 @@ MOST_PRINTED = 1 << 20
 
 
 class Printing:
-    """Output of a worker's programs: Python's standard output and errors, its warnings among them.
-
-    Args:
-        rank: The worker's.
-    """
+    """Output of a worker's programs: Python's standard output and errors, its warnings among them."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank

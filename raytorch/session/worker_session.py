@@ -1,7 +1,6 @@
 """A session's part on a worker: the registry and the interpreter in the actor's process, until the session ends."""
 
 import itertools
-import os
 import pickle
 import threading
 import time
@@ -30,27 +29,22 @@ from raytorch.training.precision import choose_attention
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
 
-
 Shipped = tuple[Payload | None, Any]
 """An attachment as it travels: the payload, and its array apart from it or a reference to that."""
 
 
 def describe_data(data: Sequence[Shipped]) -> tuple[bytes, list[Any]]:
     """The data of a rank for ``SessionWorker.run_relayed``; what relays it has no need to look into it."""
-    is_apart = [isinstance(array, ray.ObjectRef) for _, array in data]
-    inline = [(payload, None if apart else array) for (payload, array), apart in zip(data, is_apart, strict=True)]
-    references = [array for (_, array), apart in zip(data, is_apart, strict=True) if apart]
-    return pickle.dumps((inline, is_apart), protocol=5), references
+    references = [array for _, array in data if isinstance(array, ray.ObjectRef)]
+    inline = [(payload, None if isinstance(array, ray.ObjectRef) else array) for payload, array in data]
+    return pickle.dumps(inline, protocol=5), references
 
 
 def receive_data(described: bytes, references: Sequence[Any]) -> list[Any]:
-    """Return what :func:`describe_data` described, flat; an error in place of what is lost with the client that sent
-    it."""
-    inline, is_apart = pickle.loads(described)  # noqa: S301 - from a client that Ray has let in
-    arrays = iter([_array(reference) for reference in references])
-    data = [
-        (payload, next(arrays) if apart else array) for (payload, array), apart in zip(inline, is_apart, strict=True)
-    ]
+    """What :func:`describe_data` described, flat; an error in place of what is lost with the client that sent it."""
+    inline = pickle.loads(described)  # noqa: S301 - from a client that Ray has let in
+    arrays = map(_array, references)
+    data = [(payload, next(arrays) if payload and array is None else array) for payload, array in inline]
     return list(itertools.chain(*data))
 
 
@@ -66,7 +60,7 @@ class HostedSession:
 
     def __init__(self, setup: Setup, worker: Worker) -> None:
         self.setup = setup
-        self.registry = Registry(setup.limits.max_bytes)
+        self.registry = Registry(setup.max_bytes)
         peers = _peers(setup, worker) if worker.world_size > 1 else None
         agree_through(peers)
         self.interpreter = Interpreter(self.registry, rank=worker.rank, device=worker.device, peers=peers)
@@ -104,11 +98,9 @@ class HostedSession:
         self.ready = True
 
     def is_idle(self) -> bool:
-        """True if no client has asked for anything for longer than a session may be idle, and than a round of looks.
-
-        Another worker may have become busy since it looked last.
-        """
-        limit = self.setup.limits.idle_timeout
+        """True if nobody has asked for anything for longer than a session may be idle, and than a round of looks, in
+        which another worker may have become busy."""
+        limit = self.setup.idle_timeout
         return limit is not None and not self.busy and time.monotonic() - self.used_at > limit + LOOK_ROUND_S
 
     def release(self, gone: Collection[int]) -> None:
@@ -127,14 +119,14 @@ def _peers(setup: Setup, worker: Worker) -> Peers:
 _hosted: HostedSession | None = None
 
 
-def serve(setup: Setup) -> None:
+def serve(config: dict[str, Setup]) -> None:
     """Host a session in this process until a client ends it, or all ranks have been idle: the train function."""
     global _hosted
-    worker = Worker.current()
+    setup, worker = config["setup"], Worker.current()
     _hosted = hosted = HostedSession(setup, worker)
     actor = ray.get_runtime_context().current_actor
     with leaving_process_group():
-        ray.get(setup.host.join.remote(worker.rank, actor, os.getpid()))
+        ray.get(setup.host.join.remote(worker.rank, actor))
         while not hosted.ended.wait(LOOK_ROUND_S):
             gone, is_over = ray.get(setup.host.look.remote(worker.rank, hosted.is_idle()))
             if is_over:

@@ -82,7 +82,7 @@ def test_a_module_that_could_not_be_restored_is_told_to_be_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (module_outline, snapshot):
-        monkeypatch.setattr(module, "DEEPEST_MODULE", 2, raising=False)
+        monkeypatch.setattr(module, "MOST_LEVELS", 2, raising=False)
     session = local_session()
     flat = session.module(nn.Sequential, session.module(nn.ReLU))
     deep = session.module(nn.Sequential, flat)

@@ -9,7 +9,7 @@ import torch
 from raytorch.distributed import Worker
 from raytorch.session import host as hosting
 from raytorch.session import worker_session
-from raytorch.session.host import Limits, SessionHost, Setup
+from raytorch.session.host import SessionHost, Setup
 from raytorch.session.open_or_join import Group
 from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.worker_session import serve
@@ -46,9 +46,7 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
             hosted.ended.set()
         return [1], False
 
-    host = SimpleNamespace(
-        look=SimpleNamespace(remote=look), join=SimpleNamespace(remote=lambda rank, actor, pid: None)
-    )
+    host = SimpleNamespace(look=SimpleNamespace(remote=look), join=SimpleNamespace(remote=lambda rank, actor: None))
     context = SimpleNamespace(current_actor=None)
     monkeypatch.setattr(
         worker_session, "ray", SimpleNamespace(get=lambda value: value, get_runtime_context=lambda: context)
@@ -56,7 +54,7 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
     monkeypatch.setattr(worker_session, "LOOK_ROUND_S", 0.0)
     monkeypatch.setattr(worker_session, "_hosted", None)
     monkeypatch.setattr(Worker, "current", lambda: Worker(0, 1, torch.device("cpu")))
-    serve(Setup(host, Limits(), threads=1))
+    serve({"setup": Setup(host, threads=1)})
     assert rounds == 3
     assert [handle for handle, _ in worker_session._hosted.registry] == [mine]
 
