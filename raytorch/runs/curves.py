@@ -14,6 +14,23 @@ DECADES = 100.0
 """How many times the smallest value the largest is from which on a linear axis would hide the small ones."""
 
 
+def empty_figure(title: str, width: float, height: float) -> Any:
+    """A figure of matplotlib's, with a title in which nothing is markup."""
+    with needing_extra("plots"):
+        from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(escaped_line(title), parse_math=False)
+    return figure
+
+
+def as_png(figure: Any) -> bytes:
+    """A figure's picture."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
+
+
 def scale(axes: Any, direction: Literal["x", "y"], values: Iterable[float]) -> None:
     """Give an axis of matplotlib's a logarithmic scale if ``values`` are above 0 and span two decades or more."""
     values = list(values)
@@ -42,11 +59,7 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     history = read_history(folder)
     if not history:
         raise RunNotFoundError(f"{folder} has recorded no metrics yet")
-    with needing_extra("plots"):
-        from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    figure.suptitle(escaped_line(folder.name), parse_math=False)
+    figure = empty_figure(folder.name, 10, 6.5)
     loss, accuracy, rate, throughput = figure.subplots(2, 2, sharex=True).flat
     _draw(loss, history, {"train": "loss", "test": "loss"}, "loss")
     _draw(accuracy, history, {"test": "accuracy"}, "test accuracy")
@@ -55,9 +68,7 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     for axes in (rate, throughput):
         axes.set_xlabel("epoch")
     if out is None:
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=120)
-        folder.write_bytes(PICTURE_FILE, content.getvalue())
+        folder.write_bytes(PICTURE_FILE, as_png(figure))
         return folder.file(PICTURE_FILE)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,30 +1,22 @@
 """A scaling study as a picture. Imports no torch."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-from raytorch.errors import needing_extra
+from raytorch.runs.curves import as_png, empty_figure
 from raytorch.runs.storage import RunFolder
 from raytorch.scaling.table import SHARES, title
-from raytorch.system.safe_text import escaped_line
 
 PICTURE_FILE = "scaling.png"
 
 
 def write_picture(results: Mapping[str, Any], folder: RunFolder) -> str:
     """Draw samples per second beside the ideal, and the shares of time, into ``scaling.png``; returns its path."""
-    with needing_extra("plots"):
-        from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    figure.suptitle(escaped_line(title(results)), parse_math=False)
+    figure = empty_figure(title(results), 10, 4.2)
     rates, shares = figure.subplots(1, 2)
     _draw_rates(rates, results["sizes"])
     _draw_shares(shares, results["sizes"])
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    folder.write_bytes(PICTURE_FILE, content.getvalue())
+    folder.write_bytes(PICTURE_FILE, as_png(figure))
     return str(folder.file(PICTURE_FILE))
 
 

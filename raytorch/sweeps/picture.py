@@ -1,12 +1,10 @@
 """A sweep as a picture: the trials' curves, and where they ended beside each parameter."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from raytorch.config import SweepConfig
-from raytorch.errors import needing_extra
-from raytorch.runs.curves import scale
+from raytorch.runs.curves import as_png, empty_figure, scale
 from raytorch.sweeps.results import TrialResult, find_best
 from raytorch.system.safe_text import escaped_line
 
@@ -16,14 +14,10 @@ FEW = 10
 
 def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> bytes:
     """The trials' curves, and where they ended beside each parameter, as PNG."""
-    with needing_extra("plots"):
-        from matplotlib.figure import Figure  # takes a second to import
-
     varied = [key for key in config.parameters if len({repr(result.trial.parameters[key]) for result in results}) > 1]
     columns = min(3, 1 + len(varied))
     lines = -(-(1 + len(varied)) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.6 * lines), layout="constrained")
-    figure.suptitle(escaped_line(title), parse_math=False)
+    figure = empty_figure(title, 4.6 * columns, 3.6 * lines)
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     styles = _styles(results, find_best(results, config.metric))
     _draw_curves(axes[0], config.metric, results, styles)
@@ -31,9 +25,7 @@ def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> 
         _draw_parameter(place, config, key, results, styles)
     for place in axes[1 + len(varied) :]:
         place.set_axis_off()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return as_png(figure)
 
 
 def _draw_curves(axes: Any, metric: str, results: Sequence[TrialResult], styles: Sequence[dict[str, Any]]) -> None:
