@@ -2,33 +2,22 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
 from rich.table import Table
 
-from raytorch.cli.common import (
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    AsJson,
-    Name,
-    Overrides,
-    Workers,
-    config_from_options,
-    errors,
-    new_app,
-    output,
-    print_json,
-)
+from raytorch.cli import common
 from raytorch.errors import UserError
 from raytorch.system.terminal import cell, pass_on, say, say_labelled, say_table
 
-app = new_app()
+app = common.new_app()
 
 Address = Annotated[
     str | None,
@@ -47,9 +36,9 @@ def submit(
         Path | None, typer.Argument(metavar="CONFIG|SCRIPT", help="YAML file of a run, or a Python script.")
     ] = None,
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGS]", help="Arguments of the script.")] = None,
-    overrides: Overrides = None,
-    workers: Workers = None,
-    name: Name = None,
+    overrides: common.Overrides = None,
+    workers: common.Workers = None,
+    name: common.Name = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue a run, by its name or path.")] = None,
     env: Annotated[
         list[str] | None,
@@ -69,19 +58,16 @@ def submit(
         bool, typer.Option("--wait", help="Follow the log to the job's end; exit status as the job.")
     ] = False,
     address: Address = None,
-    as_json: AsJson = False,
+    as_json: common.AsJson = False,
 ) -> int:
     """Send a run or a script to a cluster."""
-    from raytorch.service.client import Client
     from raytorch.service.destination import EntrypointResources
     from raytorch.sweeps.file import is_sweep
 
-    resources = EntrypointResources(entrypoint_cpus, entrypoint_gpus, entrypoint_memory)
-    is_script = target is not None and target.suffix == ".py"
-    if is_script:
+    if target is not None and target.suffix == ".py":
         _refuse("a script", {"--set": overrides, "--workers": workers, "--resume": resume})
-        assert target is not None
-        client = Client(address)
+        client = _client(address)
+        resources = EntrypointResources(entrypoint_cpus, entrypoint_gpus, entrypoint_memory)
         job = client.submit_script(
             target, arguments or [], name=name, storage=storage or "runs", env=env or [], resources=resources
         )
@@ -94,10 +80,12 @@ def submit(
             raise UserError(
                 f"{target} is a sweep: send a script that runs it: raytorch submit jobs/sweep.py -- {target}"
             )
-        config = config_from_options(target, overrides, workers, name, resume)
-        client = Client(address)
+        config = common.config_from_options(target, overrides, workers, name, resume)
+        client = _client(address)
         if resume:
-            job = client.resume(_looked_up(resume, target), config, env=env or [])
+            # Without a file that says where, a run that is given by its name alone was found in runs.
+            run = resume if target or "/" in resume else f"runs/{resume}"
+            job = client.resume(run, config, env=env or [])
         else:
             job = client.submit(config, name=name, env=env or [])
     _show_submitted(job, address, as_json, wait)
@@ -105,32 +93,28 @@ def submit(
 
 
 @app.command("jobs")
-def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
+def list_jobs(address: Address = None, as_json: common.AsJson = False) -> None:
     """List the jobs of a cluster."""
-    from raytorch.service.client import Client
-
-    client = Client(address)
+    client = _client(address)
     found = client.jobs()
     if as_json:
-        print_json([_record(job) for job in found])
+        common.print_json([_record(job) for job in found])
         return
     table = Table("job", "kind", "state", "submitted", "seconds", box=None)
     for job in found:
         table.add_row(*map(cell, (job.id, job.kind, job.state, _local(job.submitted), _seconds(job))))
     if found:
-        say_table(output, table)
+        say_table(common.output, table)
     else:
-        say(output, f"no jobs on {client.address}")
+        say(common.output, f"no jobs on {client.address}")
 
 
 @app.command()
-def status(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
+def status(job_id: JobId, address: Address = None, as_json: common.AsJson = False) -> None:
     """Show a job, and why it failed if it did."""
-    from raytorch.service.client import Client
-
-    job = Client(address).status(job_id)
+    job = _client(address).status(job_id)
     if as_json:
-        print_json(_record(job))
+        common.print_json(_record(job))
     else:
         _show(job)
 
@@ -141,53 +125,50 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
     rank: Annotated[int | None, typer.Option(min=0, help="The log of one worker, in place of the driver's.")] = None,
     address: Address = None,
-    as_json: AsJson = False,
+    as_json: common.AsJson = False,
 ) -> int:
     """Print what a job has written; with -f, exit status as the job."""
-    from raytorch.service.client import Client
-
-    client = Client(address)
+    client = _client(address)
+    write = _write_lines if as_json else _write_text
     if follow:
-        return _follow(client, job_id, rank, _Lines() if as_json else _Text())
-    printer = _Lines() if as_json else _Text()
-    printer.write(client.logs(job_id, rank=rank))
-    printer.end()
+        return _follow(client, job_id, rank, write)
+    write([client.logs(job_id, rank=rank)])
     return 0
 
 
 @app.command()
-def stop(job_id: JobId, address: Address = None, as_json: AsJson = False) -> None:
+def stop(job_id: JobId, address: Address = None, as_json: common.AsJson = False) -> None:
     """Ask a job to end; a run saves a last checkpoint."""
-    from raytorch.service.client import Client
-
-    client = Client(address)
+    client = _client(address)
     stopping = client.stop(job_id)
     if as_json:
-        print_json({"id": job_id, "stopping": stopping})
+        common.print_json({"id": job_id, "stopping": stopping})
     elif stopping:
-        say(output, f"stopping {job_id}; {_command('status', job_id, address)} tells when it has ended")
+        say(common.output, f"stopping {job_id}; {_command('status', job_id, address)} tells when it has ended")
     else:
-        say(output, f"{job_id} had ended already: {client.status(job_id).state}")
+        say(common.output, f"{job_id} had ended already: {client.status(job_id).state}")
 
 
 @app.command()
-def result(job_id: JobId, address: Address = None, as_json: AsJson = False) -> int:
+def result(job_id: JobId, address: Address = None, as_json: common.AsJson = False) -> int:
     """Print what a job came to. Exit status 1 if it failed."""
     from raytorch.cli.progress import print_summary
-    from raytorch.service.client import Client
 
-    client = Client(address)
+    client = _client(address)
     summary = client.result(job_id)
     if as_json:
-        print_json(summary)
+        common.print_json(summary)
     elif summary["state"] in ("finished", "stopped") and "step" in summary:
-        print_summary(output, summary, resume=_resuming(address))
+        print_summary(common.output, summary, resume=_resuming(address))
     else:
         _show(client.status(job_id))
     return _exit_status(summary["state"])
 
 
-# -- what submit does --------------------------------------------------------------------------------------------------
+def _client(address: str | None) -> Any:
+    from raytorch.service.client import Client
+
+    return Client(address)
 
 
 def _refuse(what: str, options: dict[str, Any]) -> None:
@@ -196,64 +177,41 @@ def _refuse(what: str, options: dict[str, Any]) -> None:
         raise UserError(f"{', '.join(given)} {'does' if len(given) == 1 else 'do'} not go with {what}")
 
 
-def _looked_up(run: str, file: Path | None) -> str:
-    """The run by its path where its name alone is given: without a file that says where, it was found in ``runs``."""
-    return run if file or "/" in run else f"runs/{run}"
-
-
 def _show_submitted(job: Any, address: str | None, as_json: bool, wait: bool) -> None:
     if as_json:
         if not wait:
-            print_json(_record(job))
+            common.print_json(_record(job))
         return
-    console = errors if wait else output  # with --wait, standard output is the job's log
+    console = common.errors if wait else common.output  # with --wait, standard output is the job's log
     lines = [("job", job.id), ("dashboard", job.link), ("run", job.run)]
-    lines += [(what, _command(call, job.id, address)) for what, call in _NEXT]
+    calls = {"follow": "logs -f", "state": "status", "result": "result", "stop": "stop"}
+    lines += [(what, _command(call, job.id, address)) for what, call in calls.items()]
     for label, text in lines:
         say_labelled(console, label, text, 11)
 
 
-_NEXT = (("follow", "logs -f"), ("state", "status"), ("result", "result"), ("stop", "stop"))
-
-
 def _follow_to_the_end(client: Any, job_id: str, as_json: bool) -> int:
-    status = _follow(client, job_id, None, _Text(sys.stderr if as_json else sys.stdout))
+    status = _follow(client, job_id, None, partial(_write_text, file=sys.stderr if as_json else sys.stdout))
     if as_json:
-        print_json(_record(client.status(job_id)))
+        common.print_json(_record(client.status(job_id)))
     elif status:
         _show(client.status(job_id))
     return status
 
 
-def _follow(client: Any, job_id: str, rank: int | None, printer: "_Text") -> int:
-    """Print what a job writes until it has ended; answers the exit status to end with."""
-    with _leaving_it_running(job_id):
-        for text in client.follow(job_id, rank=rank):
-            printer.write(text)
-        printer.end()
-        return _exit_status_of(client.wait(job_id))
-
-
-@contextmanager
-def _leaving_it_running(job_id: str) -> Iterator[None]:
-    """Tell who presses Ctrl-C in the block that the job does not end with it."""
+def _follow(client: Any, job_id: str, rank: int | None, write: Callable[[Iterable[str]], None]) -> int:
+    """Write what a job writes until it has ended; answers its own exit status, if it has failed with one."""
     try:
-        yield
+        write(client.follow(job_id, rank=rank))
+        job = client.wait(job_id)
     except KeyboardInterrupt:
-        say(errors, f"{job_id} goes on; 'raytorch stop {job_id}' ends it")
-        raise typer.Exit(EXIT_STOPPED) from None
-
-
-def _exit_status_of(job: Any) -> int:
-    """A job's own exit status, where it ended with one that tells of a failure."""
+        say(common.errors, f"{job_id} goes on; 'raytorch stop {job_id}' ends it")
+        raise typer.Exit(common.EXIT_STOPPED) from None
     return (job.exit_status if job.state == "failed" else 0) or _exit_status(job.state)
 
 
 def _exit_status(state: str) -> int:
-    return {"finished": 0, "stopped": EXIT_STOPPED}.get(state, EXIT_FAILED)
-
-
-# -- printing ----------------------------------------------------------------------------------------------------------
+    return {"finished": 0, "stopped": common.EXIT_STOPPED}.get(state, common.EXIT_FAILED)
 
 
 def _show(job: Any) -> None:
@@ -265,9 +223,9 @@ def _show(job: Any) -> None:
         facts += [("cause", job.failure.cause), ("message", f"{rank}{job.failure.message}")]
     for label, text in facts:
         if text:
-            say(output, f"{label:<11}{text}")
+            say(common.output, f"{label:<11}{text}")
     if job.failure and job.failure.traceback:
-        say(output, f"\n{job.failure.traceback}")
+        say(common.output, f"\n{job.failure.traceback}")
 
 
 def _command(call: str, job_id: str, address: str | None) -> str:
@@ -278,46 +236,28 @@ def _resuming(address: str | None) -> str:
     return f"raytorch submit{f' --address {shlex.quote(address)}' if address else ''} --resume"
 
 
-class _Text:
-    """Prints a log as it comes."""
-
-    def __init__(self, file: TextIO | None = None) -> None:
-        self._file = file or sys.stdout
-
-    def write(self, text: str) -> None:
-        """Print a piece, wherever it ends."""
-        pass_on(text, self._file)
-
-    def end(self) -> None:
-        """Print what is left."""
+def _write_text(log: Iterable[str], file: TextIO | None = None) -> None:
+    """Write the pieces of a log as they come."""
+    for piece in log:
+        pass_on(piece, file or sys.stdout)
 
 
-class _Lines(_Text):
-    """Prints a log as JSON, an object for each line: a line ends with a newline and with nothing else."""
+def _write_lines(log: Iterable[str]) -> None:
+    """Write a log as JSON, an object for each line: a line ends with a newline and with nothing else."""
+    begun: list[str] = []
+    length = 0
+    for part in (part for piece in log for part in StringIO(piece)):
+        begun.append(part)
+        length += len(part)
+        if part.endswith("\n") or length > LONGEST_LINE:
+            _write_line(begun)
+            begun, length = [], 0
+    if begun:
+        _write_line(begun)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._begun: list[str] = []
-        self._length = 0
 
-    def write(self, text: str) -> None:
-        """Print the lines that a piece completes, and keep the rest for the next."""
-        *lines, rest = text.split("\n")
-        for line in lines:
-            self._print_line(line)
-        self._begun.append(rest)
-        self._length += len(rest)
-        if self._length > LONGEST_LINE:
-            self._print_line("")
-
-    def end(self) -> None:
-        """Print the last line, if no newline ends it."""
-        if self._length:
-            self._print_line("")
-
-    def _print_line(self, end: str) -> None:
-        print_json({"line": "".join([*self._begun, end]).removesuffix("\r")})
-        self._begun, self._length = [], 0
+def _write_line(parts: Iterable[str]) -> None:
+    common.print_json({"line": "".join(parts).removesuffix("\n").removesuffix("\r")})
 
 
 def _record(job: Any) -> dict[str, Any]:

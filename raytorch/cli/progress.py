@@ -2,19 +2,10 @@
 
 import shlex
 import time
-from typing import Any
+from typing import Any, Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from raytorch.runs.storage import from_here, is_in_job
 from raytorch.system.safe_text import escaped_line
@@ -24,25 +15,37 @@ WAITING_S = 60.0
 """Seconds without workers after which that is told."""
 
 
-class ProgressDisplay:
+class _Bars:
+    """Bars on a terminal while the block runs."""
+
+    def __init__(self, console: Console, *columns: progress.ProgressColumn) -> None:
+        self._bar = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+class ProgressDisplay(_Bars):
     """A line for each evaluation and, on a terminal, a live one below them.
 
     Call it with each :class:`~raytorch.runs.status.RunStatus`; use it as a context manager.
     """
 
     def __init__(self, console: Console, name: str) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}", "bold", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        super().__init__(
+            console,
+            progress.TextColumn("{task.description}", "bold", markup=False),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[numbers]}", markup=False),
+            progress.TimeRemainingColumn(),
         )
-        self._task: TaskID = self._bar.add_task(escaped_line(name), total=None, numbers="starting workers")
+        self._console = console
+        self._task: progress.TaskID = self._bar.add_task(escaped_line(name), total=None, numbers="starting workers")
         self._numbers = ""
         self._evaluations = 0
         self._attempts = 0
@@ -51,13 +54,6 @@ class ProgressDisplay:
         """When it is to be told that there are no workers yet; None when it has been."""
         self.has_news = False
         """True if a run has told anything of itself."""
-
-    def __enter__(self) -> "ProgressDisplay":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
     def __call__(self, status: Any) -> None:
         """Show the newest news."""
@@ -92,25 +88,18 @@ class ProgressDisplay:
         self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=escaped_line(text))
 
 
-class DownloadDisplay:
+class DownloadDisplay(_Bars):
     """On a terminal, a bar for each file that is downloaded. A :data:`~raytorch.datasets.download.DownloadCallback`."""
 
     def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+        super().__init__(
+            console,
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=24),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
         )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "DownloadDisplay":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._tasks: dict[str, progress.TaskID] = {}
 
     def __call__(self, name: str, there: int, size: int) -> None:
         if name not in self._tasks:
@@ -119,12 +108,9 @@ class DownloadDisplay:
 
 
 def print_summary(console: Console, summary: dict[str, Any], *, resume: str | None = None) -> None:
-    """Print what a run came to and where its files are.
+    """Print what a run came to, by its ``summary.json``, and where its files are.
 
-    Args:
-        console: Where to print.
-        summary: The run's ``summary.json``.
-        resume: The command that goes on with a run that follows it; by default that of where this process runs.
+    ``resume`` is the command that goes on with a run that follows it; by default that of where this process runs.
     """
     resume = resume or f"raytorch {'submit' if is_in_job() else 'train'} --resume"
     rate, seconds = summary.get("samples_per_s"), summary.get("seconds", {}).get("total")

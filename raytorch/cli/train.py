@@ -6,22 +6,11 @@ from typing import Annotated
 
 import typer
 
-from raytorch.cli.common import (
-    EXIT_STOPPED,
-    AsJson,
-    Name,
-    Overrides,
-    Workers,
-    config_from_options,
-    new_app,
-    output,
-    print_json,
-    progress,
-)
+from raytorch.cli import common
 from raytorch.errors import UserError
 from raytorch.system.terminal import say
 
-app = new_app()
+app = common.new_app()
 
 
 @app.command()
@@ -29,15 +18,15 @@ def train(
     config: Annotated[
         Path | None, typer.Argument(help="YAML file of the run; with --resume, the run's own by default.")
     ] = None,
-    overrides: Overrides = None,
-    workers: Workers = None,
-    name: Name = None,
+    overrides: common.Overrides = None,
+    workers: common.Workers = None,
+    name: common.Name = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue a run, by its name or path.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="Folder or URI that holds the runs, in place of the file's.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default one is started here.")] = None,
-    as_json: AsJson = False,
+    as_json: common.AsJson = False,
 ) -> int:
     """Train the model that CONFIG describes."""
     from raytorch.cli.progress import ProgressDisplay, print_summary
@@ -45,30 +34,31 @@ def train(
     from raytorch.runs.storage import split
     from raytorch.training import api
 
-    changed = config_from_options(config, overrides, workers, name, resume, storage or "runs")
+    changed = common.config_from_options(config, overrides, workers, name, resume, storage or "runs")
     if not resume and name is None:
         name = timed_name(changed.name)
-    with ProgressDisplay(progress, split(resume or name or "")[1]) as display:
+    with ProgressDisplay(common.progress, split(resume or name or "")[1]) as display:
         if resume:
             result = api.resume(resume, changed, storage=storage, address=address, watch=display)
         else:
             result = api.train(changed, name=name, storage=storage, address=address, watch=display)
     if not display.has_news:
         say(
-            progress,
+            common.progress,
             f"{result.name} has finished and nothing is left to do; to go on, give it more epochs or steps by --set",
         )
     summary = result.summary
     if as_json:
-        print_json(summary)
+        common.print_json(summary)
     else:
-        print_summary(output, summary)
-    return EXIT_STOPPED if result.state == "stopped" else 0
+        print_summary(common.output, summary)
+    return common.EXIT_STOPPED if result.state == "stopped" else 0
 
 
 @app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="YAML files of runs and sweeps.")], overrides: Overrides = None
+    files: Annotated[list[Path], typer.Argument(help="YAML files of runs and sweeps.")],
+    overrides: common.Overrides = None,
 ) -> int:
     """Check configuration files without running them."""
     from raytorch.config.file import load_config
@@ -82,7 +72,7 @@ def validate(
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    say(output, f"{len(files)} valid")
+    say(common.output, f"{len(files)} valid")
     return 0
 
 

@@ -33,7 +33,6 @@ def require_capacity(
     sweep's next trial, then waits for it.
 
     Args:
-        nodes: The cluster's nodes.
         workers: Number of workers, the least that an elastic run starts with.
         each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
         prefix: What stands before ``workers``, ``cpus_per_worker`` and ``gpus_per_worker`` where the user sets them.
@@ -85,10 +84,8 @@ def _joined_nodes() -> list[Node]:
 
 
 def _has_lost_nodes() -> bool:
-    """Tell whether a node of the cluster that was joined has crashed or was cut off, as Ray 2.55 and 2.60 say it.
-
-    What it had they no longer tell.
-    """
+    """Tell whether a node of the cluster that was joined has crashed or was cut off, as Ray 2.55 and 2.60 say it; what
+    it had they no longer tell."""
     import ray
     from ray.core.generated.common_pb2 import NodeDeathInfo
 
@@ -110,11 +107,7 @@ def _scarcest(nodes: Sequence[Node], each: Mapping[str, float]) -> str:
 
 
 def require_node(nodes: Sequence[Node], each: Mapping[str, float]) -> None:
-    """Refuse a process that is larger than every node; see :func:`require_capacity`.
-
-    Raises:
-        ResourceError: No node could hold it.
-    """
+    """Refuse a process that is larger than every node; see :func:`require_capacity`."""
     if not any(node.scales or workers_that_fit([node.resources], each) for node in nodes):
         raise ResourceError(
             f"no node of the cluster has {_listed(each)}; lower what the entrypoint asks for, or add nodes"

@@ -72,10 +72,8 @@ class SavingElasticPolicy(ElasticScalingPolicy):
         return bool(ray.wait([answer], timeout=ANSWER_WAIT_S)[0] and ray.get(answer))
 
     def _get_reserved_resources(self) -> Any:
-        """As Ray's own, but of the nodes that there are now: its coordinator looks only every 20 s by itself.
-
-        Ray 2.55 has another name for this, and keeps to its own pace.
-        """
+        """As Ray's own, but of the nodes that there are now: its coordinator looks only every 20 s by itself. Ray
+        2.55 has another name for this, and keeps to its own pace."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_ROUND_S:
             self._looked_at = now

@@ -17,6 +17,7 @@ from typing import Any
 
 from raytorch.cluster import token
 from raytorch.errors import ClusterError, UserError
+from raytorch.system.environment import environment
 from raytorch.system.processes import kill_writers
 from raytorch.system.temporary_folders import delete_abandoned, note_ray_session
 
@@ -58,7 +59,8 @@ class _Joined:
 
 
 _joined: _Joined | None = None
-_leaving = threading.RLock()
+leaving_ray = threading.RLock()
+"""Held while a Ray is left: whoever joins one waits for that."""
 _before_sigterm: list[Any] = []
 """The handlers of SIGTERM that were there before each :func:`joined_ray` that goes on."""
 
@@ -71,49 +73,29 @@ def cluster_address(address: str | None) -> str | None:
     Raises:
         UserError: ``address`` is such a URL.
     """
-    if address and _is_dashboard(address):
+    if address and is_dashboard(address):
         raise UserError(
             f"{address} is the URL of a dashboard, which 'raytorch submit' takes; to join a cluster from here, as "
             "'raytorch train' does, give HOST:6379 or auto"
         )
     there = os.environ.get("RAY_ADDRESS", "")
-    return address or ("" if _is_dashboard(there) else there) or None
+    return address or ("" if is_dashboard(there) else there) or None
 
 
-def _is_dashboard(address: str) -> bool:
+def is_dashboard(address: str) -> bool:
+    """True for the URL of a dashboard."""
     return address.startswith(("http://", "https://"))
 
 
-@contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """Hide a RAY_ADDRESS that is a dashboard's from ``ray.init``, which would join it, and from what that starts."""
-    hidden = os.environ.get("RAY_ADDRESS", "")
-    if not _is_dashboard(hidden):
-        yield
-        return
-    del os.environ["RAY_ADDRESS"]
-    try:
-        yield
-    finally:
-        os.environ["RAY_ADDRESS"] = hidden
-
-
 def starts_ray(address: str | None) -> bool:
-    """Tell whether :func:`joined_ray` will start a Ray here.
-
-    Raises:
-        UserError: As for :func:`cluster_address`.
-    """
+    """Tell whether :func:`joined_ray` will start a Ray here; raises as :func:`cluster_address` does."""
     return not (cluster_address(address) or _has_joined())
 
 
 def prepare_ray(address: str | None) -> None:
     """Choose Ray's settings for one machine, if :func:`joined_ray` will start a Ray here, and until that is left.
 
-    Best before the first import of ray. What the environment says already stays.
-
-    Raises:
-        UserError: As for :func:`cluster_address`.
+    Best before the first import of ray. What the environment says already stays. Raises as :func:`cluster_address`.
     """
     if not starts_ray(address):
         if not _has_joined():
@@ -163,7 +145,7 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
     prepare_ray(address)
     import ray
 
-    with _leaving:  # a Ray that another thread is about to leave
+    with leaving_ray:  # a Ray that another thread is about to leave
         pass
     with _ending_on_sigterm() as end_on_sigterm:
         if ray.is_initialized():
@@ -187,13 +169,23 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
 def _join(cluster: str | None) -> _Joined:
     import ray
 
-    options = {} if cluster else {"include_dashboard": False}
+    told = logging.getLogger("raytorch").isEnabledFor(logging.DEBUG)  # else nothing of Ray and of the workers
+    options: dict[str, Any] = {"log_to_driver": told, "logging_level": "INFO" if told else "ERROR"}
+    if not cluster:
+        options["include_dashboard"] = False
     _settle_reach()
-    with _without_dashboard(), _taking_the_token(cluster):
+    # A RAY_ADDRESS that is a dashboard's is hidden from ray.init, which would join it, and from what that starts.
+    hidden = {"RAY_ADDRESS": None} if is_dashboard(os.environ.get("RAY_ADDRESS", "")) else {}
+    with environment(hidden), _taking_the_token(cluster):
         try:
-            context = ray.init(cluster or "local", **_what_ray_prints(), **options)
+            context = ray.init(cluster or "local", **options)
         except Exception as error:  # the type that Ray itself raises for a node that does not start (2.55 and 2.60)
-            raise ClusterError(_why_not_joined(cluster, error)) from None
+            if cluster:
+                raise ClusterError(f"the cluster at {cluster} cannot be joined: {error}") from None
+            raise ClusterError(
+                f"no Ray starts on this machine: {error}; on a machine with too much to do it may the next time, else "
+                f"look at the logs in {tempfile.gettempdir()}/ray/session_latest/logs"
+            ) from None
     return _Joined(None if cluster else Path(context.address_info["session_dir"]))
 
 
@@ -203,39 +195,17 @@ def has_own_ray() -> bool:
     return _joined is not None and _joined.session is not None
 
 
-@contextmanager
-def leaving_ray() -> Iterator[None]:
-    """Have whoever joins a Ray wait until the block, in which :func:`leave_ray` may be called, is done."""
-    with _leaving:
-        yield
-
-
 def leave_ray() -> None:
     """Leave the Ray that :func:`joined_ray` has joined before its block ends; one that was joined before it stays."""
     global _joined
     import ray
 
-    with _leaving:
+    with leaving_ray:
         if _joined:
             ray.shutdown()
             if _joined.session:  # where another part has died they would go on for most of a minute
                 kill_writers(_joined.session, *_AGENTS)
         _joined = None
-
-
-def _what_ray_prints() -> dict[str, Any]:
-    """Nothing of Ray and of the workers, unless raytorch is to tell all."""
-    told = logging.getLogger("raytorch").isEnabledFor(logging.DEBUG)
-    return {"log_to_driver": told, "logging_level": "INFO" if told else "ERROR"}
-
-
-def _why_not_joined(cluster: str | None, error: Exception) -> str:
-    if cluster:
-        return f"the cluster at {cluster} cannot be joined: {error}"
-    return (
-        f"no Ray starts on this machine: {error}; on a machine with too much to do it may the next time, else look at "
-        f"the logs in {tempfile.gettempdir()}/ray/session_latest/logs"
-    )
 
 
 def _settle_reach() -> None:
@@ -256,26 +226,16 @@ def _taking_the_token(cluster: str | None) -> Iterator[None]:
     if cluster and mode is None:
         yield
         return
-    before = os.environ.get(token.MODE)
-    if mode is not None:
-        os.environ[token.MODE] = mode
-    raylet.Config.initialize("")  # which keeps what the environment said when ray was imported
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
-    try:
+    with environment({token.MODE: mode}):
+        raylet.Config.initialize("")  # which keeps what the environment said when ray was imported
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
         yield
-    finally:
-        if before is None:
-            os.environ.pop(token.MODE, None)
-        else:
-            os.environ[token.MODE] = before
 
 
 @contextmanager
 def _ending_on_sigterm() -> Iterator[Callable[[], Any]]:
-    """Let SIGTERM, by which a job is stopped, act like Ctrl-C from when what is yielded is called.
-
-    That is after ``ray.init``, which makes it an exit without a checkpoint. What was there before comes back.
-    """
+    """Let SIGTERM, by which a job is stopped, act like Ctrl-C from when what is yielded is called: after
+    ``ray.init``, which makes it an exit without a checkpoint. What was there before comes back."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return

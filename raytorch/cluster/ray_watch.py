@@ -61,11 +61,7 @@ class RayWatch:
             raise self._lost
 
     def wait_for(self, reference: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
-        """Return what a call to an actor answers.
-
-        Args:
-            reference: Where it will be; or several.
-            meanwhile: Called every second.
+        """Return what a call to an actor answers, or several; ``meanwhile`` is called every second.
 
         Raises:
             RayError: The actor, or a part of Ray, is lost; HeadLostError and RayletLostError also after Ray was left,
@@ -117,10 +113,8 @@ def _raylet_address() -> tuple[str, int]:
 
 
 def _listens(address: tuple[str, int]) -> bool | None:
-    """Tell whether somebody listens there; None if that is not said in time.
-
-    That nobody does the system says at once on the same machine; what only is late does not.
-    """
+    """Tell whether somebody listens there; None if that is not said in time. On the same machine the system says at
+    once that nobody does."""
     try:
         socket.create_connection(address, timeout=LOOK_S).close()
     except ConnectionRefusedError:

@@ -50,10 +50,8 @@ def needs_token_here() -> bool:
 
 
 def mode_of(address: str) -> str | None:
-    """How the cluster at an address is joined: ``token`` or ``disabled``; None where Ray has to find out itself.
-
-    Args:
-        address: What ``ray.init`` takes: ``HOST:PORT``, ``auto``, or ``ray://HOST:PORT``.
+    """How the cluster at an address that ``ray.init`` takes is joined: ``token`` or ``disabled``; None where Ray has to
+    find out itself.
 
     Raises:
         ClusterError: No cluster answers there within seconds, it refuses the token, or asks for one that is not here.
@@ -65,7 +63,10 @@ def mode_of(address: str) -> str | None:
 
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         if address.startswith("ray://"):
-            _await_ready(channel, address)
+            try:
+                grpc.channel_ready_future(channel).result(ANSWER_S)
+            except grpc.FutureTimeoutError:
+                raise ClusterError(_missing(address, "timed out")) from None
             return None
         if _is_let_in(channel, address, None):
             return "disabled"
@@ -110,15 +111,6 @@ def _is_let_in(channel: Any, address: str, token: str | None) -> bool:
             raise ClusterError(_missing(address, _last(error))) from None
         raise ClusterError(_missing(address, f"what answers there is no head of a cluster: {_last(error)}")) from None
     return True
-
-
-def _await_ready(channel: Any, address: str) -> None:
-    import grpc
-
-    try:
-        grpc.channel_ready_future(channel).result(ANSWER_S)
-    except grpc.FutureTimeoutError:
-        raise ClusterError(_missing(address, "timed out")) from None
 
 
 def _last(error: Any) -> str:

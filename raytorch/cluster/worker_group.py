@@ -40,15 +40,12 @@ ANSWER_POLL_S = 0.5
 
 @dataclass
 class ProcessGroupConfig(BackendConfig):
-    """How the workers' process group is set up.
-
-    Args:
-        backend: ``nccl`` or ``gloo``.
-        timeout_s: Seconds after which a collective operation that makes no progress fails.
-    """
+    """How the workers' process group is set up."""
 
     backend: str = "gloo"
+    """``nccl`` or ``gloo``."""
     timeout_s: int = 1800
+    """Seconds after which a collective operation that makes no progress fails."""
 
     @property
     def backend_cls(self) -> type["ProcessGroupBackend"]:
@@ -97,7 +94,6 @@ class WorkerGroupTrainer(DataParallelTrainer):
 
     Args:
         scaling_policy: Decides on the number of workers in place of Ray Train's own policy.
-        worker_class: The class of the workers' actors.
         environment: Environment variables of the controller's own; where Ray Train hands it one that this process
             has, that counts.
         options: See ``ray.train.v2.api.data_parallel_trainer.DataParallelTrainer``.
@@ -191,11 +187,7 @@ def lost_workers(error: Exception) -> dict[int, Exception]:
 
 
 def forget_snapshot(folder: RunFolder) -> None:
-    """Delete Ray Train's list of a run's checkpoints, which runs once left: it would go by the names in it.
-
-    Raises:
-        UserError: It cannot be deleted.
-    """
+    """Delete Ray Train's list of a run's checkpoints, which runs once left: it would go by the names in it."""
     folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
 
 

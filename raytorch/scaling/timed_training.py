@@ -16,16 +16,12 @@ from raytorch.training.loop import Trainer, train_on_worker
 
 
 def train_timed(job: WorkerJob, *, warmup: int, steps: int) -> None:
-    """Take ``warmup`` optimizer steps, and then time ``steps`` on every worker; for a worker of the group.
+    """Take ``warmup`` optimizer steps, in which memory is taken and kernels are chosen, then time ``steps`` on every
+    worker, if the run has as many.
 
     The run's outcome has ``step_times``: the steps that were timed, and a dict of ``samples`` and of ``seconds``, those
     of waiting for ``data`` and those of ``communication`` for each rank; see
     :class:`~raytorch.scaling.step_timer.StepTotals`.
-
-    Args:
-        job: What to train.
-        warmup: Steps that are not timed, in which memory is taken and kernels are chosen.
-        steps: Steps that are timed; the run's own length limits them.
     """
     train_on_worker(job, lambda *part: TimedTrainer(*part, warmup=warmup, steps=steps))
 

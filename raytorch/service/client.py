@@ -2,6 +2,7 @@
 
 import codecs
 import logging
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -56,8 +57,6 @@ class Client:
     def __init__(self, address: str | None = None) -> None:
         self._connection = DashboardConnection(address)
         self.address = self._connection.url
-
-    # -- sending -------------------------------------------------------------------------------------------------------
 
     def submit(self, config: RunConfig | str | Path, *, name: str | None = None, env: Iterable[str] = ()) -> Job:
         """Send a training run.
@@ -134,7 +133,7 @@ class Client:
         path = path.parent.resolve() / path.name
         root = Path.cwd() if path.is_relative_to(Path.cwd()) else path.parent
         inside = path.relative_to(root)
-        name = _named(name, _name_of(path))
+        name = _named(name, re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "script")
         there = Destination(self._connection)
         run = join(there.path(storage, "storage"), name)
         resources = resources or EntrypointResources()
@@ -195,7 +194,9 @@ class Client:
         resources: EntrypointResources,
     ) -> Job:
         """Pack what the job needs, and submit it. ``fill`` writes the archive of its files and returns a digest."""
-        _require_text([run, *shlex.split(command)])
+        for part in [run, *shlex.split(command)]:
+            if not is_text(part):
+                raise UserError(f"{shown(part)} is no UTF-8, so that no job can be given it; take another name")
         values = secrets.collect_secrets(env)
         with temporary_folder() as staging:
             archive = staging / "project.zip"
@@ -223,8 +224,6 @@ class Client:
                         f"{self.address} has a job {job_id} already; take another name", remedies=[Remedy("name")]
                     ) from None
         return self.status(job_id)
-
-    # -- following -----------------------------------------------------------------------------------------------------
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted to the cluster, oldest first."""
@@ -265,16 +264,16 @@ class Client:
         """
         job = self._job(job_id)
         if rank is None:
-            pieces = JobLog(self._connection, job_id).follow(self._states(job_id))
+            blocks = JobLog(self._connection, job_id).follow(states(self._details, job_id))
         else:
             _require_ranks(job)
-            pieces = self._follow_rank(job_id, rank)
-        return (text for text in pieces if text)
+            blocks = self._follow_rank(job_id, rank)
+        return codecs.iterdecode(blocks, "utf-8", "replace")
 
     def wait(self, job_id: str) -> Job:
         """Wait until a job has ended."""
         self._job(job_id)
-        for _ in self._states(job_id):
+        for _ in states(self._details, job_id):
             pass
         return self.status(job_id)
 
@@ -304,8 +303,6 @@ class Client:
             raise JobError(f"job {job_id} {job.state} and left no result here: {failure.traceback or failure.message}")
         raise UserError(f"{job.run} cannot be read from here, or a later job has gone on with the run")
 
-    # -- inside --------------------------------------------------------------------------------------------------------
-
     def _details(self, job_id: str) -> Any:
         with self._connection.explaining(job_id):
             return self._connection.jobs.get_job_info(quote(job_id, safe=""))
@@ -313,26 +310,20 @@ class Client:
     def _job(self, job_id: str) -> Job:
         return describe(self._details(job_id), self.address)
 
-    def _states(self, job_id: str) -> Iterator[Any]:
-        """Ray's ``JobDetails`` of a job, a moment apart, up to its end."""
-        return states(self._details, job_id)
-
-    def _follow_rank(self, job_id: str, rank: int) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def _follow_rank(self, job_id: str, rank: int) -> Iterator[bytes]:
         told, warned = 0, False
-        for details in self._states(job_id):
+        for details in states(self._details, job_id):
             job = describe(details, self.address)
             try:
                 for block in behind(_read_rank(job, rank), told):
                     told += len(block)
-                    yield decoder.decode(block)
+                    yield block
             except UserError as reason:  # the worker has not started, or never will be seen from here
                 if job.has_ended:
                     raise
                 if not warned:
                     logger.warning("waiting for the log of rank %d: %s", rank, reason)
                 warned = True
-        yield decoder.decode(b"", final=True)
 
 
 def _runtime_environment(run: str, values: Mapping[str, str], staging: Path) -> dict[str, Any]:
@@ -368,21 +359,6 @@ def _read_rank(job: Job, rank: int) -> Iterator[bytes]:
             yield block
 
 
-def _require_text(parts: Iterable[str]) -> None:
-    """Refuse what is no UTF-8: a job's command and the path of its record are text."""
-    for part in parts:
-        if not is_text(part):
-            raise UserError(f"{shown(part)} is no UTF-8, so that no job can be given it; take another name")
-
-
 def _named(name: str | None, otherwise: str) -> str:
     """``name``, if a run can have it; where none is given, ``otherwise`` with the time and something random."""
     return checked_name(name) if name is not None else timed_name(otherwise, f"-{token_hex(3)}")
-
-
-def _name_of(script: Path) -> str:
-    """A run's name made of a script's file name."""
-    name = "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in script.stem
-    )
-    return name.lstrip("._-") or "script"

@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from raytorch.cluster.capacity import AUTOSCALER_LABEL, Node
+from raytorch.cluster.joining import is_dashboard
 from raytorch.cluster.token import TOKEN_PLACES, find_token
 from raytorch.errors import ClusterError, JobNotFoundError, Remedy
 from raytorch.service.http import PROXY, Response, Server, readable
+from raytorch.system.environment import environment
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Ray's default, and where ``ray dashboard`` and ``kubectl port-forward`` lead by default."""
@@ -29,10 +32,8 @@ MOST_NODES = 10_000
 AGENT_S, AGENT_PAUSE_S = 60.0, 1.0
 """How long the head of a cluster that has just started is waited for to take jobs, and between two requests."""
 _NO_AGENT = re.compile("No available agent to submit job|Failed to get head node agent")
-"""Text of a dashboard, with status 500, that knows no agent yet, to which it gives jobs (Ray 2.60).
-
-Nothing was begun then. It has looked for ten seconds itself.
-"""
+"""Text of a dashboard, with status 500, that has looked for ten seconds for an agent to give jobs to: none was begun
+(Ray 2.60)."""
 _LOSSES = ("Unexpected termination", "Terminated due to preemption")
 """How the state message of a node begins that has crashed, was cut off, or was taken back (Ray 2.60)."""
 _TALKATIVE = (
@@ -45,15 +46,11 @@ _environment = threading.Lock()
 
 
 def find_address(address: str | None) -> str:
-    """The URL of the cluster's dashboard: ``address``, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or Ray's default.
-
-    Raises:
-        ClusterError: It is no URL.
-    """
+    """The URL of the cluster's dashboard: ``address``, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or Ray's default."""
     if address is None:
         there = (os.environ.get(name, "") for name in ADDRESS_VARIABLES)
-        address = next((value for value in there if _is_url(value)), DEFAULT_ADDRESS)
-    if not _is_url(address):
+        address = next((value for value in there if is_dashboard(value)), DEFAULT_ADDRESS)
+    if not is_dashboard(address):
         raise ClusterError(f"{address}: give the URL of the cluster's dashboard, such as {DEFAULT_ADDRESS}")
     return address.rstrip("/")
 
@@ -68,11 +65,7 @@ class Nodes:
 
 
 class DashboardConnection:
-    """Ray's clients of one cluster, with errors that say what to do.
-
-    Raises:
-        ClusterError: No Ray dashboard answers at the address, or it refuses the token.
-    """
+    """Ray's clients of one cluster, with errors that say what to do."""
 
     def __init__(self, address: str | None = None) -> None:
         self.url = find_address(address)
@@ -87,7 +80,17 @@ class DashboardConnection:
 
     def nodes(self) -> Nodes:
         """The cluster's nodes, as its dashboard lists them now."""
-        listed = self._list_nodes()
+        from ray.util.state import StateApiClient
+        from ray.util.state.common import ListApiOptions, StateResource
+        from ray.util.state.exception import RayStateApiException
+
+        with self.explaining(), _without_addresses():
+            client = self._bounded(StateApiClient)(self.url, headers=dict(self._headers))
+            options = ListApiOptions(limit=MOST_NODES, detail=True)
+            try:  # Ray's NodeState of the nodes that are up and of those that were
+                listed = list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
+            except RayStateApiException as error:
+                raise RuntimeError(error) from None
         up = [
             Node(node["node_id"], node["resources_total"], scales=AUTOSCALER_LABEL in (node["labels"] or {}))
             for node in listed
@@ -96,27 +99,10 @@ class DashboardConnection:
         lost = (node["state"] == "DEAD" and (node["state_message"] or "").startswith(_LOSSES) for node in listed)
         return Nodes(up, any(lost))
 
-    def _list_nodes(self) -> list[Any]:
-        """Ray's ``NodeState`` of the nodes that are up and of those that were."""
-        from ray.util.state import StateApiClient
-        from ray.util.state.common import ListApiOptions, StateResource
-        from ray.util.state.exception import RayStateApiException
-
-        with self.explaining(), _without_addresses():
-            client = self._bounded(StateApiClient)(self.url, headers=dict(self._headers))
-            options = ListApiOptions(limit=MOST_NODES, detail=True)
-            try:
-                return list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
-            except RayStateApiException as error:
-                raise RuntimeError(error) from None
-
     def send(self, archive: Path) -> str:
-        """Send a zip archive to the cluster; answers with the URI that it has there.
-
-        Of itself Ray 2.55's client of jobs sends folders alone. Its method for a file is Ray 2.60's too.
-        """
-        uri: str = self.jobs._upload_package_if_needed(str(archive), include_gitignore=False, is_file=True)
-        return uri
+        """Send a zip archive to the cluster; answers with the URI that it has there."""
+        # Of itself Ray 2.55's client of jobs sends folders alone. Its method for a file is Ray 2.60's too.
+        return str(self.jobs._upload_package_if_needed(str(archive), include_gitignore=False, is_file=True))
 
     @contextmanager
     def explaining(self, job: str | None = None) -> Iterator[None]:
@@ -141,10 +127,8 @@ class DashboardConnection:
             ) from None
 
     def _bounded(self, client: Any) -> Any:
-        """Ray's ``client`` class, sending its requests through :attr:`server`; its own go without bounds.
-
-        They all go through its ``_do_request`` (Ray 2.55 and 2.60).
-        """
+        """Ray's ``client`` class with all its requests (Ray 2.55 and 2.60) sent through :attr:`server`, which bounds
+        them."""
 
         def do_request(
             _: Any,
@@ -156,15 +140,10 @@ class DashboardConnection:
             params: Any = None,
             timeout: float | None = None,
         ) -> Response:
-            query = f"?{urlencode(params, doseq=True)}" if params else ""
+            path = quote(endpoint, safe="/%") + (f"?{urlencode(params, doseq=True)}" if params else "")
             kind = "application/octet-stream" if data else "application/json"
             content = json.dumps(json_data).encode() if json_data else data
-
-            def ask() -> Response:
-                return self.server.ask(
-                    quote(endpoint, safe="/%") + query, method=method, content=content, kind=kind, within=timeout
-                )
-
+            ask = partial(self.server.ask, path, method=method, content=content, kind=kind, within=timeout)
             answer = self._once_there_is_an_agent(ask)
             if answer.status_code in (401, 403):
                 raise self._refused(answer.status_code)
@@ -189,17 +168,22 @@ class DashboardConnection:
         """Ask for the version: Ray's client would import ray before it finds that nothing answers."""
         try:
             server = Server(self.url, self._headers)
-        except ValueError as error:
-            raise self._unnamed(error) from None
-        try:
             answer = server.ask("/api/version", within=ANSWER_S, most=GREETING_BYTES)
         except (OSError, HTTPException) as error:
+            past_proxy = (
+                " http_proxy is not used for clusters, whose token it could read: if one is to be used all the same, "
+                f"name it in {PROXY}"
+            )
             raise ClusterError(
                 f"no Ray cluster answers at {self.url} ({_reason(error)}); is the address right, and the port "
-                f"forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?{_about_proxies(server)}"
+                "forwarded ('ray dashboard cluster.yaml', 'kubectl port-forward')?"
+                + (past_proxy if server.passes_proxy() else "")
             ) from None
-        except ValueError as error:
-            raise self._unnamed(error) from None
+        except ValueError as error:  # in the name of the host, or of a proxy
+            raise ClusterError(
+                f"{self.url} cannot be asked: {_reason(error)}; give the URL of the cluster's dashboard, such as "
+                f"{DEFAULT_ADDRESS}, and in {PROXY}, if it is set, that of a proxy"
+            ) from None
         if answer.status_code != 200:
             raise self._refused(answer.status_code)
         try:
@@ -211,13 +195,6 @@ class DashboardConnection:
             ) from None
         return server
 
-    def _unnamed(self, error: ValueError) -> ClusterError:
-        """Say what is wrong with the name of the host, or of a proxy."""
-        return ClusterError(
-            f"{self.url} cannot be asked: {_reason(error)}; give the URL of the cluster's dashboard, such as "
-            f"{DEFAULT_ADDRESS}, and in {PROXY}, if it is set, that of a proxy"
-        )
-
     def _refused(self, status: int) -> ClusterError:
         if status in (401, 403):
             what = "refuses the token" if self._headers else "asks for a token, and there is none here"
@@ -228,33 +205,16 @@ class DashboardConnection:
         return ClusterError(f"what answers at {self.url} is no Ray dashboard (HTTP {status}); give its URL")
 
 
-def _about_proxies(server: Server) -> str:
-    if not server.passes_proxy():
-        return ""
-    return (
-        " http_proxy is not used for clusters, whose token it could read: if one is to be used all the same, name it "
-        f"in {PROXY}"
-    )
-
-
 def _reason(error: Exception) -> str:
     """Return what an error says, which may be in the server's words; at least its kind."""
     return readable(str(getattr(error, "reason", None) or error) or type(error).__name__)
 
 
-def _is_url(address: str) -> bool:
-    return address.startswith(("http://", "https://"))
-
-
 @contextmanager
 def _without_addresses() -> Iterator[None]:
     """Hide the variables that would win over the address that Ray's clients are given."""
-    with _environment:
-        hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
-        try:
-            yield
-        finally:
-            os.environ.update(hidden)
+    with _environment, environment(dict.fromkeys(ADDRESS_VARIABLES)):
+        yield
 
 
 @contextmanager

@@ -39,11 +39,7 @@ class Destination:
         return self._connection.nodes()
 
     def require_reached(self, path: str, key: str) -> None:
-        """Refuse a path that is not the same on every node: a relative one, unless the cluster runs here.
-
-        Raises:
-            UserError: It is one; the message names it by its ``key``.
-        """
+        """Refuse a path that is not the same on every node: a relative one, unless the cluster runs here."""
         if not _is_full(path) and not run_here(self._nodes.up):
             raise UserError(
                 f"{key}: {path} is a folder of this machine, and the cluster at {self._connection.url} runs elsewhere; "
@@ -63,11 +59,7 @@ class Destination:
         return config.model_copy(update={"storage": self.path(config.storage, "storage"), "data": data})
 
     def require_room(self, config: RunConfig) -> None:
-        """Refuse a run that could never start; a cluster that has lost a node, which may come back, is not judged.
-
-        Raises:
-            ResourceError: Its workers do not fit.
-        """
+        """Refuse a run that could never start; a cluster that has lost a node, which may come back, is not judged."""
         if not self._nodes.has_lost:
             require_capacity(self._nodes.up, config.scaling.min_workers, config.scaling.worker_resources)
 

@@ -11,16 +11,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from email.message import Message
 from http.client import IncompleteRead
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener, getproxies, proxy_bypass
+from urllib.request import HTTPErrorProcessor, ProxyHandler, Request, build_opener, getproxies, proxy_bypass
 
 from raytorch.errors import ClusterError, Remedy
 from raytorch.system.safe_text import cut, escaped
@@ -40,17 +40,16 @@ QUEUED = 16
 PROXY = "RAYTORCH_PROXY"
 """Environment variable that names the proxy to clusters, which sees what is asked of them by HTTP, and the token."""
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class Response:
-    """A whole answer, with the names that Ray's clients know it by."""
+    """An answer, with the names that Ray's clients know it by."""
 
     url: str
     status_code: int
-    headers: Mapping[str, str]
-    content: bytes
+    reason: str
+    headers: Message
+    content: bytes = b""
 
     @property
     def text(self) -> str:
@@ -58,11 +57,7 @@ class Response:
         return self.content.decode(errors="replace")
 
     def json(self) -> Any:
-        """The JSON in the content.
-
-        Raises:
-            ValueError: It is none.
-        """
+        """The JSON in the content. Raises ValueError if it is none."""
         try:
             return json.loads(self.content)
         except RecursionError:
@@ -75,17 +70,12 @@ class Response:
 
 
 class Server:
-    """One HTTP server.
-
-    Args:
-        url: Its URL, which what is asked for is below.
-        headers: Sent with each request.
-    """
+    """One HTTP server, by the URL that all that is asked for is below; ``headers`` go with each request."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         self.url, self._headers = url, dict(headers)
         # Once: from Python 3.12 on it reads all certificates of the machine.
-        self._opener = build_opener(ProxyHandler(_proxies(url)), _Redirects())
+        self._opener = build_opener(ProxyHandler(_proxies(url)), _Answers())
 
     def passes_proxy(self) -> bool:
         """Tell whether a proxy that is set for the web would be between here and the server, if it were used."""
@@ -110,18 +100,13 @@ class Server:
             HTTPException, OSError: It gives no answer, or none within ``within`` seconds (TimeoutError).
         """
         request = Request(f"{self.url}{path}", content, self._headers | {"Content-Type": kind}, method=method)  # noqa: S310
-        seconds = within or WITHIN_S + len(content or b"") / SLOWEST
-        given_up = threading.Event()
-
-        def work() -> Response:
-            with closing(self._open(request, seconds)) as response:
-                told = _whole(response, most or MOST_BYTES, given_up, self.url)
-                return Response(request.full_url, response.status, response.headers, told)
-
-        try:
-            return _in_time(work, seconds)
-        finally:
-            given_up.set()
+        seconds, most = within or WITHIN_S + len(content or b"") / SLOWEST, most or MOST_BYTES
+        deadline = time.monotonic() + seconds
+        with closing(_Reader(lambda: self._opener.open(request, timeout=seconds))) as reader:
+            answer: Response = reader.next(seconds)
+            blocks = iter(lambda: reader.next(max(0.0, deadline - time.monotonic())), b"")
+            refusal = f"{self.url} answers with more than {most / 1024**2:,.1f} MiB, as no Ray dashboard does"
+            return replace(answer, content=joined(blocks, most, refusal))
 
     def read(self, path: str, query: Mapping[str, Any], within: float | None = None) -> Iterator[bytes]:
         """Yield the content of an answer as it comes, however long it is; every wait is bounded.
@@ -132,74 +117,70 @@ class Server:
                 ``within`` seconds (TimeoutError).
         """
         request = Request(f"{self.url}{path}?{urlencode(query)}", headers=self._headers)  # noqa: S310
-        reader = _Reader(lambda: self._open(request, WITHIN_S))
         deadline = time.monotonic() + (within or float("inf"))
-        try:
+        with closing(_Reader(lambda: self._opener.open(request, timeout=WITHIN_S))) as reader:
+            answer: Response = reader.next(WITHIN_S)
+            if answer.status_code != 200:
+                raise HTTPError(answer.url, answer.status_code, answer.reason, answer.headers, None)
             while block := reader.next(WITHIN_S):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the answer is not whole after {within:g} s")
                 yield block
-        finally:
-            reader.close()
-
-    def _open(self, request: Request, timeout: float) -> Any:
-        """The answer to a request, whatever its status, as soon as its headers are there."""
-        try:
-            return self._opener.open(request, timeout=timeout)
-        except HTTPError as error:
-            return error
 
 
 class _Reader:
-    """Reads an answer in a thread of its own, so that waiting for it ends in time, and at Ctrl-C."""
+    """Reads an answer in a thread of its own: some waits for it have no bound of their own, nor take Ctrl-C."""
 
     def __init__(self, opening: Callable[[], Any]) -> None:
         self._open = opening
-        self._blocks: queue.Queue[bytes | Exception] = queue.Queue(QUEUED)
+        self._pieces: queue.Queue[Any] = queue.Queue(QUEUED)
         self._closed = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def next(self, within: float) -> bytes:
-        """The next bytes, none at the end."""
+    def next(self, within: float) -> Any:
+        """The :class:`Response` without its content, then the bytes of that, a block at a time, and none at the end."""
         try:
-            block = self._blocks.get(timeout=within)
+            piece = self._pieces.get(timeout=within)
         except queue.Empty:
             raise TimeoutError("timed out") from None
-        if isinstance(block, Exception):
-            raise block
-        return block
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
 
     def close(self) -> None:
         """Stop reading."""
         self._closed.set()
         with suppress(queue.Empty):  # a thread that waits for room goes on, and sees it
             while True:
-                self._blocks.get_nowait()
+                self._pieces.get_nowait()
 
     def _read(self) -> None:
         try:
             with closing(self._open()) as response:
-                for block in _content(response):
-                    self._blocks.put(block)
+                self._pieces.put(Response(response.url, response.status, response.reason, response.headers))
+                for block in _blocks(response):
+                    self._pieces.put(block)
                     if self._closed.is_set():
                         break
-            self._blocks.put(b"")
+            self._pieces.put(b"")
         except Exception as error:
-            self._blocks.put(error)
+            self._pieces.put(error)
 
 
-class _Redirects(HTTPRedirectHandler):
-    """Refuses redirects, which would take the token along."""
+class _Answers(HTTPErrorProcessor):
+    """Passes on answers of any status but redirects, which would take the token along."""
 
-    def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> None:
-        fp.close()
+    def http_response(self, request: Request, response: Any) -> Any:
+        if response.status not in (301, 302, 303, 307, 308):
+            return response
+        response.close()
         raise ClusterError(
-            f"{req.full_url} redirects to {readable(headers.get('Location', 'nowhere'))}, where the token is not sent; "
-            "if that is the cluster, give its URL as the address",
+            f"{request.full_url} redirects to {readable(response.headers.get('Location', 'nowhere'))}, where the token "
+            "is not sent; if that is the cluster, give its URL as the address",
             remedies=[Remedy("address")],
         )
 
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+    https_response = http_response
 
 
 def _proxies(url: str) -> dict[str, str]:
@@ -223,23 +204,15 @@ def readable(text: str) -> str:
     return escaped(cut(text, LONGEST_WORDS))
 
 
-def _whole(response: Any, most: int, given_up: threading.Event, url: str) -> bytes:
-    blocks, size = [], 0
-    for block in _blocks(response):
-        blocks.append(block)
+def joined(blocks: Iterable[bytes], most: int, refusal: str) -> bytes:
+    """All of ``blocks``; raises ClusterError, which says ``refusal``, if they have more than ``most`` bytes."""
+    kept, size = [], 0
+    for block in blocks:
+        kept.append(block)
         size += len(block)
         if size > most:
-            raise ClusterError(f"{url} answers with more than {most / 1024**2:,.1f} MiB, as no Ray dashboard does")
-        if given_up.is_set():
-            break
-    return b"".join(blocks)
-
-
-def _content(response: Any) -> Iterator[bytes]:
-    """The content of an answer that tells of no failure."""
-    if response.status != 200:
-        raise HTTPError(response.url, response.status, response.reason, response.headers, None)
-    yield from _blocks(response)
+            raise ClusterError(refusal)
+    return b"".join(kept)
 
 
 def _blocks(response: Any) -> Iterator[bytes]:
@@ -252,21 +225,3 @@ def _blocks(response: Any) -> Iterator[bytes]:
         yield block
     if left:
         raise IncompleteRead(b"", left)
-
-
-def _in_time(work: Callable[[], Result], seconds: float) -> Result:
-    """Return what ``work`` returns. A thread does it, as some of its waits have no bound of their own, nor take
-    Ctrl-C."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        raise TimeoutError("timed out") from None

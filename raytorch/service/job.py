@@ -107,7 +107,7 @@ def describe(details: Any, address: str) -> Job:
     """The job that Ray's ``JobDetails`` are about, without what its run's folder says."""
     told = details.metadata if isinstance(details.metadata, dict) else {}
     metadata: dict[str, Any] = {key: value for key, value in told.items() if isinstance(value, str)}
-    kind = metadata.get(KIND)
+    kind, code = metadata.get(KIND), details.driver_exit_code
     return Job(
         id=details.submission_id,
         name=metadata.get("job_name", details.submission_id),
@@ -120,7 +120,7 @@ def describe(details: Any, address: str) -> Job:
         digest=metadata.get(DIGEST),
         address=address,
         entrypoint=details.entrypoint,
-        exit_status=_exit_status(details.driver_exit_code),
+        exit_status=128 - code if code is not None and code < 0 else code,
     )
 
 
@@ -147,14 +147,8 @@ def started_at(summary: Mapping[str, Any] | None) -> datetime | None:
 
 
 def failure_of(job: Job, details: Any, summary: Mapping[str, Any] | None, log: str) -> JobFailure | None:
-    """Why a job did not finish; None while it may.
-
-    Args:
-        job: The job.
-        details: Ray's ``JobDetails`` of it.
-        summary: What the run's folder says, if it can be read.
-        log: The driver's output, which has the reason where the folder has none.
-    """
+    """Why a job did not finish, by its run's ``summary``, else by the driver's ``log``, else by Ray's ``JobDetails``;
+    None while it may."""
     if job.state == "stopped":
         return JobFailure("stop", "stopped on request")
     if job.state != "failed":
@@ -221,24 +215,17 @@ def cause_told(error: str) -> Cause:
 
 
 def _seen(details: Any) -> JobFailure:
-    """A failure that only Ray has seen."""
-    cause = _cause(details)
-    if cause is Cause.LOST_RAY:  # Ray's own words are a page of what may have been
-        return JobFailure(cause, f"the job's supervisor, a process of Ray's, died, killed or crashed\n{cause.advice}")
-    return JobFailure(cause, details.message or "the job failed without a word")
-
-
-def _cause(details: Any) -> Cause:
-    """Its cause, by Ray's words for errors."""
+    """A failure that only Ray has seen, by its words for errors."""
+    message = details.message or "the job failed without a word"
     if details.error_type == "JOB_SUPERVISOR_ACTOR_START_TIMEOUT":
-        return Cause.TIMEOUT
-    if details.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
-        return Cause.LOST_NODE if re.search(_WORDS[Cause.LOST_NODE], details.message or "") else Cause.LOST_RAY
-    return Cause.ERROR
-
-
-def _exit_status(code: int | None) -> int | None:
-    return 128 - code if code is not None and code < 0 else code
+        return JobFailure(Cause.TIMEOUT, message)
+    if details.error_type != "JOB_SUPERVISOR_ACTOR_DIED":
+        return JobFailure(Cause.ERROR, message)
+    if re.search(_WORDS[Cause.LOST_NODE], message):
+        return JobFailure(Cause.LOST_NODE, message)
+    # Ray's own words are a page of what may have been.
+    cause = Cause.LOST_RAY
+    return JobFailure(cause, f"the job's supervisor, a process of Ray's, died, killed or crashed\n{cause.advice}")
 
 
 def _time(milliseconds: int | None) -> datetime | None:

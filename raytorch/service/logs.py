@@ -4,7 +4,6 @@ Ray's Jobs API gives logs as text, which it does not do for bytes that are no UT
 megabytes do not fit into. Its State API gives the bytes of the file, of which those that were told already are skipped.
 """
 
-import codecs
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +13,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 
-from raytorch.errors import ClusterError, JobNotFoundError
+from raytorch.errors import ClusterError
 from raytorch.service.dashboard import DashboardConnection
+from raytorch.service.http import joined
 
 POLL_S = 1.0
 BLOCK = 1024**2
@@ -42,11 +42,7 @@ class JobLog:
         self._file = f"job-driver-{job_id}.log"
 
     def read(self, details: Any) -> str:
-        """All that is there.
-
-        Raises:
-            ClusterError: The cluster does not give it, or it is too long.
-        """
+        """All that is there. Raises ClusterError if it is too long, or the cluster does not give it."""
         with self._connection.explaining(self._job_id):
             return whole(self._blocks(details, within=READING_S), self._job_id)
 
@@ -61,16 +57,11 @@ class JobLog:
             logger.warning("the log of %s cannot be read: %s", self._job_id, error)
         return kept.decode(errors="replace")
 
-    def follow(self, states: Iterable[Any]) -> Iterator[str]:
-        """Yield what is written, until the job has ended.
+    def follow(self, states: Iterable[Any]) -> Iterator[bytes]:
+        """Yield what is written, until the last of ``states``, Ray's ``JobDetails``, tells of the job's end.
 
         Whatever breaks on the way is read again from where it broke, without telling anything twice.
-
-        Args:
-            states: Ray's ``JobDetails`` of the job, as they are when each is asked for; the last one tells of
-                its end.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         told, due = 0, 0.0
         for details in states:
             ended = details.status.is_terminal()
@@ -79,10 +70,9 @@ class JobLog:
             began = time.monotonic()
             for block in self._fresh(details, told, PATIENCE_S if ended else 0):
                 told += len(block)
-                yield decoder.decode(block)
+                yield block
             now = time.monotonic()
             due = now + min(SHARE * (now - began), LONGEST_PAUSE_S)
-        yield decoder.decode(b"", final=True)
 
     def _fresh(self, details: Any, told: int, patience: float) -> Iterator[bytes]:
         """Read what is behind the first ``told`` bytes; what breaks is tried again for ``patience`` seconds."""
@@ -121,20 +111,9 @@ class JobLog:
 
 
 def whole(blocks: Iterable[bytes], log: str) -> str:
-    """All of a log, which messages call ``log``.
-
-    Raises:
-        ClusterError: It is too long.
-    """
-    kept, size = [], 0
-    for block in blocks:
-        kept.append(block)
-        size += len(block)
-        if size > MOST_BYTES:
-            raise ClusterError(
-                f"the log of {log} is longer than {MOST_BYTES / 1024**2:g} MiB; follow it, which gives it as it comes"
-            )
-    return b"".join(kept).decode(errors="replace")
+    """All of a log, which messages call ``log``. Raises ClusterError if it is too long."""
+    refusal = f"the log of {log} is longer than {MOST_BYTES / 1024**2:g} MiB; follow it, which gives it as it comes"
+    return joined(blocks, MOST_BYTES, refusal).decode(errors="replace")
 
 
 def behind(blocks: Iterable[bytes], told: int) -> Iterator[bytes]:
@@ -157,13 +136,11 @@ def states(ask: Callable[[str], Any], job_id: str) -> Iterator[Any]:
     while True:
         try:
             details = ask(job_id)
-            heard = time.monotonic()
-        except JobNotFoundError:
-            raise
         except ClusterError:
             if time.monotonic() - heard > PATIENCE_S:
                 raise
         else:
+            heard = time.monotonic()
             yield details
             if details.status.is_terminal():
                 return

@@ -17,16 +17,10 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(root: Path, files: Mapping[Path, Path], archive: Path, limit: int = LIMIT) -> list[Path]:
-    """Write files into a zip archive with their permissions; answers which of them were gone by then.
-
-    Args:
-        root: The project's folder, for what is said of it.
-        files: Where each file is, by its path in the archive.
-        archive: Where to write.
-        limit: Bytes that the archive may have.
+    """Write ``files``, by their paths in it, into a zip archive with their permissions; answers which were gone.
 
     Raises:
-        PackageError: The archive would be larger, or a file cannot be read.
+        PackageError: The archive would have more than ``limit`` bytes, or a file cannot be read.
     """
     gone = []
     with zipfile.ZipFile(archive, "w") as package:

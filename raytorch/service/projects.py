@@ -28,17 +28,13 @@ _GIT_PLACES = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"}
 
 @dataclass(frozen=True)
 class Project:
-    """The files of a folder that a job needs.
-
-    Attributes:
-        root: The folder.
-        files: Where each file is here, by its path in the folder as the job sees it.
-        left_out: What stays behind unasked, each with the reason.
-    """
+    """The files of a folder that a job needs."""
 
     root: Path
     files: dict[Path, Path] = field(default_factory=dict)
+    """Where each file is here, by its path in the folder as the job sees it."""
     left_out: list[str] = field(default_factory=list)
+    """What stays behind unasked, each with the reason."""
 
     def told(self) -> str:
         """Say what is left out, in a line: how much, and the first of it; nothing if there is none."""
@@ -56,9 +52,7 @@ def collect_files(root: Path, besides: Path | None = None) -> Project:
     ``runs`` and ``data`` at the top. What a ``.rayignore`` lists stays out either way. A link is sent as what it leads
     to, if that is among these files; what is outside the folder never is.
 
-    Args:
-        root: The folder.
-        besides: A file in it that is sent whatever else is said of it, and wherever it leads.
+    The file ``besides`` in it is sent whatever else is said of it, and wherever it leads.
 
     Raises:
         PackageError: There are too many files or levels, one has a name that no archive can hold, or git or a

@@ -44,17 +44,12 @@ class ScriptRun:
     def __init__(self, folder: RunFolder, command: list[str]) -> None:
         self._folder, self._command = folder, command
         self._stopping, self._tail = False, b""
-        self._raised: dict[str, str] | None = None
         self._noted: dict[str, Any] = {}
         """Values for the record's end."""
         self._record = LiveRecord(folder, kind="script", command=shlex.join(command))
 
     def run(self) -> int:
-        """Run the script; answers the exit status to end with.
-
-        Raises:
-            RunExistsError: The folder holds another run's record.
-        """
+        """Run the script; answers the exit status to end with. Raises RunExistsError if another has its folder."""
         if self._folder.exists(SUMMARY_FILE):
             raise RunExistsError(f"{self._folder} exists already; take another name", remedies=[Remedy("name")])
         status: int | None = None
@@ -63,8 +58,11 @@ class ScriptRun:
                 with closing(LiveFiles(self._folder)) as files, self._record.writing():
                     with files.extend(LOG) as written, _noting_exceptions() as own:
                         status = self._follow(Output(LOG, written.raw), files, own)
-                        self._raised = _raised(own) if own else None
-                    self._conclude(status)
+                        raised = _raised(own) if own else None
+                    state = "stopped" if self._stopping else "failed" if status else "finished"
+                    if state == "failed":
+                        self._noted["error"] = self._error(status, raised)
+                    self._record.close(state, exit_status=status, ended=timestamp(), **self._noted)
             except StorageError as error:
                 if status is None:  # nothing has been run
                     raise
@@ -128,37 +126,20 @@ class ScriptRun:
             for receiver in receivers:
                 receiver.write(block)
 
-    def _conclude(self, status: int) -> None:
-        state = "stopped" if self._stopping else "failed" if status else "finished"
-        if state == "failed":
-            self._noted["error"] = self._error(status)
-        self._record.close(state, exit_status=status, ended=timestamp(), **self._noted)
-
-    def _error(self, status: int) -> dict[str, Any]:
+    def _error(self, status: int, raised: dict[str, str] | None) -> dict[str, Any]:
         output = plain(self._tail.decode(errors="replace"))
-        told = failure_raised(**self._raised) if self._raised else _told_of_ranks(output)
-        told = told or _ended_with_status(output, status)
-        error: dict[str, Any] = {"cause": told.cause, "message": told.message}
-        if told.rank is not None:
-            error["rank"] = told.rank
-        if told.kind is not None:
-            error["kind"] = told.kind
-        if told.traceback is not None:
-            # Files of the project as its author knows them, not where Ray has unpacked them.
-            error["traceback"] = told.traceback.replace(f"{Path.cwd()}/", "")
-        return error
+        told = failure_raised(**raised) if raised else _ended_with_status(output, status)
+        # Files of the project as its author knows them, not where Ray has unpacked them.
+        traceback = told.traceback and told.traceback.replace(f"{Path.cwd()}/", "")
+        error = {"cause": told.cause, "message": told.message, "rank": told.rank, "kind": told.kind}
+        return {key: value for key, value in (error | {"traceback": traceback}).items() if value is not None}
 
     def _note_stop(self, *_: object) -> None:
         self._stopping = True
 
 
 class Output:
-    """A file that a script's output is passed on to, as far as it takes it.
-
-    Attributes:
-        lost: How many bytes it did not take.
-        error: Why.
-    """
+    """A file that a script's output is passed on to; for an ``error`` it may not have taken ``lost`` bytes of it."""
 
     def __init__(self, name: str, file: Any) -> None:
         self.name, self._file = name, file
@@ -211,18 +192,18 @@ def _raised(own: Path) -> dict[str, str] | None:
     return None
 
 
-def _told_of_ranks(output: str) -> JobFailure | None:
-    """Read off the output what it says of a run that the script has started as a command, and which ended it."""
-    told = failure_told(output)
-    return told if told and told.rank is not None else None
-
-
 def _ended_with_status(output: str, status: int) -> JobFailure:
     """The failure of a script that no exception is known to have ended. It may have printed one before it exited, or a
     program that it has run may have: the last traceback in its output is shown, and taken for no more than that."""
+    told = failure_told(output)
+    if told and told.rank is not None:  # of a run that the script has started as a command
+        return told
     traceback = last_traceback(output)
-    shown = shortened(traceback) if traceback else None
-    return JobFailure(Cause.ERROR, _last_words(output, status), None, shown, "ExitStatus")
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    # A progress bar writes over its own line.
+    lines = [shown for line in output.split("\n") if (shown := line.rstrip().rpartition("\r")[2])]
+    message = "\n".join([f"the script {how}", *lines[-LAST_LINES:]])
+    return JobFailure(Cause.ERROR, message, None, shortened(traceback) if traceback else None, "ExitStatus")
 
 
 def _losses(*receivers: Output) -> dict[str, Any]:
@@ -235,13 +216,6 @@ def _tell(text: str) -> None:
     """Say something in the job's own output."""
     with suppress(OSError):  # nobody is there to read it
         print(f"raytorch: {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _last_words(output: str, status: int) -> str:
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-    # A progress bar writes over its own line.
-    lines = [shown for line in output.split("\n") if (shown := line.rstrip().rpartition("\r")[2])]
-    return "\n".join([f"the script {how}", *lines[-LAST_LINES:]])
 
 
 if __name__ == "__main__":

@@ -24,11 +24,7 @@ HOOK = "raytorch.service.secrets.load_secrets"
 
 
 def collect_secrets(keys: Iterable[str]) -> dict[str, str]:
-    """The values of environment variables of this process.
-
-    Raises:
-        UserError: One is not set, or is no name of a variable.
-    """
+    """The values of environment variables of this process. Raises UserError if one is not set, or is none."""
     return {key: _value(key) for key in keys}
 
 

@@ -67,15 +67,10 @@ def exception_of(traceback: str) -> tuple[str, str]:
     """Class and message of the exception that a traceback ends with, of a group with those of its exceptions."""
     lines = lines_of(traceback)
     first, *others = _said_by_group(lines) or [lines[-1].strip()]
-    kind, message = _kind_and_message(first)
+    match = re.match(r"([A-Za-z_][\w.()]*)(?:: (.*))?$", first)
+    kind, message = (match[1].rpartition(".")[2], match[2] or match[1]) if match else ("Error", first)
     leaves = [said for said in others if not _OF_GROUP.search(said)]
     return kind, message_of_group(message, leaves) if leaves else message
-
-
-def _kind_and_message(last: str) -> tuple[str, str]:
-    if match := re.match(r"([A-Za-z_][\w.()]*)(?:: (.*))?$", last):
-        return match[1].rpartition(".")[2], match[2] or match[1]
-    return "Error", last
 
 
 def _said_by_group(lines: list[str]) -> list[str]:

@@ -124,7 +124,7 @@ class WorkerConnection:
 
     def _lose_ray(self, error: Exception) -> None:
         """Leave what is left of Ray, which would end this process, once those who wait have heard of it."""
-        with leaving_ray():
+        with leaving_ray:
             self._lose(str(error))
             if not self._left.wait(2 * ANSWER_POLL_S):
                 self._abandon_workers()

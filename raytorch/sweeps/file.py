@@ -65,11 +65,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def recorded_sweep(raw: bytes, name: str) -> Sweep:
-    """The sweep in the content of a sweep's own record, the file ``name``, which has the run in it and names no file.
-
-    Raises:
-        ConfigError: As :func:`load_sweep` does.
-    """
+    """The sweep in the content of a sweep's record, the file ``name``, which has the run in it and names no file."""
     return _drawn(compose(raw, name, SweepConfig, LEAST))
 
 
@@ -104,11 +100,7 @@ def _insert_run(root: yaml.MappingNode, folder: Path) -> None:
 
 
 def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any]) -> RunConfig:
-    """The run with these values of its keys; of a key and one inside it, the inner is set last and so has its say.
-
-    Raises:
-        ConfigError: A value for a key has another parameter's key in it, or the run is not valid with these values.
-    """
+    """The run with these values of its keys; of a key and one inside it, the inner is set last and so has its say."""
     base = tree.find(root, ("run",)).node
     run = yaml.MappingNode(tree.MAP, list(base.value), base.start_mark, base.end_mark)
     grafted: dict[tuple[str, ...], yaml.Node] = {}

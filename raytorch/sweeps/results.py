@@ -48,13 +48,10 @@ class TrialResult:
 
 
 def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> TrialResult:
-    """Read what a trial has come to off its folder.
+    """Read what a trial has come to off its folder, which is in the sweep's.
 
-    Args:
-        folder: The sweep's folder.
-        trial: Which of its trials.
-        stopped_early: Whether it was to be stopped early. One that was quicker has finished; one that was killed before
-            it stopped is over all the same.
+    One that was to be stopped early and was quicker has finished; one that was killed before it stopped is over all the
+    same.
     """
     place = RunFolder(folder.address, trial.name)
     if not place.exists(CONFIG_FILE):

@@ -6,7 +6,6 @@ and tells Tune their evaluations anew. Imports no torch.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from raytorch.sweeps.file import Sweep, recorded_sweep
 from raytorch.sweeps.result_files import BEST_FILE, write_results
 from raytorch.sweeps.results import TrialResult, find_best, read_result
 from raytorch.system.background import BackgroundWork
+from raytorch.system.environment import environment
 from raytorch.system.safe_text import escaped
 from raytorch.system.temporary_folders import temporary_folder
 from raytorch.training.launch import ray_for
@@ -124,10 +124,12 @@ def run_sweep(
         >>> summary["best"]["parameters"], summary["best"]["accuracy"]
     """
     configs = [placed(trial.config, trial.config.name, "") for trial in plan.sweep.trials]
-    if (record := _finished_record(plan)) is not None:
-        return record
+    if (finished := _finished_record(plan)) is not None:
+        return finished
     with ray_for(configs, address=address, module="raytorch.sweeps.trials"), plan.folder.claimed():
-        return _supervise(plan, watch)
+        record = _LiveSweepRecord(plan)
+        with record.writing():
+            return _run_trials(plan, record, watch)
 
 
 def _finished_record(plan: SweepPlan) -> dict[str, Any] | None:
@@ -136,13 +138,6 @@ def _finished_record(plan: SweepPlan) -> dict[str, Any] | None:
     record = before.model_dump(exclude_unset=True)
     over = all(result.is_over for result in plan.results(before.stopped_after()))
     return record if over and record.get("state") == "finished" else None
-
-
-def _supervise(plan: SweepPlan, watch: SweepCallback) -> dict[str, Any]:
-    """Let Ray Tune run the trials, show how they stand, and write down what they came to."""
-    record = _LiveSweepRecord(plan)
-    with record.writing():
-        return _run_trials(plan, record, watch)
 
 
 def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: SweepCallback) -> dict[str, Any]:
@@ -196,13 +191,6 @@ def _status(
 
 def _tune(plan: SweepPlan, trial_monitor: Any, over: Sequence[bool], stopped: dict[int, float]) -> None:
     """Let Ray Tune run the trials to their end."""
-    with temporary_folder() as scratch, _without_output():
-        _build_tuner(plan, trial_monitor, over, stopped, str(scratch)).fit()
-
-
-def _build_tuner(
-    plan: SweepPlan, trial_monitor: Any, over: Sequence[bool], stopped: dict[int, float], scratch: str
-) -> Any:
     from ray import tune
 
     from raytorch.sweeps.trials import CheckpointingAsha, TrialJob, TrialRun
@@ -213,43 +201,39 @@ def _build_tuner(
     jobs = [TrialJob(run, over) for run, over in zip(configs, over, strict=True)]
     mode = "max" if config.metric == "accuracy" else "min"
     trainable = tune.with_parameters(TrialRun, jobs=jobs, trial_monitor=trial_monitor)
-    return tune.Tuner(
-        # A byte, for Tune refuses nothing at all: the run's workers hold what it needs.
-        tune.with_resources(trainable, {"memory": 1}),
-        param_space={"number": tune.grid_search(list(range(len(jobs))))},
-        tune_config=tune.TuneConfig(
-            scheduler=config.asha and CheckpointingAsha(config.asha, config.metric, mode, trial_monitor, stopped),
-            max_concurrent_trials=config.concurrency or _concurrency(configs),
-            reuse_actors=True,
-            trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03}",
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=scratch,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
+    with temporary_folder() as scratch, _without_output():
+        tune.Tuner(
+            # A byte, for Tune refuses nothing at all: the run's workers hold what it needs.
+            tune.with_resources(trainable, {"memory": 1}),
+            param_space={"number": tune.grid_search(list(range(len(jobs))))},
+            tune_config=tune.TuneConfig(
+                scheduler=config.asha and CheckpointingAsha(config.asha, config.metric, mode, trial_monitor, stopped),
+                max_concurrent_trials=config.concurrency or _concurrency(configs),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']:03}",
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()
 
 
 @contextmanager
 def _without_output() -> Iterator[None]:
     """Silence Ray Tune, whose news the sweep tells itself, and keep it from writing logs of its own."""
     logger = logging.getLogger("ray.tune")
-    level, before = logger.level, {name: os.environ.get(name) for name in _QUIET_TUNE}
-    os.environ.update(_QUIET_TUNE)
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with environment(_QUIET_TUNE):
+            yield
     finally:
         logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _concurrency(configs: Sequence[RunConfig]) -> int:
@@ -302,11 +286,8 @@ class _LiveSweepRecord(LiveRecord):
 
     def write(self, **values: Any) -> None:
         kept = len(self.stopped)
-        super().write(**self._so_far(), **values)
+        super().write(**self.at_the_end(), **values)
         self._kept = kept
-
-    def at_the_end(self) -> dict[str, Any]:
-        return self._so_far()
 
     def keep(self) -> None:
         """Write down which trials were to be stopped early, if there are new ones."""
@@ -345,6 +326,6 @@ class _LiveSweepRecord(LiveRecord):
             raise TrainingError(f"no trial has finished; the first error: {errors[0] if errors else 'none was told'}")
         return content
 
-    def _so_far(self) -> dict[str, Any]:
+    def at_the_end(self) -> dict[str, Any]:
         stopped = {str(number): epoch for number, epoch in dict(self.stopped).items()}
         return {"stopped": stopped, "seconds": round(self._seconds_before + self.seconds(), 2)}

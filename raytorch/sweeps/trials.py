@@ -132,11 +132,7 @@ class BackgroundRun(BackgroundWork):
 
 
 class CheckpointingAsha(ASHAScheduler):
-    """Ray Tune's ASHA, which asks the trials that it stops to end.
-
-    Attributes:
-        stopped: By number of the trial, the epoch after which it was stopped.
-    """
+    """Ray Tune's ASHA, which asks the trials that it stops to end; ``stopped`` has their numbers and last epochs."""
 
     def __init__(self, asha: Asha, metric: str, mode: str, trial_monitor: Any, stopped: dict[int, float]) -> None:
         super().__init__(

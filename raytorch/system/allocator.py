@@ -8,14 +8,11 @@ _LARGEST = 32 << 20  # what glibc takes at most
 
 
 def keep_freed_memory() -> bool:
-    """Let tensors of up to 32 MB reuse memory that was freed; up to 1 GB of it is kept.
+    """Let tensors of up to 32 MB reuse memory that was freed; up to 1 GB is kept. Answers whether the C library can.
 
     By default glibc gives every block of a megabyte or so back to the system when it is freed. The next step of a
     training gets its activations as new pages, each of which the kernel has to map and clear: that took a sixth of the
-    time of the benchmark's net.
-
-    Returns:
-        Whether the C library has this setting; other libraries than glibc keep their own ways.
+    time of the benchmark's net. Other libraries than glibc keep their own ways.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -21,12 +21,8 @@ class BackgroundWork:
         threading.Thread(target=self._run, daemon=True).start()
 
     def follow(self, look: Callable[[], object], stop: Callable[[], object]) -> None:
-        """Wait for the end; the first Ctrl-C asks for it, the second is raised.
-
-        Args:
-            look: Called several times a second.
-            stop: Called at the first Ctrl-C.
-        """
+        """Wait for the end, with a ``look`` several times a second; the first Ctrl-C calls ``stop``, the second is
+        raised."""
         is_asked = False
         while True:
             try:

@@ -13,14 +13,10 @@ def delete_tree(path: str | os.PathLike[str], at: int | None = None) -> None:
     """Delete a folder with all that is in it; what a link leads to stays.
 
     Folders within folders are moved up and then deleted, so that neither their depth nor the length of their paths
-    matters.
-
-    Args:
-        path: The folder, which may not be a link.
-        at: Descriptor of the folder that a relative ``path`` is in.
+    matters. ``at`` is the descriptor of the folder that a relative ``path`` is in.
 
     Raises:
-        OSError: Something in it cannot be deleted, the first such thing; the rest is.
+        OSError: It is a link, or something in it cannot be deleted, the first such thing; the rest is.
     """
     stuck: dict[str, OSError] = {}
     with _opened(path, at) as top:

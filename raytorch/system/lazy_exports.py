@@ -8,12 +8,8 @@ from typing import Any
 def lazy_exports(
     package: str, homes: Mapping[str, Iterable[str]], modules: Mapping[str, str] | None = None
 ) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that exports names of its modules.
-
-    Args:
-        package: The package's ``__name__``.
-        homes: The names, by the module of the package that each is in.
-        modules: Modules that are exported themselves: by their names, where each is in the package.
+    """The ``__getattr__`` of a package that exports the names in ``homes``, by the module of it that each is in, and
+    ``modules`` themselves: by their names, where each is in the package.
 
     Example:
         >>> __getattr__ = lazy_exports(__name__, {"file": ["load_sweep"]})

@@ -41,7 +41,8 @@ class Process:
 
     def is_alive(self) -> bool | None:
         """True if it goes on; None if that cannot be told from here. One that only waits to be let go of has ended."""
-        if self.host != socket.gethostname() or (self.boot, self.namespace) not in ((_boot(), _namespace()), _UNTOLD):
+        here = (self.boot, self.namespace)
+        if self.host != socket.gethostname() or here not in ((_boot(), _namespace()), (None, None)):
             return None
         try:
             found = _stat(self.pid)
@@ -52,9 +53,6 @@ class Process:
         return None if self.began is None else found[_BEGAN] == str(self.began)
 
 
-_UNTOLD = (None, None)
-
-
 def adopt_orphans() -> None:
     """Become the parent of whatever this process's descendants leave behind, where the system can (Linux)."""
     if sys.platform == "linux":
@@ -62,11 +60,9 @@ def adopt_orphans() -> None:
 
 
 def end_children(patience: float, but: Collection[int]) -> int:
-    """End the processes that this one is the parent of, and theirs; answers how many had to be ended.
+    """End the processes that this one is the parent of, and theirs, ``but`` for some; answers how many had to be ended.
 
-    Args:
-        patience: Seconds for ending by themselves after SIGTERM, before SIGKILL.
-        but: Those that are left alone.
+    They get SIGTERM, and after ``patience`` seconds SIGKILL.
     """
     asked: set[int] = set()
     deadline = time.monotonic() + patience
@@ -106,12 +102,9 @@ def kill_writers(folder: Path, *names: str) -> None:
     beginnings = tuple(name.encode() for name in names)
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (entry / "comm").read_bytes().startswith(beginnings) and _keeps_open(entry, folder):
+            is_named_so = (entry / "comm").read_bytes().startswith(beginnings)
+            if is_named_so and any(file.readlink().is_relative_to(folder) for file in (entry / "fd").iterdir()):
                 os.kill(int(entry.name), signal.SIGKILL)
-
-
-def _keeps_open(process: Path, folder: Path) -> bool:
-    return any(file.readlink().is_relative_to(folder) for file in (process / "fd").iterdir())
 
 
 def _is_there(pid: int) -> bool:

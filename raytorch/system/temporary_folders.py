@@ -89,11 +89,7 @@ def _new_path() -> Path:
 
 
 def _ours() -> Path:
-    """The folder of this user's, which nobody else can write to.
-
-    Raises:
-        PermissionError: Somebody else has made it.
-    """
+    """The folder that this user alone can write to. Raises PermissionError if somebody else has made it."""
     path = Path(tempfile.gettempdir(), f"raytorch-{os.getuid()}")
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)

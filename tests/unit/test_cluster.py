@@ -69,7 +69,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The plans of the runs that were let in; none of them trains."""
     plans: list[Any] = []
     monkeypatch.setattr(driver, "_supervise", lambda plan, *_: plans.append(plan) or {"state": "stopped"})
-    monkeypatch.setattr(sweep, "_supervise", lambda plan, watch: plans.append(plan) or {"state": "stopped"})
+    monkeypatch.setattr(sweep, "_run_trials", lambda plan, *_: plans.append(plan) or {"state": "stopped"})
     return plans
 
 
