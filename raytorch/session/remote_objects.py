@@ -52,16 +52,8 @@ class RemoteObject(ObjectReference):
             f"call({name!r}, ...) calls it, and a function of the object runs there by session.run(function, ...)"
         )
 
-    def free(self) -> None:
-        """Free the object now, on every worker."""
-        self._recorder.stream.free(self._handle)
-
     def _do(self, method: str, *args: Any) -> None:
         self._recorder.do(worker_functions.method, self, method, *args)
-
-    def __repr__(self) -> str:
-        rank = "" if self._rank is None else f", rank={self._rank}"
-        return f"{type(self).__name__}(handle={self._handle}{rank})"
 
 
 class RemoteModule(RemoteObject):

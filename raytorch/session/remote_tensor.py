@@ -1,5 +1,6 @@
 """RemoteTensor: used like a ``torch.Tensor``, and living on the workers."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,9 +36,7 @@ class RemoteTensor(Reference):
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """How PyTorch calls its functions on handles."""
-        handle = first_reference(args)
-        if handle is None:
-            handle = first_reference(kwargs.values() if kwargs else ())
+        handle = first_reference((args, kwargs))
         assert handle is not None
         return handle._recorder.call(function, args, kwargs)
 
@@ -77,10 +76,6 @@ class RemoteTensor(Reference):
         formatted: str = self._recorder.ask(Tensor.__format__, self, spec)
         return formatted
 
-    def free(self) -> None:
-        """Free the tensor now, on every worker; the handle names nothing from then on."""
-        self._recorder.stream.free(self._handle)
-
     def __iter__(self) -> Iterator["RemoteTensor"]:
         return iter(self._recorder.ask(Tensor.unbind, self))
 
@@ -92,10 +87,6 @@ class RemoteTensor(Reference):
 
     _is_param = property(fset=_become_parameter)
 
-    def __repr__(self) -> str:
-        rank = "" if self._rank is None else f", rank={self._rank}"
-        return f"RemoteTensor(handle={self._handle}{rank})"
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"'RemoteTensor' object has no attribute {name!r}")
@@ -104,21 +95,14 @@ class RemoteTensor(Reference):
             raise AttributeError(f"neither RemoteTensor nor torch.Tensor has an attribute {name!r}")
         if inspect.isdatadescriptor(attribute):
             return self._recorder.call(getattr(Tensor, name).__get__, (self,))
-        return _Method(self, getattr(Tensor, name))
+        return functools.partial(_call, getattr(Tensor, name), self)
 
 
-class _Method:
-    """A method of ``torch.Tensor``, bound to a handle."""
-
-    __slots__ = ("_function", "_tensor")
-
-    def __init__(self, tensor: RemoteTensor, function: Callable[..., Any]) -> None:
-        self._tensor, self._function = tensor, function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if "hook" in self._function.__name__:
-            require_hooks_without_effects((*args, *kwargs.values()))
-        return self._tensor._recorder.call(self._function, (self._tensor, *args), kwargs)
+def _call(method: Callable[..., Any], tensor: RemoteTensor, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of ``torch.Tensor`` on a handle."""
+    if "hook" in method.__name__:
+        require_hooks_without_effects((*args, *kwargs.values()))
+    return tensor._recorder.call(method, (tensor, *args), kwargs)
 
 
 def _operator(name: str) -> Callable[..., Any]:
