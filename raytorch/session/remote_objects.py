@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raytorch.errors import SessionError
 from raytorch.session import worker_functions
-from raytorch.session.arguments import ObjectReference
+from raytorch.session.arguments import BoundedCache, CallStructure
 from raytorch.session.handles import Reference
 from raytorch.session.hooks import require_hooks_without_effects
 from raytorch.session.registry import HandleKind
@@ -17,11 +17,23 @@ from raytorch.session.result_structure import rebuilt
 from raytorch.session.tensor_transfer import Payload
 
 
-class RemoteObject(ObjectReference):
+class RemoteObject(Reference):
     """An object on the workers: methods are called there, and attributes read there, and waited for."""
 
-    __slots__ = ()
+    __slots__ = ("_expected", "_expected_at")
     kind: ClassVar[HandleKind] = HandleKind.OBJECT
+
+    def __init__(self, recorder: Any, handle: int, rank: int | None = None) -> None:
+        super().__init__(recorder, handle, rank)
+        self._expected: BoundedCache[CallStructure, Any] = BoundedCache()
+        self._expected_at = recorder.changes
+
+    def expected(self) -> BoundedCache[CallStructure, Any]:
+        """Results that its calls gave since objects were last changed."""
+        if self._expected_at != self._recorder.changes:
+            self._expected.clear()
+            self._expected_at = self._recorder.changes
+        return self._expected
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the object on the workers."""
