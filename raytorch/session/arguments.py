@@ -12,7 +12,7 @@ from raytorch.errors import HandleError, SessionError
 from raytorch.session import function_names, worker_functions
 from raytorch.session.handles import Reference, first_reference
 from raytorch.session.pickling import Pickler, dumps
-from raytorch.session.program import CODE, COPY, HANDLE, MOST_PATTERNS, VALUE, Template
+from raytorch.session.program import MOST_PATTERNS, Leaf, Template
 from raytorch.session.tensor_transfer import Payload
 
 K = TypeVar("K")
@@ -112,7 +112,7 @@ class Arguments:
             return self._reference(value)
         if kind in VALUES or (kind in _WORDS and not self._is_learned):
             self.leaves.append(value)
-            return VALUE
+            return Leaf.VALUE
         if kind in _CONSTANTS and not (kind is str and len(value) > _LONGEST_CONSTANT):
             return ("constant", kind, value)
         if kind is slice:
@@ -137,12 +137,12 @@ class Arguments:
             return self._rare(tensor)
         self._uploaded.append(self._recorder.upload([Payload.of(tensor)], self.rank))
         self._reference(self._uploaded[-1])
-        return COPY
+        return Leaf.COPY
 
     def _rare(self, value: Any) -> Template:
         if isinstance(value, np.generic):
             self.leaves.append(value)
-            return VALUE
+            return Leaf.VALUE
         if isinstance(value, torch.Generator):
             raise SessionError(
                 "a generator of the client's cannot draw on the workers: seed them with session.manual_seed(), or make "
@@ -152,14 +152,14 @@ class Arguments:
             raise SessionError("a NumPy array is no operand of a handle: send it with session.tensor(array)")
         self.has_code = True
         self.leaves.append(dumps(value, _Pickler if self._is_differentiable and self._meets_handle else Pickler))
-        return CODE
+        return Leaf.CODE
 
     def _sequence(self, kind: type, parts: Sequence[Any]) -> Template:
         begin = len(self.leaves)
         templates = tuple([self._template(part) for part in parts])
-        if not self._is_learned and kind in (list, tuple) and all(template == VALUE for template in templates):
+        if not self._is_learned and kind in (list, tuple) and all(template == Leaf.VALUE for template in templates):
             self.leaves[begin:] = [kind(self.leaves[begin:])]
-            return VALUE
+            return Leaf.VALUE
         return ("sequence", kind, templates)
 
     def _mapping(self, mapping: dict[Any, Any]) -> Template:
@@ -168,11 +168,11 @@ class Arguments:
         templates = tuple([self._template(part) for part in mapping.values()])
         if self._is_learned:
             return ("mapping", ("constant", tuple(map(type, keys)), keys), templates)  # 1, 1.0 and True are equal
-        if all(template == VALUE for template in templates):
+        if all(template == Leaf.VALUE for template in templates):
             self.leaves[begin:] = [dict(zip(keys, self.leaves[begin:], strict=True))]
-            return VALUE
+            return Leaf.VALUE
         self.leaves.insert(begin, keys)
-        return ("mapping", VALUE, templates)
+        return ("mapping", Leaf.VALUE, templates)
 
     def _reference(self, reference: Reference) -> Template:
         if reference._recorder is not self._recorder:
@@ -185,7 +185,7 @@ class Arguments:
                 )
             self.rank = reference._rank
         self.leaves.append(reference._handle)
-        return HANDLE
+        return Leaf.HANDLE
 
 
 _NO_GRADIENT = (

@@ -16,7 +16,7 @@ from raytorch.session.arguments import VALUES, Arguments, BoundedCache, CallStru
 from raytorch.session.handles import Reference
 from raytorch.session.instruction_stream import Parts, Stream, Transport
 from raytorch.session.interception import intercept
-from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, ResultKind
+from raytorch.session.program import NOWHERE, Leaf, Modes, Pattern, Report, ResultKind
 from raytorch.session.registry import HandleKind
 from raytorch.session.remote_objects import RemoteObject, stand_in
 from raytorch.session.remote_tensor import RemoteTensor
@@ -159,7 +159,7 @@ class Recorder:
         """Record that a tensor is made of the client's data: one payload for all ranks, for ``rank``, or for each."""
         if rank is not None:
             parts = [parts[0] if place == rank else None for place in range(self.stream.transport.world_size)]
-        shape = CallStructure(known(worker_functions.upload), (ATTACHMENT,), ())
+        shape = CallStructure(known(worker_functions.upload), (Leaf.ATTACHMENT,), ())
         tensor = RemoteTensor(self, next(self._handles), rank)
         self.stream.append_upload(self._pattern(shape, rank, ResultKind.TENSOR), tensor._handle, parts)
         return tensor

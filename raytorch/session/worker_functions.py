@@ -17,7 +17,7 @@ from raytorch.errors import SessionError
 from raytorch.session import restore as restoring
 from raytorch.session import save as snapshot
 from raytorch.session.registry import HandleKind, Recipe, Registry, kind_of
-from raytorch.session.result_structure import parts_of, rebuilt
+from raytorch.session.result_structure import describe, rebuilt
 from raytorch.session.saved_names import STATEFUL
 from raytorch.session.tensor_transfer import Payload
 
@@ -64,9 +64,11 @@ def set_attribute(held: Any, name: str, value: Any) -> None:
     setattr(held, name, value)
 
 
-def unpack(held: Any) -> list[Any]:
+def unpack(result: Any) -> list[Any]:
     """The values that a result holds, which could not leave the worker, in the order of its description."""
-    return parts_of(held)
+    held: list[Any] = []
+    describe(result, held)
+    return held
 
 
 def fetch(tensor: Tensor) -> Payload:
