@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raytorch.errors import SessionError
 from raytorch.session import worker_functions
-from raytorch.session.function_names import SETTABLE
+from raytorch.session.function_names import BINARY, SETTABLE
 from raytorch.session.handles import Reference, first_reference
 from raytorch.session.hooks import require_hooks_without_effects
 
@@ -127,9 +127,8 @@ def _settable(name: str) -> property:
     return property(get, put, doc=f"As ``torch.Tensor.{name}``.")
 
 
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
 _OPERATORS = [
-    *(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r", "i")),
+    *(f"__{prefix}{name}__" for name in BINARY for prefix in ("", "r", "i")),
     *("__div__", "__rdiv__", "__idiv__", "__neg__", "__pos__", "__abs__", "__invert__", "__getitem__", "__setitem__"),
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
     *("__bool__", "__float__", "__int__", "__complex__", "__index__", "__len__", "__contains__"),
