@@ -67,6 +67,9 @@ class RemoteObject(Reference):
     def _do(self, method: str, *args: Any) -> None:
         self._recorder.do(worker_functions.method, self, method, *args)
 
+    def _state(self) -> Any:
+        return rebuilt(self._recorder.ask(worker_functions.state_of, self), Payload, Payload.tensor)
+
 
 class RemoteModule(RemoteObject):
     """A ``torch.nn.Module`` on the workers."""
@@ -80,12 +83,11 @@ class RemoteModule(RemoteObject):
 
     def named_parameters(self) -> dict[str, RemoteTensor]:
         """The parameters by their dotted names."""
-        named: dict[str, RemoteTensor] = self._recorder.ask(worker_functions.named_parameters, self)
-        return named
+        return dict(self._recorder.ask(worker_functions.named_parameters, self))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers by their dotted names, as local CPU tensors; rank 0's."""
-        state: dict[str, Tensor] = _unpacked(self._recorder.ask(worker_functions.state_of, self))
+        state: dict[str, Tensor] = self._state()
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
@@ -154,8 +156,7 @@ class RemoteOptimizer(RemoteObject):
     @property
     def lr(self) -> float:
         """Learning rate of the first parameter group; assigning sets that of all groups."""
-        rate: float = self._recorder.ask(worker_functions.learning_rate, self)
-        return rate
+        return float(self._recorder.ask(worker_functions.learning_rate, self))
 
     @lr.setter
     def lr(self, value: float) -> None:
@@ -163,7 +164,7 @@ class RemoteOptimizer(RemoteObject):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as local CPU tensors and values; rank 0's. See ``torch.optim.Optimizer.state_dict``."""
-        state: dict[str, Any] = _unpacked(self._recorder.ask(worker_functions.state_of, self))
+        state: dict[str, Any] = self._state()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,8 +184,7 @@ class RemoteScheduler(RemoteObject):
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each parameter group."""
-        rates: list[float] = self._recorder.ask(worker_functions.method, self, "get_last_lr")
-        return rates
+        return list(self._recorder.ask(worker_functions.method, self, "get_last_lr"))
 
 
 class RemoteContext(RemoteObject):
@@ -222,18 +222,11 @@ class RemoteFunction(RemoteObject):
         return self.call("apply", *args)
 
 
-def _unpacked(value: Any) -> Any:
-    """``value`` with tensors in place of the payloads in it."""
-    return rebuilt(value, Payload, Payload.tensor)
-
-
+_OBJECTS = (RemoteModule, RemoteDDP, RemoteOptimizer, RemoteScheduler, RemoteContext, RemoteFunction)
 _STAND_INS: dict[HandleKind, type[Reference]] = {
     HandleKind.TENSOR: RemoteTensor,
     HandleKind.SCRIPT: RemoteModule,
-    **{
-        remote.kind: remote
-        for remote in (RemoteModule, RemoteDDP, RemoteOptimizer, RemoteScheduler, RemoteContext, RemoteFunction)
-    },
+    **{remote.kind: remote for remote in _OBJECTS},
 }
 
 

@@ -61,20 +61,16 @@ class RemoteTensor(Reference):
         Raises:
             SessionError: It requires grad, which the array would not; detach() it first, as with ``torch.Tensor``.
         """
-        tensor = self.fetch()
+        tensor: Tensor = self.fetch()
         if tensor.requires_grad:
             raise SessionError("the tensor requires grad, of which an array keeps nothing: use detach().numpy()")
-        array: np.ndarray[Any, Any] = tensor.numpy()
-        return array
+        return tensor.numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.asarray(self.numpy(), dtype=dtype)
 
     def __format__(self, spec: str) -> str:
-        if not spec:
-            return repr(self)
-        formatted: str = self._recorder.ask(Tensor.__format__, self, spec)
-        return formatted
+        return str(self._recorder.ask(Tensor.__format__, self, spec)) if spec else repr(self)
 
     def __iter__(self) -> Iterator["RemoteTensor"]:
         return iter(self._recorder.ask(Tensor.unbind, self))
