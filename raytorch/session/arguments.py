@@ -163,7 +163,9 @@ class Arguments:
         return ("sequence", kind, templates)
 
     def _mapping(self, mapping: dict[Any, Any]) -> Template:
-        _require_plain(mapping)
+        for key in mapping:  # they travel without a look into them
+            if not _is_plain(key):
+                raise SessionError(f"a dictionary's key is a {type(key).__name__}: use strings or numbers as keys")
         keys, begin = tuple(mapping), len(self.leaves)
         templates = tuple([self._template(part) for part in mapping.values()])
         if self._is_learned:
@@ -207,13 +209,6 @@ def _is_transformed(tensor: torch.Tensor) -> bool:
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return True
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def _require_plain(mapping: Mapping[Any, Any]) -> None:
-    """Refuse keys that are no plain values, which travel without a look into them."""
-    for key in mapping:
-        if not _is_plain(key):
-            raise SessionError(f"a dictionary's key is a {type(key).__name__}: use strings or numbers as keys")
 
 
 def _is_plain(key: Any) -> bool:

@@ -204,12 +204,6 @@ class Stream:
         pattern.number = number  # last: should Ctrl-C come in between, it is introduced once more
         return number
 
-    def _forget_patterns(self) -> None:
-        """Let the workers forget all patterns; those that are used again travel again."""
-        for pattern in self._known_patterns:
-            pattern.number = None
-        self._known_patterns, self._forgets = [], True
-
     def _send_if_full(self) -> None:
         if len(self._instructions) >= PROGRAM_LENGTH:
             self._send()
@@ -262,7 +256,9 @@ class Stream:
         self._new_patterns, self._instructions, self._attachments = [], [], []  # what could not be sent is kept
         self._forgets, self._turns = False, []
         if len(self._known_patterns) >= MOST_PATTERNS:  # now that no instruction waits that has its number
-            self._forget_patterns()
+            for pattern in self._known_patterns:
+                pattern.number = None  # for it to travel again where it is used again
+            self._known_patterns, self._forgets = [], True
         self._sent_at = time.monotonic()
         return futures
 
