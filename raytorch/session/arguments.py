@@ -1,7 +1,7 @@
 """The arguments of a call, taken apart: a template, which is the same each time, and the leaves, which are not."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 from torch.autograd import forward_ad
 
 from raytorch.errors import HandleError, SessionError
+from raytorch.session import function_names, worker_functions
 from raytorch.session.handles import Reference, first_reference
 from raytorch.session.pickling import Pickler, dumps
-from raytorch.session.program import CODE, COPY, HANDLE, MOST_PATTERNS, VALUE, Template
+from raytorch.session.program import MOST_PATTERNS, Leaf, Template
 from raytorch.session.tensor_transfer import Payload
 
 K = TypeVar("K")
@@ -19,6 +20,8 @@ V = TypeVar("V")
 
 VALUES = {int, float, complex}
 """Types of numbers, which travel as they are."""
+_ASKED_EACH_TIME = {f"torch.Tensor.{name}.__get__" for name in ("grad", "grad_fn", "_base", "_grad", "_grad_fn")}
+"""Their result may be None now and a tensor later."""
 _WORDS = {type(None), bool, str}
 _CONSTANTS = _WORDS | {type(...), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _LONGEST_CONSTANT = 1000
@@ -36,34 +39,19 @@ class BoundedCache(dict[K, V]):
         super().__setitem__(key, value)
 
 
-class ObjectReference(Reference):
-    """Stands for an object, and knows what its calls give."""
-
-    __slots__ = ("_expected", "_expected_at")
-
-    def __init__(self, recorder: Any, handle: int, rank: int | None = None) -> None:
-        super().__init__(recorder, handle, rank)
-        self._expected: BoundedCache[CallStructure, Any] = BoundedCache()
-        self._expected_at = recorder.changes
-
-    def expected(self) -> "BoundedCache[CallStructure, Any]":
-        """Results that its calls gave since objects were last changed."""
-        if self._expected_at != self._recorder.changes:
-            self._expected.clear()
-            self._expected_at = self._recorder.changes
-        return self._expected
-
-
-@dataclass(frozen=True, eq=False)
 class Function:
-    """Knowledge that the client has of a function."""
+    """Knowledge that the client has of a function. Raises UnknownFunctionError: the workers do not know it."""
 
-    name: str
-    in_place: bool
-    learnable: bool
-    gives_value: bool
-    on_object: bool
-    is_operator: bool
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name = name = function_names.name_of(function)
+        self.in_place = function_names.changes_first_argument(name)
+        self.learnable = name not in _ASKED_EACH_TIME
+        self.gives_value = function_names.gives_value(name)
+        self.is_operator = function_names.is_operator(name)
+        self.on_object = function in (worker_functions.call, worker_functions.method)
+
+
+known = functools.cache(Function)
 
 
 class CallStructure(NamedTuple):
@@ -79,41 +67,44 @@ class Arguments:
 
     Args:
         recorder: What records the call.
+        function: What is called.
+        args: Its arguments.
+        kwargs: Those that are given by name.
         rank: The only rank that is to execute it; None for all.
         is_learned: Whether the kind of result is learned by the call's shape, which strings and keys are part of then.
             Otherwise whatever is plain is a leaf, so that calls with ever other words are of one shape.
         has_graph: Whether autograd is to see the call, so that local tensors that require grad are refused.
+
+    Raises:
+        UnknownFunctionError: The workers do not know the function.
+        HandleError: An argument is of another session.
+        SessionError: The arguments are on different ranks, or one of them cannot be sent.
     """
 
-    __slots__ = (
-        *("_has_graph", "_is_differentiable", "_is_learned", "_is_operator", "_meets_handle", "_recorder", "_uploaded"),
-        *("has_code", "leaves", "rank"),
-    )
-
-    def __init__(self, recorder: Any, rank: int | None, *, is_learned: bool = False, has_graph: bool = False) -> None:
-        self._recorder, self._is_learned, self._has_graph = recorder, is_learned, has_graph
+    def __init__(
+        self,
+        recorder: Any,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        rank: int | None,
+        *,
+        is_learned: bool = False,
+        has_graph: bool = False,
+    ) -> None:
+        called = known(function)
+        self._recorder, self._is_learned = recorder, is_learned
+        self._is_differentiable = has_graph and not called.gives_value and torch.is_grad_enabled()
+        self._is_operator = called.is_operator
+        self._meets_handle = is_learned or first_reference((args, kwargs)) is not None
         self._uploaded: list[Reference] = []  # kept until the call is recorded
         self.leaves: list[Any] = []
         self.has_code = False
         self.rank = rank
         """The only rank that has the arguments; None if all have them."""
-
-    def structure(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallStructure:
-        """The call's shape.
-
-        Raises:
-            HandleError: An argument is of another session.
-            SessionError: The arguments are on different ranks.
-        """
-        self._is_differentiable = self._has_graph and not function.gives_value and torch.is_grad_enabled()
-        self._is_operator = function.is_operator
-        self._meets_handle = self._is_learned or first_reference((*args, *kwargs.values())) is not None
         templates = tuple([self._template(value) for value in args])
-        if not kwargs:
-            return CallStructure(function, templates, ())
-        return CallStructure(
-            function, templates, tuple([(name, self._template(value)) for name, value in kwargs.items()])
-        )
+        named_templates = tuple([(name, self._template(value)) for name, value in kwargs.items()])
+        self.structure = CallStructure(called, templates, named_templates)
 
     def _template(self, value: Any) -> Template:
         kind = type(value)
@@ -121,7 +112,7 @@ class Arguments:
             return self._reference(value)
         if kind in VALUES or (kind in _WORDS and not self._is_learned):
             self.leaves.append(value)
-            return VALUE
+            return Leaf.VALUE
         if kind in _CONSTANTS and not (kind is str and len(value) > _LONGEST_CONSTANT):
             return ("constant", kind, value)
         if kind is slice:
@@ -135,15 +126,6 @@ class Arguments:
         return self._rare(value)
 
     def _tensor(self, tensor: torch.Tensor) -> Template:
-        self._require_no_history(tensor)
-        if isinstance(tensor, torch.nn.Parameter):
-            return self._rare(tensor)
-        self._uploaded.append(self._recorder.upload([Payload.of(tensor)], self.rank))
-        self._reference(self._uploaded[-1])
-        return COPY
-
-    def _require_no_history(self, tensor: torch.Tensor) -> None:
-        """Refuse a local tensor that a gradient, or a transform of ``torch.func``, would be lost of."""
         if _is_transformed(tensor):
             raise SessionError(
                 "a local tensor that torch.func, torch.vmap or forward-mode autograd works on cannot meet a handle: "
@@ -151,11 +133,16 @@ class Arguments:
             )
         if self._is_differentiable and tensor.requires_grad:
             raise SessionError(_NO_GRADIENT)
+        if isinstance(tensor, torch.nn.Parameter):
+            return self._rare(tensor)
+        self._uploaded.append(self._recorder.upload([Payload.of(tensor)], self.rank))
+        self._reference(self._uploaded[-1])
+        return Leaf.COPY
 
     def _rare(self, value: Any) -> Template:
         if isinstance(value, np.generic):
             self.leaves.append(value)
-            return VALUE
+            return Leaf.VALUE
         if isinstance(value, torch.Generator):
             raise SessionError(
                 "a generator of the client's cannot draw on the workers: seed them with session.manual_seed(), or make "
@@ -164,31 +151,30 @@ class Arguments:
         if isinstance(value, np.ndarray) and self._is_operator:
             raise SessionError("a NumPy array is no operand of a handle: send it with session.tensor(array)")
         self.has_code = True
-        self.leaves.append(self._pickled(value))
-        return CODE
-
-    def _pickled(self, value: Any) -> bytes:
-        return dumps(value, _Pickler if self._is_differentiable and self._meets_handle else Pickler)
+        self.leaves.append(dumps(value, _Pickler if self._is_differentiable and self._meets_handle else Pickler))
+        return Leaf.CODE
 
     def _sequence(self, kind: type, parts: Sequence[Any]) -> Template:
         begin = len(self.leaves)
         templates = tuple([self._template(part) for part in parts])
-        if not self._is_learned and kind in (list, tuple) and all(template == VALUE for template in templates):
+        if not self._is_learned and kind in (list, tuple) and all(template == Leaf.VALUE for template in templates):
             self.leaves[begin:] = [kind(self.leaves[begin:])]
-            return VALUE
+            return Leaf.VALUE
         return ("sequence", kind, templates)
 
     def _mapping(self, mapping: dict[Any, Any]) -> Template:
-        _require_plain(mapping)
+        for key in mapping:  # they travel without a look into them
+            if not _is_plain(key):
+                raise SessionError(f"a dictionary's key is a {type(key).__name__}: use strings or numbers as keys")
         keys, begin = tuple(mapping), len(self.leaves)
         templates = tuple([self._template(part) for part in mapping.values()])
         if self._is_learned:
             return ("mapping", ("constant", tuple(map(type, keys)), keys), templates)  # 1, 1.0 and True are equal
-        if all(template == VALUE for template in templates):
+        if all(template == Leaf.VALUE for template in templates):
             self.leaves[begin:] = [dict(zip(keys, self.leaves[begin:], strict=True))]
-            return VALUE
+            return Leaf.VALUE
         self.leaves.insert(begin, keys)
-        return ("mapping", VALUE, templates)
+        return ("mapping", Leaf.VALUE, templates)
 
     def _reference(self, reference: Reference) -> Template:
         if reference._recorder is not self._recorder:
@@ -201,7 +187,7 @@ class Arguments:
                 )
             self.rank = reference._rank
         self.leaves.append(reference._handle)
-        return HANDLE
+        return Leaf.HANDLE
 
 
 _NO_GRADIENT = (
@@ -223,13 +209,6 @@ def _is_transformed(tensor: torch.Tensor) -> bool:
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return True
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def _require_plain(mapping: Mapping[Any, Any]) -> None:
-    """Refuse keys that are no plain values, which travel without a look into them."""
-    for key in mapping:
-        if not _is_plain(key):
-            raise SessionError(f"a dictionary's key is a {type(key).__name__}: use strings or numbers as keys")
 
 
 def _is_plain(key: Any) -> bool:

@@ -146,10 +146,10 @@ _VALUE_FUNCTIONS = {
     *("size", "storage_offset", "stride", "tolist", "type"),
     *("__bool__", "__complex__", "__contains__", "__float__", "__index__", "__int__", "__len__"),
 }
-_IN_PLACE_OPERATORS = {
-    *("__iadd__", "__iand__", "__idiv__", "__ifloordiv__", "__ilshift__", "__imatmul__", "__imod__", "__imul__"),
-    *("__ior__", "__ipow__", "__irshift__", "__isub__", "__itruediv__", "__ixor__", "__setitem__"),
-}
+BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+"""Python's operators of two operands: each is a method ``__add__``, the other operand's ``__radd__``, and in place
+``__iadd__``."""
+_IN_PLACE_OPERATORS = {*(f"__i{name}__" for name in BINARY), "__idiv__", "__setitem__"}
 
 
 @functools.cache

@@ -23,10 +23,18 @@ class Reference:
     def __reduce__(self) -> Any:
         raise SessionError("a handle cannot be pickled: pass it on its own, or in a list, tuple or dictionary")
 
+    def __repr__(self) -> str:
+        rank = "" if self._rank is None else f", rank={self._rank}"
+        return f"{type(self).__name__}(handle={self._handle}{rank})"
+
     @property
     def handle(self) -> int:
         """The integer that names the value on the workers."""
         return self._handle
+
+    def free(self) -> None:
+        """Free the value now, on every worker; the handle names nothing from then on."""
+        self._recorder.stream.free(self._handle)
 
 
 def first_reference(values: Iterable[Any]) -> Reference | None:

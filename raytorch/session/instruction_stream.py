@@ -59,12 +59,7 @@ class Transport(Protocol):
         """Number of workers."""
 
     def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
-        """Send a program to every rank; returns each rank's future.
-
-        Args:
-            packed: The program.
-            attachments: For each, either one payload per rank, None where a rank needs none, or a single one for all.
-        """
+        """Send a program to every rank, and the attachments beside it; returns each rank's future."""
 
     def skip_clients(self, last: int) -> None:
         """Give no client a number up to ``last``. Raises SessionError if one has joined."""
@@ -149,17 +144,11 @@ class Stream:
             self._free()
             self._send_if_full()
 
-    def flush(self) -> None:
-        """Send what is recorded."""
-        with self._lock:
-            self._send()
-
     def synchronize(self, *, of_any_thread: bool = False) -> None:
         """Wait until all ranks have done what was recorded. Raises RemoteOpError, SessionLostError."""
         with self._lock:
             self._require_open()
-            if self.freed:
-                self._free()
+            self._free()
             self._send()
             waiting = list(self._in_flight)
         for futures in waiting:
@@ -197,9 +186,7 @@ class Stream:
             self._require_open()
         if self.freed:
             self._free()
-        number = pattern.number
-        if number is None:
-            number = self._introduce(pattern)
+        number = self._introduce(pattern) if pattern.number is None else pattern.number
         thread = get_ident()
         if not self._turns or self._turns[-1][1] != thread:
             self._turns.append((len(self._instructions), thread))
@@ -216,12 +203,6 @@ class Stream:
         self._new_patterns.append(packed)
         pattern.number = number  # last: should Ctrl-C come in between, it is introduced once more
         return number
-
-    def _forget_patterns(self) -> None:
-        """Let the workers forget all patterns; those that are used again travel again."""
-        for pattern in self._known_patterns:
-            pattern.number = None
-        self._known_patterns, self._forgets = [], True
 
     def _send_if_full(self) -> None:
         if len(self._instructions) >= PROGRAM_LENGTH:
@@ -275,7 +256,9 @@ class Stream:
         self._new_patterns, self._instructions, self._attachments = [], [], []  # what could not be sent is kept
         self._forgets, self._turns = False, []
         if len(self._known_patterns) >= MOST_PATTERNS:  # now that no instruction waits that has its number
-            self._forget_patterns()
+            for pattern in self._known_patterns:
+                pattern.number = None  # for it to travel again where it is used again
+            self._known_patterns, self._forgets = [], True
         self._sent_at = time.monotonic()
         return futures
 
@@ -321,8 +304,7 @@ class Stream:
 
     def _send_and_hear(self) -> None:
         with self._lock:
-            if self.freed:
-                self._free()
+            self._free()
             self._send()
             self._hear_finished()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import operator
 import pickle
 import traceback
@@ -17,31 +16,16 @@ from raytorch.distributed import failure_cause
 from raytorch.distributed.ddp import may_communicate
 from raytorch.errors import Cause, HandleError, QuotaError, RaytorchError, RemoteOpError, SessionError
 from raytorch.session import function_names
-from raytorch.session.program import (
-    ATTACHMENT,
-    CODE,
-    COPY,
-    HANDLE,
-    NOWHERE,
-    VALUE,
-    Instruction,
-    Pattern,
-    Program,
-    Report,
-    ResultKind,
-    bind,
-)
+from raytorch.session.program import NOWHERE, Instruction, Leaf, Pattern, Program, Report, ResultKind, bind
 from raytorch.session.rank_agreement import CannotRun, Peers
 from raytorch.session.registry import FailedValue, Registry
-from raytorch.session.result_structure import describe, require_portable, shapes_of
+from raytorch.session.result_structure import describe, shapes_of
 from raytorch.session.tensor_transfer import Payload, advised
 from raytorch.session.worker_functions import ON_WORKER
 from raytorch.session.worker_output import Printing
 
 T = TypeVar("T")
 OnLeaf = dict[str, Callable[[Any], Any]]
-
-_NO_KEYWORDS: dict[str, Any] = {}
 
 
 @dataclass
@@ -120,18 +104,17 @@ class Interpreter:
             if isinstance(instruction, int):
                 free((instruction,))
                 continue
-            self.place = place
+            self.place, call = place, calls[instruction[0]]
             try:
-                calls[instruction[0]].run(instruction)
+                call.run(instruction)
             except CannotRun as signal:
                 state.errors.extend(signal.others)
-                self._fail(calls[instruction[0]], instruction, signal.args[0])
+                self._fail(call, instruction, signal.args[0])
             except BaseException as error:  # whatever a call raises is that call's: the session goes on
-                failure = calls[instruction[0]].failure(instruction, error)
-                failure.instruction = (state.programs, place)
+                failure = call.failure(instruction, error)
                 state.errors.append(failure)
                 self.registry.fail_overgrown(failure)
-                self._fail(calls[instruction[0]], instruction, failure, outgrown=isinstance(error, QuotaError))
+                self._fail(call, instruction, failure, outgrown=isinstance(error, QuotaError))
 
     def _fail(self, call: "_Call", instruction: Instruction, error: RemoteOpError, *, outgrown: bool = False) -> None:
         """Put the error in place of what a call did not give.
@@ -166,7 +149,6 @@ class Interpreter:
         """Describe a result to the client, and keep what cannot leave the worker."""
         held: list[Any] = []
         description = describe(value, held)
-        require_portable(description)
         if held and output != NOWHERE:
             self.registry.put(output, value)
         self._answer = description
@@ -179,8 +161,10 @@ class Interpreter:
         return functools.partial(function, self) if name in ON_WORKER else function
 
     def _ready(self, pattern: Pattern) -> "_Call":
-        is_counted = self.registry.is_limited and _changes(pattern)
-        if self.peers and pattern.rank is None and function_names.may_communicate(pattern.function):
+        name = pattern.function
+        changes = function_names.changes_first_argument(name) or function_names.may_grow(name)
+        is_counted = self.registry.is_limited and changes
+        if self.peers and pattern.rank is None and function_names.may_communicate(name):
             return (_CountedJointCall if is_counted else _JointCall)(pattern, self)
         return (_CountedCall if is_counted else _Call)(pattern, self)
 
@@ -195,15 +179,16 @@ class _Call:
         self._grad = pattern.modes.grad
         self._skip = pattern.rank is not None and pattern.rank != interpreter.rank
         on_leaf: OnLeaf = {
-            **dict.fromkeys((HANDLE, COPY), interpreter.value),
-            CODE: pickle.loads,
-            ATTACHMENT: interpreter.attachment,
+            **dict.fromkeys((Leaf.HANDLE, Leaf.COPY), interpreter.value),
+            Leaf.CODE: pickle.loads,
+            Leaf.ATTACHMENT: interpreter.attachment,
         }
         self._args = [bind(template, on_leaf) for template in pattern.args]
-        self._flat = not pattern.kwargs and all(template in (HANDLE, VALUE) for template in pattern.args)
-        self._handles = [place for place, template in enumerate(pattern.args) if template == HANDLE]
+        self._flat = not pattern.kwargs and all(template in (Leaf.HANDLE, Leaf.VALUE) for template in pattern.args)
+        self._handles = [place for place, template in enumerate(pattern.args) if template == Leaf.HANDLE]
         self._kwargs = [(name, bind(template, on_leaf)) for name, template in pattern.kwargs]
-        self._has_copies = COPY in (*pattern.args, *dict(pattern.kwargs).values()) and not _is_own(pattern.function)
+        is_own = pattern.function.startswith("raytorch.session.")
+        self._has_copies = Leaf.COPY in pattern.templates and not is_own
         self._contexts = pattern.modes.contexts(interpreter.device.type)
         self._function: Callable[..., Any] | None = None
         self._keep = getattr(self, f"_keep_{pattern.result}")
@@ -236,7 +221,7 @@ class _Call:
             args = list(instruction[2:])
             for place in self._handles:
                 args[place] = self._interpreter.value(args[place])
-            return args, _NO_KEYWORDS
+            return args, {}
         leaves = iter(instruction[2:])
         args = [build(leaves) for build in self._args]
         return args, {name: build(leaves) for name, build in self._kwargs}
@@ -275,6 +260,7 @@ class _Call:
             reason=_said(lambda: advised(error), f"{type(error).__name__} (it cannot say why)"),
             traceback="" if isinstance(error, RaytorchError) else _said(lambda: _below(error), ""),
         )
+        failure.instruction = self._interpreter.program, self._interpreter.place
         failure.cause = _said(lambda: failure_cause(error), Cause.ERROR)
         return failure
 
@@ -289,9 +275,9 @@ class _Call:
                 return f"freed handle {handle}"
 
         on_leaf: OnLeaf = {
-            **dict.fromkeys((HANDLE, COPY), value),
-            CODE: _unpickled,
-            ATTACHMENT: lambda place: "data",
+            **dict.fromkeys((Leaf.HANDLE, Leaf.COPY), value),
+            Leaf.CODE: lambda code: _said(functools.partial(pickle.loads, code), "code"),
+            Leaf.ATTACHMENT: lambda place: "data",
         }
         leaves: Iterator[Any] = iter(instruction[2:])
         args = [bind(template, on_leaf)(leaves) for template in self.pattern.args]
@@ -305,7 +291,7 @@ class _CountedCall(_Call):
     def __init__(self, pattern: Pattern, interpreter: Interpreter) -> None:
         super().__init__(pattern, interpreter)
         self._may_grow = function_names.may_grow(pattern.function)
-        self._is_of_handle = pattern.args[:1] == (HANDLE,)
+        self._is_of_handle = pattern.args[:1] == (Leaf.HANDLE,)
 
     def run(self, instruction: Instruction) -> None:
         try:
@@ -327,13 +313,8 @@ class _JointCall(_Call):
     def run(self, instruction: Instruction) -> None:
         interpreter = self._interpreter
         origin = interpreter.client, interpreter.program, interpreter.place
-
-        def failure(error: BaseException) -> RemoteOpError:
-            failure = self.failure(instruction, error)
-            failure.instruction = origin[1:]
-            return failure
-
-        interpreter.peers.run(origin, functools.partial(super().run, instruction), failure)
+        call, failure = functools.partial(super().run, instruction), functools.partial(self.failure, instruction)
+        interpreter.peers.run(origin, call, failure)
 
     def _arguments(self, instruction: Instruction) -> tuple[list[Any], dict[str, Any]]:
         args, kwargs = super()._arguments(instruction)
@@ -350,21 +331,17 @@ class _CountedJointCall(_JointCall, _CountedCall):
 
 
 def _said(describe: Callable[[], T], otherwise: T) -> T:
-    """Return the text of an error; ``otherwise`` if that raises in its turn, which is not to hide the error."""
+    """Return what describes an error; ``otherwise`` if that raises in its turn, which is not to hide the error."""
     try:
         return describe()
     except BaseException:  # whatever a class of the user's raises
         return otherwise
 
 
-def _is_own(function: str) -> bool:
-    return function.startswith("raytorch.session.")
-
-
 def _leaving_copies(pattern: Pattern, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function. Raises SessionError if it changes what is a copy of the client's tensor."""
-    given = zip(pattern.args, args, strict=True), ((template, kwargs[name]) for name, template in pattern.kwargs)
-    copies = [value for template, value in itertools.chain(*given) if template == COPY and not value.is_inference()]
+    given = zip(pattern.templates, (*args, *kwargs.values()), strict=True)
+    copies = [value for template, value in given if template == Leaf.COPY and not value.is_inference()]
     before = [_state(copy, pattern.function) for copy in copies]
     result = function(*args, **kwargs)
     if not all(map(operator.eq, before, [_state(copy, pattern.function) for copy in copies])):
@@ -380,17 +357,6 @@ def _state(tensor: Tensor, function: str) -> Any:
     if "norm" in function:  # whose statistics it changes without counting a version
         return Payload.of(tensor).array.tobytes()
     return tensor._version
-
-
-def _changes(pattern: Pattern) -> bool:
-    return function_names.changes_first_argument(pattern.function) or function_names.may_grow(pattern.function)
-
-
-def _unpickled(code: bytes) -> Any:
-    try:
-        return pickle.loads(code)  # noqa: S301 - from a client that Ray has let in
-    except Exception:  # which may be the very error that is described
-        return "code"
 
 
 def _below(error: BaseException) -> str:

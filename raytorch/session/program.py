@@ -24,19 +24,24 @@ from raytorch.training.precision import autocast
 MOST_PATTERNS = 10_000
 """Patterns that a client remembers, and that its programs let the workers remember, before both forget them all."""
 
-HANDLE = "handle"
-"""Template of an argument that is a handle; its leaf is the integer."""
-COPY = "copy"
-"""Template of an argument that is the client's own tensor, of which a copy was sent; its leaf is the copy's handle."""
-VALUE = "value"
-"""Template of an argument that travels with each instruction; its leaf is the value."""
-CODE = "code"
-"""Template of an argument that only pickle can carry: a function or an object of the user's. Its leaf is bytes."""
-ATTACHMENT = "attachment"
-"""Template of an argument that travels beside the program; its leaf is its place there."""
+
+class Leaf:
+    """Templates of arguments that each instruction has a leaf for."""
+
+    HANDLE = "handle"
+    """A handle; the leaf is the integer."""
+    COPY = "copy"
+    """The client's own tensor, of which a copy was sent; the leaf is the copy's handle."""
+    VALUE = "value"
+    """A value that travels with each instruction, as the leaf."""
+    CODE = "code"
+    """What only pickle can carry: a function or an object of the user's. The leaf is bytes."""
+    ATTACHMENT = "attachment"
+    """Data that travels beside the program; the leaf is its place there."""
+
 
 Template = Any
-"""One of the words above; ``("constant", type, value)``; ``("sequence", type, templates)``; or
+"""One of :class:`Leaf`'s; ``("constant", type, value)``; ``("sequence", type, templates)``; or
 ``("mapping", template of the tuple of keys, templates)``."""
 
 NOWHERE = 0
@@ -158,6 +163,11 @@ class Pattern:
     error: Exception | None = None
     """Why its arguments could not be unpacked."""
 
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """Those of all arguments, in order."""
+        return (*self.args, *dict(self.kwargs).values())
+
     def pack(self, number: int) -> bytes:
         """The pattern as bytes, with the number that it is given."""
         # Its templates may name types of the client's script, which plain pickle does not carry.
@@ -263,9 +273,9 @@ def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callab
 
     Args:
         template: The argument's structure.
-        on_leaf: For HANDLE, CODE and ATTACHMENT, what makes the argument of a leaf.
+        on_leaf: For each but ``Leaf.VALUE``, what makes the argument of a leaf.
     """
-    if template == VALUE:
+    if template == Leaf.VALUE:
         return next
     if isinstance(template, str):
         convert = on_leaf[template]

@@ -171,7 +171,8 @@ class Peers:
         self._require_agreement(own, {self._rank: own, **records})
         self._turn += 1
         self._is_whole = is_whole
-        self._forget_errors()
+        while self._kept:  # errors of earlier calls: all ranks are past them
+            self._store.delete_key(self._kept.pop())
         self._wanted = max(own.group, *[record.group for record in records.values()])
         if self._wanted != self._number:
             self._group.renew(self._wanted)
@@ -231,11 +232,6 @@ class Peers:
             raise SessionError(
                 f"the workers are not at the same instruction: {', '.join(told)} (client, program, place)"
             )
-
-    def _forget_errors(self) -> None:
-        """Delete errors of earlier calls: all ranks are past them."""
-        while self._kept:
-            self._store.delete_key(self._kept.pop())
 
 
 def _packed(failure: RemoteOpError) -> str:

@@ -12,18 +12,18 @@ import torch
 
 from raytorch.errors import RemoteOpError, SessionError
 from raytorch.session import function_names, worker_functions
-from raytorch.session.arguments import VALUES, Arguments, BoundedCache, CallStructure, Function, ObjectReference
+from raytorch.session.arguments import VALUES, Arguments, BoundedCache, CallStructure, Function, known
 from raytorch.session.handles import Reference
 from raytorch.session.instruction_stream import Parts, Stream, Transport
 from raytorch.session.interception import intercept
-from raytorch.session.program import ATTACHMENT, NOWHERE, Modes, Pattern, Report, ResultKind
+from raytorch.session.program import NOWHERE, Leaf, Modes, Pattern, Report, ResultKind
 from raytorch.session.registry import HandleKind
+from raytorch.session.remote_objects import RemoteObject, stand_in
+from raytorch.session.remote_tensor import RemoteTensor
 from raytorch.session.result_structure import Description, count_held, fixed_tensors, is_tensor, rebuild
 
 HANDLES_PER_CLIENT = 1 << 40
 
-_ASKED_EACH_TIME = {f"torch.Tensor.{name}.__get__" for name in ("grad", "grad_fn", "_base", "_grad", "_grad_fn")}
-"""Their result may be None now and a tensor later."""
 _OWN_PACKAGES = {"raytorch", "torch"}
 
 
@@ -44,25 +44,19 @@ class Recorder:
 
     Args:
         transport: The way to the workers.
-        stand_in: Gives the class of the client's objects for values of some kind on the workers.
         client: The client's number in the session; the first is 0.
     """
 
-    def __init__(
-        self, transport: Transport, stand_in: Callable[[HandleKind], type[Reference]], *, client: int = 0
-    ) -> None:
+    def __init__(self, transport: Transport, *, client: int = 0) -> None:
         self.stream = Stream(transport, client)
         self.changes = 0
         """How often something was done by which objects may give results of another structure from then on."""
-        self._stand_in, self._tensor = stand_in, stand_in(HandleKind.TENSOR)
         intercept()
         self._handles = itertools.count(client * HANDLES_PER_CLIENT + 1)
-        self._functions: dict[Callable[..., Any], Function] = {}
         self._expected: BoundedCache[CallStructure, Any] = BoundedCache()
         self._plans: BoundedCache[Any, _Plan] = BoundedCache()
-        self._patterns: BoundedCache[Any, tuple[Pattern, CodeType]] = (
-            BoundedCache()
-        )  # the code, as its id is in the key
+        self._patterns: BoundedCache[Any, tuple[Pattern, CodeType]] = BoundedCache()
+        """With the client's code, whose id is in the key."""
 
     def call(
         self,
@@ -85,43 +79,43 @@ class Recorder:
         """
         if not kwargs and rank is None and (repeated := self._repeat(function, args)) is not None:
             return repeated
-        arguments = Arguments(self, rank, is_learned=True, has_graph=True)
-        shape = arguments.structure(self._known(function), args, kwargs or {})
-        if shape.function.in_place:
-            return self._call_in_place(shape, arguments, args or list((kwargs or {}).values()))
-        if kwargs and kwargs.get("out") is not None:
-            return self._call_into(kwargs["out"], shape, arguments)
-        results = args[0].expected() if _is_object(shape.function, args) else self._expected
-        expected = results.get(shape)
+        kwargs = kwargs or {}
+        arguments = Arguments(self, function, args, kwargs, rank, is_learned=True, has_graph=True)
+        called = arguments.structure.function
+        if called.in_place:
+            return self._call_in_place(arguments, args or list(kwargs.values()))
+        if kwargs.get("out") is not None:
+            return self._call_into(kwargs["out"], arguments)
+        # What a call of an object gives depends on the object.
+        results = args[0].expected() if called.on_object and isinstance(args[0], RemoteObject) else self._expected
+        expected = results.get(arguments.structure)
         match expected:
             case None | ResultKind.ANSWER:
-                return self._ask_and_learn(shape, arguments, results)
+                return self._ask_and_learn(arguments, results)
             case ResultKind.DROP:
-                return self._record(shape, arguments, ResultKind.DROP, NOWHERE)
+                return self._record(arguments, ResultKind.DROP, NOWHERE)
             case ResultKind.TENSOR:
-                tensor = self._tensor(self, next(self._handles), arguments.rank)
-                self._record(shape, arguments, ResultKind.TENSOR, tensor._handle)
-                self._plan(function, args, shape, arguments)
+                tensor = RemoteTensor(self, next(self._handles), arguments.rank)
+                self._record(arguments, ResultKind.TENSOR, tensor._handle)
+                self._plan(function, args, arguments)
                 return tensor
         kind, count = expected
-        tensors = [self._tensor(self, handle, arguments.rank) for handle in itertools.islice(self._handles, count)]
-        self._record(shape, arguments, ResultKind.TENSORS, tuple([tensor._handle for tensor in tensors]))
+        tensors = [RemoteTensor(self, handle, arguments.rank) for handle in itertools.islice(self._handles, count)]
+        self._record(arguments, ResultKind.TENSORS, tuple([tensor._handle for tensor in tensors]))
         return kind(tensors)
 
     def keep(
         self, kind: HandleKind, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any
     ) -> Any:
         """Record a call whose result, of a known kind, stays on the workers; waits for nothing."""
-        arguments = Arguments(self, rank)
-        shape = arguments.structure(self._known(function), args, kwargs)
-        held = self._stand_in(kind)(self, next(self._handles), arguments.rank)
-        self._record(shape, arguments, ResultKind.KEEP, held._handle)
+        arguments = Arguments(self, function, args, kwargs, rank)
+        held = stand_in(kind)(self, next(self._handles), arguments.rank)
+        self._record(arguments, ResultKind.KEEP, held._handle)
         return held
 
     def do(self, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> None:
         """Record a call for what it does; waits for nothing."""
-        arguments = Arguments(self, rank)
-        self._record(arguments.structure(self._known(function), args, kwargs), arguments, ResultKind.DROP, NOWHERE)
+        self._record(Arguments(self, function, args, kwargs, rank), ResultKind.DROP, NOWHERE)
 
     def ask(self, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> Any:
         """Call a function and wait for its result; that of the lowest rank where several have one.
@@ -130,15 +124,7 @@ class Recorder:
             RemoteOpError: This call or an earlier one failed.
             SessionLostError: The session has ended.
         """
-        return self._ask_with(Arguments(self, rank), function, args, kwargs)
-
-    def _ask_with(
-        self, arguments: Arguments, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        shape = arguments.structure(self._known(function), args, kwargs)
-        handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
-        self._raise(report, handle)
-        return self._rebuild(report.answer, handle, arguments.rank)
+        return self._ask_and_tell(Arguments(self, function, args, kwargs, rank))
 
     def run(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], rank: int | None
@@ -148,8 +134,10 @@ class Recorder:
         Raises:
             SessionError: A local tensor that requires grad is an argument, or in one beside a handle.
         """
-        self.changes += any(isinstance(value, ObjectReference) for value in (*args, *kwargs.values()))
-        return self._ask_with(Arguments(self, rank, has_graph=True), worker_functions.call, (function, *args), kwargs)
+        self.changes += any(isinstance(value, RemoteObject) for value in (*args, *kwargs.values()))
+        return self._ask_and_tell(
+            Arguments(self, worker_functions.call, (function, *args), kwargs, rank, has_graph=True)
+        )
 
     def ask_all(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call a function on every rank that has the arguments, and wait for the results, which are plain values.
@@ -158,10 +146,9 @@ class Recorder:
             RemoteOpError: This call or an earlier one failed.
             SessionLostError: The session has ended.
         """
-        arguments = Arguments(self, None)
-        shape = arguments.structure(self._known(function), args, kwargs)
+        arguments = Arguments(self, function, args, kwargs, None)
         everywhere = range(self.stream.transport.world_size)
-        pattern = self._pattern(shape, arguments.rank, ResultKind.ANSWER)
+        pattern = self._pattern(arguments.structure, arguments.rank, ResultKind.ANSWER)
         ranks = everywhere if arguments.rank is None else [arguments.rank]
         reports = self.stream.ask(pattern, NOWHERE, arguments.leaves, ranks)
         for report in reports:
@@ -172,8 +159,8 @@ class Recorder:
         """Record that a tensor is made of the client's data: one payload for all ranks, for ``rank``, or for each."""
         if rank is not None:
             parts = [parts[0] if place == rank else None for place in range(self.stream.transport.world_size)]
-        shape = CallStructure(self._known(worker_functions.upload), (ATTACHMENT,), ())
-        tensor = self._tensor(self, next(self._handles), rank)
+        shape = CallStructure(known(worker_functions.upload), (Leaf.ATTACHMENT,), ())
+        tensor = RemoteTensor(self, next(self._handles), rank)
         self.stream.append_upload(self._pattern(shape, rank, ResultKind.TENSOR), tensor._handle, parts)
         return tensor
 
@@ -189,50 +176,33 @@ class Recorder:
         """Give out no handle below this one any more."""
         self._handles = itertools.count(handle)
 
-    def _known(self, function: Callable[..., Any]) -> Function:
-        known = self._functions.get(function)
-        if known is None:
-            name = function_names.name_of(function)
-            known = Function(
-                name,
-                function_names.changes_first_argument(name),
-                name not in _ASKED_EACH_TIME,
-                function_names.gives_value(name),
-                function in (worker_functions.call, worker_functions.method),
-                function_names.is_operator(name),
-            )
-            self._functions[function] = known
-        return known
-
-    def _call_in_place(self, shape: CallStructure, arguments: Arguments, args: Sequence[Any]) -> Any:
+    def _call_in_place(self, arguments: Arguments, args: Sequence[Any]) -> Any:
+        name = arguments.structure.function.name
         changed = args[0] if args else None
         parts = changed if isinstance(changed, tuple | list) else [changed]
         if any(isinstance(part, torch.Tensor) for part in parts):
-            raise SessionError(f"{shape.function.name} cannot change a local tensor: fetch() the remote one first")
-        self._record(
-            shape, arguments, ResultKind.DROP, tuple([part.handle for part in parts if isinstance(part, Reference)])
-        )
-        return None if shape.function.name.endswith("__setitem__") else changed
+            raise SessionError(f"{name} cannot change a local tensor: fetch() the remote one first")
+        self._record(arguments, ResultKind.DROP, tuple([part.handle for part in parts if isinstance(part, Reference)]))
+        return None if name.endswith("__setitem__") else changed
 
-    def _call_into(self, out: Any, shape: CallStructure, arguments: Arguments) -> Any:
+    def _call_into(self, out: Any, arguments: Arguments) -> Any:
         if isinstance(out, Reference):
-            self._record(shape, arguments, ResultKind.DROP, out.handle)
+            self._record(arguments, ResultKind.DROP, out.handle)
             return out
         if any(isinstance(part, torch.Tensor) for part in (out if isinstance(out, tuple | list) else [out])):
             raise SessionError(
                 "out= is a local tensor, which workers cannot write to: leave it out, and fetch() the result"
             )
-        return self._ask_and_learn(shape, arguments, self._expected)
+        return self._ask_and_learn(arguments, self._expected)
 
-    def _ask_and_learn(
-        self, shape: CallStructure, arguments: Arguments, results: BoundedCache[CallStructure, Any]
-    ) -> Any:
-        handle, (report,) = self._ask(shape, arguments, [arguments.rank or 0])
+    def _ask_and_learn(self, arguments: Arguments, results: BoundedCache[CallStructure, Any]) -> Any:
+        shape = arguments.structure
+        handle, report = self._ask(arguments)
         if report.failure:
             is_told_here = not report.failure.operation  # it is the answer that could not be read
             if shape.function.gives_value or results.get(shape) or is_told_here:
                 self._raise(report, handle)
-            return self._tensor(self, handle, arguments.rank)  # raises when its value is asked for
+            return RemoteTensor(self, handle, arguments.rank)  # raises when its value is asked for
         answer: Description = report.answer
         if shape.function.learnable and not arguments.has_code:
             results[shape] = _expectation(answer, shape.function)
@@ -240,19 +210,25 @@ class Recorder:
             self._raise(report, handle)
         return self._rebuild(answer, handle, arguments.rank)
 
-    def _ask(self, shape: CallStructure, arguments: Arguments, ranks: Sequence[int]) -> tuple[int, list[Report]]:
+    def _ask_and_tell(self, arguments: Arguments) -> Any:
+        handle, report = self._ask(arguments)
+        self._raise(report, handle)
+        return self._rebuild(report.answer, handle, arguments.rank)
+
+    def _ask(self, arguments: Arguments) -> tuple[int, Report]:
+        """Ask the lowest rank that has the arguments for a result, which it keeps under the handle."""
         handle = next(self._handles)
-        pattern = self._pattern(shape, arguments.rank, ResultKind.ANSWER)
+        pattern = self._pattern(arguments.structure, arguments.rank, ResultKind.ANSWER)
         try:
-            return handle, self.stream.ask(pattern, handle, arguments.leaves, ranks)
+            (report,) = self.stream.ask(pattern, handle, arguments.leaves, [arguments.rank or 0])
         except KeyboardInterrupt:
             self.stream.freed.append(handle)
             raise
+        return handle, report
 
-    def _plan(
-        self, function: Callable[..., Any], args: Sequence[Any], shape: CallStructure, arguments: Arguments
-    ) -> None:
+    def _plan(self, function: Callable[..., Any], args: Sequence[Any], arguments: Arguments) -> None:
         """Remember how a call that gives a tensor was recorded, if it depends on handles and numbers alone."""
+        shape = arguments.structure
         flat = not shape.kwargs and all(isinstance(arg, Reference) or type(arg) in VALUES for arg in args)
         if flat and arguments.rank is None and not shape.function.on_object:
             pattern = self._pattern(shape, None, ResultKind.TENSOR)
@@ -271,12 +247,12 @@ class Recorder:
             if reference._recorder is not self or reference._rank is not None:
                 return None
             leaves[place] = reference._handle
-        tensor = self._tensor(self, next(self._handles))  # first: should Ctrl-C come in between, it is freed
+        tensor = RemoteTensor(self, next(self._handles))  # first: should Ctrl-C come in between, it is freed
         self.stream.append(plan.pattern, tensor._handle, leaves)
         return tensor
 
-    def _record(self, shape: CallStructure, arguments: Arguments, result: ResultKind, output: Any) -> None:
-        self.stream.append(self._pattern(shape, arguments.rank, result), output, arguments.leaves)
+    def _record(self, arguments: Arguments, result: ResultKind, output: Any) -> None:
+        self.stream.append(self._pattern(arguments.structure, arguments.rank, result), output, arguments.leaves)
 
     def _pattern(self, shape: CallStructure, rank: int | None, result: ResultKind) -> Pattern:
         """The pattern of a call from the client's own line."""
@@ -311,14 +287,12 @@ class Recorder:
             self.stream.freed.append(handle)  # a rank that was not asked may have failed, or hold a result
             return rebuild(answer, _refuse_held)
         if answer[0] == "held":
-            return self._stand_in(answer[1])(self, handle, rank)
+            return stand_in(answer[1])(self, handle, rank)
         whole = Reference(self, handle, rank)
         handles = tuple(itertools.islice(self._handles, count_held(answer)))
-        arguments = Arguments(self, rank)
-        shape = arguments.structure(self._known(worker_functions.unpack), [whole], {})
-        self._record(shape, arguments, ResultKind.TENSORS, handles)
+        self._record(Arguments(self, worker_functions.unpack, [whole], {}, rank), ResultKind.TENSORS, handles)
         taken = iter(handles)
-        return rebuild(answer, lambda kind: self._stand_in(kind)(self, next(taken), rank))
+        return rebuild(answer, lambda kind: stand_in(kind)(self, next(taken), rank))
 
 
 def own_frame(above: int = 1) -> FrameType:
@@ -341,11 +315,6 @@ def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:
     """
     frame = own_frame(4)
     return function, id(frame.f_code), frame.f_lasti
-
-
-def _is_object(function: Function, args: Sequence[Any]) -> bool:
-    """Tell whether what a call gives depends on the object that is called."""
-    return function.on_object and isinstance(args[0], ObjectReference)
 
 
 def _expectation(answer: Description, function: Function) -> Any:

@@ -39,13 +39,11 @@ class HandleKind(StrEnum):
     """Result that an operation that failed did not give."""
 
 
+@dataclass(eq=False, slots=True)
 class FailedValue:
     """Stands in the registry for what a failed operation did not give."""
 
-    __slots__ = ("error",)
-
-    def __init__(self, error: RemoteOpError) -> None:
-        self.error = error
+    error: RemoteOpError
 
 
 @dataclass(frozen=True)

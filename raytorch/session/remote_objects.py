@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raytorch.errors import SessionError
 from raytorch.session import worker_functions
-from raytorch.session.arguments import ObjectReference
+from raytorch.session.arguments import BoundedCache, CallStructure
 from raytorch.session.handles import Reference
 from raytorch.session.hooks import require_hooks_without_effects
 from raytorch.session.registry import HandleKind
@@ -17,11 +17,23 @@ from raytorch.session.result_structure import rebuilt
 from raytorch.session.tensor_transfer import Payload
 
 
-class RemoteObject(ObjectReference):
+class RemoteObject(Reference):
     """An object on the workers: methods are called there, and attributes read there, and waited for."""
 
-    __slots__ = ()
+    __slots__ = ("_expected", "_expected_at")
     kind: ClassVar[HandleKind] = HandleKind.OBJECT
+
+    def __init__(self, recorder: Any, handle: int, rank: int | None = None) -> None:
+        super().__init__(recorder, handle, rank)
+        self._expected: BoundedCache[CallStructure, Any] = BoundedCache()
+        self._expected_at = recorder.changes
+
+    def expected(self) -> BoundedCache[CallStructure, Any]:
+        """Results that its calls gave since objects were last changed."""
+        if self._expected_at != self._recorder.changes:
+            self._expected.clear()
+            self._expected_at = self._recorder.changes
+        return self._expected
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the object on the workers."""
@@ -52,16 +64,11 @@ class RemoteObject(ObjectReference):
             f"call({name!r}, ...) calls it, and a function of the object runs there by session.run(function, ...)"
         )
 
-    def free(self) -> None:
-        """Free the object now, on every worker."""
-        self._recorder.stream.free(self._handle)
-
     def _do(self, method: str, *args: Any) -> None:
         self._recorder.do(worker_functions.method, self, method, *args)
 
-    def __repr__(self) -> str:
-        rank = "" if self._rank is None else f", rank={self._rank}"
-        return f"{type(self).__name__}(handle={self._handle}{rank})"
+    def _state(self) -> Any:
+        return rebuilt(self._recorder.ask(worker_functions.state_of, self), Payload, Payload.tensor)
 
 
 class RemoteModule(RemoteObject):
@@ -76,12 +83,11 @@ class RemoteModule(RemoteObject):
 
     def named_parameters(self) -> dict[str, RemoteTensor]:
         """The parameters by their dotted names."""
-        named: dict[str, RemoteTensor] = self._recorder.ask(worker_functions.named_parameters, self)
-        return named
+        return dict(self._recorder.ask(worker_functions.named_parameters, self))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers by their dotted names, as local CPU tensors; rank 0's."""
-        state: dict[str, Tensor] = _unpacked(self._recorder.ask(worker_functions.state_of, self))
+        state: dict[str, Tensor] = self._state()
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
@@ -150,8 +156,7 @@ class RemoteOptimizer(RemoteObject):
     @property
     def lr(self) -> float:
         """Learning rate of the first parameter group; assigning sets that of all groups."""
-        rate: float = self._recorder.ask(worker_functions.learning_rate, self)
-        return rate
+        return float(self._recorder.ask(worker_functions.learning_rate, self))
 
     @lr.setter
     def lr(self, value: float) -> None:
@@ -159,7 +164,7 @@ class RemoteOptimizer(RemoteObject):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as local CPU tensors and values; rank 0's. See ``torch.optim.Optimizer.state_dict``."""
-        state: dict[str, Any] = _unpacked(self._recorder.ask(worker_functions.state_of, self))
+        state: dict[str, Any] = self._state()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,8 +184,7 @@ class RemoteScheduler(RemoteObject):
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each parameter group."""
-        rates: list[float] = self._recorder.ask(worker_functions.method, self, "get_last_lr")
-        return rates
+        return list(self._recorder.ask(worker_functions.method, self, "get_last_lr"))
 
 
 class RemoteContext(RemoteObject):
@@ -218,18 +222,11 @@ class RemoteFunction(RemoteObject):
         return self.call("apply", *args)
 
 
-def _unpacked(value: Any) -> Any:
-    """``value`` with tensors in place of the payloads in it."""
-    return rebuilt(value, Payload, Payload.tensor)
-
-
+_OBJECTS = (RemoteModule, RemoteDDP, RemoteOptimizer, RemoteScheduler, RemoteContext, RemoteFunction)
 _STAND_INS: dict[HandleKind, type[Reference]] = {
     HandleKind.TENSOR: RemoteTensor,
     HandleKind.SCRIPT: RemoteModule,
-    **{
-        remote.kind: remote
-        for remote in (RemoteModule, RemoteDDP, RemoteOptimizer, RemoteScheduler, RemoteContext, RemoteFunction)
-    },
+    **{remote.kind: remote for remote in _OBJECTS},
 }
 
 

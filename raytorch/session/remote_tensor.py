@@ -1,5 +1,6 @@
 """RemoteTensor: used like a ``torch.Tensor``, and living on the workers."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from raytorch.errors import SessionError
 from raytorch.session import worker_functions
-from raytorch.session.function_names import SETTABLE
+from raytorch.session.function_names import BINARY, SETTABLE
 from raytorch.session.handles import Reference, first_reference
 from raytorch.session.hooks import require_hooks_without_effects
 
@@ -35,9 +36,7 @@ class RemoteTensor(Reference):
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """How PyTorch calls its functions on handles."""
-        handle = first_reference(args)
-        if handle is None:
-            handle = first_reference(kwargs.values() if kwargs else ())
+        handle = first_reference((args, kwargs))
         assert handle is not None
         return handle._recorder.call(function, args, kwargs)
 
@@ -62,24 +61,16 @@ class RemoteTensor(Reference):
         Raises:
             SessionError: It requires grad, which the array would not; detach() it first, as with ``torch.Tensor``.
         """
-        tensor = self.fetch()
+        tensor: Tensor = self.fetch()
         if tensor.requires_grad:
             raise SessionError("the tensor requires grad, of which an array keeps nothing: use detach().numpy()")
-        array: np.ndarray[Any, Any] = tensor.numpy()
-        return array
+        return tensor.numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.asarray(self.numpy(), dtype=dtype)
 
     def __format__(self, spec: str) -> str:
-        if not spec:
-            return repr(self)
-        formatted: str = self._recorder.ask(Tensor.__format__, self, spec)
-        return formatted
-
-    def free(self) -> None:
-        """Free the tensor now, on every worker; the handle names nothing from then on."""
-        self._recorder.stream.free(self._handle)
+        return str(self._recorder.ask(Tensor.__format__, self, spec)) if spec else repr(self)
 
     def __iter__(self) -> Iterator["RemoteTensor"]:
         return iter(self._recorder.ask(Tensor.unbind, self))
@@ -92,10 +83,6 @@ class RemoteTensor(Reference):
 
     _is_param = property(fset=_become_parameter)
 
-    def __repr__(self) -> str:
-        rank = "" if self._rank is None else f", rank={self._rank}"
-        return f"RemoteTensor(handle={self._handle}{rank})"
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"'RemoteTensor' object has no attribute {name!r}")
@@ -104,21 +91,14 @@ class RemoteTensor(Reference):
             raise AttributeError(f"neither RemoteTensor nor torch.Tensor has an attribute {name!r}")
         if inspect.isdatadescriptor(attribute):
             return self._recorder.call(getattr(Tensor, name).__get__, (self,))
-        return _Method(self, getattr(Tensor, name))
+        return functools.partial(_call, getattr(Tensor, name), self)
 
 
-class _Method:
-    """A method of ``torch.Tensor``, bound to a handle."""
-
-    __slots__ = ("_function", "_tensor")
-
-    def __init__(self, tensor: RemoteTensor, function: Callable[..., Any]) -> None:
-        self._tensor, self._function = tensor, function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if "hook" in self._function.__name__:
-            require_hooks_without_effects((*args, *kwargs.values()))
-        return self._tensor._recorder.call(self._function, (self._tensor, *args), kwargs)
+def _call(method: Callable[..., Any], tensor: RemoteTensor, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of ``torch.Tensor`` on a handle."""
+    if "hook" in method.__name__:
+        require_hooks_without_effects((*args, *kwargs.values()))
+    return tensor._recorder.call(method, (tensor, *args), kwargs)
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -143,9 +123,8 @@ def _settable(name: str) -> property:
     return property(get, put, doc=f"As ``torch.Tensor.{name}``.")
 
 
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
 _OPERATORS = [
-    *(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r", "i")),
+    *(f"__{prefix}{name}__" for name in BINARY for prefix in ("", "r", "i")),
     *("__div__", "__rdiv__", "__idiv__", "__neg__", "__pos__", "__abs__", "__invert__", "__getitem__", "__setitem__"),
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
     *("__bool__", "__float__", "__int__", "__complex__", "__index__", "__len__", "__contains__"),

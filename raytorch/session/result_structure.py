@@ -39,32 +39,24 @@ PLAIN = (
 
 
 def describe(value: Any, held: list[Any]) -> Description:
-    """The structure of ``value``; what has to stay on the worker is appended to ``held``, in order."""
+    """The structure of ``value``; what has to stay on the worker is appended to ``held``, in order.
+
+    Raises what a part raises that cannot be sent to the client.
+    """
     if isinstance(value, Payload) and value.nbytes <= INLINE:
         return ("payload", *value.words())
     if isinstance(value, PLAIN):
+        _require_portable(value)
         return ("value", value)
     if isinstance(value, tuple | list):
+        _require_portable(type(value))
         return ("sequence", type(value), [describe(part, held) for part in value])
     if isinstance(value, dict):
+        for key in value:
+            _require_portable(key)
         return ("mapping", list(value), [describe(part, held) for part in value.values()], _mapping_type(value))
     held.append(value)
     return ("held", kind_of(value))
-
-
-def require_portable(description: Description) -> None:
-    """Raise what a part of a result raises that cannot be sent to the client."""
-    match description[0]:
-        case "value":
-            _require_portable(description[1])
-        case "sequence":
-            _require_portable(description[1])
-            for part in description[2]:
-                require_portable(part)
-        case "mapping":
-            for key, part in zip(*description[1:3], strict=True):
-                _require_portable(key)
-                require_portable(part)
 
 
 def _require_portable(value: Any) -> None:
@@ -135,13 +127,6 @@ def is_large(description: Description) -> bool:
     if description[0] in ("sequence", "mapping"):
         return any(map(is_large, description[2]))
     return description[0] == "value" and isinstance(description[1], Payload)
-
-
-def parts_of(value: Any) -> list[Any]:
-    """Return what :func:`describe` holds back of ``value``."""
-    held: list[Any] = []
-    describe(value, held)
-    return held
 
 
 def shapes_of(values: Any) -> str:

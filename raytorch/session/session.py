@@ -166,7 +166,7 @@ class Session(RemoteFactory):
     """
 
     def __init__(self, transport: Transport, *, client: int = 0) -> None:
-        super().__init__(Recorder(transport, stand_in, client=client))
+        super().__init__(Recorder(transport, client=client))
         self.workers = transport.world_size
         self._transport = transport
         self._is_guest = client > 0

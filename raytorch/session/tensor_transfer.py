@@ -76,11 +76,7 @@ class Payload:
 
     def copy(self) -> "Payload":
         """The same in memory of its own."""
-        return self.with_array(self.array.copy())
-
-    def with_array(self, array: Any) -> "Payload":
-        """The same, with its elements held in another way."""
-        return replace(self, array=array)
+        return replace(self, array=self.array.copy())
 
     def tensor(self) -> Tensor:
         """A tensor that owns its memory."""

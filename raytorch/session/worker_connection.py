@@ -191,7 +191,7 @@ def _shipped(payload: Payload | None, has_one_receiver: bool) -> Shipped:
     if payload is None:
         return None, None
     if payload.nbytes <= INLINE:
-        return payload.with_array(None), payload.array
+        return replace(payload, array=None), payload.array
     return replace(payload, array=None, is_private=has_one_receiver), ray.put(payload.array)
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from raytorch.errors import SessionError
 from raytorch.session import restore as restoring
 from raytorch.session import save as snapshot
 from raytorch.session.registry import HandleKind, Recipe, Registry, kind_of
-from raytorch.session.result_structure import parts_of, rebuilt
+from raytorch.session.result_structure import describe, rebuilt
 from raytorch.session.saved_names import STATEFUL
 from raytorch.session.tensor_transfer import Payload
 
@@ -64,9 +65,11 @@ def set_attribute(held: Any, name: str, value: Any) -> None:
     setattr(held, name, value)
 
 
-def unpack(held: Any) -> list[Any]:
+def unpack(result: Any) -> list[Any]:
     """The values that a result holds, which could not leave the worker, in the order of its description."""
-    return parts_of(held)
+    held: list[Any] = []
+    describe(result, held)
+    return held
 
 
 def fetch(tensor: Tensor) -> Payload:
@@ -185,30 +188,16 @@ def _described(value: Any) -> dict[str, Any]:
     return {"kind": str(kind_of(value)), "type": type(value).__name__}
 
 
-PRIMITIVES: dict[str, Callable[..., Any]] = {
-    f"raytorch.session.{function.__name__}": function
-    for function in (
-        call,
-        method,
-        apply,
-        attribute,
-        set_attribute,
-        unpack,
-        fetch,
-        finish_save,
-        discard_save,
-        state_of,
-        load_state,
-        named_parameters,
-        set_gradient_sync,
-        learning_rate,
-        set_learning_rate,
-    )
+_NAMED = {
+    f"raytorch.session.{name}": function
+    for name, function in globals().items()
+    if isinstance(function, FunctionType) and function.__module__ == __name__ and not name.startswith("_")
 }
-"""Each by the name in its instructions."""
-
 ON_WORKER: dict[str, Callable[..., Any]] = {
-    f"raytorch.session.{function.__name__}": function
-    for function in (create, upload, stats, listing, kind_of_handle, lookup, save, look_at_saved, restore)
+    name: function for name, function in _NAMED.items() if WorkerContext in function.__annotations__.values()
 }
-"""Those that take the worker's registry and device as their first argument."""
+"""Those that take the worker's registry and device as their first argument, by the names in their instructions."""
+PRIMITIVES: dict[str, Callable[..., Any]] = {
+    name: function for name, function in _NAMED.items() if name not in ON_WORKER
+}
+"""The others."""

@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -85,7 +86,7 @@ class HostedSession:
     def _attached(self, payload: Payload | None, array: Any) -> Payload | Exception | None:
         if isinstance(array, Exception):
             return array
-        return payload and self.adopted.admit(payload.with_array(array))
+        return payload and self.adopted.admit(replace(payload, array=array))
 
     def _get_ready(self) -> None:
         """Prepare the thread that executes programs; some of PyTorch's settings are the thread's own."""

@@ -109,7 +109,7 @@ def test_closing_ends_workers_that_the_streams_own_thread_waits_for(monkeypatch:
     transport = Never()
     with pytest.raises(ZeroDivisionError), Session(transport) as session:  # noqa: PT012
         session.manual_seed(1)
-        session._recorder.stream.flush()
+        session._recorder.stream._send_and_hear()
         session.manual_seed(2)
         assert transport.waited_for.wait(60)  # by the stream's own thread, which makes room
         raise ZeroDivisionError
@@ -136,7 +136,8 @@ def test_who_waits_for_room_in_a_session_that_has_ended_waits_no_longer(monkeypa
     session = Session(transport)
     stream = session._recorder.stream
     session.manual_seed(1)
-    stream.flush()
+    with stream._lock:
+        stream._send()
     stream._ended = SessionLostError("it has ended")
     with pytest.raises(SessionLostError, match="it has ended"):
         stream._make_room()
