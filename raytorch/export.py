@@ -19,7 +19,7 @@ from raytorch.config.export_formats import ExportFormat
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ExportError, Remedy, RunNotFoundError, UserError
 from raytorch.models.networks import Architecture
-from raytorch.runs.checkpoint_folders import MODEL_FILE, latest_checkpoint
+from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, evaluating, fresh_inputs, require_agreement
 from raytorch.system.temporary_folders import temporary_folder

@@ -11,7 +11,7 @@ from raytorch.config import Checkpointing, MlpModel
 from raytorch.models.networks import Architecture
 from raytorch.runs.storage import RunFolder
 from raytorch.training import checkpoint
-from raytorch.training.checkpoint import Checkpoints, SavedState, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
 
 NAME = "checkpoint_00000003"
 ANOTHER = "delete that checkpoint to resume from the one before it"

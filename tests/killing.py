@@ -8,7 +8,7 @@ from random import Random
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
-from raytorch.runs.checkpoint_folders import checkpoint_names, checkpoint_step, is_complete_checkpoint
+from raytorch.runs.checkpoint_manifest import checkpoint_names, checkpoint_step, is_complete_checkpoint
 from raytorch.runs.storage import RunFolder
 
 EVERY, KEEP = 20, 2

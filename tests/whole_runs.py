@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raytorch.config import RunConfig
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, plan_run
 from raytorch.runs.storage import RunFolder
 

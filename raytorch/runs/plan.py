@@ -13,7 +13,7 @@ from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.config.run import LONGEST_NAME, NAME_FORM
 from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, SUMMARY_FILE, find_run, read_summary
-from raytorch.runs.checkpoint_folders import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
+from raytorch.runs.checkpoint_manifest import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.status import MonitorHandle
 from raytorch.runs.storage import RunFolder, absolute, is_in_job, is_relative, locate

@@ -5,6 +5,8 @@ from typing import Any
 
 from raytorch.errors import SessionError
 
+HANDLES_PER_CLIENT = 1 << 40
+
 
 class Reference:
     """Stands on the client for a value on the workers, which is freed when the reference is collected.

@@ -13,7 +13,7 @@ import torch
 from raytorch.errors import RemoteOpError, SessionError
 from raytorch.session import function_names, worker_functions
 from raytorch.session.arguments import VALUES, Arguments, BoundedCache, CallStructure, Function, known
-from raytorch.session.handles import Reference
+from raytorch.session.handles import HANDLES_PER_CLIENT, Reference
 from raytorch.session.instruction_stream import Parts, Stream, Transport
 from raytorch.session.interception import intercept
 from raytorch.session.program import NOWHERE, Leaf, Modes, Pattern, Report, ResultKind
@@ -21,8 +21,6 @@ from raytorch.session.registry import HandleKind
 from raytorch.session.remote_objects import RemoteObject, stand_in
 from raytorch.session.remote_tensor import RemoteTensor
 from raytorch.session.result_structure import Description, count_held, fixed_tensors, is_tensor, rebuild
-
-HANDLES_PER_CLIENT = 1 << 40
 
 _OWN_PACKAGES = {"raytorch", "torch"}
 

@@ -18,9 +18,9 @@ from raytorch.errors import HandleError, RemoteOpError, SessionError
 from raytorch.optimizers import OPTIMIZERS
 from raytorch.session import worker_functions
 from raytorch.session.function_names import FACTORIES, function_named
-from raytorch.session.handles import Reference
+from raytorch.session.handles import HANDLES_PER_CLIENT, Reference
 from raytorch.session.instruction_stream import Transport
-from raytorch.session.recorder import HANDLES_PER_CLIENT, Recorder
+from raytorch.session.recorder import Recorder
 from raytorch.session.registry import HandleKind
 from raytorch.session.remote_objects import (
     RemoteContext,

@@ -16,11 +16,11 @@ from raytorch.distributed import Worker, leaving_process_group
 from raytorch.distributed.collectives import agree_through
 from raytorch.distributed.process_group import RenewableGroup, connect_store
 from raytorch.errors import SessionError
+from raytorch.session.handles import HANDLES_PER_CLIENT
 from raytorch.session.host import Setup
 from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
 from raytorch.session.rank_agreement import Peers
-from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.registry import Registry
 from raytorch.session.result_structure import is_large
 from raytorch.session.tensor_transfer import AdoptedMemory, Payload

@@ -26,16 +26,17 @@ from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import DivergedError
 from raytorch.models.networks import Architecture
 from raytorch.models.tasks import build_task, require_enough_samples
-from raytorch.optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
-from raytorch.runs.checkpoint_folders import checkpoint_name, checkpoint_step
+from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
+from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
 from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
-from raytorch.training.checkpoint import Checkpoints, SavedState, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
 from raytorch.training.monitor import DriverLink, reporting_failures
 from raytorch.training.precision import Precision, choose_attention
 from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
+from raytorch.training.schedules import build_schedule
 from raytorch.training.stopping import DriverRequest, StopAgreement
 
 EXPORT_FOLDER = "export"

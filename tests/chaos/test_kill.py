@@ -18,7 +18,7 @@ from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.errors import TrainingError
 from raytorch.runs.catalog import read_history, read_summary
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import RunFolder

@@ -10,7 +10,7 @@ import yaml
 from commands import command, is_alive, kill_part, wait_until
 
 from raytorch.runs.catalog import read_summary
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import plan_resume
 from raytorch.runs.storage import RunFolder
 from raytorch.sweeps.sweep import plan_resumed_sweep

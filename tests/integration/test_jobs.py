@@ -30,7 +30,7 @@ from raytorch.errors import (
     UserError,
 )
 from raytorch.runs.catalog import list_runs
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.storage import RunFolder
 from raytorch.service import client as client_module
 from raytorch.service.job import failure_told

@@ -47,7 +47,7 @@ ROOMS = {
         "local_folder remote_folder",
         "metrics storage",
         "records",
-        "catalog checkpoint_folders",
+        "catalog checkpoint_manifest",
         "curves live_record status",
         "plan",
     ],
@@ -83,7 +83,7 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "checkpoint launch precision reproducibility stopping",
+        "checkpoints launch precision reproducibility schedules stopping",
         "monitor",
         "failures loop",
         "run_record",

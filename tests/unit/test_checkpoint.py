@@ -28,10 +28,10 @@ from torch import nn
 from raytorch.config import Checkpointing
 from raytorch.errors import StorageError
 from raytorch.runs import storage
-from raytorch.runs.checkpoint_folders import is_complete_checkpoint, latest_checkpoint
+from raytorch.runs.checkpoint_manifest import is_complete_checkpoint, latest_checkpoint
 from raytorch.runs.storage import RunFolder
 from raytorch.training import checkpoint
-from raytorch.training.checkpoint import Checkpoints, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints, open_checkpoint
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from checkpoints import ANOTHER, ANY, CPU, NAME, change_manifest, keeper, manife
 from raytorch.errors import CheckpointError, ModelFileError
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.nested_state import load_saved_state, save_state
-from raytorch.training.checkpoint import open_checkpoint
+from raytorch.training.checkpoints import open_checkpoint
 
 
 @pytest.fixture

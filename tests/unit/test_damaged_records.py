@@ -31,7 +31,7 @@ from raytorch.config.file import dump_config
 from raytorch.errors import RaytorchError
 from raytorch.models.networks import Architecture
 from raytorch.runs.catalog import list_runs, read_history
-from raytorch.runs.checkpoint_folders import latest_checkpoint, read_manifest
+from raytorch.runs.checkpoint_manifest import latest_checkpoint, read_manifest
 from raytorch.runs.curves import write_report
 from raytorch.runs.metrics import MetricsLog
 from raytorch.runs.plan import _require_more_to_do, plan_resume, plan_run
@@ -42,7 +42,7 @@ from raytorch.session.restore import restore
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.results import best_config, find_best, results_csv
 from raytorch.sweeps.sweep import SweepPlan, _LiveSweepRecord, plan_resumed_sweep, plan_sweep
-from raytorch.training.checkpoint import Checkpoints, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints, open_checkpoint
 from raytorch.training.run_record import RunRecord
 
 EXAMPLES = int(os.environ.get("RAYTORCH_EXAMPLES", "12"))

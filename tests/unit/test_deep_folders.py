@@ -11,7 +11,7 @@ import pytest
 
 from raytorch.errors import PackageError
 from raytorch.runs.catalog import list_runs
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.storage import RunFolder
 from raytorch.service.projects import collect_files
 from raytorch.system import temporary_folders

@@ -14,7 +14,7 @@ from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
 from raytorch.errors import RaytorchError, UserError
 from raytorch.runs.catalog import list_runs
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.metrics import MetricsLog, log_to_file
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
 from raytorch.runs.storage import LiveFiles, RunFolder

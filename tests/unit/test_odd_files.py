@@ -16,12 +16,12 @@ from raytorch.config.file import dump_config
 from raytorch.errors import CheckpointError, RecordError
 from raytorch.models.networks import Architecture
 from raytorch.runs.catalog import list_runs, read_history, read_summary
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import plan_resume, plan_run
 from raytorch.runs.storage import LARGEST_RECORD, RunFolder
 from raytorch.sweeps.file import Trial
 from raytorch.sweeps.results import read_result
-from raytorch.training.checkpoint import Checkpoints, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints, open_checkpoint
 
 
 def make_socket(path: Path) -> None:

@@ -22,14 +22,8 @@ from raytorch.config import (
     StepSchedule,
 )
 from raytorch.errors import CheckpointError, ConfigError
-from raytorch.optimizers import (
-    OPTIMIZERS,
-    build_optimizer,
-    build_schedule,
-    optimizer_state,
-    restore_optimizer,
-    schedule_factor,
-)
+from raytorch.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
+from raytorch.training.schedules import build_schedule, schedule_factor
 
 OPTIMIZER_CASES = [
     (Sgd(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.1), torch.optim.SGD),

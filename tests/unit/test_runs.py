@@ -14,7 +14,7 @@ from raytorch.config.file import dump_config
 from raytorch.config.resuming import RULES
 from raytorch.errors import CheckpointError, ConfigError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import find_run
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
 from raytorch.runs.storage import BASE, RunFolder
 

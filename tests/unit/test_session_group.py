@@ -9,9 +9,9 @@ import torch
 from raytorch.distributed import Worker
 from raytorch.session import host as hosting
 from raytorch.session import worker_session
+from raytorch.session.handles import HANDLES_PER_CLIENT
 from raytorch.session.host import SessionHost, Setup
 from raytorch.session.open_or_join import Group
-from raytorch.session.recorder import HANDLES_PER_CLIENT
 from raytorch.session.worker_session import serve
 
 

@@ -17,11 +17,11 @@ from raytorch.config import RunConfig
 from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError
 from raytorch.runs import storage
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.training import loop, monitor
-from raytorch.training.checkpoint import open_checkpoint
+from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.loop import Trainer
 
 

@@ -15,7 +15,7 @@ from commands import wait_until, without_warnings_of_no_network
 
 from raytorch.config.file import load_config
 from raytorch.runs.catalog import list_runs, read_history, read_summary
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import plan_run
 from raytorch.runs.storage import RunFolder
 from raytorch.sweeps.file import load_sweep

@@ -22,7 +22,7 @@ from raytorch.datasets import TrainLoader, load_dataset
 from raytorch.errors import ResourceError, RunExistsError, TrainingError, UserError
 from raytorch.models.networks import Architecture
 from raytorch.runs.catalog import list_runs, read_history, read_summary
-from raytorch.runs.checkpoint_folders import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob, plan_resume
 from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import RunFolder

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from raytorch.config import Checkpointing
 from raytorch.errors import CheckpointError, ModelFileError, Remedy, RunNotFoundError, StorageError
 from raytorch.models.networks import Architecture
-from raytorch.runs import checkpoint_folders
-from raytorch.runs.checkpoint_folders import CHECKPOINT_FORMAT, CHECKPOINT_MANIFEST, MODEL_FILE, RESUME_FROM_ANOTHER
+from raytorch.runs import checkpoint_manifest
+from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT, CHECKPOINT_MANIFEST, MODEL_FILE, RESUME_FROM_ANOTHER
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization import load_tensors, save_model
@@ -71,21 +71,21 @@ class Checkpoints:
         """
         folder = self._folder
         for staged in filter(_STAGED.fullmatch, folder.folders() if folder.is_local else []):
-            if checkpoint_folders.is_complete_checkpoint(folder, staged):
-                name = checkpoint_folders.checkpoint_name(checkpoint_folders.read_manifest(folder, staged).step)
-                if not checkpoint_folders.is_complete_checkpoint(folder, name):
+            if checkpoint_manifest.is_complete_checkpoint(folder, staged):
+                name = checkpoint_manifest.checkpoint_name(checkpoint_manifest.read_manifest(folder, staged).step)
+                if not checkpoint_manifest.is_complete_checkpoint(folder, name):
                     folder.delete(name)
                     Path(folder.file(staged)).replace(folder.file(name))
                     logger.info("put %s in place, which an earlier attempt had written", name)
             folder.delete(staged)
-        for name in checkpoint_folders.checkpoint_names(folder):
-            if checkpoint_folders.is_complete_checkpoint(folder, name):
-                manifest = checkpoint_folders.read_manifest(folder, name)
+        for name in checkpoint_manifest.checkpoint_names(folder):
+            if checkpoint_manifest.is_complete_checkpoint(folder, name):
+                manifest = checkpoint_manifest.read_manifest(folder, name)
                 self._kept[name] = self._rank(name, manifest.metrics if manifest.evaluated else {})
             else:
                 folder.delete(name)
         self._prune()
-        return max(self._kept, key=checkpoint_folders.checkpoint_step, default=None)
+        return max(self._kept, key=checkpoint_manifest.checkpoint_step, default=None)
 
     def save(
         self, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
@@ -117,7 +117,7 @@ class Checkpoints:
 
     def _publish(self, staged: Path, manifest: dict[str, Any]) -> None:
         """Make a staged checkpoint appear under its name, complete from the first moment on."""
-        folder, name = self._folder, checkpoint_folders.checkpoint_name(manifest["step"])
+        folder, name = self._folder, checkpoint_manifest.checkpoint_name(manifest["step"])
         with _telling_faults(folder, staged):
             folder.delete(name)
             if folder.is_local:
@@ -132,7 +132,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Keep the best, and the latest."""
         ranked = sorted(self._kept, key=self._kept.__getitem__)
-        latest = max(self._kept, key=checkpoint_folders.checkpoint_step, default=None)
+        latest = max(self._kept, key=checkpoint_manifest.checkpoint_step, default=None)
         for name in ranked[: -self._config.keep]:
             if name != latest:
                 self._folder.delete(name)
@@ -142,8 +142,8 @@ class Checkpoints:
         """Higher is better: by the metric, and without one of its own below all that have; among equals the newer."""
         value = metrics.get(self._config.best_by, math.nan)
         if math.isnan(value):
-            return -math.inf, checkpoint_folders.checkpoint_step(name)
-        return value if self._config.best_by == "accuracy" else -value, checkpoint_folders.checkpoint_step(name)
+            return -math.inf, checkpoint_manifest.checkpoint_step(name)
+        return value if self._config.best_by == "accuracy" else -value, checkpoint_manifest.checkpoint_step(name)
 
 
 @contextmanager
@@ -154,10 +154,10 @@ def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
     """
     place = folder.file(name)
     try:
-        manifest = checkpoint_folders.read_manifest(folder, name)
+        manifest = checkpoint_manifest.read_manifest(folder, name)
     except RunNotFoundError:
         raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
-    checkpoint_folders.require_format(manifest, place)
+    checkpoint_manifest.require_format(manifest, place)
     with _explaining_misfit(place):
         if folder.is_local:
             yield SavedState(Path(place), manifest)
