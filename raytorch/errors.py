@@ -139,7 +139,7 @@ class Remedy:
     option: str
     value: str = ""
     """The value to give there, where that is known: for ``resume`` the run or sweep, for ``list_runs`` the storage."""
-    of: Literal["run", "sweep"] = "run"
+    of: Literal["run", "sweep", "job"] = "run"
 
 
 class RaytorchError(Exception):

@@ -9,6 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}
+NODE = {"node_id": "f" * 56, "node_ip": "10.0.0.1", "is_head_node": False, "node_name": "n", "labels": {}} | {
+    "state": "ALIVE",
+    "resources_total": {"CPU": 2.0},
+    "state_message": None,
+}
+NODES = {
+    "result": True,
+    "msg": "",
+    "data": {"result": {"result": [NODE], "total": 1, "num_after_truncation": 1, "num_filtered": 1}},
+}
+"""An answer of ``/api/v0/nodes``."""
 Answering = Callable[[Any], None]
 """Writes the answer to a request, given its ``BaseHTTPRequestHandler``."""
 

@@ -57,7 +57,8 @@ def _option(remedy: Remedy) -> str:
         return f"raytorch runs --storage{value}"
     if remedy.option != "resume":
         return f"--{remedy.option}{value}"
-    return f"raytorch {'sweep' if remedy.of == 'sweep' else 'submit' if is_in_job() else 'train'} --resume{value}"
+    command = "sweep" if remedy.of == "sweep" else "submit" if remedy.of == "job" or is_in_job() else "train"
+    return f"raytorch {command} --resume{value}"
 
 
 def config_from_options(

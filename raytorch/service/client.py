@@ -169,7 +169,7 @@ class Client:
         if is_new and "://" not in run and RunFolder(config.storage, name).exists():
             raise RunExistsError(
                 f"{run} exists already; take another name, or resume it",
-                remedies=[Remedy("name"), Remedy("resume", run)],
+                remedies=[Remedy("name"), Remedy("resume", run, "job")],
             )
 
         def fill(archive: Path) -> str:

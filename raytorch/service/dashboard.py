@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from raytorch.cluster.capacity import AUTOSCALER_LABEL, Node
@@ -31,6 +31,7 @@ GREETING_BYTES = 64 * 1024
 MOST_NODES = 10_000
 AGENT_S, AGENT_PAUSE_S = 60.0, 1.0
 """How long the head of a cluster that has just started is waited for to take jobs, and between two requests."""
+Answer = TypeVar("Answer")
 _NO_AGENT = re.compile("No available agent to submit job|Failed to get head node agent")
 """Text of a dashboard, with status 500, that has looked for ten seconds for an agent to give jobs to: none was begun
 (Ray 2.60)."""
@@ -87,8 +88,9 @@ class DashboardConnection:
         with self.explaining(), _without_addresses():
             client = self._bounded(StateApiClient)(self.url, headers=dict(self._headers))
             options = ListApiOptions(limit=MOST_NODES, detail=True)
+            ask = partial(client.list, StateResource.NODES, options, raise_on_missing_output=False)
             try:  # Ray's NodeState of the nodes that are up and of those that were
-                listed = list(client.list(StateResource.NODES, options, raise_on_missing_output=False))
+                listed = list(self._once(ask, bool, "its dashboard knows of no node"))
             except RayStateApiException as error:
                 raise RuntimeError(error) from None
         up = [
@@ -144,22 +146,23 @@ class DashboardConnection:
             kind = "application/octet-stream" if data else "application/json"
             content = json.dumps(json_data).encode() if json_data else data
             ask = partial(self.server.ask, path, method=method, content=content, kind=kind, within=timeout)
-            answer = self._once_there_is_an_agent(ask)
+            answer = self._once(
+                ask, _takes_jobs, "the agent on its head has not started, as far as its dashboard knows"
+            )
             if answer.status_code in (401, 403):
                 raise self._refused(answer.status_code)
             return answer
 
         return type(client.__name__, (client,), {"_do_request": do_request})
 
-    def _once_there_is_an_agent(self, ask: Callable[[], Response]) -> Response:
-        """An answer, asked for again while the cluster takes no jobs yet."""
+    def _once(self, ask: Callable[[], Answer], is_ready: Callable[[Answer], bool], lack: str) -> Answer:
+        """An answer, asked for again while it shows that the cluster takes no jobs yet."""
         deadline = time.monotonic() + AGENT_S
-        while (answer := ask()).status_code == 500 and _NO_AGENT.search(answer.text):
+        while not is_ready(answer := ask()):
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"the cluster at {self.url} takes no jobs: the agent on its head has not started, as far as its "
-                    "dashboard knows; if the cluster has just started, try again, else look at dashboard_agent.log on "
-                    "the head"
+                    f"the cluster at {self.url} takes no jobs: {lack}; if the cluster has just started, try again, "
+                    "else look at dashboard_agent.log on the head"
                 )
             time.sleep(AGENT_PAUSE_S)
         return answer
@@ -203,6 +206,10 @@ class DashboardConnection:
                 "which are looked into in this order"
             )
         return ClusterError(f"what answers at {self.url} is no Ray dashboard (HTTP {status}); give its URL")
+
+
+def _takes_jobs(answer: Response) -> bool:
+    return answer.status_code != 500 or not _NO_AGENT.search(answer.text)
 
 
 def _reason(error: Exception) -> str:

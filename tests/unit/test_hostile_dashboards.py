@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboards import Answering, Dashboard, dashboard, raw, send, send_json
+from dashboards import NODES, Answering, Dashboard, dashboard, raw, send, send_json
 
 from raytorch import Client
 from raytorch.errors import ClusterError, JobNotFoundError, UserError
@@ -72,17 +72,9 @@ def test_no_later_request_is_led_elsewhere(there: Dashboard, asked: str) -> None
     assert {authorization for _, _, authorization in there.seen} == {f"Bearer {TOKEN}"}
 
 
-NODE = {"node_id": "a", "node_ip": "10.0.0.1", "is_head_node": False, "node_name": "n", "labels": {}} | {
-    "state": "ALIVE",
-    "resources_total": {"CPU": 2.0},
-    "state_message": None,
-}
-NODES = {"result": {"result": [NODE], "total": 1, "num_after_truncation": 1, "num_filtered": 1}}
-
-
 @pytest.mark.parametrize("path", ["/api/packages/", "/api/jobs/"])
 def test_no_project_is_sent_elsewhere(there: Dashboard, path: str, tmp_path: Path) -> None:
-    there.routes["/api/v0/nodes"] = send_json({"result": True, "msg": "", "data": NODES})
+    there.routes["/api/v0/nodes"] = send_json(NODES)
     there.routes["/api/packages/"] = send(200, b"")
     script = tmp_path / "train.py"
     script.touch()
@@ -264,7 +256,7 @@ def test_a_job_is_asked_for_by_its_name_whatever_that_is(there: Dashboard, name:
 def test_names_that_are_no_text_are_refused_before_anything_is_sent(
     there: Dashboard, tmp_path: Path, what: str
 ) -> None:
-    there.routes["/api/v0/nodes"] = send_json({"result": True, "msg": "", "data": NODES})
+    there.routes["/api/v0/nodes"] = send_json(NODES)
     odd = os.fsdecode(b"caf\xe9.py")
     script = tmp_path / (odd if what == "script" else "train.py")
     script.touch()

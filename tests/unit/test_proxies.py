@@ -36,9 +36,10 @@ def proxy(to: Dashboard) -> Iterator[Proxy]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            there.seen.append(f"{self.command} {self.path}")
-            there.shown.add(self.headers.get("Authorization"))
             asked = urlsplit(self.path)
+            if not asked.path.startswith("/storage/"):  # of a store that a test before has given up, and is still asked
+                there.seen.append(f"{self.command} {self.path}")
+                there.shown.add(self.headers.get("Authorization"))
             if asked.netloc != HEAD:
                 self.send_error(502)
                 return

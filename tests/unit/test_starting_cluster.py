@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboards import Answering, Dashboard, dashboard, send, send_json
+from dashboards import NODES, Answering, Dashboard, dashboard, send, send_json
 
 from raytorch import Client
-from raytorch.errors import ClusterError
+from raytorch.errors import ClusterError, UserError
 from raytorch.service import dashboard as connection
 
 NOT_YET = {
@@ -81,6 +81,20 @@ def test_a_cluster_that_never_takes_any_is_one_clear_error(
         "knows; if the cluster has just started, try again, else look at dashboard_agent.log on the head"
     )
     assert [f"{method} {path}" for method, path, _ in there.seen].count(request) > 1
+
+
+def test_a_cluster_that_lists_no_node_yet_is_asked_again(
+    there: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script's storage is relative: whether the cluster runs here is seen by its nodes."""
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").touch()
+    none = NODES["data"] | {"result": NODES["data"]["result"] | {"result": []}}
+    answers = iter([send_json(NODES | {"data": none})] * 2)
+    there.routes["/api/v0/nodes"] = lambda request: next(answers, send_json(NODES))(request)
+    with pytest.raises(UserError, match="runs elsewhere"):
+        Client(there.url).submit_script(Path("train.py"), name="one")
+    assert [path.partition("?")[0] for _, path, _ in there.seen].count("/api/v0/nodes") == 3
 
 
 def test_another_failure_is_told_at_once(there: Dashboard, tmp_path: Path) -> None:
