@@ -84,13 +84,13 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
 
 
 def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:
-    """Kill a sweep's command when a trial has been stopped early; the summaries of the trials that were over."""
+    """Kill a sweep's command when a trial is over and another has begun; the summaries of the trials that were over."""
     address = ray.get_runtime_context().gcs_address
     raytorch = Path(sys.executable).with_name("raytorch")
     command = [raytorch, "sweep", sweep_file, "--name", folder.name, "--address", address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         try:
-            wait_until(lambda: count(folder, "stopped") >= 1 and has_just_begun(folder), running)
+            wait_until(lambda: count(folder, "stopped", "finished") >= 1 and has_just_begun(folder), running)
         finally:
             running.kill()
         output, news = running.communicate()
@@ -144,5 +144,5 @@ def has_just_begun(folder: RunFolder) -> bool:
     return any(not read_history(place(folder, name)) for name in running)
 
 
-def count(folder: RunFolder, state: str) -> int:
-    return sum(summary["state"] == state for summary in list_runs(str(folder)))
+def count(folder: RunFolder, *states: str) -> int:
+    return sum(summary["state"] in states for summary in list_runs(str(folder)))
