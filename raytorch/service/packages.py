@@ -3,6 +3,7 @@
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -73,12 +74,10 @@ def _entry(name: Path, source: BinaryIO) -> zipfile.ZipInfo:
 
 def _too_large(root: Path, files: Mapping[Path, Path], limit: int) -> str:
     sizes = {name: path.stat().st_size for name, path in files.items() if path.exists()}
-    folders: dict[str, int] = {}
+    folders: Counter[str] = Counter()
     for name, size in sizes.items():
-        label = shown(name) if len(name.parts) == 1 else f"{shown(name.parts[0])}/"
-        folders[label] = folders.get(label, 0) + size
-    largest = sorted(folders.items(), key=lambda item: -item[1])[:3]
-    listed = ", ".join(f"{name} ({_mebibytes(size)})" for name, size in largest)
+        folders[shown(name) if len(name.parts) == 1 else f"{shown(name.parts[0])}/"] += size
+    listed = ", ".join(f"{name} ({_mebibytes(size)})" for name, size in folders.most_common(3))
     return (
         f"{root} is too large to send: {_mebibytes(sum(sizes.values()))} in {len(files):,} files, and packed more than "
         f"the {_mebibytes(limit)} that the cluster accepts; the largest: {listed}. List what the job does not need in "

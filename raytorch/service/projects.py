@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from pathspec import GitIgnoreSpec
 
@@ -95,7 +96,18 @@ class _Links:
         self._regular: list[Path] = []
         self._links: list[Path] = []
         for name in names:
-            self._sort(name)
+            try:
+                mode = (self._root / name).lstat().st_mode
+            except FileNotFoundError:  # tracked by git, and deleted
+                continue
+            except OSError as error:
+                _refuse_unreadable(error)
+            if stat.S_ISREG(mode):
+                self._regular.append(name)
+            elif stat.S_ISLNK(mode):
+                self._links.append(name)
+            else:
+                project.left_out.append(f"{shown(name)} (no regular file)")
         self._known = set(self._regular)
         self._told: set[Path] = set()
         self._followed = 0
@@ -112,20 +124,6 @@ class _Links:
                 f"{self._root} is too large to send: more than {MOST_FILES:,} files, those behind links included; "
                 f"list what the job does not need in .gitignore or {IGNORE_FILE}"
             )
-
-    def _sort(self, name: Path) -> None:
-        try:
-            mode = (self._root / name).lstat().st_mode
-        except FileNotFoundError:  # tracked by git, and deleted
-            return
-        except OSError as error:
-            raise _unreadable(error) from None
-        if stat.S_ISREG(mode):
-            self._regular.append(name)
-        elif stat.S_ISLNK(mode):
-            self._links.append(name)
-        else:
-            self._project.left_out.append(f"{shown(name)} (no regular file)")
 
     def _below(self, folder: Path, behind: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
         """The files in a folder, by their paths in it; ``behind`` are the folders whose links led there."""
@@ -208,11 +206,7 @@ def _listed_by_git(folder: Path) -> list[str] | None:
 
 def _walk(project: Project, top: Path) -> Iterator[Path]:
     """All that is in a folder without git, but for folders that are no part of a project."""
-
-    def fail(error: OSError) -> None:
-        raise _unreadable(error)
-
-    for folder, folders, files in os.walk(project.root / top, onerror=fail):
+    for folder, folders, files in os.walk(project.root / top, onerror=_refuse_unreadable):
         here = Path(folder)
         for name in sorted(folders):
             path = here / name
@@ -226,10 +220,10 @@ def _walk(project: Project, top: Path) -> Iterator[Path]:
         yield from ((here / name).relative_to(project.root) for name in files)
 
 
-def _unreadable(error: OSError) -> PackageError:
-    return PackageError(
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise PackageError(
         f"{shown(error.filename)} cannot be read: {error.strerror}; make it readable, or move it out of the project"
-    )
+    ) from None
 
 
 def _apart(folder: Path, root: Path) -> str | None:
