@@ -61,15 +61,13 @@ def may_communicate(held: Any) -> bool:
     """True if a call of ``held`` or of one of its methods may communicate, as code does that is not PyTorch's own."""
     parts = list(held.modules()) if isinstance(held, nn.Module) else [held]
     WRAPPED.update(part for part in parts if isinstance(part, DistributedDataParallel))
-    return any(isinstance(part, _COMMUNICATING) or not _is_torchs_own(part) for part in parts)
+    return any(map(_communicates, parts))
 
 
-_COMMUNICATING = (DistributedDataParallel, nn.SyncBatchNorm)
-
-
-def _is_torchs_own(held: Any) -> bool:
-    module = getattr(held, "__module__", None) or ""
-    return module.startswith("torch.") and not module.startswith("torch.distributed")
+def _communicates(part: Any) -> bool:
+    module = getattr(part, "__module__", None) or ""
+    is_torchs_own = module.startswith("torch.") and not module.startswith("torch.distributed")
+    return not is_torchs_own or isinstance(part, (DistributedDataParallel, nn.SyncBatchNorm))
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
