@@ -20,8 +20,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def pack(root: Path, files: Mapping[Path, Path], archive: Path, limit: int = LIMIT) -> list[Path]:
     """Write ``files``, by their paths in it, into a zip archive with their permissions; answers which were gone.
 
-    Raises:
-        PackageError: The archive would have more than ``limit`` bytes, or a file cannot be read.
+    Raises PackageError if the archive would have more than ``limit`` bytes, or a file cannot be read.
     """
     gone = []
     with zipfile.ZipFile(archive, "w") as package:

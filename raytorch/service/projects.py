@@ -55,9 +55,8 @@ def collect_files(root: Path, besides: Path | None = None) -> Project:
 
     The file ``besides`` in it is sent whatever else is said of it, and wherever it leads.
 
-    Raises:
-        PackageError: There are too many files or levels, one has a name that no archive can hold, or git or a
-            ``.rayignore`` cannot be read.
+    Raises PackageError if there are too many files or levels, one has a name that no archive can hold, or git or a
+    ``.rayignore`` cannot be read.
     """
     root = root.resolve()
     project = Project(root)
@@ -239,24 +238,22 @@ def _apart(folder: Path, root: Path) -> str | None:
 def _without_ignored(root: Path, names: list[Path]) -> list[Path]:
     """Leave out what the ``.rayignore`` in a folder says of the files below it, as Ray does itself with folders."""
     for folder in sorted({parent for name in names for parent in name.parents}):
-        rules = root / folder / IGNORE_FILE
-        if rules.is_file() and rules.resolve().is_relative_to(root):
-            names = _without_matches(rules, folder, names)
+        file = root / folder / IGNORE_FILE
+        if file.is_file() and file.resolve().is_relative_to(root):
+            rules = _rules(file)
+            below = [name for name in names if name.is_relative_to(folder)]
+            ignored = {name for name in below if rules.match_file(str(name.relative_to(folder)))}
+            names = [name for name in names if name not in ignored]
     return names
 
 
-def _without_matches(rules: Path, folder: Path, names: list[Path]) -> list[Path]:
+def _rules(file: Path) -> GitIgnoreSpec:
     try:
         # In the bytes of the names of files, whatever encoding those are in.
-        lines = os.fsdecode(rules.read_bytes().removeprefix(codecs.BOM_UTF8)).replace("\r\n", "\n").split("\n")
-        ignored = GitIgnoreSpec.from_lines(lines, backend="simple")  # faster ones need UTF-8
+        lines = os.fsdecode(file.read_bytes().removeprefix(codecs.BOM_UTF8)).replace("\r\n", "\n").split("\n")
+        return GitIgnoreSpec.from_lines(lines, backend="simple")  # faster ones need UTF-8
     except (OSError, ValueError, LookupError) as error:
-        raise PackageError(f"{rules} cannot be read: {error}") from None
-    return [
-        name
-        for name in names
-        if not (name.is_relative_to(folder) and ignored.match_file(str(name.relative_to(folder))))
-    ]
+        raise PackageError(f"{file} cannot be read: {error}") from None
 
 
 def _require_names(files: Iterable[Path]) -> None:
