@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from typing import Any, Self
+from typing import Any
 
 from rich import progress
 from rich.console import Console
@@ -15,18 +15,11 @@ WAITING_S = 60.0
 """Seconds without workers after which that is told."""
 
 
-class _Bars:
+class _Bars(progress.Progress):
     """Bars on a terminal while the block runs."""
 
     def __init__(self, console: Console, *columns: progress.ProgressColumn) -> None:
-        self._bar = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 class ProgressDisplay(_Bars):
@@ -44,8 +37,7 @@ class ProgressDisplay(_Bars):
             progress.TextColumn("{task.fields[numbers]}", markup=False),
             progress.TimeRemainingColumn(),
         )
-        self._console = console
-        self._task: progress.TaskID = self._bar.add_task(escaped_line(name), total=None, numbers="starting workers")
+        self._task = self.add_task(escaped_line(name), total=None, numbers="starting workers")
         self._numbers = ""
         self._evaluations = 0
         self._attempts = 0
@@ -61,21 +53,21 @@ class ProgressDisplay(_Bars):
         if self._tell_at is not None and not status.attempts and time.monotonic() >= self._tell_at:
             self._tell_at = None
             say(
-                self._console,
+                self.console,
                 f"no workers after {WAITING_S:.0f} s: they are slow to start, or the cluster has no room for them yet, "
                 "and 'ray status' on its head shows what is free; still waiting",
             )
         if status.attempts > max(1, self._attempts):
             say(
-                self._console,
+                self.console,
                 f"workers were lost or changed; restarted from the latest checkpoint (attempt {status.attempts})",
             )
         self._attempts = status.attempts
         if status.stopping and not self._stopping:
             self._stopping = True
-            say(self._console, "stopping after a last checkpoint; press Ctrl-C again to end at once")
+            say(self.console, "stopping after a last checkpoint; press Ctrl-C again to end at once")
         for outcome in status.evaluations[self._evaluations :]:
-            say(self._console, f"epoch {outcome['epoch']:.4g}  step {outcome['step']}  {_metrics(outcome)}")
+            say(self.console, f"epoch {outcome['epoch']:.4g}  step {outcome['step']}  {_metrics(outcome)}")
         self._evaluations = len(status.evaluations)
         if status.progress:
             self._show(status.progress)
@@ -85,7 +77,7 @@ class ProgressDisplay(_Bars):
             rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
             self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
         text = self._numbers if news["phase"] == "training" else news["phase"]
-        self._bar.update(self._task, completed=news["step"], total=news["total_steps"], numbers=escaped_line(text))
+        self.update(self._task, completed=news["step"], total=news["total_steps"], numbers=escaped_line(text))
 
 
 class DownloadDisplay(_Bars):
@@ -99,12 +91,12 @@ class DownloadDisplay(_Bars):
             progress.DownloadColumn(),
             progress.TransferSpeedColumn(),
         )
-        self._tasks: dict[str, progress.TaskID] = {}
+        self._files: dict[str, progress.TaskID] = {}
 
     def __call__(self, name: str, there: int, size: int) -> None:
-        if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(escaped_line(name), total=size)
-        self._bar.update(self._tasks[name], completed=there)
+        if name not in self._files:
+            self._files[name] = self.add_task(escaped_line(name), total=size)
+        self.update(self._files[name], completed=there)
 
 
 def print_summary(console: Console, summary: dict[str, Any], *, resume: str | None = None) -> None:

@@ -70,19 +70,14 @@ def export(
         say(output, f"verified  {difference}")
 
 
-def _state(summary: dict[str, Any]) -> str:
-    """How a run stands, and of a failed one why, where that was no error in it."""
-    cause = (summary.get("error") or {}).get("cause", "error")
-    return summary["state"] if cause == "error" else f"{summary['state']}: {cause}"
-
-
 def _row(summary: dict[str, Any]) -> list[str]:
     def number(key: str, form: str) -> str:
         return format(summary[key], form) if summary.get(key) is not None else ""
 
+    cause = (summary.get("error") or {}).get("cause", "error")  # told where it was no error in the run
     return [
         summary["name"],
-        _state(summary),
+        summary["state"] if cause == "error" else f"{summary['state']}: {cause}",
         number("accuracy", ".4f"),
         number("loss", ".4f"),
         number("epochs", ".4g"),

@@ -1,8 +1,7 @@
 """Commands that run a configuration several times."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -63,6 +62,7 @@ def scale(
     as_json: AsJson = False,
 ) -> None:
     """Measure how far CONFIG scales: samples/s, efficiency, and where the time goes."""
+    from raytorch.cli.progress import ProgressDisplay
     from raytorch.scaling.picture import write_picture
     from raytorch.scaling.study import RESULTS_FILE, plan_study, run_study
     from raytorch.scaling.table import results_table
@@ -70,7 +70,7 @@ def scale(
     study = plan_study(
         config, _numbers(workers), mode=mode, overrides=overrides or [], steps=steps, warmup=warmup, out=out
     )
-    results = run_study(study, address=address, watching=_display)
+    results = run_study(study, address=address, watching=lambda plan: ProgressDisplay(progress, plan.config.name))
     try:
         pictures = [write_picture(results, study.folder)]
     except MissingPackageError as error:
@@ -90,9 +90,3 @@ def _numbers(text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise UserError(f"--workers {text}: must be numbers of at least 1, such as 1,2,4,8") from None
-
-
-def _display(plan: Any) -> AbstractContextManager[Any]:
-    from raytorch.cli.progress import ProgressDisplay
-
-    return ProgressDisplay(progress, plan.config.name)

@@ -59,7 +59,7 @@ def train(
 def validate(
     files: Annotated[list[Path], typer.Argument(help="YAML files of runs and sweeps.")],
     overrides: common.Overrides = None,
-) -> int:
+) -> None:
     """Check configuration files without running them."""
     from raytorch.config.file import load_config
     from raytorch.sweeps.file import is_sweep, load_sweep
@@ -73,7 +73,6 @@ def validate(
     if problems:
         raise UserError("\n".join(problems))
     say(common.output, f"{len(files)} valid")
-    return 0
 
 
 @app.command()

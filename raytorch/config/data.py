@@ -97,7 +97,6 @@ class MovingMnistData(StoredData):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of a clip: (channels, frames, height, width)."""
         return (1, self.frames, self.canvas, self.canvas)
 
 
@@ -114,22 +113,17 @@ class MnistStripsData(StoredData):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of a strip: (channels, height, width)."""
         channels, height, width = self.image_shape
         return (channels, height, width * self.max_digits)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "MnistStripsData":
+    def _can_be_written_out(self) -> "MnistStripsData":
         if self.min_digits > self.max_digits:
             raise ConflictError(
                 f"min_digits ({self.min_digits}) must not exceed max_digits ({self.max_digits})",
                 "min_digits",
                 "max_digits",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _digits_are_not_mirrored(self) -> "MnistStripsData":
         if self.augment.flip:
             raise ConflictError("a mirrored strip reads backwards; set augment.flip to false", "augment.flip")
         return self

@@ -16,7 +16,6 @@ from raytorch.config.json_schema import whole_schema
 from raytorch.config.messages import explain, must_be
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section
-from raytorch.config.yaml_tree import Problem
 
 Config = TypeVar("Config", bound=Section)
 _LEAST = "give at least epochs or steps"
@@ -78,16 +77,28 @@ def dump_config(config: Section) -> str:
 
 def read(path: str | Path, kind: type[Section], least: str) -> yaml.MappingNode:
     """The tree of a file, which has to be a mapping; ``least`` says what an empty one lacks. Raises ConfigError."""
-    return compose(_read(path), str(path), kind, least)
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(tree.LARGEST + 1)  # of a device without end, say
+    except FileNotFoundError:
+        raise tree.invalid(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null character
+        raise tree.invalid(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return compose(raw, str(path), kind, least)
 
 
 def compose(raw: bytes, name: str, kind: type[Section], least: str) -> yaml.MappingNode:
     """As :func:`read`, of the content of the file ``name``."""
-    root = tree.compose(_decoded(raw, name), name)
+    tree.check_size(len(raw), name)
+    try:
+        root = tree.compose(raw.decode(), name)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise tree.invalid(f"{name}:{line}: not UTF-8; save the file as UTF-8") from None
     if root is None:
         raise tree.invalid(f"{name}: the file is empty; {least}")
     if not isinstance(root, yaml.MappingNode):
-        raise tree.report([Problem(root.start_mark, (), must_be([whole_schema(kind)], root))])
+        raise tree.report([tree.Problem(root.start_mark, (), must_be([whole_schema(kind)], root))])
     return root
 
 
@@ -104,25 +115,6 @@ def validate(root: yaml.MappingNode, kind: type[Config]) -> Config:
         details = error.errors(include_url=False, include_input=False)
         told, untold = details[: tree.MOST_PROBLEMS], details[tree.MOST_PROBLEMS :]
         raise tree.report([explain(each, root, whole_schema(kind)) for each in told], len(untold)) from None
-
-
-def _read(path: str | Path) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(tree.LARGEST + 1)  # of a device without end, say
-    except FileNotFoundError:
-        raise tree.invalid(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: the path holds a null character
-        raise tree.invalid(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _decoded(raw: bytes, name: str) -> str:
-    tree.check_size(len(raw), name)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise tree.invalid(f"{name}:{line}: not UTF-8; save the file as UTF-8") from None
 
 
 def apply_override(root: yaml.MappingNode, override: str, kind: type[Section]) -> None:

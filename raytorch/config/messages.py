@@ -5,11 +5,10 @@ from pydantic_core import ErrorDetails
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.json_schema import Fragment, allowed_at, enumerated, item_of
-from raytorch.config.yaml_tree import Key, Problem
 from raytorch.system.near_names import did_you_mean
 
 
-def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment) -> Problem:
+def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment) -> tree.Problem:
     """Say in the user's terms what pydantic refuses."""
     path, alternatives, siblings = _expect(error, allowed_there)
     location = tree.find(root, path)
@@ -20,30 +19,30 @@ def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment
         text = f"unknown key; allowed: {', '.join(allowed)}{did_you_mean(path[-1], allowed)}"
         variant = tree.find(root, (*path[:-1], "name"))
         changed = path[-1] in siblings and not variant.rest and tree.is_override(variant.mark)
-        return Problem(variant.mark if changed else location.mark, path, text)
+        return tree.Problem(variant.mark if changed else location.mark, path, text)
     if location.rest:
-        return Problem(location.mark, path, f"missing; must be {_describe(alternatives)}")
-    return Problem(location.mark, location.path, must_be(alternatives, location.node))
+        return tree.Problem(location.mark, path, f"missing; must be {_describe(alternatives)}")
+    return tree.Problem(location.mark, location.path, must_be(alternatives, location.node))
 
 
-def _conflict(error: ValueError, root: yaml.MappingNode, section: tree.Location) -> Problem:
+def _conflict(error: ValueError, root: yaml.MappingNode, section: tree.Location) -> tree.Problem:
     """Blame the key in conflict that an override has set, else the first that is given at all."""
     keys = [(*section.path, *key.split(".")) for key in getattr(error, "keys", ())]
     given = [location for location in (tree.find(root, key) for key in keys) if not location.rest]
     if not given:
-        return Problem(section.mark, keys[0] if keys else section.path, str(error))
+        return tree.Problem(section.mark, keys[0] if keys else section.path, str(error))
     blamed = next((location for location in given if tree.is_override(location.mark)), given[0])
-    return Problem(blamed.mark, blamed.path, str(error))
+    return tree.Problem(blamed.mark, blamed.path, str(error))
 
 
-def _expect(error: ErrorDetails, whole: Fragment) -> tuple[Key, list[Fragment], set[str]]:
+def _expect(error: ErrorDetails, whole: Fragment) -> tuple[tree.Key, list[Fragment], set[str]]:
     """The user's key for an error of pydantic's, what is allowed there, and the keys of all variants of its section."""
     location, kind = error["loc"], error["type"]
     if kind == "missing" and isinstance(location[-1], int):  # the list is too short
         location = location[:-1]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         location = (*location, "name")
-    path: Key = ()
+    path: tree.Key = ()
     alternatives: list[Fragment] = [whole]
     siblings: set[str] = set()
     for depth, part in enumerate(location, start=1):

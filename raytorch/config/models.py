@@ -36,7 +36,6 @@ class ConvNetModel(ImageModel):
     """Probability that a feature is dropped before the linear layer, in training."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Refuse an image that cannot be halved as often as there are entries."""
         _check_halving(self.channels, *shape[-2:])
 
 
@@ -102,7 +101,6 @@ class VitModel(AttentionModel):
     """Encoder layers."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Refuse an image that is not made of whole patches."""
         _, height, width = shape
         if height % self.patch or width % self.patch:
             raise ConflictError(
@@ -119,7 +117,6 @@ class Conv3dModel(ImageModel):
     """Output channels of each convolution; every entry halves the frames' height and width."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Refuse frames that cannot be halved as often as there are entries."""
         _check_halving(self.channels, *shape[-2:])
 
 
@@ -136,7 +133,6 @@ class Seq2SeqModel(AttentionModel):
     """Decoder layers."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Refuse an image that is not made of whole slices."""
         width = shape[-1]
         if width % self.columns:
             raise ConflictError(f"columns ({self.columns}) must divide the image's width ({width})", "columns")

@@ -69,18 +69,13 @@ class Parameter(Section):
         return {self.kind: list(self.values)}
 
     @model_validator(mode="after")
-    def _one_kind(self) -> "Parameter":
+    def _one_ordered_kind(self) -> "Parameter":
         given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ConflictError(f"give one of {', '.join(type(self).model_fields)}", *given[1:])
-        return self
-
-    @model_validator(mode="after")
-    def _range_is_ordered(self) -> "Parameter":
-        for kind in ("uniform", "log_uniform", "randint"):
-            low, high = getattr(self, kind) or (1, 2)
-            if low >= high:
-                raise ConflictError(f"the first number ({low:g}) must be below the second ({high:g})", kind)
+        if not self.is_listed and self.values[0] >= self.values[1]:
+            low, high = self.values
+            raise ConflictError(f"the first number ({low:g}) must be below the second ({high:g})", self.kind)
         if self.log_uniform and self.log_uniform[0] <= 0:
             raise ConflictError(f"both numbers must be above 0, not {self.log_uniform[0]:g}", "log_uniform")
         return self

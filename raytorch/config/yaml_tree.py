@@ -1,7 +1,7 @@
 """YAML as a tree of PyYAML's nodes, in which each key and value knows the file and line, or the override, it is of."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -74,9 +74,8 @@ def compose(text: str, name: str, path: Key = ()) -> yaml.Node | None:
 
 def construct(root: yaml.Node) -> Any:
     """The plain data that a tree stands for. Raises ConfigError for any other tag, and a value that misfits its tag."""
-    name = root.start_mark.name
-    with _syntax_errors("", name):
-        return _Loader("", name).construct_document(root)
+    with _syntax_errors("", root.start_mark.name):
+        return _Loader("", root.start_mark.name).construct_document(root)
 
 
 def dump(data: Any) -> str:
@@ -253,15 +252,12 @@ def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
 def _expanded(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
     """Nodes below and with ``node`` when each alias stands for a copy; one inside what it repeats counts once."""
     if node not in sizes:
+        children = () if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            children = chain.from_iterable(children)
         sizes[node] = 1
-        sizes[node] += sum(_expanded(child, sizes) for child in _children(node))
+        sizes[node] += sum(_expanded(child, sizes) for child in children)
     return sizes[node]
-
-
-def _children(node: yaml.Node) -> Iterable[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return chain.from_iterable(node.value)
-    return node.value if isinstance(node, yaml.SequenceNode) else ()
 
 
 class _Dumper(yaml.SafeDumper):

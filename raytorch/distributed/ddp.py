@@ -28,7 +28,9 @@ def data_parallel(module: nn.Module) -> nn.Module:
     import ray.train.torch
 
     if peers := agreement():
-        peers.agree(f"data_parallel of {type(module).__name__} with {_shapes_of(module)}")
+        shapes = [(parameter.dtype, tuple(parameter.shape)) for parameter in module.parameters()]
+        digest = f"{len(shapes)} parameters ({zlib.crc32(str(shapes).encode()):08x})"
+        peers.agree(f"data_parallel of {type(module).__name__} with {digest}")
         peers.averages_gradients = True
     options = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
     prepare = ray.train.torch.prepare_model
@@ -59,20 +61,13 @@ def may_communicate(held: Any) -> bool:
     """True if a call of ``held`` or of one of its methods may communicate, as code does that is not PyTorch's own."""
     parts = list(held.modules()) if isinstance(held, nn.Module) else [held]
     WRAPPED.update(part for part in parts if isinstance(part, DistributedDataParallel))
-    return any(isinstance(part, _COMMUNICATING) or not _is_torchs_own(part) for part in parts)
+    return any(map(_communicates, parts))
 
 
-_COMMUNICATING = (DistributedDataParallel, nn.SyncBatchNorm)
-
-
-def _is_torchs_own(held: Any) -> bool:
-    module = getattr(held, "__module__", None) or ""
-    return module.startswith("torch.") and not module.startswith("torch.distributed")
-
-
-def _shapes_of(module: nn.Module) -> str:
-    shapes = [(parameter.dtype, tuple(parameter.shape)) for parameter in module.parameters()]
-    return f"{len(shapes)} parameters ({zlib.crc32(str(shapes).encode()):08x})"
+def _communicates(part: Any) -> bool:
+    module = getattr(part, "__module__", None) or ""
+    is_torchs_own = module.startswith("torch.") and not module.startswith("torch.distributed")
+    return not is_torchs_own or isinstance(part, (DistributedDataParallel, nn.SyncBatchNorm))
 
 
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:

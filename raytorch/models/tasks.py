@@ -25,7 +25,6 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean of the samples' losses, a float32 scalar; ``model`` may be wrapped in DDP."""
-        ...
 
     def evaluate(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return what adds up over batches and workers, float64 (4,), without gradients.
@@ -33,7 +32,6 @@ class Task(Protocol):
         The four are the sum of the samples' losses, the number of samples, the correct answers and the answers counted.
         ``model`` is the bare module in evaluation mode.
         """
-        ...
 
 
 def build_task(config: RunConfig, num_classes: int) -> Task:

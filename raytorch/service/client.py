@@ -19,7 +19,7 @@ from raytorch.config.file import dump_config, load_config
 from raytorch.errors import JobError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import SUMMARY_FILE
 from raytorch.runs.plan import checked_name, plan_resume, timed_name
-from raytorch.runs.storage import BASE, RunFolder, join, split
+from raytorch.runs.storage import BASE, RunFolder, join, locate, split
 from raytorch.service import secrets
 from raytorch.service.dashboard import DashboardConnection
 from raytorch.service.destination import Destination, EntrypointResources
@@ -74,8 +74,7 @@ class Client:
         """
         config = config if isinstance(config, RunConfig) else load_config(config)
         name = _named(name, config.name)
-        there = Destination(self._connection)
-        return self._submit_run(there, config, name, f"--name {name}", name, env, is_new=True)
+        return self._submit_run(Destination(self._connection), config, name, env)
 
     def resume(self, run: str, config: RunConfig | None = None, *, env: Iterable[str] = ()) -> Job:
         """Send an earlier run to be continued from its latest checkpoint; see :func:`raytorch.runs.plan.plan_resume`.
@@ -96,8 +95,7 @@ class Client:
                 f"{plan.folder} has finished and nothing is left to do; to go on, give it more epochs or steps; what "
                 f"it came to is in {plan.folder.file(SUMMARY_FILE)}"
             )
-        name, how = plan.config.name, f"--resume {shlex.quote(plan.folder.address)}"
-        return self._submit_run(there, plan.config, name, how, timed_name(name, f"-{token_hex(3)}"), env)
+        return self._submit_run(there, plan.config, plan.config.name, env, resumed=plan.folder)
 
     def submit_script(
         self,
@@ -135,7 +133,8 @@ class Client:
         inside = path.relative_to(root)
         name = _named(name, re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "script")
         there = Destination(self._connection)
-        run = join(there.path(storage, "storage"), name)
+        there.require_reached(storage, "storage")
+        run = join(locate(storage), name)
         resources = resources or EntrypointResources()
         there.require_node(resources)
         # Python takes what begins with a hyphen for an option.
@@ -149,24 +148,16 @@ class Client:
                 logger.warning(told)
             return sha256(archive.read_bytes()).hexdigest()
 
-        return self._send(name, name, "script", run, command, fill, env, resources)
+        return self._send(name, "script", run, command, fill, env, resources)
 
     def _submit_run(
-        self,
-        there: Destination,
-        config: RunConfig,
-        name: str,
-        how: str,
-        job_id: str,
-        env: Iterable[str],
-        *,
-        is_new: bool = False,
+        self, there: Destination, config: RunConfig, name: str, env: Iterable[str], resumed: RunFolder | None = None
     ) -> Job:
         digest = sha256(dump_config(config).encode()).hexdigest()
         config = there.config(config)
         there.require_room(config)
         run = join(config.storage, name)
-        if is_new and "://" not in run and RunFolder(config.storage, name).exists():
+        if resumed is None and "://" not in run and RunFolder(config.storage, name).exists():
             raise RunExistsError(
                 f"{run} exists already; take another name, or resume it",
                 remedies=[Remedy("name"), Remedy("resume", run, "job")],
@@ -179,13 +170,15 @@ class Client:
             pack(folder, {Path(CONFIG_NAME): folder / CONFIG_NAME}, archive)
             return digest
 
+        job_id, how = name, f"--name {name}"
+        if resumed:
+            job_id, how = _named(None, name), f"--resume {shlex.quote(resumed.address)}"
         command = f"python -m raytorch train {CONFIG_NAME} {how}"
-        return self._send(job_id, name, "train", run, command, fill, env, EntrypointResources())
+        return self._send(job_id, "train", run, command, fill, env, EntrypointResources())
 
     def _send(
         self,
         job_id: str,
-        name: str,
         kind: JobKind,
         run: str,
         command: str,
@@ -210,7 +203,7 @@ class Client:
                         entrypoint=command,
                         submission_id=job_id,
                         runtime_env=environment,
-                        metadata={"job_name": name, KIND: kind, RUN: run, DIGEST: digest},
+                        metadata={"job_name": split(run)[1], KIND: kind, RUN: run, DIGEST: digest},
                         # Nothing by default: Ray then keeps drivers on the head, and as many as come at once do not
                         # hold the CPUs that their own workers wait for.
                         entrypoint_num_cpus=resources.cpus or None,

@@ -110,9 +110,7 @@ class DashboardConnection:
     def explaining(self, job: str | None = None) -> Iterator[None]:
         """Turn what Ray's clients raise in the block into errors that say what to do; what they log stays unsaid.
 
-        Raises:
-            ClusterError: The cluster does not answer, or refuses.
-            JobNotFoundError: There is no ``job``.
+        Raises ClusterError if the cluster does not answer, or refuses, and JobNotFoundError if there is no ``job``.
         """
         try:
             with _quiet():
@@ -129,8 +127,7 @@ class DashboardConnection:
             ) from None
 
     def _bounded(self, client: Any) -> Any:
-        """Ray's ``client`` class with all its requests (Ray 2.55 and 2.60) sent through :attr:`server`, which bounds
-        them."""
+        """Ray's ``client`` class (Ray 2.55 and 2.60) with requests through :attr:`server` alone, which bounds them."""
 
         def do_request(
             _: Any,

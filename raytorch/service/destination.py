@@ -1,6 +1,5 @@
 """The cluster that a job is to be sent to: which paths hold there, what fits on its nodes. Imports ray when used."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 from raytorch.cluster.capacity import require_capacity, require_node, run_here
 from raytorch.config import RunConfig, StoredData
 from raytorch.errors import UserError
-from raytorch.runs.plan import full_root
-from raytorch.runs.storage import locate
+from raytorch.runs.plan import placed
 from raytorch.service.dashboard import DashboardConnection, Nodes
 
 
@@ -40,23 +38,19 @@ class Destination:
 
     def require_reached(self, path: str, key: str) -> None:
         """Refuse a path that is not the same on every node: a relative one, unless the cluster runs here."""
-        if not _is_full(path) and not run_here(self._nodes.up):
+        is_full = "://" in path or Path(path).is_absolute()
+        if not is_full and not run_here(self._nodes.up):
             raise UserError(
                 f"{key}: {path} is a folder of this machine, and the cluster at {self._connection.url} runs elsewhere; "
                 "give a folder that all of its nodes reach, from / on, or a URI such as s3://bucket/runs"
             )
 
-    def path(self, path: str, key: str, resolve: Callable[[str], str] = locate) -> str:
-        """``path`` as every node reaches it: as it is, or below the current folder; see :meth:`require_reached`."""
-        self.require_reached(path, key)
-        return path if _is_full(path) else resolve(path)
-
     def config(self, config: RunConfig) -> RunConfig:
         """``config`` with paths that hold on the cluster."""
-        data = config.data
-        if isinstance(data, StoredData):
-            data = data.model_copy(update={"root": self.path(data.root, "data.root", full_root)})
-        return config.model_copy(update={"storage": self.path(config.storage, "storage"), "data": data})
+        if isinstance(config.data, StoredData):
+            self.require_reached(config.data.root, "data.root")
+        self.require_reached(config.storage, "storage")
+        return placed(config, config.name, config.storage)
 
     def require_room(self, config: RunConfig) -> None:
         """Refuse a run that could never start; a cluster that has lost a node, which may come back, is not judged."""
@@ -67,7 +61,3 @@ class Destination:
         """Refuse a script that no node could hold; see :meth:`require_room`."""
         if resources.named() and not self._nodes.has_lost:
             require_node(self._nodes.up, resources.named())
-
-
-def _is_full(path: str) -> bool:
-    return "://" in path or Path(path).is_absolute()

@@ -95,9 +95,8 @@ class Server:
     ) -> Response:
         """Send a request, with ``content`` of the media type ``kind`` if there is any, and wait for all of the answer.
 
-        Raises:
-            ClusterError: The server redirects elsewhere, or its answer has more than ``most`` bytes.
-            HTTPException, OSError: It gives no answer, or none within ``within`` seconds (TimeoutError).
+        Raises ClusterError if the server redirects elsewhere, or answers with more than ``most`` bytes; HTTPException
+        or OSError if there is no answer, or none within ``within`` seconds (TimeoutError).
         """
         request = Request(f"{self.url}{path}", content, self._headers | {"Content-Type": kind}, method=method)  # noqa: S310
         seconds, most = within or WITHIN_S + len(content or b"") / SLOWEST, most or MOST_BYTES
@@ -111,10 +110,8 @@ class Server:
     def read(self, path: str, query: Mapping[str, Any], within: float | None = None) -> Iterator[bytes]:
         """Yield the content of an answer as it comes, however long it is; every wait is bounded.
 
-        Raises:
-            ClusterError: The server redirects elsewhere.
-            HTTPException, OSError: The answer breaks off, tells of a failure (HTTPError), or is not whole after
-                ``within`` seconds (TimeoutError).
+        Raises ClusterError if the server redirects elsewhere; HTTPException or OSError if the answer breaks off, tells
+        of a failure (HTTPError), or is not whole after ``within`` seconds (TimeoutError).
         """
         request = Request(f"{self.url}{path}?{urlencode(query)}", headers=self._headers)  # noqa: S310
         deadline = time.monotonic() + (within or float("inf"))

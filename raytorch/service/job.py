@@ -170,8 +170,9 @@ def failure_told(output: str) -> JobFailure | None:
     output = plain(output)
     ranks = re.findall(r"^rank (\d+) (?:failed|was lost)", output, re.MULTILINE)
     rank = int(ranks[0]) if ranks else None
-    if rank is None and (failure := _told_by_ray_train(output)):
-        return failure
+    if rank is None and (failures := [_of_rank(*snippet) for snippet in snippets(output)]):
+        # By Ray Train's own error; the failure that explains those of the other ranks.
+        return next((each for each in failures if not _PEER.search(f"{each.kind}: {each.message}")), failures[0])
     if (traceback := last_traceback(output)) is not None:
         return _raised(traceback, rank)
     if lost := re.findall(r"^rank \d+ was lost: .*$", output, re.MULTILINE):
@@ -186,13 +187,6 @@ def failure_raised(kind: str, module: str, message: str, traceback: str) -> JobF
         return told
     message = cut(message.partition("\n")[0] or kind)
     return JobFailure(cause_told(f"{kind}: {message}"), message, None, shortened(traceback.rstrip("\n")), kind)
-
-
-def _told_by_ray_train(output: str) -> JobFailure | None:
-    """The failure that explains those of the other ranks, from Ray Train's own error; None without one."""
-    failures = [_of_rank(rank, text) for rank, text in snippets(output)]
-    first = failures[0] if failures else None
-    return next((each for each in failures if not _PEER.search(f"{each.kind}: {each.message}")), first)
 
 
 def _of_rank(rank: int, text: str) -> JobFailure:

@@ -128,9 +128,7 @@ def behind(blocks: Iterable[bytes], told: int) -> Iterator[bytes]:
 def states(ask: Callable[[str], Any], job_id: str) -> Iterator[Any]:
     """Yield what ``ask`` tells of a job, a moment apart, up to its end; a cluster may be silent for a while.
 
-    Raises:
-        ClusterError: It does not answer for long.
-        JobNotFoundError: There is no such job.
+    Raises ClusterError if it does not answer for long, and JobNotFoundError if there is no such job.
     """
     heard = time.monotonic()
     while True:

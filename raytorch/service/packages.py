@@ -3,6 +3,7 @@
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,8 +20,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def pack(root: Path, files: Mapping[Path, Path], archive: Path, limit: int = LIMIT) -> list[Path]:
     """Write ``files``, by their paths in it, into a zip archive with their permissions; answers which were gone.
 
-    Raises:
-        PackageError: The archive would have more than ``limit`` bytes, or a file cannot be read.
+    Raises PackageError if the archive would have more than ``limit`` bytes, or a file cannot be read.
     """
     gone = []
     with zipfile.ZipFile(archive, "w") as package:
@@ -73,12 +73,10 @@ def _entry(name: Path, source: BinaryIO) -> zipfile.ZipInfo:
 
 def _too_large(root: Path, files: Mapping[Path, Path], limit: int) -> str:
     sizes = {name: path.stat().st_size for name, path in files.items() if path.exists()}
-    folders: dict[str, int] = {}
+    folders: Counter[str] = Counter()
     for name, size in sizes.items():
-        label = shown(name) if len(name.parts) == 1 else f"{shown(name.parts[0])}/"
-        folders[label] = folders.get(label, 0) + size
-    largest = sorted(folders.items(), key=lambda item: -item[1])[:3]
-    listed = ", ".join(f"{name} ({_mebibytes(size)})" for name, size in largest)
+        folders[shown(name) if len(name.parts) == 1 else f"{shown(name.parts[0])}/"] += size
+    listed = ", ".join(f"{name} ({_mebibytes(size)})" for name, size in folders.most_common(3))
     return (
         f"{root} is too large to send: {_mebibytes(sum(sizes.values()))} in {len(files):,} files, and packed more than "
         f"the {_mebibytes(limit)} that the cluster accepts; the largest: {listed}. List what the job does not need in "

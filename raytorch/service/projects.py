@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from pathspec import GitIgnoreSpec
 
@@ -54,9 +55,8 @@ def collect_files(root: Path, besides: Path | None = None) -> Project:
 
     The file ``besides`` in it is sent whatever else is said of it, and wherever it leads.
 
-    Raises:
-        PackageError: There are too many files or levels, one has a name that no archive can hold, or git or a
-            ``.rayignore`` cannot be read.
+    Raises PackageError if there are too many files or levels, one has a name that no archive can hold, or git or a
+    ``.rayignore`` cannot be read.
     """
     root = root.resolve()
     project = Project(root)
@@ -95,7 +95,18 @@ class _Links:
         self._regular: list[Path] = []
         self._links: list[Path] = []
         for name in names:
-            self._sort(name)
+            try:
+                mode = (self._root / name).lstat().st_mode
+            except FileNotFoundError:  # tracked by git, and deleted
+                continue
+            except OSError as error:
+                _refuse_unreadable(error)
+            if stat.S_ISREG(mode):
+                self._regular.append(name)
+            elif stat.S_ISLNK(mode):
+                self._links.append(name)
+            else:
+                project.left_out.append(f"{shown(name)} (no regular file)")
         self._known = set(self._regular)
         self._told: set[Path] = set()
         self._followed = 0
@@ -112,20 +123,6 @@ class _Links:
                 f"{self._root} is too large to send: more than {MOST_FILES:,} files, those behind links included; "
                 f"list what the job does not need in .gitignore or {IGNORE_FILE}"
             )
-
-    def _sort(self, name: Path) -> None:
-        try:
-            mode = (self._root / name).lstat().st_mode
-        except FileNotFoundError:  # tracked by git, and deleted
-            return
-        except OSError as error:
-            raise _unreadable(error) from None
-        if stat.S_ISREG(mode):
-            self._regular.append(name)
-        elif stat.S_ISLNK(mode):
-            self._links.append(name)
-        else:
-            self._project.left_out.append(f"{shown(name)} (no regular file)")
 
     def _below(self, folder: Path, behind: tuple[Path, ...]) -> Iterator[tuple[Path, Path]]:
         """The files in a folder, by their paths in it; ``behind`` are the folders whose links led there."""
@@ -208,11 +205,7 @@ def _listed_by_git(folder: Path) -> list[str] | None:
 
 def _walk(project: Project, top: Path) -> Iterator[Path]:
     """All that is in a folder without git, but for folders that are no part of a project."""
-
-    def fail(error: OSError) -> None:
-        raise _unreadable(error)
-
-    for folder, folders, files in os.walk(project.root / top, onerror=fail):
+    for folder, folders, files in os.walk(project.root / top, onerror=_refuse_unreadable):
         here = Path(folder)
         for name in sorted(folders):
             path = here / name
@@ -226,10 +219,10 @@ def _walk(project: Project, top: Path) -> Iterator[Path]:
         yield from ((here / name).relative_to(project.root) for name in files)
 
 
-def _unreadable(error: OSError) -> PackageError:
-    return PackageError(
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise PackageError(
         f"{shown(error.filename)} cannot be read: {error.strerror}; make it readable, or move it out of the project"
-    )
+    ) from None
 
 
 def _apart(folder: Path, root: Path) -> str | None:
@@ -245,24 +238,22 @@ def _apart(folder: Path, root: Path) -> str | None:
 def _without_ignored(root: Path, names: list[Path]) -> list[Path]:
     """Leave out what the ``.rayignore`` in a folder says of the files below it, as Ray does itself with folders."""
     for folder in sorted({parent for name in names for parent in name.parents}):
-        rules = root / folder / IGNORE_FILE
-        if rules.is_file() and rules.resolve().is_relative_to(root):
-            names = _without_matches(rules, folder, names)
+        file = root / folder / IGNORE_FILE
+        if file.is_file() and file.resolve().is_relative_to(root):
+            rules = _rules(file)
+            below = [name for name in names if name.is_relative_to(folder)]
+            ignored = {name for name in below if rules.match_file(str(name.relative_to(folder)))}
+            names = [name for name in names if name not in ignored]
     return names
 
 
-def _without_matches(rules: Path, folder: Path, names: list[Path]) -> list[Path]:
+def _rules(file: Path) -> GitIgnoreSpec:
     try:
         # In the bytes of the names of files, whatever encoding those are in.
-        lines = os.fsdecode(rules.read_bytes().removeprefix(codecs.BOM_UTF8)).replace("\r\n", "\n").split("\n")
-        ignored = GitIgnoreSpec.from_lines(lines, backend="simple")  # faster ones need UTF-8
+        lines = os.fsdecode(file.read_bytes().removeprefix(codecs.BOM_UTF8)).replace("\r\n", "\n").split("\n")
+        return GitIgnoreSpec.from_lines(lines, backend="simple")  # faster ones need UTF-8
     except (OSError, ValueError, LookupError) as error:
-        raise PackageError(f"{rules} cannot be read: {error}") from None
-    return [
-        name
-        for name in names
-        if not (name.is_relative_to(folder) and ignored.match_file(str(name.relative_to(folder))))
-    ]
+        raise PackageError(f"{file} cannot be read: {error}") from None
 
 
 def _require_names(files: Iterable[Path]) -> None:

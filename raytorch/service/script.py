@@ -104,7 +104,8 @@ class ScriptRun:
                 with suppress(UserError, OSError):  # the storage may be out of reach for a while
                     files.sync()
         self._end_what_is_left(others, copying)
-        self._noted |= _losses(terminal, log)
+        lost = {each.name: {"bytes": each.lost, "error": each.error} for each in (terminal, log) if each.lost}
+        self._noted |= {"lost_output": lost} if lost else {}
         return status
 
     def _end_what_is_left(self, others: Collection[int], copying: threading.Thread) -> None:
@@ -204,12 +205,6 @@ def _ended_with_status(output: str, status: int) -> JobFailure:
     lines = [shown for line in output.split("\n") if (shown := line.rstrip().rpartition("\r")[2])]
     message = "\n".join([f"the script {how}", *lines[-LAST_LINES:]])
     return JobFailure(Cause.ERROR, message, None, shortened(traceback) if traceback else None, "ExitStatus")
-
-
-def _losses(*receivers: Output) -> dict[str, Any]:
-    """The record's word on output that is missing; nothing where all arrived."""
-    lost = {each.name: {"bytes": each.lost, "error": each.error} for each in receivers if each.lost}
-    return {"lost_output": lost} if lost else {}
 
 
 def _tell(text: str) -> None:

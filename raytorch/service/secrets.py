@@ -25,7 +25,20 @@ HOOK = "raytorch.service.secrets.load_secrets"
 
 def collect_secrets(keys: Iterable[str]) -> dict[str, str]:
     """The values of environment variables of this process. Raises UserError if one is not set, or is none."""
-    return {key: _value(key) for key in keys}
+    values = {}
+    for key in keys:
+        if "=" in key:
+            name = key.partition("=")[0]
+            raise UserError(
+                f"env {name}=...: give the name alone, and the value in the environment, where neither the shell's "
+                f"history nor a list of processes shows it: export {name}"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise UserError(f"env {key}: not a name of an environment variable")
+        if key not in os.environ:
+            raise UserError(f"env {key}: not set here; export {key} first")
+        values[key] = os.environ[key]
+    return values
 
 
 def write_secrets(values: Mapping[str, str], folder: Path) -> Path:
@@ -49,18 +62,3 @@ def load_secrets() -> None:
             os.environ.update(json.loads(file.read_text(encoding="utf-8"))["values"])
             return
     raise UserError(f"the secrets of this job are not on this node: no {FOLDER}/{FILE} on the Python path")
-
-
-def _value(key: str) -> str:
-    if "=" in key:
-        name = key.partition("=")[0]
-        raise UserError(
-            f"env {name}=...: give the name alone, and the value in the environment, where neither the shell's "
-            f"history nor a list of processes shows it: export {name}"
-        )
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-        raise UserError(f"env {key}: not a name of an environment variable")
-    try:
-        return os.environ[key]
-    except KeyError:
-        raise UserError(f"env {key}: not set here; export {key} first") from None

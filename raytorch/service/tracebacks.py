@@ -45,15 +45,11 @@ def last_traceback(output: str) -> str | None:
     begin = output.rfind("\n", 0, start) + 1
     before = output[begin:start]  # Ray puts the process in front of a worker's lines
     if _IN_GROUP.search(before) and (heads := list(_GROUP_HEAD.finditer(output))):
-        return _last_group(output, heads[-1])
+        # All of its lines begin with a margin.
+        lines = [line.removeprefix(heads[-1][1]) for line in lines_of(output[heads[-1].start() :])]
+        return "\n".join(takewhile(lambda line: re.match(r" +[|+]", line), lines))
     lines = [line.removeprefix(before) for line in lines_of(output[begin:])]
     return "\n".join(lines[: _end(lines) + 1])
-
-
-def _last_group(output: str, head: re.Match[str]) -> str:
-    """An exception group's traceback, whose lines all begin with a margin."""
-    lines = [line.removeprefix(head[1]) for line in lines_of(output[head.start() :])]
-    return "\n".join(takewhile(lambda line: re.match(r" +[|+]", line), lines))
 
 
 def _end(lines: list[str]) -> int:

@@ -37,7 +37,7 @@ def shown(*news: RunStatus, terminal: bool = False) -> str:
         for each in news:
             display(each)
             display(each)  # the driver asks many times for the same
-            display._bar.refresh()
+            display.refresh()
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -185,7 +185,7 @@ def test_a_download_is_a_bar_on_a_terminal(terminal: bool) -> None:
     with DownloadDisplay(console) as display:
         for there in (10, 1_500_000):
             display("images.gz", there, 3_000_000)
-        display._bar.refresh()
+        display.refresh()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert ("images.gz" in text and "1.5/3.0 MB" in text) if terminal else text == ""
 

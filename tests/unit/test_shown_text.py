@@ -183,7 +183,7 @@ def test_a_run_shows_what_its_workers_tell_as_text(console: Console) -> None:
 
     with ProgressDisplay(console, "[/red][bold]") as display:
         display(News())
-        display._bar.refresh()
+        display.refresh()
     assert said(console).count("[/red][bold]") >= 2
 
 

@@ -131,7 +131,7 @@ def run_as_sent(
     """Do with a script what a cluster would: unpack what is sent, and run the command there."""
     sent: dict[str, Any] = {}
 
-    def send(_: Client, job_id: str, name: str, kind: str, run: str, command: str, fill: Any, *rest: Any) -> str:
+    def send(_: Client, job_id: str, kind: str, run: str, command: str, fill: Any, *rest: Any) -> str:
         fill(tmp_path / "project.zip")
         sent["command"] = command
         return job_id
