@@ -269,8 +269,8 @@ def test_a_sweep_that_another_process_has_run_meanwhile_is_left_as_it_is(
 
     @contextmanager
     def meanwhile(*_: object, **__: object) -> Iterator[None]:
-        for number, _ in enumerate(load_sweep_of(folder).sweep.trials):
-            write_trial(folder, number, "finished", [0.5, 0.9])
+        for trial in load_sweep_of(folder).sweep.trials:
+            write_trial(folder, trial.number, "finished", [0.5, 0.9])
         folder.write_json("sweep.json", record)
         yield
 
