@@ -10,8 +10,7 @@ from torch import nn
 from raytorch.config import Checkpointing, MlpModel
 from raytorch.models.networks import Architecture
 from raytorch.runs.storage import RunFolder
-from raytorch.training import checkpoint
-from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints, SavedState, _stage, open_checkpoint
 
 NAME = "checkpoint_00000003"
 ANOTHER = "delete that checkpoint to resume from the one before it"
@@ -31,7 +30,7 @@ STATE = {"optimizer": [{"exp_avg": torch.ones(3)}], "position": 7}
 
 def stage(folder: RunFolder, fill: float = 1.0) -> Path:
     """A checkpoint that is complete, and not in its place."""
-    return checkpoint._stage(folder, small_model(fill), ANY, STATE, manifest(3))
+    return _stage(folder, small_model(fill), ANY, STATE, manifest(3))
 
 
 def manifest(step: int, accuracy: float | None = None) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def folder():
     return str(RunFolder("runs", "kept"))
 
 
+RunFolder("runs", "kept").make()
 RunFolder("runs", "kept").write_text("note", ray.get(folder.remote()))
 """
 

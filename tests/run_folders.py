@@ -23,6 +23,7 @@ def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
 def started(config: RunConfig, name: str = "mine", **saved: Any) -> RunFolder:
     """A run of which the configuration and a checkpoint are there."""
     plan = plan_run(config, name)
+    plan.folder.make()
     plan.folder.write_text("config.yaml", dump_config(plan.config))
     path = add_checkpoint(plan.folder, 5, {"model.safetensors": 3}) / "checkpoint.json"
     saved |= {"config": plan.config.model_dump(mode="json")}

@@ -17,7 +17,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from raytorch.errors import RecordError, RunExistsError, UserError
+from raytorch.errors import RecordError, RunExistsError, StorageError, UserError
 from raytorch.system.deletion import delete_tree
 
 LOCK_FILE = ".lock"
@@ -38,7 +38,8 @@ class LocalFolder:
     """Reads and writes files by their names in a folder, such as ``logs/rank-0.log``.
 
     Every method raises OSError as the system does, and UserError where a link is in the way; those that open a file
-    raise RecordError for what is none.
+    raise RecordError for what is none, and those that write StorageError where the folder itself is not there: it is
+    made by :meth:`make` alone.
     """
 
     def __init__(self, path: str) -> None:
@@ -62,7 +63,10 @@ class LocalFolder:
             return []
 
     def make(self, name: str = "") -> Path:
-        """Make a folder, and those above it, unless it is there."""
+        """Make this folder and those above it, or the folder ``name`` in this one, unless it is there."""
+        if not name:
+            with suppress(FileExistsError):  # which is looked at below
+                Path(self.path).mkdir(parents=True)
         with self._opened(name, create=True):
             return Path(self.path, name)
 
@@ -111,7 +115,7 @@ class LocalFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against other processes while the block runs; RunExistsError if another one holds it."""
-        with self._opened(create=True) as at:
+        with self._opened() as at:
             lock = self._file(at, LOCK_FILE, _GROWING, "r+b")
         with lock:
             try:
@@ -144,11 +148,16 @@ class LocalFolder:
 
     @contextmanager
     def _opened(self, name: str = "", *, create: bool = False) -> Iterator[int]:
-        """A descriptor of this folder, or of the folder ``name`` in it; with ``create`` they are made."""
-        if create:
-            _make_above(Path(self.path).parent)
-        with self._explaining(""):
-            at = _enter(self.path, None, create)
+        """A descriptor of this folder, or of the folder ``name`` in it, which with ``create`` is made."""
+        try:
+            with self._explaining(""):
+                at = os.open(self.path, _FOLDER)
+        except FileNotFoundError:
+            if not create:
+                raise
+            raise StorageError(
+                f"{self.path} is gone: it was deleted, or its storage is not mounted here; mend that before you go on"
+            ) from None
         try:
             for part in name.split("/") if name else []:
                 with self._explaining(name):
@@ -205,14 +214,7 @@ class LocalFolder:
                 self.delete(name)
 
 
-def _make_above(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
-
-
-def _enter(folder: str, at: int | None, create: bool) -> int:
+def _enter(folder: str, at: int, create: bool) -> int:
     if create:
         with suppress(FileExistsError):
             os.mkdir(folder, dir_fd=at)

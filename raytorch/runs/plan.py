@@ -26,6 +26,8 @@ class RunPlan:
     config: RunConfig
     finished: Mapping[str, Any] | None = None
     """The summary of a run that has come to this configuration's end already: nothing is left to do."""
+    is_new: bool = True
+    """False if it goes on with what is there, of which there may be nothing in the folder of a new run."""
 
     @property
     def folder(self) -> RunFolder:
@@ -50,12 +52,17 @@ def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
     """
     name = checked_name(name) if name is not None else timed_name(config.name)
     plan = RunPlan(placed(config, name, config.storage))
-    if plan.folder.exists(CONFIG_FILE) or plan.folder.exists(SUMMARY_FILE) or latest_checkpoint(plan.folder):
-        raise RunExistsError(
-            f"{plan.folder} exists already; take another name, or resume it",
-            remedies=[Remedy("name"), Remedy("resume", str(plan.folder))],
-        )
+    require_free(plan.folder)
     return plan
+
+
+def require_free(folder: RunFolder) -> None:
+    """Refuse a folder for a new run in which one has begun. Raises RunExistsError."""
+    if folder.exists(CONFIG_FILE) or folder.exists(SUMMARY_FILE) or latest_checkpoint(folder):
+        raise RunExistsError(
+            f"{folder} exists already; take another name, or resume it",
+            remedies=[Remedy("name"), Remedy("resume", str(folder))],
+        )
 
 
 def timed_name(name: str, suffix: str = "") -> str:
@@ -98,7 +105,7 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
             f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
             f"{rule_of(key).remark}; give it as it was, or begin a new run"
         )
-    return RunPlan(config, finished)
+    return RunPlan(config, finished, is_new=False)
 
 
 def _finished_summary(folder: RunFolder, step: int) -> Mapping[str, Any] | None:

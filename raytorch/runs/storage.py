@@ -276,19 +276,26 @@ class RunFolder:
         with self.open(name) as source, local.open("xb") as target:
             shutil.copyfileobj(source, target)
 
+    def make(self, name: str = "") -> str:
+        """Make this folder and those above it, or the folder ``name`` in this one; answers its path."""
+        with self._translating_errors(name):
+            self._files.make(name)
+        return f"{self.path}/{name}".rstrip("/")
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold a local folder against other processes while the block runs; RunExistsError if another one holds it.
+        """Make the folder, and hold a local one against other processes while the block runs; RunExistsError if another
+        one holds it.
 
         Object stores have no locks: there the caller has to see to it that nobody else writes.
         """
         with ExitStack() as held:
             with self._translating_errors():
+                if isinstance(self._files, RemoteFolder):
+                    self._files.require_bucket()
+                self._files.make()
                 if isinstance(self._files, LocalFolder):
                     held.enter_context(self._files.locked())
-                else:
-                    self._files.require_bucket()
-                    self._files.make()
             yield
 
     def delete(self, name: str) -> None:

@@ -113,7 +113,11 @@ def run_study(
     work = partial(_train_timed, warmup=study.warmup, steps=study.steps)
     sizes: list[dict[str, Any]] = []
     largest = [study.plans[-1].config]
-    with ray_for(largest, address=address, module="raytorch.cluster.worker_group", workers_key="workers"):
+    with (
+        ray_for(largest, address=address, module="raytorch.cluster.worker_group", workers_key="workers"),
+        study.folder.claimed(),
+    ):
+        _require_free(study.folder)
         for plan in study.plans:
             with watching(plan) as watch:
                 summary = run_training(plan, watch=watch, work=work)
@@ -194,9 +198,13 @@ def _sized(
 def _study_folder(base: RunConfig, out: Path | str | None) -> RunFolder:
     default = join(base.storage, f"{base.name}-scale-{datetime.now():%Y%m%d-%H%M%S}")
     folder = RunFolder(*split(locate(str(out or default))))
+    _require_free(folder)
+    return folder
+
+
+def _require_free(folder: RunFolder) -> None:
     if folder.exists(RESULTS_FILE) or folder.folders():
         raise RunExistsError(f"{folder} exists already; give another folder", remedies=[Remedy("out")])
-    return folder
 
 
 def _results(study: Study, sizes: Sequence[dict[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,10 +50,10 @@ class ScriptRun:
 
     def run(self) -> int:
         """Run the script; answers the exit status to end with. Raises RunExistsError if another has its folder."""
-        if self._folder.exists(SUMMARY_FILE):
-            raise RunExistsError(f"{self._folder} exists already; take another name", remedies=[Remedy("name")])
         status: int | None = None
         with self._noting_stops(), self._folder.claimed():
+            if self._folder.exists(SUMMARY_FILE):
+                raise RunExistsError(f"{self._folder} exists already; take another name", remedies=[Remedy("name")])
             try:
                 with closing(LiveFiles(self._folder)) as files, self._record.writing():
                     with files.extend(LOG) as written, _noting_exceptions() as own:

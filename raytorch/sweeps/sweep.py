@@ -15,6 +15,7 @@ from raytorch.cluster.capacity import scales_itself
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
 from raytorch.errors import RecordError, Remedy, RunExistsError, RunNotFoundError, StorageError, TrainingError
+from raytorch.runs.catalog import SUMMARY_FILE
 from raytorch.runs.live_record import LiveRecord
 from raytorch.runs.plan import checked_name, placed, timed_name
 from raytorch.runs.records import SweepRecord, read_record
@@ -42,6 +43,8 @@ class SweepPlan:
 
     sweep: Sweep
     folder: RunFolder
+    is_new: bool = True
+    """False if it goes on with what is there."""
 
     def results(self, stopped: dict[int, float]) -> list[TrialResult]:
         """Return what every trial has come to; ``stopped`` has the epochs of those that were to be stopped early."""
@@ -70,12 +73,16 @@ def plan_sweep(sweep: Sweep, name: str | None = None) -> SweepPlan:
         ConfigError: ``name`` cannot name a folder everywhere.
     """
     folder = RunFolder(sweep.config.storage, checked_name(name) if name is not None else timed_name(sweep.config.name))
-    if folder.exists():
+    _require_free(folder)
+    return SweepPlan(sweep, folder)
+
+
+def _require_free(folder: RunFolder) -> None:
+    if folder.exists(SWEEP_FILE) or folder.exists(SUMMARY_FILE) or folder.folders():
         raise RunExistsError(
             f"{folder} exists already; take another name, or resume it",
             remedies=[Remedy("name"), Remedy("resume", str(folder), "sweep")],
         )
-    return SweepPlan(sweep, folder)
 
 
 def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
@@ -97,7 +104,7 @@ def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
     folder = RunFolder(storage, sweep)
     if not folder.exists(SWEEP_FILE):
         raise RunNotFoundError(f"no sweep {sweep} in {storage}: it has no {SWEEP_FILE}")
-    return SweepPlan(recorded_sweep(folder.read_bytes(SWEEP_FILE), folder.file(SWEEP_FILE)), folder)
+    return SweepPlan(recorded_sweep(folder.read_bytes(SWEEP_FILE), folder.file(SWEEP_FILE)), folder, is_new=False)
 
 
 def run_sweep(
@@ -127,6 +134,10 @@ def run_sweep(
     if (finished := _finished_record(plan)) is not None:
         return finished
     with ray_for(configs, address=address, module="raytorch.sweeps.trials"), plan.folder.claimed():
+        if plan.is_new:  # another process may have run there while Ray was started
+            _require_free(plan.folder)
+        elif (finished := _finished_record(plan_resumed_sweep(plan.folder.address))) is not None:
+            return finished
         record = _LiveSweepRecord(plan)
         with record.writing():
             return _run_trials(plan, record, watch)

@@ -19,7 +19,7 @@ from raytorch.errors import RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
 from raytorch.runs.plan import RunPlan, plan_resume
 from raytorch.runs.status import RunStatus
-from raytorch.runs.storage import RunFolder
+from raytorch.runs.storage import RunFolder, split
 from raytorch.system.background import BackgroundWork
 from raytorch.training.driver import run_training
 
@@ -69,6 +69,7 @@ class TrialRun(tune.Trainable):
             last = outcome
             yield last
         if not job.over and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
+            RunFolder(*split(job.config.storage)).make(job.config.name)  # unless the sweep's own folder is gone
             plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
             self._run = BackgroundRun(number, plan, self._trial_monitor)
             for outcome in self._run.evaluations():

@@ -206,7 +206,10 @@ def _explaining_misfit(path: str) -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise CheckpointError(f"{path} does not fit the run ({reason}); {RESUME_FROM_ANOTHER}") from error
+        raise CheckpointError(
+            f"{path} does not fit the run ({reason}): another configuration or raytorch has saved it; resume with "
+            f"those that its {CHECKPOINT_MANIFEST} names, or begin a new run"
+        ) from error
 
 
 @contextmanager
@@ -221,9 +224,8 @@ def _stage(
     folder: RunFolder, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
 ) -> Path:
     """Write a checkpoint's files into a new folder, beside their place where the storage is local."""
-    staged = Path(folder.path, f"{STAGING}{uuid4().hex}") if folder.is_local else make_temporary()
+    staged = Path(folder.make(f"{STAGING}{uuid4().hex}")) if folder.is_local else make_temporary()
     with _telling_faults(folder, staged):
-        staged.mkdir(parents=True, exist_ok=True)
         save_model(model, staged / MODEL_FILE, architecture)
         save_state(state, staged)
         sizes = {path.name: path.stat().st_size for path in staged.iterdir()}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from raytorch.runs.plan import RunPlan, WorkerJob
+from raytorch.runs.plan import RunPlan, WorkerJob, plan_resume, require_free
 from raytorch.runs.status import MonitorHandle, RunStatus
 from raytorch.training.launch import ray_for
 from raytorch.training.run_record import RunRecord
@@ -32,6 +32,10 @@ def run_training(
         return dict(plan.finished)
     record = RunRecord(plan)
     with ray_for([plan.config], address=address, module="raytorch.cluster.worker_group"), plan.folder.claimed():
+        if plan.is_new:  # another process may have run there while Ray was started
+            require_free(plan.folder)
+        elif (finished := plan_resume(plan.folder.address, plan.config).finished) is not None:
+            return dict(finished)
         return _supervise(plan, record, watch, work or _train_on_worker)
 
 

@@ -60,6 +60,7 @@ def take_part(config: RunConfig, rank: int, meeting: str) -> None:
 
 def train(run: RunPlan, meetings: Path, killer: Killer | None = None) -> int:
     """Train on two ranks and, when one has died, anew; answers how often that was."""
+    run.folder.make()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["raytorch.training.loop", "torch.distributed"])
     for attempt in range(KILLS + 1 if killer else 1):

@@ -25,18 +25,20 @@ from checkpoints import (
 from pyarrow import fs
 from torch import nn
 
+from raytorch import training
 from raytorch.config import Checkpointing
 from raytorch.errors import StorageError
 from raytorch.runs import storage
 from raytorch.runs.checkpoint_manifest import is_complete_checkpoint, latest_checkpoint
 from raytorch.runs.storage import RunFolder
-from raytorch.training import checkpoint
 from raytorch.training.checkpoints import Checkpoints, open_checkpoint
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> RunFolder:
-    return RunFolder(str(tmp_path), "run")
+    folder = RunFolder(str(tmp_path), "run")
+    folder.make()
+    return folder
 
 
 @pytest.fixture
@@ -142,9 +144,11 @@ def test_a_full_disk_is_told_and_no_half_of_a_checkpoint_stays_on_it(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = {"model": (checkpoint, "save_model"), "state": (checkpoint, "save_state"), "manifest": (json, "dumps")}[
-        kind
-    ]
+    target = {
+        "model": (training.checkpoints, "save_model"),
+        "state": (training.checkpoints, "save_state"),
+        "manifest": (json, "dumps"),
+    }[kind]
     monkeypatch.setattr(*target, full)
     with pytest.raises(
         StorageError, match=r"run: a checkpoint cannot be written: .*No space left on device; free space"
@@ -269,7 +273,6 @@ def test_what_links_in_the_folder_point_to_is_left_alone(local: RunFolder, tmp_p
     precious.mkdir()
     (precious / "model.safetensors").write_bytes(b"mine")
     run = tmp_path / "run"
-    run.mkdir()
     (run / NAME).symlink_to(precious)
     (run / f".saving-{'0' * 32}").symlink_to(precious)
     keeper(local)

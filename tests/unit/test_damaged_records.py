@@ -113,6 +113,7 @@ def write_run(config: RunConfig, name: str) -> None:
     """A run that has saved a checkpoint, as its driver and its rank 0 leave it."""
     plan = plan_run(config, name)
     folder = plan.folder
+    folder.make()
     with RunRecord(plan).writing():
         pass
     summary = json.loads(folder.read_bytes("summary.json")) | {
@@ -155,12 +156,14 @@ def write_sweep(storage: Path, root: Path) -> None:
         encoding="utf-8",
     )
     plan = plan_sweep(load_sweep(file), SWEEP)
+    plan.folder.make()
     with suppress(KeyboardInterrupt), _LiveSweepRecord(plan).writing():
         raise KeyboardInterrupt
     plan.folder.write_json(
         "sweep.json", json.loads(plan.folder.read_bytes("sweep.json")) | {"stopped": {"1": 1.0}, "seconds": 3.5}
     )
     trial = RunFolder(str(plan.folder), "trial-000")
+    trial.make()
     trial.write_text("config.yaml", dump_config(plan.sweep.trials[0].config))
     trial.write_json("summary.json", {"state": "finished", "started": "", "seconds": {"total": 1.0}})
     trial.write_text("metrics.jsonl", '{"step": 5, "epoch": 1.0, "split": "test", "accuracy": 0.5, "loss": 0.25}\n')

@@ -28,6 +28,7 @@ MLP = Architecture(MlpModel(hidden=[8]), (1, 4, 4), 3)
 def run(tmp_path: Path) -> RunFolder:
     """What a finished run has left of its model."""
     folder = RunFolder(str(tmp_path / "runs"), "mine")
+    folder.make()
     checkpoint = Path(folder.path) / "checkpoint_00000007"
     checkpoint.mkdir(parents=True)
     folder.write_text("config.yaml", yaml.safe_dump(RunConfig(name="mine", epochs=1).model_dump(mode="json")))

@@ -36,6 +36,7 @@ def outside(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
     plan = plan_run(RunConfig(epochs=1, storage=str(tmp_path / "runs")), "mine")
+    plan.folder.make()
     plan.folder.write_text("config.yaml", dump_config(plan.config))
     return plan
 
@@ -144,6 +145,7 @@ def test_a_storage_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     plan = plan_run(RunConfig(epochs=1, storage=str(tmp_path / "runs")), "mine")
+    claim(plan)
     record(plan)
     assert (tmp_path / "disk/mine/summary.json").exists()
     assert [run["name"] for run in list_runs(str(tmp_path / "runs"))] == ["mine"]

@@ -58,6 +58,7 @@ def folder(tmp_path: Path) -> RunFolder:
     """A run with checkpoints at steps 1 and 2."""
     config = RunConfig.model_validate({"epochs": 1, "storage": str(tmp_path)})
     plan = plan_run(config, "trial-000")
+    plan.folder.make()
     plan.folder.write_text("config.yaml", dump_config(plan.config))
     plan.folder.write_json("summary.json", {"state": "finished", "started": ""})
     plan.folder.write_text(

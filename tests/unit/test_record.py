@@ -25,7 +25,9 @@ OUTCOME = {"state": "finished", "accuracy": 0.9, "first_step_at": None, "seconds
 
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
-    return plan_run(RunConfig(epochs=1, storage=str(tmp_path)), "mine")
+    plan = plan_run(RunConfig(epochs=1, storage=str(tmp_path)), "mine")
+    plan.folder.make()
+    return plan
 
 
 def summary(plan: RunPlan) -> Any:

@@ -22,6 +22,7 @@ def folder(tmp_path: Path) -> RunFolder:
     lines[0]["samples_per_s"] = None  # type: ignore[assignment] - as before the second step
     lines += [{"step": 5 * n, "epoch": n, "split": "test", "loss": 0.5 / n, "accuracy": 0.4 * n} for n in (1, 2)]
     folder = RunFolder(str(tmp_path / "runs"), "mine_1")
+    folder.make()
     folder.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -88,6 +89,7 @@ def test_a_run_without_evaluations_is_drawn_all_the_same(folder: RunFolder, tmp_
 
 def test_a_run_without_records_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "mine")
+    folder.make()
     with pytest.raises(RunNotFoundError) as failure:
         write_report(folder, tmp_path / "mine.png")
     assert str(failure.value) == f"{tmp_path}/mine has recorded no metrics yet"

@@ -1,5 +1,6 @@
 """Scaling studies: what is planned, what comes of the numbers, how it is shown. No run starts here."""
 
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from raytorch.errors import ConfigError, RunExistsError, TrainingError, UserErro
 from raytorch.runs.storage import RunFolder
 from raytorch.scaling import results_table
 from raytorch.scaling.picture import write_picture
-from raytorch.scaling.study import Study, compared, measured, plan_study
+from raytorch.scaling.study import Study, compared, measured, plan_study, run_study
 
 
 def configs(study: Study) -> list[RunConfig]:
@@ -68,6 +69,19 @@ def test_a_folder_that_holds_a_study_is_refused(small_config: Path, tmp_path: Pa
     (tmp_path / "study" / "workers-1").mkdir(parents=True)
     with pytest.raises(RunExistsError, match=rf"^{tmp_path}/study exists already; give another folder$"):
         plan_study(small_config, [1], out=tmp_path / "study")
+
+
+def test_a_folder_that_another_study_has_taken_meanwhile_is_left_as_it_is(
+    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raytorch.scaling.study.ray_for", lambda *_, **__: nullcontext())
+    first = plan_study(small_config, [1], out=tmp_path / "study")
+    with first.folder.claimed(), pytest.raises(RunExistsError, match="is being run by another process"):
+        run_study(planned := plan_study(small_config, [2], out=tmp_path / "study"))
+    (tmp_path / "study/scaling.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RunExistsError, match=rf"^{tmp_path}/study exists already; give another folder$"):
+        run_study(planned)
+    assert (tmp_path / "study/scaling.json").read_text(encoding="utf-8") == "{}"
 
 
 def test_room_is_counted_node_by_node() -> None:
@@ -140,6 +154,7 @@ def test_the_table_has_a_row_for_each_size(results: dict[str, Any]) -> None:
 
 
 def test_the_picture_shows_rates_and_shares(results: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
     path = write_picture(results, RunFolder(str(tmp_path), "study"))
     assert path == f"{tmp_path}/study/scaling.png"
     picture = imread(path)[..., :3]

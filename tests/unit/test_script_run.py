@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from script_runs import start, summary
 
+from raytorch.errors import RunExistsError
 from raytorch.runs.catalog import list_runs
 from raytorch.runs.storage import RunFolder
 from raytorch.service import script, secrets
@@ -116,6 +117,25 @@ def test_a_script_that_is_stopped_before_it_starts(tmp_path: Path, monkeypatch: 
     assert run.run() == 128 + signal.SIGTERM
     record = summary(tmp_path)
     assert (record["state"], record["exit_status"]) == ("stopped", -signal.SIGTERM)
+
+
+def test_a_name_that_another_script_has_taken_meanwhile_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(f"{tmp_path}/runs", "mine")
+    run = script.ScriptRun(folder, ["python", f"{tmp_path}/none.py"])
+    with folder.claimed(), pytest.raises(RunExistsError, match="is being run by another process"):
+        run.run()
+    folder.make()
+    folder.write_text("summary.json", "{}")
+    with pytest.raises(RunExistsError, match="exists already; take another name"):
+        run.run()
+    assert folder.read_bytes("summary.json") == b"{}"
+
+
+def test_a_record_whose_folder_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    source = f"import os; os.rename('{tmp_path}/runs', '{tmp_path}/elsewhere')"
+    with start(tmp_path, source) as process:
+        assert process.wait(60) == 0
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_script_that_is_stopped_may_finish_what_it_does(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ def test_a_studys_device_is_text(console: Console) -> None:
 
 def test_a_picture_takes_a_name_for_no_formula(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), r"a$\frac{$")
+    folder.make()
     folder.write_text("metrics.jsonl", '{"step": 1, "epoch": 0.1, "split": "train", "loss": 1.0}\n')
     assert Path(write_report(folder, tmp_path / "x.png")).exists()
 

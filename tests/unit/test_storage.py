@@ -3,11 +3,12 @@
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import fs
 
-from raytorch.errors import RunNotFoundError, UserError
+from raytorch.errors import RunNotFoundError, StorageError, UserError
 from raytorch.runs import storage
 from raytorch.runs.storage import BASE, LiveFiles, RunFolder, absolute, join, locate, open_storage, split
 from raytorch.service.client import _runtime_environment
@@ -144,6 +145,7 @@ def test_files_are_written_read_and_deleted(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "mine")
     assert not folder.exists()
     assert folder.folders() == []
+    folder.make()
     folder.write_json("summary.json", {"state": "running", "name": "größer"})
     folder.write_text("logs.txt", "one")
     assert folder.exists()
@@ -160,6 +162,7 @@ def test_files_are_written_read_and_deleted(tmp_path: Path) -> None:
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "mine")
+    folder.make()
     folder.write_text("summary.json", "old")
     with (tmp_path / "mine" / "summary.json").open() as reader:
         folder.write_text("summary.json", "new")
@@ -177,11 +180,35 @@ def test_a_missing_file_says_where_to_look(tmp_path: Path) -> None:
 def test_a_storage_that_is_a_file_is_the_users_to_change(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("not a folder", encoding="utf-8")
     with pytest.raises(UserError, match=rf"^{tmp_path}/runs/mine cannot be used: .*[Nn]ot a directory"):
-        RunFolder(str(tmp_path / "runs"), "mine").write_text("config.yaml", "")
+        RunFolder(str(tmp_path / "runs"), "mine").make()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: folder.write_json("summary.json", {}),
+        lambda folder: folder.write_text("logs/rank-0.log", ""),
+        lambda folder: folder.make("export"),
+        lambda folder: LiveFiles(folder).extend("metrics.jsonl"),
+        lambda folder: LiveFiles(folder).make("export"),
+    ],
+)
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path, write: Any) -> None:
+    folder = RunFolder(str(tmp_path / "runs"), "mine")
+    with folder.claimed():
+        folder.write_json("summary.json", {})
+        (tmp_path / "runs").rename(tmp_path / "elsewhere")
+        with pytest.raises(StorageError) as failure:
+            write(folder)
+    assert str(failure.value) == (
+        f"{tmp_path}/runs/mine is gone: it was deleted, or its storage is not mounted here; mend that before you go on"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_live_files_of_a_local_run_are_its_own(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "mine")
+    folder.make()
     with closing(LiveFiles(folder)) as files:
         assert str(files.path) == folder.path
         folder.write_text("metrics.jsonl", "{}\n")

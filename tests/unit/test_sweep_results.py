@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from raytorch.config import Parameter, SweepConfig
-from raytorch.config.file import load_config
+from raytorch.config.file import dump_config, load_config
 from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
 from raytorch.runs.plan import placed
 from raytorch.runs.storage import RunFolder
@@ -42,6 +43,7 @@ SWEEP = Sweep(
 
 def write_trial(folder: RunFolder, number: int, state: str, accuracies: list[float]) -> None:
     place = RunFolder(str(folder), f"trial-{number:03}")
+    place.make()
     place.write_text("config.yaml", "epochs: 3\n")
     driver = {"host": "elsewhere", "pid": 1}
     summary = {"state": state, "started": "", "driver": driver, "seconds": {"total": 1.5}}
@@ -128,6 +130,7 @@ def test_the_loss_can_be_a_parameter(folder: RunFolder) -> None:
 
 def test_nothing_finished_leaves_no_best(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "runs"), "swept")
+    folder.make()
     write_results(folder, CONFIG, results(folder))
     assert not folder.exists("best.yaml")
     assert folder.exists("sweep.png")
@@ -247,13 +250,43 @@ def test_a_resumed_sweep_that_fails_keeps_what_it_had_come_to(
     def lost(*_: object) -> None:
         raise RuntimeError("it died")
 
+    folder.write_text("sweep.yaml", dump_config(CONFIG))
     folder.write_json("sweep.json", {"state": "finished", "best": {"trial": "trial-000"}, "error": {"cause": "error"}})
     monkeypatch.setattr("raytorch.sweeps.sweep.ray_for", lambda *_, **__: nullcontext())
     monkeypatch.setattr("raytorch.sweeps.sweep._run_trials", lost)
     with pytest.raises(RuntimeError, match="it died"):
-        run_sweep(SweepPlan(SWEEP, folder))
+        run_sweep(SweepPlan(SWEEP, folder, is_new=False))
     now = json.loads(folder.read_bytes("sweep.json"))
     assert (now["state"], now["best"], now["error"]["message"]) == ("failed", {"trial": "trial-000"}, "it died")
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_sweep_that_another_process_has_run_meanwhile_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    folder = RunFolder(str(tmp_path), "swept")
+    record = {"state": "finished", "best": {"trial": "trial-000"}}
+
+    @contextmanager
+    def meanwhile(*_: object, **__: object) -> Iterator[None]:
+        for trial in load_sweep_of(folder).sweep.trials:
+            write_trial(folder, trial.number, "finished", [0.5, 0.9])
+        folder.write_json("sweep.json", record)
+        yield
+
+    def load_sweep_of(folder: RunFolder) -> SweepPlan:
+        folder.make()
+        folder.write_text("sweep.yaml", dump_config(CONFIG))
+        return plan_resumed_sweep(str(folder))
+
+    monkeypatch.setattr("raytorch.sweeps.sweep.ray_for", meanwhile)
+    monkeypatch.setattr("raytorch.sweeps.sweep._run_trials", lambda *_: pytest.fail("it was run"))
+    if is_new:
+        with pytest.raises(RunExistsError, match="swept exists already; take another name, or resume it"):
+            run_sweep(SweepPlan(SWEEP, folder))
+    else:
+        assert run_sweep(load_sweep_of(folder)) == record
+    assert json.loads(folder.read_bytes("sweep.json")) == record
 
 
 def test_a_picture_tells_trials_apart_and_shows_decades(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

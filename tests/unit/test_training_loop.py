@@ -112,11 +112,17 @@ def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.Monke
     assert rates == [0.002] * 12 + [0.002 * 0.1] * 12
 
 
+def test_a_checkpoint_that_fits_another_configuration_is_not_to_be_deleted() -> None:
+    folder = train("other", epochs=1)
+    with pytest.raises(CheckpointError, match=r"does not fit the run .*size mismatch.*; resume with those") as failure:
+        train("other", model={"name": "mlp", "hidden": [3]})
+    assert str(failure.value).startswith(folder.file(str(latest_checkpoint(folder))))
+    assert "delete" not in str(failure.value)
+
+
 def test_a_checkpoint_that_is_damaged_is_named_with_what_to_do(tmp_path: Path) -> None:
     folder = train("damaged", epochs=1)
     path = tmp_path / folder.name / str(latest_checkpoint(folder)) / "state.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"position"', '"positiom"'), encoding="utf-8")
-    with pytest.raises(
-        CheckpointError, match=r"does not fit the run .*; delete that checkpoint to resume from the one"
-    ):
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"is damaged: .*; or delete that checkpoint to resume"):
         train("damaged")

@@ -19,6 +19,7 @@ from raytorch.distributed.collectives import all_reduce
 from raytorch.errors import StorageError, TrainingError
 from raytorch.runs.catalog import read_summary
 from raytorch.runs.plan import WorkerJob
+from raytorch.runs.status import RunStatus
 from raytorch.training import driver
 from raytorch.training.monitor import reporting_failures
 
@@ -116,3 +117,16 @@ def test_a_disk_that_is_full_is_the_cause_and_nothing_is_retried(small_run: dict
     assert (summary["state"], summary["restarts"]) == ("failed", 0)
     assert (summary["error"]["cause"], summary["error"]["rank"]) == ("storage", 0)
     assert "rank 0 failed\nTraceback" in Path(run.folder.file("logs/rank-0.log")).read_text(encoding="utf-8")
+
+
+def test_a_run_whose_folder_is_gone_ends_there_and_makes_no_new_one(small_run: dict[str, Any]) -> None:
+    run = plan(small_run, "gone", epochs=2000, failure={"max_restarts": 3}, scaling={"workers": 1})
+    folder = Path(run.folder.path)
+
+    def remove(status: RunStatus) -> None:
+        if status.progress and folder.exists():
+            folder.rename(f"{folder}-elsewhere")  # at once, as an unmounted disk goes
+
+    with pytest.raises(StorageError, match=rf"^{folder} is gone: it was deleted, or its storage is not mounted here"):
+        driver.run_training(run, watch=remove)
+    assert not folder.exists()

@@ -181,6 +181,7 @@ print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys
 def test_a_snapshot_is_deleted_and_nothing_that_it_names(tmp_path: Path, text: str) -> None:
     folder = RunFolder(str(tmp_path), "mine")
     (tmp_path / "precious").mkdir()
+    folder.make()
     folder.write_text(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, text)
     forget_snapshot(folder)
     assert not folder.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
