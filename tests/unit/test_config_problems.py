@@ -1,8 +1,11 @@
 """Reading a run's file: the message for each thing that it may not say."""
 
+import os
 import random
+import threading
 from itertools import pairwise
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 from config_texts import problems, read
@@ -273,16 +276,26 @@ def test_of_many_problems_the_first_are_told_and_the_others_counted() -> None:
         ("nowhere.yaml", "nowhere.yaml: no such file"),
         ("folder", "folder: cannot be read: Is a directory"),
         ("latin1.yaml", "latin1.yaml:2: not UTF-8; save the file as UTF-8"),
+        ("pipe", "pipe: the file is empty; give at least epochs or steps"),
         ("a\0b", r"a\x00b: cannot be read: embedded null byte"),
         ("a\nb", r"a\nb: no such file"),
     ],
 )
 def test_a_file_that_cannot_be_read(path: str, problem: str) -> None:
     Path("folder").mkdir()
+    os.mkfifo("pipe")  # that nobody writes to
     Path("latin1.yaml").write_bytes("epochs: 1\nname: é".encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert str(caught.value) == problem
+
+
+def test_what_a_shell_writes_into_a_pipe_is_waited_for() -> None:
+    with Popen(["/bin/sh", "-c", "read -r line; echo epochs: 3"], stdin=PIPE, stdout=PIPE) as writing:
+        assert writing.stdin
+        assert writing.stdout
+        threading.Timer(0.2, writing.stdin.close).start()
+        assert load_config(f"/dev/fd/{writing.stdout.fileno()}").epochs == 3
 
 
 def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
