@@ -2,10 +2,8 @@
 
 import os
 import random
-import threading
 from itertools import pairwise
 from pathlib import Path
-from subprocess import PIPE, Popen
 
 import pytest
 from config_texts import problems, read
@@ -288,14 +286,6 @@ def test_a_file_that_cannot_be_read(path: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert str(caught.value) == problem
-
-
-def test_what_a_shell_writes_into_a_pipe_is_waited_for() -> None:
-    with Popen(["/bin/sh", "-c", "read -r line; echo epochs: 3"], stdin=PIPE, stdout=PIPE) as writing:
-        assert writing.stdin
-        assert writing.stdout
-        threading.Timer(0.2, writing.stdin.close).start()
-        assert load_config(f"/dev/fd/{writing.stdout.fileno()}").epochs == 3
 
 
 def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
