@@ -6,9 +6,9 @@ image and the targets before it. The batch may have any size, and so may the tar
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from secrets import token_hex
 from typing import Any
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from raytorch import serialization
 from raytorch.config.export_formats import ExportFormat
 from raytorch.datasets.in_memory import END, PAD
-from raytorch.errors import ExportError, Remedy, RunNotFoundError, UserError
+from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError, UserError
 from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
+from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, evaluating, fresh_inputs, require_agreement
+from raytorch.system.deletion import delete_tree
 from raytorch.system.temporary_folders import temporary_folder
 
 SUFFIXES: dict[ExportFormat, str] = {
@@ -168,14 +170,30 @@ def _appearing(path: Path) -> Iterator[Path]:
     """A path of the same name in a folder beside ``path``, which takes its place when the block ends well."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".export-", dir=path.parent) as staging:
-            yield Path(staging, path.name)
-            for file in sorted(Path(staging).iterdir(), reverse=True):  # model.onnx.data before model.onnx
+        with _staging(path.parent) as staging:
+            yield staging / path.name
+            for file in sorted(staging.glob(f"{path.name}*"), reverse=True):  # model.onnx.data before model.onnx
                 file.replace(path.parent / file.name)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}; give another path", remedies=[Remedy("out")]
         ) from None
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A new folder in ``folder``, held for as long as it is needed; those that nobody holds any more are deleted."""
+    for lock in folder.glob(f".export-{'[0-9a-f]' * 16}/{LOCK_FILE}"):  # of exports that were killed, if not under way
+        with suppress(OSError, RaytorchError), LocalFolder(str(lock.parent)).locked():
+            delete_tree(lock.parent)
+    name = f"export-{token_hex(8)}"
+    made, staging = folder / f".new-{name}", folder / f".{name}"
+    with LocalFolder(str(made)).locked():
+        made.rename(staging)  # found by others from now on, when it is held
+        try:
+            yield staging
+        finally:
+            delete_tree(staging)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Exit status: 0 success, 1 the run or the export failed, 2 the input has to chang
 
 import logging
 import os
-import signal
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -17,6 +16,7 @@ from raytorch.cli import data, jobs, runs, studies, train
 from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app, output, progress, worded
 from raytorch.errors import RaytorchError, UserError, is_storage_fault
 from raytorch.service import secrets
+from raytorch.system.processes import interrupting_handlers, set_handlers
 from raytorch.system.terminal import say
 
 app = new_app()
@@ -65,7 +65,7 @@ def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, TextIOWrapper):  # letters that the locale does not have are escaped, as in errors
         sys.stdout.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = set_handlers(interrupting_handlers())
     try:
         _run()
     except SystemExit as end:
@@ -76,7 +76,7 @@ def main() -> None:
             os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        set_handlers(before)
 
 
 def _run() -> None:

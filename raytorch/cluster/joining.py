@@ -18,7 +18,7 @@ from typing import Any
 from raytorch.cluster import token
 from raytorch.errors import ClusterError, UserError
 from raytorch.system.environment import environment
-from raytorch.system.processes import kill_writers
+from raytorch.system.processes import interrupting_handlers, kill_writers, set_handlers
 from raytorch.system.temporary_folders import delete_abandoned, note_ray_session
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -42,6 +42,8 @@ _EMBEDDED_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|has been marked dead",
 }
 
+_LONGEST_TMPDIR = 35
+"""Characters that leave room for the names of Ray's sockets (Ray 2.60), also where the system takes 103 in all."""
 _OWN_TOKEN = token_hex(32)
 """Of every Ray that this process starts where the user's home cannot take one."""
 _set_here: set[str] = set()
@@ -61,8 +63,8 @@ class _Joined:
 _joined: _Joined | None = None
 leaving_ray = threading.RLock()
 """Held while a Ray is left: whoever joins one waits for that."""
-_before_sigterm: list[Any] = []
-"""The handlers of SIGTERM that were there before each :func:`joined_ray` that goes on."""
+_handlers_before: list[dict[int, Any]] = []
+"""The handlers of signals that were there before each :func:`joined_ray` that goes on."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -147,15 +149,15 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
 
     with leaving_ray:  # a Ray that another thread is about to leave
         pass
-    with _ending_on_sigterm() as end_on_sigterm:
+    with _ending_when_told() as end_when_told:
         if ray.is_initialized():
-            end_on_sigterm()
+            end_when_told()
             yield
             return
         joined = None
         try:
             _joined = joined = _join(cluster_address(address))
-            end_on_sigterm()
+            end_when_told()
             delete_abandoned()
             if joined.session:
                 note_ray_session(str(joined.session))
@@ -168,25 +170,52 @@ def joined_ray(address: str | None = None) -> Iterator[None]:
 
 def _join(cluster: str | None) -> _Joined:
     import ray
+    from ray.job_config import JobConfig
 
     told = logging.getLogger("raytorch").isEnabledFor(logging.DEBUG)  # else nothing of Ray and of the workers
     options: dict[str, Any] = {"log_to_driver": told, "logging_level": "INFO" if told else "ERROR"}
     if not cluster:
         options["include_dashboard"] = False
+    # Without it the workers import from the current folder first, also a torch.py that is there by chance (Ray 2.60).
+    options["job_config"] = JobConfig(_client_job=not _imports_from_here())
     _settle_reach()
     # A RAY_ADDRESS that is a dashboard's is hidden from ray.init, which would join it, and from what that starts.
     hidden = {"RAY_ADDRESS": None} if is_dashboard(os.environ.get("RAY_ADDRESS", "")) else {}
-    with environment(hidden), _taking_the_token(cluster):
+    with environment(hidden), _taking_the_token(cluster), _hang_ups_held():
         try:
             context = ray.init(cluster or "local", **options)
         except Exception as error:  # the type that Ray itself raises for a node that does not start (2.55 and 2.60)
             if cluster:
                 raise ClusterError(f"the cluster at {cluster} cannot be joined: {error}") from None
-            raise ClusterError(
-                f"no Ray starts on this machine: {error}; on a machine with too much to do it may the next time, else "
-                f"look at the logs in {tempfile.gettempdir()}/ray/session_latest/logs"
-            ) from None
+            raise ClusterError(f"no Ray starts on this machine: {error}; {_remedy(error)}") from None
     return _Joined(None if cluster else Path(context.address_info["session_dir"]))
+
+
+def _imports_from_here() -> bool:
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder has been deleted; go to one that is there, by cd, and try again") from None
+    return any(Path(entry).absolute() == here for entry in sys.path)
+
+
+def _remedy(error: Exception) -> str:
+    folder = tempfile.gettempdir()
+    if "AF_UNIX path" in str(error):
+        return f"set TMPDIR to a folder of at most {_LONGEST_TMPDIR} characters: {folder} has {len(folder)}"
+    logs = f"{folder}/ray/session_latest/logs"
+    return f"on a machine with too much to do it may the next time, else look at the logs in {logs}"
+
+
+@contextmanager
+def _hang_ups_held() -> Iterator[None]:
+    """Keep SIGHUP for after the block, and from the processes that start in it: Ray's have the same terminal, and have
+    to be there for a last checkpoint. Ray itself does so with SIGINT."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def has_own_ray() -> bool:
@@ -233,16 +262,17 @@ def _taking_the_token(cluster: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[Callable[[], Any]]:
-    """Let SIGTERM, by which a job is stopped, act like Ctrl-C from when what is yielded is called: after
-    ``ray.init``, which makes it an exit without a checkpoint. What was there before comes back."""
+def _ending_when_told() -> Iterator[Callable[[], Any]]:
+    """Let the signals that end a process act like Ctrl-C from when what is yielded is called: after ``ray.init``,
+    which makes SIGTERM an exit without a checkpoint. What was there before comes back."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    _before_sigterm.append(signal.getsignal(signal.SIGTERM))
+    handlers = interrupting_handlers()
+    _handlers_before.append({number: signal.getsignal(number) for number in handlers})
     try:
-        yield partial(signal.signal, signal.SIGTERM, signal.default_int_handler)
+        yield partial(set_handlers, handlers)
     finally:
-        before = _before_sigterm.pop()
-        if not _before_sigterm:  # the last to leave, who need not have been the first to come
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        before = _handlers_before.pop()
+        if not _handlers_before:  # the last to leave, who need not have been the first to come
+            set_handlers(before)

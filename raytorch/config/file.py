@@ -4,6 +4,7 @@ The file becomes a tree of nodes that know where they stand. Overrides are graft
 a value that pydantic refuses came from. What is allowed instead is read off the JSON schema.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -78,7 +79,8 @@ def dump_config(config: Section) -> str:
 def read(path: str | Path, kind: type[Section], least: str) -> yaml.MappingNode:
     """The tree of a file, which has to be a mapping; ``least`` says what an empty one lacks. Raises ConfigError."""
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            os.set_blocking(file.fileno(), True)  # waits for who writes to a pipe, as <(...) is; nobody is its end
             raw = file.read(tree.LARGEST + 1)  # of a device without end, say
     except FileNotFoundError:
         raise tree.invalid(f"{path}: no such file") from None

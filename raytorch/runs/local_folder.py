@@ -19,19 +19,20 @@ from typing import Any
 
 from raytorch.errors import RecordError, RunExistsError, StorageError, UserError
 from raytorch.system.deletion import delete_tree
+from raytorch.system.regular_files import open_regular
 
 LOCK_FILE = ".lock"
 CHUNK = 2**20
 BLOCK = 512
 """Bytes in which a file's room on the disk is counted, whatever its blocks are."""
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe without a writer would be waited for
+_READ = os.O_RDONLY | os.O_NOFOLLOW
 _FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
-_CHANGED = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+_CHANGED = os.O_RDWR | os.O_NOFOLLOW
 _NEW = os.O_WRONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL
 _GROWING = _CHANGED | os.O_CREAT
 _NO_FILE = (errno.ENXIO, errno.EISDIR)
-"""Why sockets, and folders that are to be written, cannot be opened."""
+"""Why what is no file, and folders that are to be written, cannot be opened."""
 
 
 class LocalFolder:
@@ -180,20 +181,15 @@ class LocalFolder:
             if link:
                 raise UserError(f"{link} is a link, which is not followed; put in its place what it leads to") from None
             if error.errno in _NO_FILE:
-                raise self._refusal(name) from None
+                raise RecordError(
+                    f"{self.path}/{name} is not a file, but a folder, a pipe or a device; move it away"
+                ) from None
             raise
 
     def _file(self, at: int, name: str, flags: int, mode: str) -> Any:
         """A regular file of this folder, which is in the folder ``at``, open."""
         with self._explaining(name):
-            descriptor = os.open(posixpath.basename(name), flags, 0o666, dir_fd=at)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-                raise self._refusal(name)
-            return os.fdopen(descriptor, mode)
-
-    def _refusal(self, name: str) -> RecordError:
-        return RecordError(f"{self.path}/{name} is not a file, but a folder, a pipe or a device; move it away")
+            return os.fdopen(open_regular(posixpath.basename(name), flags, at), mode)
 
     def _replace(self, at: int, name: str, content: bytes | Iterable[bytes]) -> None:
         partial = f".{name}.{token_hex(8)}.partial"

@@ -1,6 +1,7 @@
 """Kinds of models' files, found out by their content and without running anything in it."""
 
 import json
+import os
 import pickletools
 import zipfile
 from enum import StrEnum
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from raytorch.errors import ModelFileError
+from raytorch.system.regular_files import open_regular
 
 LONGEST_HEADER = 12 * 2**20
 """Bytes of a safetensors header at most: room for some 150,000 tensors. The format's own limit is 100 MB."""
@@ -71,12 +73,12 @@ _REMEDIES = {
 def require(path: Path, *expected: FileKind) -> FileKind:
     """What the file is, one of ``expected``. Raises ModelFileError: it is something else, or there is no such file."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             found = _detect(file, path.suffix)
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file") from None
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected a model's file") from None
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}; expected a model's file") from None
     if found not in expected:
         remedy = _REMEDIES.get(found, "write it again, or fetch it again")
         raise ModelFileError(f"{path} is {found}; expected {' or '.join(expected)}; {remedy}")

@@ -5,6 +5,7 @@ dictionaries with text as keys, lists, numbers, text, true, false and null. Numb
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from raytorch.errors import ModelFileError
 from raytorch.serialization.weights import load_tensors, save_tensors
+from raytorch.system.regular_files import open_regular
 
 STRUCTURE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
@@ -82,7 +84,7 @@ def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[s
 
 def _read_json(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             content = file.read(LARGEST_STRUCTURE + 1)
         if len(content) > LARGEST_STRUCTURE:
             raise _damaged(path, f"it has more than {LARGEST_STRUCTURE:,} bytes")
@@ -90,7 +92,7 @@ def _read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file") from None
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}; expected a file of JSON") from None
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}; expected a file of JSON") from None
     except (ValueError, RecursionError):
         raise _damaged(path, "it is not JSON") from None
 

@@ -1,7 +1,6 @@
 """The archive that files travel in with a job. Imports neither torch nor ray."""
 
 import os
-import stat
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import BinaryIO
 
 from raytorch.errors import PackageError
 from raytorch.service.projects import IGNORE_FILE, shown
+from raytorch.system.regular_files import open_regular
 
 LIMIT = 100 * 1024**2
 """Bytes of the largest archive that a Ray 2.60 dashboard accepts: its DASHBOARD_CLIENT_MAX_SIZE."""
@@ -26,7 +26,7 @@ def pack(root: Path, files: Mapping[Path, Path], archive: Path, limit: int = LIM
     with zipfile.ZipFile(archive, "w") as package:
         for name, path in files.items():
             try:
-                source = _open(path)
+                source = os.fdopen(open_regular(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")  # no link that is there now
             except FileNotFoundError:
                 gone.append(name)
                 continue
@@ -52,16 +52,6 @@ def mark(archive: Path, job_id: str) -> None:
     """
     with zipfile.ZipFile(archive, "a") as package:
         package.comment = job_id.encode()
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open a regular file: no link that has taken its place meanwhile, and no pipe that would be waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise OSError(0, "it is no regular file any more")
-    return file
 
 
 def _entry(name: Path, source: BinaryIO) -> zipfile.ZipInfo:

@@ -25,7 +25,7 @@ from raytorch.runs.storage import LARGEST_RECORD, LiveFiles, RunFolder, split
 from raytorch.service import exception_at_exit, secrets
 from raytorch.service.job import JobFailure, failure_raised, failure_told
 from raytorch.service.tracebacks import last_traceback, plain, shortened
-from raytorch.system.processes import POLL_S, adopt_orphans, children, end_children, living_children
+from raytorch.system.processes import POLL_S, adopt_orphans, children, end_children, living_children, set_handlers
 from raytorch.system.safe_text import cut, escaped
 from raytorch.system.temporary_folders import temporary_folder
 
@@ -72,13 +72,11 @@ class ScriptRun:
     @contextmanager
     def _noting_stops(self) -> Iterator[None]:
         """Note requests to stop, which reach the script as well: its end decides what is written down."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self._note_stop) for number in numbers}
+        before = set_handlers(dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._note_stop))
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+            set_handlers(before)
 
     def _follow(self, log: "Output", files: LiveFiles, own: Path | None) -> int:
         """Start the script, pass its output on, and wait for its end; ``own`` is that of :func:`_noting_exceptions`."""

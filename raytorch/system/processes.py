@@ -1,16 +1,17 @@
 """Processes of this machine: which one is meant, and what one has left behind. Imports nothing else of raytorch."""
 
 import ctypes
+import errno
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, NoReturn, Self
 
 POLL_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36
@@ -51,6 +52,31 @@ class Process:
         if found[_STATE] in "ZX":
             return False
         return None if self.began is None else found[_BEGAN] == str(self.began)
+
+
+def interrupting_handlers() -> dict[int, Any]:
+    """Handlers by which the signals that end a process act like Ctrl-C: SIGTERM, which stops a job, and SIGHUP, of a
+    terminal that is closed, unless that is ignored, as ``nohup`` has it."""
+    handlers: dict[int, Any] = {signal.SIGTERM: signal.default_int_handler}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = _hang_up
+    return handlers
+
+
+def _hang_up(*_: object) -> NoReturn:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the shell and the system may both send one
+    for stream in (1, 2):
+        try:
+            os.get_terminal_size(stream)
+        except OSError as error:
+            if error.errno == errno.EIO:  # a terminal that is gone: each word to it would be an error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    raise KeyboardInterrupt
+
+
+def set_handlers(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Handle signals so; answers the handlers that were there."""
+    return {number: signal.signal(number, handler or signal.SIG_DFL) for number, handler in handlers.items()}
 
 
 def adopt_orphans() -> None:

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def signal_handlers() -> Iterator[None]:
     """Hold a test to leave the handlers of signals as they were, on which others depend."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     after = [signal.getsignal(number) for number in numbers]

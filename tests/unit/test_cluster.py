@@ -2,8 +2,9 @@
 
 import os
 import signal
+import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 from ray.core.generated.common_pb2 import NodeDeathInfo
+from ray.job_config import JobConfig
 from whole_runs import plan
 
 from raytorch.cluster import token
@@ -22,6 +24,7 @@ from raytorch.runs.plan import RunPlan
 from raytorch.scaling import study as scaling
 from raytorch.sweeps import sweep
 from raytorch.sweeps.file import Sweep, Trial
+from raytorch.system.processes import set_handlers
 from raytorch.training import driver
 
 ONE_CPU = {"CPU": 1.0}
@@ -138,9 +141,11 @@ def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, s
 @pytest.mark.parametrize("starts", [True, False])
 def test_what_a_process_had_set_is_there_again_after_ray(monkeypatch: pytest.MonkeyPatch, starts: bool) -> None:
     init = ray.init
+    held: list[int] = []
 
     def init_as_ray_does(*arguments: Any, **options: Any) -> Any:
         signal.signal(signal.SIGTERM, lambda *_: None)
+        held.extend(signal.pthread_sigmask(signal.SIG_BLOCK, []))  # in the processes that it starts, too
         if not starts:
             raise RuntimeError("no room")
         return init(*arguments, **options)
@@ -148,15 +153,49 @@ def test_what_a_process_had_set_is_there_again_after_ray(monkeypatch: pytest.Mon
     def mine(*_: object) -> None: ...
 
     monkeypatch.setattr(ray, "init", init_as_ray_does)
-    settings, before = dict(os.environ), signal.signal(signal.SIGTERM, mine)
+    settings, before = dict(os.environ), set_handlers(dict.fromkeys((signal.SIGTERM, signal.SIGHUP), mine))
     try:
-        with suppress(ClusterError), joined_ray():
+        with nullcontext() if starts else pytest.raises(ClusterError), joined_ray():
             assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)  # of the shell that ends with its terminal
             assert os.environ.keys() > settings.keys()
-        assert signal.getsignal(signal.SIGTERM) is mine
+        assert {signal.getsignal(number) for number in before} == {mine}
+        assert signal.SIGHUP in held
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        set_handlers(before)
     assert dict(os.environ) == settings
+
+
+@pytest.mark.usefixtures("joined")
+def test_who_is_to_survive_its_terminal_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with joined_ray():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize("imports", [True, False])
+def test_workers_import_from_the_current_folder_if_this_process_does(
+    monkeypatch: pytest.MonkeyPatch, imports: bool
+) -> None:
+    init, given = ray.init, []
+
+    def init_with(*arguments: Any, job_config: JobConfig, **options: Any) -> Any:
+        given.append(job_config._client_job)  # Ray adds the current folder unless that is so
+        return init(*arguments, **options)
+
+    monkeypatch.setattr(ray, "init", init_with)
+    others = [entry for entry in sys.path if Path(entry).absolute() != Path.cwd()]
+    monkeypatch.setattr(sys, "path", ["", *others] if imports else others)
+    with joined_ray():
+        pass
+    assert given == [not imports]
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8265", "https://ray.example.com"])

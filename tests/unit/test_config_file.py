@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import jsonschema
@@ -179,3 +181,11 @@ def test_reading_a_config_imports_nothing_heavy() -> None:
     code = "import sys, raytorch.config.file; print(sorted({'torch', 'ray', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_a_shell_writes_into_a_pipe_is_waited_for() -> None:
+    with Popen(["/bin/sh", "-c", "read -r line; echo epochs: 3"], stdin=PIPE, stdout=PIPE) as writing:
+        assert writing.stdin
+        assert writing.stdout
+        threading.Timer(0.2, writing.stdin.close).start()
+        assert load_config(f"/dev/fd/{writing.stdout.fileno()}").epochs == 3

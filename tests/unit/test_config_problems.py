@@ -1,5 +1,6 @@
 """Reading a run's file: the message for each thing that it may not say."""
 
+import os
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -273,12 +274,14 @@ def test_of_many_problems_the_first_are_told_and_the_others_counted() -> None:
         ("nowhere.yaml", "nowhere.yaml: no such file"),
         ("folder", "folder: cannot be read: Is a directory"),
         ("latin1.yaml", "latin1.yaml:2: not UTF-8; save the file as UTF-8"),
+        ("pipe", "pipe: the file is empty; give at least epochs or steps"),
         ("a\0b", r"a\x00b: cannot be read: embedded null byte"),
         ("a\nb", r"a\nb: no such file"),
     ],
 )
 def test_a_file_that_cannot_be_read(path: str, problem: str) -> None:
     Path("folder").mkdir()
+    os.mkfifo("pipe")  # that nobody writes to
     Path("latin1.yaml").write_bytes("epochs: 1\nname: é".encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
         load_config(path)

@@ -163,7 +163,7 @@ def test_a_state_of_which_a_file_is_a_folder_is_refused(tmp_path: Path, name: st
     save_state({"a": torch.zeros(2)}, tmp_path)
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    with pytest.raises(ModelFileError, match=rf"{name} cannot be read: Is a directory"):
+    with pytest.raises(ModelFileError, match=rf"{name} cannot be read: it is not a file"):
         load_saved_state(tmp_path)
 
 

@@ -1,5 +1,7 @@
 """Exports: what is compared, what is refused, and what the command line says of it. Needs no Ray."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from raytorch.datasets import END
 from raytorch.errors import ExportError, UserError
 from raytorch.export import example, export_model
 from raytorch.models.networks import Architecture, Seq2Seq
+from raytorch.runs.local_folder import LocalFolder
 from raytorch.serialization import load_model, load_torchscript, save_model, script, trace
 from raytorch.serialization.comparison import batch_axes, fresh_inputs, require_agreement
 
@@ -358,3 +361,23 @@ def test_what_torchscript_does_not_know_is_told() -> None:
         script(Scripted())
     with pytest.raises(ExportError, match="Linear cannot be traced; script it in its place, or give it other inputs: "):
         trace(nn.Linear(3, 3), torch.ones(2, 2))
+
+
+def test_what_a_killed_export_has_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    killed = """
+import os, sys
+from pathlib import Path
+from raytorch import export
+from raytorch.config import MlpModel
+from raytorch.models.networks import Architecture
+export._write = lambda model, architecture, kind, path, *_: (path.touch(), os._exit(9))
+mlp = Architecture(MlpModel(hidden=[8]), (1, 4, 4), 3)
+export.export_model(mlp.build(), mlp, "safetensors", Path(sys.argv[1], "m.safetensors"))
+"""
+    assert subprocess.run([sys.executable, "-c", killed, tmp_path], check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    under_way = tmp_path / ".export-0123456789abcdef"
+    with LocalFolder(str(under_way)).locked():
+        export_model(MLP.build(), MLP, "safetensors", tmp_path / "m.safetensors", verify=False)
+        assert sorted(tmp_path.iterdir()) == [under_way, tmp_path / "m.safetensors"]
+    assert not left.exists()

@@ -199,7 +199,7 @@ def test_what_vanishes_or_changes_meanwhile_is_not_sent(tmp_path: Path) -> None:
         pack(project, files, tmp_path / "two.zip")
     (project / "turned.py").unlink()
     os.mkfifo(project / "turned.py")
-    with pytest.raises(PackageError, match=r"turned\.py cannot be read: it is no regular file any more"):
+    with pytest.raises(PackageError, match=r"turned\.py cannot be read: it is not a file"):
         pack(project, files, tmp_path / "three.zip")
 
 
