@@ -16,23 +16,8 @@ from raytorch.session import worker_functions
 from raytorch.tensor_ops import OVERRIDABLE
 
 FACTORIES = (
-    "arange",
-    "empty",
-    "empty_permuted",
-    "empty_strided",
-    "eye",
-    "full",
-    "linspace",
-    "logspace",
-    "ones",
-    "rand",
-    "randint",
-    "randn",
-    "randperm",
-    "scalar_tensor",
-    "tril_indices",
-    "triu_indices",
-    "zeros",
+    *("arange", "empty", "empty_permuted", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "rand"),
+    *("randint", "randn", "randperm", "scalar_tensor", "tril_indices", "triu_indices", "zeros"),
 )
 """Functions of torch that make a tensor from numbers alone: a session's methods of the same names."""
 
@@ -64,11 +49,7 @@ _DISPATCHED = "torch.ops."
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name under which the workers know ``function``.
-
-    Raises:
-        UnknownFunctionError: It is no function of PyTorch's or raytorch's that takes handles.
-    """
+    """The name under which the workers know ``function``. Raises UnknownFunctionError: it takes no handles."""
     if isinstance(function, OpOverload | OpOverloadPacket):
         return f"{_DISPATCHED}{function}"
     try:
@@ -81,11 +62,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def function_named(name: str) -> Callable[..., Any]:
-    """The function of that name.
-
-    Raises:
-        UnknownFunctionError: This worker's PyTorch has none.
-    """
+    """The function of that name. Raises UnknownFunctionError: this worker's PyTorch has none."""
     function = _operator(name) if name.startswith(_DISPATCHED) else _functions().get(name)
     if function is None:
         raise UnknownFunctionError(f"PyTorch {torch.__version__} on this worker has no function {name}")
