@@ -83,23 +83,8 @@ narrow = torch.narrow
 stack = torch.stack
 
 _NAMES = (
-    *(
-        "add",
-        "add_scalar",
-        "sub",
-        "mul",
-        "mul_scalar",
-        "div",
-        "matmul",
-        "cos",
-        "max",
-        "min",
-        "std",
-        "var",
-        "norm",
-        "gt",
-    ),
-    *("index", "select", "narrow", "stack"),
+    *("add", "add_scalar", "sub", "mul", "mul_scalar", "div", "matmul"),
+    *("cos", "max", "min", "std", "var", "norm", "gt", "index", "select", "narrow", "stack"),
 )
 TENSOR_OPS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in _NAMES}
 """Every operation by name, with the arguments of the PyTorch function."""

@@ -35,8 +35,7 @@ def outline(
 ) -> nn.Module:
     """Make what ``maker`` makes of the arguments, with tensors that have shapes alone; the arguments stay as they are.
 
-    Raises:
-        SessionError: It would take more than the bounds.
+    Raises SessionError: it would take more than the bounds.
     """
     if bounds and maker in _CLONING:
         _require_room(maker, args, kwargs, bounds.modules)

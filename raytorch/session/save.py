@@ -246,5 +246,4 @@ class _Pickler(Pickler):
         self._names = names
 
     def persistent_id(self, value: Any) -> Any:
-        """The name of what is saved elsewhere."""
         return self._names.reference(value)

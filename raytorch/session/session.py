@@ -18,7 +18,7 @@ from raytorch.errors import HandleError, RemoteOpError, SessionError
 from raytorch.optimizers import OPTIMIZERS
 from raytorch.session import worker_functions
 from raytorch.session.function_names import FACTORIES, function_named
-from raytorch.session.handles import HANDLES_PER_CLIENT, Reference
+from raytorch.session.handles import HANDLES_PER_CLIENT, Reference, first_of
 from raytorch.session.instruction_stream import Transport
 from raytorch.session.recorder import Recorder
 from raytorch.session.registry import HandleKind
@@ -89,7 +89,7 @@ class RemoteFactory:
             raise SessionError(f"there is no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
         factory = OPTIMIZERS[name] if isinstance(name, str) else name
         groups = list(parameters)
-        if _has_local_tensor(groups):
+        if first_of(Tensor, groups) is not None:
             raise SessionError("an optimizer would change copies of local tensors: give it session.module(...)'s")
         return self._create(RemoteOptimizer, factory, groups, **options)
 
@@ -333,10 +333,3 @@ class Session(RemoteFactory):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._close(tell=error is None)
-
-
-def _has_local_tensor(value: Any) -> bool:
-    """Tell whether there is one among parameters or groups of them."""
-    if isinstance(value, dict):
-        return _has_local_tensor(list(value.values()))
-    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_has_local_tensor, value)))
