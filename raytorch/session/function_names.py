@@ -2,8 +2,8 @@
 
 import functools
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -147,7 +147,9 @@ def _named() -> Iterator[tuple[str, Callable[..., Any]]]:
     for functions in get_overridable_functions().values():
         yield from ((str(resolve_name(function)), function) for function in functions)
     yield from _methods()
-    yield from ((name, _attribute(name)) for name in (*(f"torch.{factory}" for factory in FACTORIES), *_OTHERS))
+    yield from (
+        (name, pkgutil.resolve_name(name)) for name in (*(f"torch.{factory}" for factory in FACTORIES), *_OTHERS)
+    )
     yield from (OVERRIDABLE | worker_functions.PRIMITIVES | worker_functions.ON_WORKER).items()
     yield from _unlisted()
 
@@ -165,11 +167,6 @@ def _unlisted() -> Iterator[tuple[str, Callable[..., Any]]]:
         for name, function in inspect.getmembers(members, inspect.isroutine):
             if not name.startswith("__") and function.__module__ in (module, None):
                 yield f"{module}.{name}", function
-
-
-def _attribute(dotted: str) -> Any:
-    module, _, last = dotted.rpartition(".")
-    return getattr(import_module(module), last)
 
 
 def _operator(name: str) -> Callable[..., Any] | None:
