@@ -98,7 +98,12 @@ class CustomFunction:
 
     def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
         self.forward, self.backward = forward, backward
-        self._function = _function_class(forward, backward)
+        members = {
+            "forward": staticmethod(lambda ctx, *args: forward(Context(ctx), *args)),
+            "backward": staticmethod(lambda ctx, *grad_outputs: backward(Context(ctx), *grad_outputs)),
+        }
+        name = getattr(forward, "__name__", "CustomFunction")  # for PyTorch's messages
+        self._function: type[torch.autograd.Function] = type(name, (torch.autograd.Function,), members)
 
     @overridable
     def apply(self, *args: Any) -> Any:
@@ -132,12 +137,3 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return function(*args, **kwargs)
-
-
-def _function_class(forward: Callable[..., Any], backward: Callable[..., Any]) -> type[torch.autograd.Function]:
-    """The ``torch.autograd.Function`` of two functions, with the name of ``forward`` for PyTorch's messages."""
-    members = {
-        "forward": staticmethod(lambda ctx, *args: forward(Context(ctx), *args)),
-        "backward": staticmethod(lambda ctx, *grad_outputs: backward(Context(ctx), *grad_outputs)),
-    }
-    return type(getattr(forward, "__name__", "CustomFunction"), (torch.autograd.Function,), members)

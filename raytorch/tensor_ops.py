@@ -82,24 +82,9 @@ select = torch.select
 narrow = torch.narrow
 stack = torch.stack
 
-TENSOR_OPS: dict[str, Callable[..., Any]] = {
-    "add": add,
-    "add_scalar": add_scalar,
-    "sub": sub,
-    "mul": mul,
-    "mul_scalar": mul_scalar,
-    "div": div,
-    "matmul": matmul,
-    "cos": cos,
-    "max": max,
-    "min": min,
-    "std": std,
-    "var": var,
-    "norm": norm,
-    "gt": gt,
-    "index": index,
-    "select": select,
-    "narrow": narrow,
-    "stack": stack,
-}
+_NAMES = (
+    *("add", "add_scalar", "sub", "mul", "mul_scalar", "div", "matmul"),
+    *("cos", "max", "min", "std", "var", "norm", "gt", "index", "select", "narrow", "stack"),
+)
+TENSOR_OPS: dict[str, Callable[..., Any]] = {name: globals()[name] for name in _NAMES}
 """Every operation by name, with the arguments of the PyTorch function."""

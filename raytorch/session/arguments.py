@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from raytorch.errors import HandleError, SessionError
 from raytorch.session import function_names, worker_functions
-from raytorch.session.handles import Reference, first_reference
+from raytorch.session.handles import Reference, first_of
 from raytorch.session.pickling import Pickler, dumps
 from raytorch.session.program import MOST_PATTERNS, Leaf, Template
 from raytorch.session.tensor_transfer import Payload
@@ -63,22 +63,14 @@ class CallStructure(NamedTuple):
 
 
 class Arguments:
-    """The arguments of a call, taken apart into templates and leaves.
+    """The arguments of a call of ``rank`` alone, or of all, taken apart into templates and leaves.
 
-    Args:
-        recorder: What records the call.
-        function: What is called.
-        args: Its arguments.
-        kwargs: Those that are given by name.
-        rank: The only rank that is to execute it; None for all.
-        is_learned: Whether the kind of result is learned by the call's shape, which strings and keys are part of then.
-            Otherwise whatever is plain is a leaf, so that calls with ever other words are of one shape.
-        has_graph: Whether autograd is to see the call, so that local tensors that require grad are refused.
+    With ``is_learned`` the kind of result is learned by the call's shape, which strings and keys are part of then;
+    otherwise whatever is plain is a leaf, so that calls with ever other words are of one shape. With ``has_graph``
+    autograd is to see the call, so that local tensors that require grad are refused.
 
-    Raises:
-        UnknownFunctionError: The workers do not know the function.
-        HandleError: An argument is of another session.
-        SessionError: The arguments are on different ranks, or one of them cannot be sent.
+    Raises UnknownFunctionError; HandleError: an argument is of another session; SessionError: the arguments are on
+    different ranks, or one of them cannot be sent.
     """
 
     def __init__(
@@ -96,7 +88,7 @@ class Arguments:
         self._recorder, self._is_learned = recorder, is_learned
         self._is_differentiable = has_graph and not called.gives_value and torch.is_grad_enabled()
         self._is_operator = called.is_operator
-        self._meets_handle = is_learned or first_reference((args, kwargs)) is not None
+        self._meets_handle = is_learned or first_of(Reference, (args, kwargs)) is not None
         self._uploaded: list[Reference] = []  # kept until the call is recorded
         self.leaves: list[Any] = []
         self.has_code = False

@@ -2,8 +2,8 @@
 
 import functools
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,23 +16,8 @@ from raytorch.session import worker_functions
 from raytorch.tensor_ops import OVERRIDABLE
 
 FACTORIES = (
-    "arange",
-    "empty",
-    "empty_permuted",
-    "empty_strided",
-    "eye",
-    "full",
-    "linspace",
-    "logspace",
-    "ones",
-    "rand",
-    "randint",
-    "randn",
-    "randperm",
-    "scalar_tensor",
-    "tril_indices",
-    "triu_indices",
-    "zeros",
+    *("arange", "empty", "empty_permuted", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "rand"),
+    *("randint", "randn", "randperm", "scalar_tensor", "tril_indices", "triu_indices", "zeros"),
 )
 """Functions of torch that make a tensor from numbers alone: a session's methods of the same names."""
 
@@ -64,11 +49,7 @@ _DISPATCHED = "torch.ops."
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name under which the workers know ``function``.
-
-    Raises:
-        UnknownFunctionError: It is no function of PyTorch's or raytorch's that takes handles.
-    """
+    """The name under which the workers know ``function``. Raises UnknownFunctionError: it takes no handles."""
     if isinstance(function, OpOverload | OpOverloadPacket):
         return f"{_DISPATCHED}{function}"
     try:
@@ -81,11 +62,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def function_named(name: str) -> Callable[..., Any]:
-    """The function of that name.
-
-    Raises:
-        UnknownFunctionError: This worker's PyTorch has none.
-    """
+    """The function of that name. Raises UnknownFunctionError: this worker's PyTorch has none."""
     function = _operator(name) if name.startswith(_DISPATCHED) else _functions().get(name)
     if function is None:
         raise UnknownFunctionError(f"PyTorch {torch.__version__} on this worker has no function {name}")
@@ -170,7 +147,9 @@ def _named() -> Iterator[tuple[str, Callable[..., Any]]]:
     for functions in get_overridable_functions().values():
         yield from ((str(resolve_name(function)), function) for function in functions)
     yield from _methods()
-    yield from ((name, _attribute(name)) for name in (*(f"torch.{factory}" for factory in FACTORIES), *_OTHERS))
+    yield from (
+        (name, pkgutil.resolve_name(name)) for name in (*(f"torch.{factory}" for factory in FACTORIES), *_OTHERS)
+    )
     yield from (OVERRIDABLE | worker_functions.PRIMITIVES | worker_functions.ON_WORKER).items()
     yield from _unlisted()
 
@@ -188,11 +167,6 @@ def _unlisted() -> Iterator[tuple[str, Callable[..., Any]]]:
         for name, function in inspect.getmembers(members, inspect.isroutine):
             if not name.startswith("__") and function.__module__ in (module, None):
                 yield f"{module}.{name}", function
-
-
-def _attribute(dotted: str) -> Any:
-    module, _, last = dotted.rpartition(".")
-    return getattr(import_module(module), last)
 
 
 def _operator(name: str) -> Callable[..., Any] | None:

@@ -1,9 +1,11 @@
 """Handles on the client: what stands for a value on the workers, which is freed when its Python object dies."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from raytorch.errors import SessionError
+
+T = TypeVar("T")
 
 HANDLES_PER_CLIENT = 1 << 40
 
@@ -39,13 +41,13 @@ class Reference:
         self._recorder.stream.free(self._handle)
 
 
-def first_reference(values: Iterable[Any]) -> Reference | None:
-    """The first reference among values, and in the lists, tuples and dictionaries among them."""
+def first_of(kind: type[T], values: Iterable[Any]) -> T | None:
+    """The first of a type among values, and in the lists, tuples and dictionaries among them."""
     for value in values:
-        if isinstance(value, Reference):
+        if isinstance(value, kind):
             return value
         if isinstance(value, tuple | list | dict):
-            found = first_reference(value.values() if isinstance(value, dict) else value)
+            found = first_of(kind, value.values() if isinstance(value, dict) else value)
             if found is not None:
                 return found
     return None

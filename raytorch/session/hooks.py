@@ -21,14 +21,7 @@ _UNCHANGED = (
 
 
 def require_hooks_without_effects(values: Iterable[Any]) -> None:
-    """Refuse hooks that change something of the client's, of which the workers would have a copy.
-
-    Args:
-        values: The arguments of a method that registers a hook.
-
-    Raises:
-        SessionError: A function among them is made to change something that it does not get as an argument.
-    """
+    """Refuse hooks that change what they do not get as arguments: workers have a copy. Raises SessionError."""
     for value in values:
         for name in _changed_by(value, set()):
             raise SessionError(

@@ -159,11 +159,7 @@ class Stream:
         self.raise_error(of_any_thread=of_any_thread)
 
     def raise_error(self, *, of_any_thread: bool = False) -> None:
-        """Raise the first error that this thread has yet to be told of, if there is one.
-
-        Args:
-            of_any_thread: Whether also those of what other threads recorded, which else are left for them.
-        """
+        """Raise the first error that this thread, or any, has yet to be told of; else those of others wait for them."""
         if not self._untold:
             return
         with self._lock:

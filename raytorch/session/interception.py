@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from raytorch.errors import SessionError
 from raytorch.session import function_names, worker_functions
-from raytorch.session.handles import Reference, first_reference
+from raytorch.session.handles import Reference, first_of
 
 
 @functools.cache
@@ -37,11 +37,11 @@ def _giving_over(plain: Any) -> Callable[..., Any]:
     """``torch.autograd.Function.apply``, which by itself leaves out backward where the arguments are handles."""
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-        reference = first_reference((*args, *kwargs.values()))
+        reference = first_of(Reference, (*args, *kwargs.values()))
         if reference is not None:
             return reference._recorder.call(worker_functions.apply, (cls, *args), kwargs)
         result = plain.__get__(None, cls)(*args, **kwargs)
-        if first_reference([result]) is not None:
+        if first_of(Reference, [result]) is not None:
             raise SessionError(
                 f"{cls.__name__}.forward uses a handle that is none of its arguments, so that backward would be left "
                 "out: make it one"
@@ -70,7 +70,7 @@ def _giving_over_lists(name: str, plain: Callable[..., Any]) -> Callable[..., An
     def public(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tuple(map(_listed, args)), {key: _listed(value) for key, value in kwargs.items()}
         values = (*args, *kwargs.values())
-        reference = first_reference(values)
+        reference = first_of(Reference, values)
         if reference is None:
             return plain(*args, **kwargs)
         if any(isinstance(part, Tensor) for value in values if isinstance(value, list | tuple) for part in value):
@@ -92,7 +92,7 @@ def _refusing_handles(name: str, forward: Callable[..., Any]) -> Callable[..., A
 
     @functools.wraps(forward)
     def refusing(*args: Any, **kwargs: Any) -> Any:
-        if first_reference((*args, *kwargs.values())) is not None:
+        if first_of(Reference, (*args, *kwargs.values())) is not None:
             raise SessionError(
                 f"{name}.apply was given another name before the session began, so that backward would be left out: "
                 f"call {name}.apply() itself, or name it later"

@@ -42,11 +42,7 @@ class _Client:
 class Interpreter:
     """Executes instructions in order, as eager PyTorch, on one worker.
 
-    Args:
-        registry: What the handles name.
-        rank: This worker's rank.
-        device: Where tensors are made that come from the client or from a factory.
-        peers: The way to the other ranks, if there are any to communicate with.
+    What comes from the client or a factory is made on ``device``. There are ``peers`` if there are other ranks.
     """
 
     def __init__(
@@ -64,12 +60,7 @@ class Interpreter:
         self._answer: Any = None
 
     def execute(self, packed: bytes, attachments: Sequence[Any] = ()) -> Report:
-        """Run a program; what a failed instruction gives has failed too, and the others go on.
-
-        Args:
-            packed: See :meth:`Program.pack`.
-            attachments: What the instructions' ATTACHMENT leaves point to.
-        """
+        """Run a packed program; what a failed instruction gives has failed too, and the others go on."""
         program = Program.unpack(packed)
         state = self._clients.setdefault(program.client, _Client())
         state.programs += 1

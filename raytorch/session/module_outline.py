@@ -35,20 +35,15 @@ def outline(
 ) -> nn.Module:
     """Make what ``maker`` makes of the arguments, with tensors that have shapes alone; the arguments stay as they are.
 
-    Raises:
-        SessionError: It would take more than the bounds.
+    Raises SessionError: it would take more than the bounds.
     """
     if bounds and maker in _CLONING:
-        _require_room(maker, args, kwargs, bounds.modules)
+        layer, count, *_ = inspect.signature(maker).bind(*args, **kwargs).args
+        if not isinstance(layer, nn.Module) or count * len(list(layer.modules())) > bounds.modules:
+            raise SessionError(f"{count} layers are more than the {bounds.modules} modules that it lists")
     with _WithoutMemory(bounds):
         made: nn.Module = maker(*args, **kwargs)
     return made
-
-
-def _require_room(maker: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], modules: int) -> None:
-    layer, count, *_ = inspect.signature(maker).bind(*args, **kwargs).args
-    if not isinstance(layer, nn.Module) or count * len(list(layer.modules())) > modules:
-        raise SessionError(f"{count} layers are more than the {modules} modules that it lists")
 
 
 class WithinBounds(TorchDispatchMode):

@@ -78,8 +78,7 @@ class Modes(NamedTuple):
     def current(cls) -> "Modes":
         """That of this thread: ``torch.no_grad``, ``torch.autocast``, of whichever device type, and their like.
 
-        Raises:
-            SessionError: The thread is in a block that acts on local tensors, which would do nothing on the workers.
+        Raises SessionError: the thread is in a block that acts on local tensors, which would do nothing on the workers.
         """
         if torch._C._len_torch_dispatch_stack():
             raise SessionError(_ACTS_HERE.format("a TorchDispatchMode (FlopCounterMode, FakeTensorMode)"))
@@ -269,12 +268,7 @@ copyreg.pickle(torch.memory_format, lambda value: (memory_format, (str(value).re
 
 
 def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callable[[Iterator[Any]], Any]:
-    """A function that builds an argument from the leaves of an instruction, which it takes in order.
-
-    Args:
-        template: The argument's structure.
-        on_leaf: For each but ``Leaf.VALUE``, what makes the argument of a leaf.
-    """
+    """A function that builds an argument from leaves, in order; ``on_leaf`` converts each kind but ``Leaf.VALUE``."""
     if template == Leaf.VALUE:
         return next
     if isinstance(template, str):

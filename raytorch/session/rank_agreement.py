@@ -28,9 +28,7 @@ _FAILED, _ENDED = "failed", "ended"
 class CannotRun(Exception):  # noqa: N818 - a signal
     """A call cannot be made: an argument is what a failed operation did not give, or another rank fails in it.
 
-    Args:
-        error: That operation's, or the other rank's.
-        others: The error again if it is another rank's, which this one is to tell of too.
+    ``others`` has the error again if it is another rank's, which this one is to tell of too.
     """
 
     def __init__(self, error: RemoteOpError, *others: RemoteOpError) -> None:
@@ -71,12 +69,7 @@ class _Announcement(NamedTuple):
 class Peers:
     """This rank's way to the others. Used by the one thread that executes programs.
 
-    Args:
-        store: A connection to the ranks' store that nobody else uses.
-        rank: This rank.
-        world_size: Number of ranks.
-        group: Their process group.
-        timeout_s: Seconds for which a rank waits for the others.
+    ``store`` is a connection to the ranks' store that nobody else uses; a rank waits ``timeout_s`` for the others.
     """
 
     def __init__(self, store: Any, *, rank: int, world_size: int, group: Group, timeout_s: float) -> None:
@@ -124,13 +117,7 @@ class Peers:
     ) -> None:
         """Make a joint call; if it fails on a rank it does on all of them, with the error of the first.
 
-        Args:
-            origin: The client that recorded it, the number of the program, and the place in that.
-            call: Makes it.
-            described: The error to be told of one that this rank met.
-
-        Raises:
-            CannotRun: An argument has failed, or another rank was the first to fail.
+        ``described`` gives what to tell of an error. Raises CannotRun: an argument has failed, or another rank before.
         """
         try:
             with self.joint_call(*origin):
@@ -153,14 +140,9 @@ class Peers:
     def agree(self, what: str, *, is_whole: bool = False) -> None:
         """Wait until all ranks are here, about to do the same, in a process group that all of them are in.
 
-        Args:
-            what: What this rank is about to do: the same words on every rank.
-            is_whole: Whether this covers all that the joint call does, the agreement of a collective included.
-
-        Raises:
-            RemoteOpError: Another rank has failed; its error.
-            SessionError: Another rank does not take part, or this one is not in a joint call.
-            UserError: The ranks are about to do different things.
+        With ``is_whole`` this covers all that the joint call does, the agreement of a collective included. Raises
+        RemoteOpError, another rank's; SessionError: another rank does not take part, or this one is not in a joint
+        call; UserError: the ranks are about to do different things.
         """
         if not self._is_joint:
             raise SessionError(f"{what} needs every rank, and this call is executed on rank {self._rank} alone")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -20,7 +20,9 @@ from raytorch.session.program import NOWHERE, Leaf, Modes, Pattern, Report, Resu
 from raytorch.session.registry import HandleKind
 from raytorch.session.remote_objects import RemoteObject, stand_in
 from raytorch.session.remote_tensor import RemoteTensor
-from raytorch.session.result_structure import Description, count_held, fixed_tensors, is_tensor, rebuild
+from raytorch.session.result_structure import Description, count_held, is_tensor, rebuild
+
+R = TypeVar("R", bound=Reference)
 
 _OWN_PACKAGES = {"raytorch", "torch"}
 
@@ -38,12 +40,7 @@ class _Plan(NamedTuple):
 
 
 class Recorder:
-    """Records the calls of one client of a session.
-
-    Args:
-        transport: The way to the workers.
-        client: The client's number in the session; the first is 0.
-    """
+    """Records the calls of one client of a session, by its number; the first is 0."""
 
     def __init__(self, transport: Transport, *, client: int = 0) -> None:
         self.stream = Stream(transport, client)
@@ -67,13 +64,7 @@ class Recorder:
         """Record a call of a PyTorch function; waits only for what is not a tensor.
 
         The first call of a function with arguments of some structure waits too, as nothing is known of its result.
-
-        Returns:
-            A stand-in for a tensor, a sequence of them, or the value if it can leave the worker.
-
-        Raises:
-            RemoteOpError: A value was asked for, and this call or an earlier one failed.
-            SessionLostError: The session has ended.
+        Raises RemoteOpError (a value was asked for, and this call or an earlier one failed), SessionLostError.
         """
         if not kwargs and rank is None and (repeated := self._repeat(function, args)) is not None:
             return repeated
@@ -103,11 +94,11 @@ class Recorder:
         return kind(tensors)
 
     def keep(
-        self, kind: HandleKind, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any
-    ) -> Any:
+        self, remote: type[R], function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any
+    ) -> R:
         """Record a call whose result, of a known kind, stays on the workers; waits for nothing."""
         arguments = Arguments(self, function, args, kwargs, rank)
-        held = stand_in(kind)(self, next(self._handles), arguments.rank)
+        held = remote(self, next(self._handles), arguments.rank)
         self._record(arguments, ResultKind.KEEP, held._handle)
         return held
 
@@ -116,34 +107,20 @@ class Recorder:
         self._record(Arguments(self, function, args, kwargs, rank), ResultKind.DROP, NOWHERE)
 
     def ask(self, function: Callable[..., Any], *args: Any, rank: int | None = None, **kwargs: Any) -> Any:
-        """Call a function and wait for its result; that of the lowest rank where several have one.
-
-        Raises:
-            RemoteOpError: This call or an earlier one failed.
-            SessionLostError: The session has ended.
-        """
+        """Call a function and wait for its result, the lowest rank's. Raises RemoteOpError, SessionLostError."""
         return self._ask_and_tell(Arguments(self, function, args, kwargs, rank))
 
     def run(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], rank: int | None
     ) -> Any:
-        """Call a function of the user's and wait for its result, as :meth:`ask` does.
-
-        Raises:
-            SessionError: A local tensor that requires grad is an argument, or in one beside a handle.
-        """
+        """Call a function of the user's, as :meth:`ask` does. Raises SessionError too: a local tensor requires grad."""
         self.changes += any(isinstance(value, RemoteObject) for value in (*args, *kwargs.values()))
         return self._ask_and_tell(
             Arguments(self, worker_functions.call, (function, *args), kwargs, rank, has_graph=True)
         )
 
     def ask_all(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """Call a function on every rank that has the arguments, and wait for the results, which are plain values.
-
-        Raises:
-            RemoteOpError: This call or an earlier one failed.
-            SessionLostError: The session has ended.
-        """
+        """As :meth:`ask`, on every rank that has the arguments; the results are plain values."""
         arguments = Arguments(self, function, args, kwargs, None)
         everywhere = range(self.stream.transport.world_size)
         pattern = self._pattern(arguments.structure, arguments.rank, ResultKind.ANSWER)
@@ -153,7 +130,7 @@ class Recorder:
             self._raise(report, NOWHERE)
         return [rebuild(report.answer, _refuse_held) for report in reports]
 
-    def upload(self, parts: Parts, rank: int | None = None) -> Any:
+    def upload(self, parts: Parts, rank: int | None = None) -> RemoteTensor:
         """Record that a tensor is made of the client's data: one payload for all ranks, for ``rank``, or for each."""
         if rank is not None:
             parts = [parts[0] if place == rank else None for place in range(self.stream.transport.world_size)]
@@ -321,7 +298,10 @@ def _expectation(answer: Description, function: Function) -> Any:
         return ResultKind.TENSOR
     if answer[0] == "value" and answer[1] is None and not function.on_object:  # an object may have a result later
         return ResultKind.DROP
-    return fixed_tensors(answer) or ResultKind.ANSWER
+    match answer:
+        case ("sequence", kind, parts) if kind.__module__ == "torch.return_types" and all(map(is_tensor, parts)):
+            return kind, len(parts)  # a named tuple of PyTorch's, whose length is fixed
+    return ResultKind.ANSWER
 
 
 def _refuse_held(kind: HandleKind) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from raytorch.errors import SessionError
 from raytorch.session import worker_functions
 from raytorch.session.function_names import BINARY, SETTABLE
-from raytorch.session.handles import Reference, first_reference
+from raytorch.session.handles import Reference, first_of
 from raytorch.session.hooks import require_hooks_without_effects
 
 
@@ -36,7 +36,7 @@ class RemoteTensor(Reference):
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """How PyTorch calls its functions on handles."""
-        handle = first_reference((args, kwargs))
+        handle = first_of(Reference, (args, kwargs))
         assert handle is not None
         return handle._recorder.call(function, args, kwargs)
 

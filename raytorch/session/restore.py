@@ -24,7 +24,7 @@ from raytorch.session.module_outline import MOST_LEVELS, MOST_PLACES, Bounds, Wi
 from raytorch.session.registry import Recipe, Registry
 from raytorch.session.saved_files import SavedObject, SavedSession, Tensors, open_tensors, read_own_code, read_session
 from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
-from raytorch.session.saved_values import decode
+from raytorch.session.saved_values import Naming, decode
 from raytorch.training.reproducibility import generator_states, set_generator_states
 
 
@@ -46,13 +46,16 @@ def restore(registry: Registry, folder: Path, device: torch.device, *, trust: bo
     session = read_session(folder, trust=trust)
     own = read_own_code(folder, session) if session.own_code else []
     with _keeping_generators(device):
-        with open_tensors(folder) as tensors, _explaining(folder), WithinBounds(_bounds(session, tensors)):
-            found = _Found(session, tensors, own, device)
-            found.make_objects(registry)
-            found.load_states()
-            found.put_gradients()
-            values = found.values()
-            set_generator_states(found.generators(), device)
+        with open_tensors(folder) as tensors, _explaining(folder):
+            count, nbytes = len(tensors.shapes), tensors.nbytes(tensors.shapes)
+            bounds = None if own else Bounds(tensors=count, nbytes=nbytes, modules=0)  # code that is trusted has none
+            with WithinBounds(bounds):
+                found = _Found(session, tensors, own, device)
+                found.make_objects(registry)
+                found.load_states()
+                found.put_gradients()
+                values = found.values()
+                set_generator_states(found.generators(), device)
         try:
             for handle, value in values.items():
                 registry.put(handle, value)
@@ -71,12 +74,6 @@ def _keeping_generators(device: torch.device) -> Iterator[None]:
     except BaseException:
         set_generator_states(before, device)
         raise
-
-
-def _bounds(session: SavedSession, tensors: Tensors) -> Bounds | None:
-    """What making all objects and loading their states may take; there is no limit for code that the caller trusts."""
-    names = list(tensors.shapes)
-    return None if session.own_code else Bounds(tensors=len(names), nbytes=tensors.nbytes(names), modules=0)
 
 
 @contextmanager
@@ -108,6 +105,10 @@ class _Found:
             if kind == "in":
                 self._of_object.setdefault(rest.partition("/")[0], []).append(name)
 
+    @property
+    def _named(self) -> Naming:  # anew each time: an attribute would be a cycle, which keeps all tensors for a while
+        return {"tensor": self.tensor, "object": self.object, "own": self.own}
+
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name. Raises SessionError."""
         if name not in self._known:
@@ -125,22 +126,19 @@ class _Found:
         return self._view(name).clone().to(self._device)
 
     def object(self, number: int) -> Any:
-        """The object of that number. Raises SessionError."""
         if not 0 <= number < len(self._objects):
             raise SessionError(f"object {number} is not there, or not yet")
         return self._objects[number]
 
     def own(self, number: int) -> Any:
-        """The user's own value of that number. Raises SessionError."""
         if not 0 <= number < len(self._own):
             raise SessionError(f"own value {number} is not there")
         return _Unpickler(self._own[number], self).load()
 
     def make_objects(self, registry: Registry) -> None:
-        """Make all objects, in their order."""
         for number, saved in enumerate(self._session.objects):
-            factory, args = self._maker(saved.make), tuple(decode(saved.args, self))
-            kwargs = {name: decode(value, self) for name, value in saved.kwargs.items()}
+            factory, args = self._maker(saved.make), tuple(decode(saved.args, self._named))
+            kwargs = {name: decode(value, self._named) for name, value in saved.kwargs.items()}
             recipe = _without_whole_factor(Recipe(factory, args, kwargs))
             self._require_sizes(number, saved, recipe)
             made = recipe.make(self._device)
@@ -150,7 +148,7 @@ class _Found:
             self._take_places(number, made)
             if isinstance(made, Optimizer):
                 for group in saved.groups[len(made.param_groups) :]:
-                    made.add_param_group({"params": decode(group, self)})
+                    made.add_param_group({"params": decode(group, self._named)})
             registry.recipes[made] = recipe
 
     def load_states(self) -> None:
@@ -160,7 +158,7 @@ class _Found:
                 with torch.no_grad():
                     tensor.copy_(self._view(name))
         for made, saved in zip(self._objects, self._session.objects, strict=True):
-            state = decode(saved.state, self)
+            state = decode(saved.state, self._named)
             if state is not None:
                 _load_state(made, state)
             if isinstance(made, nn.Module):
@@ -168,17 +166,14 @@ class _Found:
                     module.training = saved.modes.get(place, module.training)
 
     def put_gradients(self) -> None:
-        """Give leaves the gradients that they had."""
         for name in self._tensors.shapes:
             if name.startswith("grad/"):
                 self.tensor(name.removeprefix("grad/")).grad = self.content(name)
 
     def values(self) -> dict[int, Any]:
-        """Values that the handles name."""
-        return {int(handle): decode(name.model_dump(), self) for handle, name in self._session.handles.items()}
+        return {int(handle): decode(name.model_dump(), self._named) for handle, name in self._session.handles.items()}
 
     def generators(self) -> dict[str, Tensor]:
-        """The states of the generators."""
         return {name: self._view(f"generator/{name}").clone() for name in self._session.generators}
 
     def _view(self, name: str) -> Tensor:
@@ -276,6 +271,5 @@ class _Unpickler(pickle.Unpickler):
         self._found = found
 
     def persistent_load(self, name: Any) -> Any:
-        """Return what a name stands for."""
         kind, rest = name
         return self._found.tensor(rest) if kind == "tensor" else self._found.object(rest)

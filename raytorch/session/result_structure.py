@@ -18,31 +18,15 @@ Description = tuple[Any, ...]
 ``("sequence", type, descriptions)`` and ``("mapping", keys, descriptions, type)``."""
 
 PLAIN = (
-    type(None),
-    type(NotImplemented),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    torch.Size,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    np.ndarray,
-    np.generic,
-    Payload,
+    *(type(None), type(NotImplemented), bool, int, float, complex, str, bytes),
+    *(torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format),
+    *(np.ndarray, np.generic, Payload),
 )
 """Types whose values are sent to the client as they are."""
 
 
 def describe(value: Any, held: list[Any]) -> Description:
-    """The structure of ``value``; what has to stay on the worker is appended to ``held``, in order.
-
-    Raises what a part raises that cannot be sent to the client.
-    """
+    """The structure of ``value``; what has to stay on the worker is appended to ``held``. Raises: it cannot be sent."""
     if isinstance(value, Payload) and value.nbytes <= INLINE:
         return ("payload", *value.words())
     if isinstance(value, PLAIN):
@@ -107,14 +91,6 @@ def count_held(description: Description) -> int:
     if description[0] in ("sequence", "mapping"):
         return sum(map(count_held, description[2]))
     return int(description[0] == "held")
-
-
-def fixed_tensors(description: Description) -> tuple[Callable[[list[Any]], Any], int] | None:
-    """For a named tuple of PyTorch's that has tensors only, whose length is fixed: what builds it, and the length."""
-    match description:
-        case ("sequence", kind, parts) if kind.__module__ == "torch.return_types":
-            return (kind, len(parts)) if all(is_tensor(part) for part in parts) else None
-    return None
 
 
 def is_tensor(description: Description) -> bool:

@@ -25,7 +25,7 @@ from raytorch.session.pickling import Pickler
 from raytorch.session.registry import Recipe, Registry
 from raytorch.session.saved_files import FORMAT, OWN_CODE, SESSION, TENSORS, SavedObject, SavedSession, written
 from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
-from raytorch.session.saved_values import Unsaved, encode
+from raytorch.session.saved_values import Naming, Unsaved, encode
 from raytorch.training.reproducibility import generator_states
 
 
@@ -72,14 +72,18 @@ class _Names:
         self._complex: list[str] = []
         self._places = 0
 
+    @property
+    def _naming(self) -> Naming:  # anew each time: an attribute would be a cycle, which keeps all tensors for a while
+        return {"tensor": self.of_tensor, "object": self.of_object, "own": self.of_own}
+
     def add_object(self, made: Any, recipe: Recipe) -> None:
         """Number an object, and name the tensors in it that have no name yet, if it can be saved."""
         kept, self._in_work = len(self.own), made
         try:
             name = name_of(recipe.factory)
             make = name if name in MAKERS else self.of_own(recipe.factory)
-            args = encode(list(recipe.args), self)
-            kwargs = {key: encode(value, self) for key, value in recipe.kwargs.items()}
+            args = encode(list(recipe.args), self._naming)
+            kwargs = {key: encode(value, self._naming) for key, value in recipe.kwargs.items()}
             places = self._unnamed(made)
             if name in MAKERS:
                 self._require_restorable(made, recipe, places)
@@ -195,7 +199,7 @@ class _Names:
 
     def _encoded(self, made: Any, value: Any) -> Any:
         try:
-            return encode(value, self)
+            return encode(value, self._naming)
         except Unsaved as unsaved:
             raise SessionError(f"the state of a {type(made).__name__} cannot be saved: {unsaved}") from None
 
@@ -242,5 +246,4 @@ class _Pickler(Pickler):
         self._names = names
 
     def persistent_id(self, value: Any) -> Any:
-        """The name of what is saved elsewhere."""
         return self._names.reference(value)

@@ -46,14 +46,10 @@ class SavedObject(_Part):
 
 
 class TensorOf(_Part):
-    """A handle of a tensor."""
-
     tensor: Name
 
 
 class ObjectOf(_Part):
-    """A handle of an object."""
-
     object: int
 
 

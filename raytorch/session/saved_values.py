@@ -6,8 +6,8 @@ object of one key, which says what it is; docs/saved-sessions.md has them all.
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,33 +25,12 @@ class Unsaved(Exception):  # noqa: N818 - a signal
     """A value cannot be saved."""
 
 
-class Names(Protocol):
-    """Giver of names while a session is saved."""
-
-    def of_tensor(self, tensor: Tensor) -> str:
-        """The name of a tensor. Raises Unsaved."""
-
-    def of_object(self, value: Any) -> int:
-        """The number of an object with a state. Raises Unsaved."""
-
-    def of_own(self, value: Any) -> int:
-        """The number of a value of the user's own. Raises Unsaved."""
+Naming = Mapping[str, Callable[[Any], Any]]
+"""For ``"tensor"``, ``"object"`` (which has a state) and ``"own"`` (a value of the user's own) what gives the name of a
+value while a session is saved, or raises Unsaved; and the value of a name while it is restored, or SessionError."""
 
 
-class Named(Protocol):
-    """Values that names stand for while a session is restored. Raises SessionError: they stand for nothing."""
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor of that name."""
-
-    def object(self, number: int) -> Any:
-        """The object of that number."""
-
-    def own(self, number: int) -> Any:
-        """The user's own value of that number."""
-
-
-def encode(value: Any, names: Names, depth: int = 0) -> Any:
+def encode(value: Any, names: Naming, depth: int = 0) -> Any:
     """A value as JSON. Raises Unsaved."""
     if depth > DEEPEST:
         raise Unsaved(f"its arguments are nested in more than {DEEPEST} levels")
@@ -70,17 +49,17 @@ def encode(value: Any, names: Names, depth: int = 0) -> Any:
     return _encode_other(value, names, depth)
 
 
-def _encode_other(value: Any, names: Names, depth: int) -> Any:
+def _encode_other(value: Any, names: Naming, depth: int) -> Any:
     if isinstance(value, np.generic):
         return encode(value.item(), names, depth + 1)
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, Tensor):
-        return {"tensor": names.of_tensor(value)}
+        return {"tensor": names["tensor"](value)}
     if isinstance(value, STATEFUL):
-        return {"object": names.of_object(value)}
+        return {"object": names["object"](value)}
     name = name_of(value)
-    return {"function": name} if name in ACTIVATIONS else {"own": names.of_own(value)}
+    return {"function": name} if name in ACTIVATIONS else {"own": names["own"](value)}
 
 
 _SEQUENCES: dict[type, str] = {list: "", tuple: "tuple", torch.Size: "size"}
@@ -91,7 +70,7 @@ _WORDS: dict[type, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def decode(value: Any, named: Named, depth: int = 0) -> Any:
+def decode(value: Any, named: Naming, depth: int = 0) -> Any:
     """The value that :func:`encode` wrote. Raises SessionError: of no known kind, or it names what is not there."""
     if depth > DEEPEST:
         raise SessionError(f"its values are nested in more than {DEEPEST} levels")
@@ -110,7 +89,7 @@ def decode(value: Any, named: Named, depth: int = 0) -> Any:
     raise SessionError(f"{str(value)[:80]!r} is no value of a saved session")
 
 
-def _pairs(content: list[Any], named: Named, depth: int) -> list[tuple[Any, Any]]:
+def _pairs(content: list[Any], named: Naming, depth: int) -> list[tuple[Any, Any]]:
     pairs = [decode(pair, named, depth + 1) for pair in content]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise SessionError("a dictionary is not a list of pairs")
@@ -141,7 +120,7 @@ def _one_of(table: dict[str, Any], name: str, what: str) -> Any:
 
 
 _LONGEST_NUMBER = 40
-_READERS: dict[str, tuple[type, Callable[[Any, Named, int], Any]]] = {
+_READERS: dict[str, tuple[type, Callable[[Any, Naming, int], Any]]] = {
     "tuple": (list, lambda content, named, depth: tuple(decode(content, named, depth + 1))),
     "dict": (list, lambda content, named, depth: dict(_pairs(content, named, depth))),
     "counter": (list, lambda content, named, depth: Counter(dict(_pairs(content, named, depth)))),
@@ -151,7 +130,7 @@ _READERS: dict[str, tuple[type, Callable[[Any, Named, int], Any]]] = {
     "dtype": (str, lambda content, named, depth: _one_of(DTYPES, content, "dtype")),
     "device": (str, lambda content, named, depth: torch.device(content)),
     "function": (str, lambda content, named, depth: _one_of(ACTIVATIONS, content, "function")),
-    "tensor": (str, lambda content, named, depth: named.tensor(content)),
-    "object": (int, lambda content, named, depth: named.object(content)),
-    "own": (int, lambda content, named, depth: named.own(content)),
+    "tensor": (str, lambda content, named, depth: named["tensor"](content)),
+    "object": (int, lambda content, named, depth: named["object"](content)),
+    "own": (int, lambda content, named, depth: named["own"](content)),
 }

@@ -18,7 +18,7 @@ from raytorch.errors import HandleError, RemoteOpError, SessionError
 from raytorch.optimizers import OPTIMIZERS
 from raytorch.session import worker_functions
 from raytorch.session.function_names import FACTORIES, function_named
-from raytorch.session.handles import HANDLES_PER_CLIENT, Reference
+from raytorch.session.handles import HANDLES_PER_CLIENT, Reference, first_of
 from raytorch.session.instruction_stream import Transport
 from raytorch.session.recorder import Recorder
 from raytorch.session.registry import HandleKind
@@ -56,8 +56,7 @@ class RemoteFactory:
         return functools.partial(self._make, function_named(f"torch.{name}"))
 
     def _make(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> RemoteTensor:
-        tensor: RemoteTensor = self._recorder.keep(HandleKind.TENSOR, function, *args, rank=self._rank, **kwargs)
-        return tensor
+        return self._recorder.keep(RemoteTensor, function, *args, rank=self._rank, **kwargs)
 
     def tensor(self, data: Any, *, requires_grad: bool = False) -> RemoteTensor:
         """Send a tensor, an array, a number or nested lists of numbers; every rank gets a copy of its own.
@@ -66,7 +65,8 @@ class RemoteFactory:
             SessionError: It is nothing of these, or a tensor that cannot be moved: a sparse one, one without content.
         """
         payload = Payload.of(as_tensor(data))
-        return self._upload([replace(payload, requires_grad=requires_grad or payload.requires_grad)])
+        payload = replace(payload, requires_grad=requires_grad or payload.requires_grad)
+        return self._recorder.upload([payload], self._rank)
 
     def module(self, factory: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> RemoteModule:
         """Make a module, on each worker's device: ``factory`` is a class or a function, called on each worker."""
@@ -89,7 +89,7 @@ class RemoteFactory:
             raise SessionError(f"there is no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
         factory = OPTIMIZERS[name] if isinstance(name, str) else name
         groups = list(parameters)
-        if _has_local_tensor(groups):
+        if first_of(Tensor, groups) is not None:
             raise SessionError("an optimizer would change copies of local tensors: give it session.module(...)'s")
         return self._create(RemoteOptimizer, factory, groups, **options)
 
@@ -138,12 +138,7 @@ class RemoteFactory:
 
     def _create(self, remote: type[R], factory: Callable[..., Any], *args: Any, **kwargs: Any) -> R:
         _require_factory(remote.kind, factory)
-        made: R = self._recorder.keep(remote.kind, worker_functions.create, factory, *args, rank=self._rank, **kwargs)
-        return made
-
-    def _upload(self, parts: list[Payload]) -> RemoteTensor:
-        tensor: RemoteTensor = self._recorder.upload(parts, self._rank)
-        return tensor
+        return self._recorder.keep(remote, worker_functions.create, factory, *args, rank=self._rank, **kwargs)
 
 
 def _require_factory(kind: HandleKind, factory: Any) -> None:
@@ -192,7 +187,7 @@ class Session(RemoteFactory):
         tensor = as_tensor(data)
         if not tensor.dim() or len(tensor) < self.workers:
             raise SessionError(f"a tensor of shape {list(tensor.shape)} cannot be split over {self.workers} workers")
-        return self._upload([Payload.of(part) for part in tensor.tensor_split(self.workers)])
+        return self._recorder.upload([Payload.of(part) for part in tensor.tensor_split(self.workers)])
 
     def ddp(self, module: RemoteModule) -> RemoteDDP:
         """Wrap a module so that backward passes average its gradients over the ranks; rank 0's weights go to all.
@@ -223,10 +218,11 @@ class Session(RemoteFactory):
         if kinds[there[0]] != kind:
             raise HandleError(f"handle {handle} names a {kinds[there[0]]}, not a {kind}")
         rank = there[0] if len(there) == 1 < self.workers else None
+        remote = stand_in(HandleKind(kind))
         if handle in self._unclaimed:
             self._unclaimed.remove(handle)
-            return stand_in(HandleKind(kind))(self._recorder, handle, rank)
-        return self._recorder.keep(HandleKind(kind), worker_functions.lookup, handle, rank=rank)
+            return remote(self._recorder, handle, rank)
+        return self._recorder.keep(remote, worker_functions.lookup, handle, rank=rank)
 
     def handles(self) -> list[dict[str, Any]]:
         """List what there is: for each handle, in order, its ``kind`` and ``type``, and a tensor's ``shape``.
@@ -337,10 +333,3 @@ class Session(RemoteFactory):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._close(tell=error is None)
-
-
-def _has_local_tensor(value: Any) -> bool:
-    """Tell whether there is one among parameters or groups of them."""
-    if isinstance(value, dict):
-        return _has_local_tensor(list(value.values()))
-    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_has_local_tensor, value)))

@@ -61,7 +61,6 @@ def attribute(held: Any, name: str) -> Any:
 
 
 def set_attribute(held: Any, name: str, value: Any) -> None:
-    """Assign to an attribute."""
     setattr(held, name, value)
 
 
@@ -73,7 +72,6 @@ def unpack(result: Any) -> list[Any]:
 
 
 def fetch(tensor: Tensor) -> Payload:
-    """A tensor's content for the client."""
     return Payload.of(tensor)
 
 
@@ -83,7 +81,6 @@ def state_of(held: Any) -> Any:
 
 
 def load_state(held: Any, state: Any, *options: Any) -> None:
-    """Load a state dict."""
     held.load_state_dict(state, *options)
 
 
@@ -99,12 +96,10 @@ def set_gradient_sync(module: nn.Module, enabled: bool) -> None:
 
 
 def learning_rate(optimizer: Optimizer) -> float:
-    """The learning rate of the first parameter group."""
     return float(optimizer.param_groups[0]["lr"])
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
@@ -118,7 +113,6 @@ def upload(context: WorkerContext, payload: Payload) -> Tensor:
 
 
 def stats(context: WorkerContext) -> dict[str, Any]:
-    """See :meth:`raytorch.session.registry.Registry.stats`."""
     return context.registry.stats()
 
 
@@ -133,16 +127,11 @@ def kind_of_handle(context: WorkerContext, handle: int) -> str | None:
 
 
 def lookup(context: WorkerContext, handle: int) -> Any:
-    """The value that a handle names."""
     return context.registry.get(handle)
 
 
 def save(context: WorkerContext, folder: str, final: str) -> list[int]:
-    """Write what this rank holds into its part of a folder; see :func:`raytorch.session.save.save`.
-
-    Raises:
-        SessionError: There is something by the name that the folder will have in the end.
-    """
+    """Write what this rank holds into its part of a folder, if nothing has the name that this will have in the end."""
     if Path(final).exists():
         raise SessionError(f"{final} exists already; choose a new folder")
     return snapshot.save(context.registry, _part(context, folder), context.device)
@@ -159,12 +148,7 @@ def discard_save(folder: str) -> None:
 
 
 def look_at_saved(context: WorkerContext, folder: str, workers: int, trust: bool) -> tuple[list[int], int]:
-    """Inspect what :func:`save` wrote; see :func:`raytorch.session.restore.look`.
-
-    Raises:
-        SessionError: It was written by another number of workers, or the folder holds no saved session, or one that
-            needs trust.
-    """
+    """Inspect what :func:`save` wrote, with as many workers; see :func:`raytorch.session.restore.look`."""
     parts = len(list(Path(folder).glob("rank-*")))
     if parts and parts != workers:
         raise SessionError(f"{folder} was saved by {parts} workers: connect with workers={parts}, not {workers}")
