@@ -138,7 +138,12 @@ RunName = Annotated[
 
 
 class RunConfig(Section):
-    """One training run."""
+    """One training run.
+
+    Example:
+        >>> RunConfig(epochs=3, model=MlpModel(hidden=[64])).batch_size
+        128
+    """
 
     name: RunName = "run"
     """Name of the run and of its folder; a run without ``--name`` gets this name and the time."""

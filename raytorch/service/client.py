@@ -39,12 +39,10 @@ logger = logging.getLogger("raytorch")
 class Client:
     """A cluster that jobs are sent to.
 
-    Example::
-
-        client = raytorch.Client("http://127.0.0.1:8265")
-        job = client.submit("configs/mnist.yaml")
-        job = client.wait(job.id)
-        print(job.state, client.result(job.id)["accuracy"])
+    Example:
+        >>> client = Client("http://127.0.0.1:8265")
+        >>> job = client.submit("configs/quickstart.yaml")
+        >>> print(client.wait(job.id).state, client.result(job.id)["accuracy"])
 
     Args:
         address: URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or

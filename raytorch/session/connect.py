@@ -54,6 +54,11 @@ def connect(
         SessionError: No session of that name is open, or one is open already; or one is to be joined and restored.
         SessionLostError: The workers could not be started.
         UserError: No cluster answers at the address, or an argument is none that is allowed.
+
+    Example:
+        >>> with connect(workers=2) as session:
+        ...     x = session.randn(3, 3)
+        ...     print((x @ x.T).trace().item())
     """
     _require_possible(locals())
     if workers is None and name is not None and restore is not None:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 import raytorch
+from raytorch import Result
 
 RUN = """
-    autograd distributed.collectives layers.attention optimizers system.near_names tensor_ops
+    autograd config.run distributed.collectives layers.attention onnx optimizers system.near_names tensor_ops
 """
 PUBLIC = """
     autograd distributed.collectives scaling.study sweeps.sweep training.api
@@ -31,7 +32,8 @@ def examples(module: str) -> list[doctest.DocTest]:
 
 
 @pytest.mark.parametrize("module", RUN.split())
-def test_an_example_does_what_it_says(module: str) -> None:
+def test_an_example_does_what_it_says(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # for the files that it writes
     names: dict[str, Any] = {"torch": torch, "nn": nn, **vars(import_module(f"raytorch.{module}"))}
     for test in examples(module):
         test.globs = dict(names)
@@ -46,6 +48,15 @@ def test_an_example_is_python(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
             for example in doctest.DocTestParser().get_examples(text):
                 ast.parse(example.source)
+
+
+def test_the_front_door_has_examples() -> None:
+    exported = [getattr(raytorch, name) for name in raytorch.__all__]
+    called = [
+        value for value in exported if inspect.isroutine(value) or (isinstance(value, type) and value is not Result)
+    ]
+    assert len(called) == 8
+    assert not [value for value in called if ">>>" not in (inspect.getdoc(value) or "")]
 
 
 @pytest.mark.parametrize("module", PUBLIC.split())
