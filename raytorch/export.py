@@ -188,6 +188,7 @@ def _staging(folder: Path) -> Iterator[Path]:
             delete_tree(lock.parent)
     name = f"export-{token_hex(8)}"
     made, staging = folder / f".new-{name}", folder / f".{name}"
+    made.mkdir()
     with LocalFolder(str(made)).locked():
         made.rename(staging)  # found by others from now on, when it is held
         try:

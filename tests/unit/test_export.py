@@ -377,6 +377,7 @@ export.export_model(mlp.build(), mlp, "safetensors", Path(sys.argv[1], "m.safete
     assert subprocess.run([sys.executable, "-c", killed, tmp_path], check=False).returncode == 9
     (left,) = tmp_path.iterdir()
     under_way = tmp_path / ".export-0123456789abcdef"
+    under_way.mkdir()
     with LocalFolder(str(under_way)).locked():
         export_model(MLP.build(), MLP, "safetensors", tmp_path / "m.safetensors", verify=False)
         assert sorted(tmp_path.iterdir()) == [under_way, tmp_path / "m.safetensors"]
