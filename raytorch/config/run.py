@@ -1,4 +1,9 @@
-"""A run: what to train, on what, how, and with which resources."""
+"""A run: what to train, on what, how, and with which resources.
+
+Example:
+    >>> RunConfig(epochs=3, model=MlpModel(hidden=[64])).batch_size
+    128
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -138,12 +143,7 @@ RunName = Annotated[
 
 
 class RunConfig(Section):
-    """One training run.
-
-    Example:
-        >>> RunConfig(epochs=3, model=MlpModel(hidden=[64])).batch_size
-        128
-    """
+    """One training run."""
 
     name: RunName = "run"
     """Name of the run and of its folder; a run without ``--name`` gets this name and the time."""
