@@ -131,15 +131,15 @@ def is_storage_fault(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Remedy:
-    """Something to give in another call, by the name of the parameter and of the command line's option.
+    """Something to give in another call, by the name of the parameter and of the command line's option; or a call.
 
-    But for ``list_runs``, a call that tells what may be given.
+    Calls are ``list_runs`` of a storage, ``jobs``, ``follow`` of a job, and ``prepare``, a data set in a folder.
     """
 
-    option: str
+    name: str
     value: str = ""
-    """The value to give there, where that is known: for ``resume`` the run or sweep, for ``list_runs`` the storage."""
-    of: Literal["run", "sweep", "job"] = "run"
+    """The value to give there, where that is known: for ``resume`` the run or sweep."""
+    of: Literal["run", "sweep", "job", "mnist", "cifar10"] = "run"
 
 
 class RaytorchError(Exception):

@@ -45,20 +45,23 @@ def worded(error: RaytorchError) -> str:
     text = str(error)
     if not error.remedies:
         return text
-    options = " or ".join(map(_option, error.remedies))
-    return f"{text}\ntry: {options}" if "\n" in text else f"{text} ({options})"
+    remedies = " or ".join(map(_remedy, error.remedies))
+    return f"{text}\ntry: {remedies}" if "\n" in text else f"{text} ({remedies})"
 
 
-def _option(remedy: Remedy) -> str:
+def _remedy(remedy: Remedy) -> str:
     from raytorch.runs.storage import from_here, is_in_job
 
-    value = f" {shlex.quote(from_here(remedy.value))}" if remedy.value else ""
-    if remedy.option == "list_runs":
-        return f"raytorch runs --storage{value}"
-    if remedy.option != "resume":
-        return f"--{remedy.option}{value}"
-    command = "sweep" if remedy.of == "sweep" else "submit" if remedy.of == "job" or is_in_job() else "train"
-    return f"raytorch {command} --resume{value}"
+    resumed = "sweep" if remedy.of == "sweep" else "submit" if remedy.of == "job" or is_in_job() else "train"
+    calls = {
+        "resume": f"raytorch {resumed} --resume",
+        "list_runs": "raytorch runs --storage",
+        "jobs": "raytorch jobs",
+        "follow": "raytorch logs -f",
+        "prepare": f"raytorch data prepare {remedy.of} --root",
+    }
+    call = calls.get(remedy.name, f"--{remedy.name}")
+    return f"{call} {shlex.quote(from_here(remedy.value))}" if remedy.value else call
 
 
 def config_from_options(

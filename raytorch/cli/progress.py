@@ -110,7 +110,9 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
     facts = [
         "" if ended and _has(summary, "accuracy") else summary["state"],
         _metrics(summary) if _has(summary, "accuracy", "loss") else "",
-        f"{summary['epochs']:.4g} epochs, {summary['step']} steps" if _has(summary, "epochs", "step") else "",
+        f"{_counted(format(summary['epochs'], '.4g'), 'epoch')}, {_counted(str(summary['step']), 'step')}"
+        if _has(summary, "epochs", "step")
+        else "",
         f"{rate:,.0f} samples/s" if rate else "",
         f"{seconds:.1f} s" if seconds else "",
     ]
@@ -127,6 +129,10 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
 
 def _has(summary: dict[str, Any], *keys: str) -> bool:
     return all(summary.get(key) is not None for key in keys)
+
+
+def _counted(number: str, noun: str) -> str:
+    return f"{number} {noun}" if number == "1" else f"{number} {noun}s"
 
 
 def _metrics(values: dict[str, Any]) -> str:

@@ -77,8 +77,8 @@ def cluster_address(address: str | None) -> str | None:
     """
     if address and is_dashboard(address):
         raise UserError(
-            f"{address} is the URL of a dashboard, which 'raytorch submit' takes; to join a cluster from here, as "
-            "'raytorch train' does, give HOST:6379 or auto"
+            f"{address} is the URL of a dashboard, where jobs are submitted; to join a cluster from here, give "
+            "HOST:6379 or auto"
         )
     there = os.environ.get("RAY_ADDRESS", "")
     return address or ("" if is_dashboard(there) else there) or None

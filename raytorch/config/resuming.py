@@ -57,11 +57,18 @@ def rule_of(key: str) -> Rule:
 
 
 def refused_changes(before: RunConfig, after: RunConfig) -> Iterator[tuple[str, Any, Any]]:
-    """The keys that differ and must not, in the schema's order, each with its value before and after."""
+    """The keys that differ and must not, in the schema's order, each with its value before and after.
+
+    Of a part of another name, the name alone.
+    """
     old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, after))
+    replaced: tuple[str, ...] = ()
     for key in old | new:
-        if old.get(key) != new.get(key) and rule_of(key).what is OnResume.REFUSED:
-            yield key, old.get(key), new.get(key)
+        if old.get(key) == new.get(key) or rule_of(key).what is not OnResume.REFUSED or key.startswith(replaced):
+            continue
+        if key.endswith(".name"):
+            replaced += (key.removesuffix("name"),)
+        yield key, old.get(key), new.get(key)
 
 
 def _leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -36,5 +36,5 @@ def reading(path: Path, expected: str, *failures: type[Exception]) -> Iterator[N
 
 def fault(path: Path, expected: str, found: str) -> DataError:
     """The error about a file that is there and is not what it should be."""
-    remedy = "put an intact copy there, or delete it and download it anew (raytorch data prepare, data.download=true)"
+    remedy = "put an intact copy there, or delete it and download it anew: data.download=true"
     return DataError(f"{path}: expected {expected}, found {found}; {remedy}")

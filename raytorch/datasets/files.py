@@ -13,7 +13,7 @@ from raytorch.config import Cifar10Data, Data, DigitsData, MnistData, StoredData
 from raytorch.datasets.cifar10_files import check_cifar10_batch, read_cifar10_batch
 from raytorch.datasets.file_errors import Bytes, checked_labels, fault, reading
 from raytorch.datasets.idx_files import IdxFormat, check_idx, read_idx
-from raytorch.errors import DataError
+from raytorch.errors import DataError, Remedy
 
 Split = Literal["train", "test"]
 
@@ -134,9 +134,10 @@ def _lacks(config: StoredData, path: Path) -> DataError:
     cifar10 = isinstance(config, Cifar10Data)
     expected = "a batch of CIFAR-10 (binary or python layout)" if cifar10 else "an IDX file of MNIST (plain or .gz)"
     found = "no readable file" if root_of(config).is_dir() else f"no folder {root_of(config)}"
-    command = f"raytorch data prepare {'cifar10' if cifar10 else 'mnist'} --root {root_of(config)}"
-    remedy = f"put the data set's files there, run '{command}', or set data.download=true"
-    return DataError(f"{path}: expected {expected}, found {found}; {remedy}")
+    return DataError(
+        f"{path}: expected {expected}, found {found}; put the data set's files there, or set data.download=true",
+        remedies=[Remedy("prepare", str(root_of(config)), "cifar10" if cifar10 else "mnist")],
+    )
 
 
 def _is_file(path: Path) -> bool:

@@ -100,11 +100,13 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
         _require_more_to_do(config, manifest, folder.file(source))
         before = _saved_config(manifest, before)
         finished = _finished_summary(folder, manifest.step) if config == before else None
-    for key, there, here in refused_changes(before, config):
-        raise ConfigError(
-            f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
-            f"{rule_of(key).remark}; give it as it was, or begin a new run"
-        )
+    refused = [
+        f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
+        f"{rule_of(key).remark}; give it as it was, or begin a new run"
+        for key, there, here in refused_changes(before, config)
+    ]
+    if refused:
+        raise ConfigError("\n".join(refused))
     return RunPlan(config, finished, is_new=False)
 
 

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from raytorch.errors import ModelFileError
@@ -56,7 +55,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
     (folder / STRUCTURE_FILE).write_text(text, encoding="utf-8")
 
 
-def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_saved_state(folder: Path) -> dict[str, Any]:
     """Read what :func:`save_state` wrote; nothing in the files is run, and nothing larger than they are is built.
 
     Raises ModelFileError: one of them is missing, damaged, or not what it should be.
@@ -64,7 +63,7 @@ def load_saved_state(folder: Path, device: torch.device | str = "cpu") -> dict[s
     path = folder / STRUCTURE_FILE
     structure = _read_json(path)
     # As the file has them the tensors lie at odd addresses, where products are slower and their last bits others.
-    tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / TENSORS_FILE, device).items()}
+    tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / TENSORS_FILE).items()}
 
     def unpacked(value: Any) -> Any:
         if isinstance(value, dict):

@@ -285,7 +285,7 @@ class Client:
         """
         job = self._job(job_id)
         if not job.has_ended:
-            raise UserError(f"job {job_id} is {job.state}; 'raytorch logs -f {job_id}' follows it to its end")
+            raise UserError(f"job {job_id} is {job.state}; follow it to its end", remedies=[Remedy("follow", job_id)])
         summary = summary_of(job)
         if summary is not None:
             return summary

@@ -119,7 +119,7 @@ class DashboardConnection:
             raise ClusterError(f"the cluster at {self.url} no longer answers: {_reason(error)}") from None
         except RuntimeError as error:
             if "status code 404" in str(error) and job is not None:
-                raise JobNotFoundError(f"no job {job} on {self.url}; 'raytorch jobs' lists them") from None
+                raise JobNotFoundError(f"no job {job} on {self.url}", remedies=[Remedy("jobs")]) from None
             raise ClusterError(f"the cluster at {self.url} refuses: {_reason(error)}") from None
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ClusterError(

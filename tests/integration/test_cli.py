@@ -127,16 +127,16 @@ def test_data_is_checked(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, f"mnist in {root}: 7 + 3 images\n", "")
     assert refused(tmp_path, "data", "check", "cifar10", "--root", root) == (
         f"{root}/cifar-10-batches-bin/data_batch_1.bin: expected a batch of CIFAR-10 (binary or python layout), found "
-        f"no readable file; put the data set's files there, run 'raytorch data prepare cifar10 --root {root}', or set "
-        "data.download=true"
+        "no readable file; put the data set's files there, or set data.download=true (raytorch data prepare cifar10 "
+        f"--root '{root}')"
     )
     path = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1])
     for command in ("check", "prepare"):
         assert refused(tmp_path, "data", command, "mnist", "--root", root) == (
             f"{path}: expected an IDX file of images, found one that cannot be read (EOFError: Compressed file ended "
-            "before the end-of-stream marker was reached); put an intact copy there, or delete it and download it anew "
-            "(raytorch data prepare, data.download=true)"
+            "before the end-of-stream marker was reached); put an intact copy there, or delete it and download it "
+            "anew: data.download=true"
         )
 
 

@@ -24,6 +24,7 @@ from raytorch.errors import (
     ClusterError,
     JobNotFoundError,
     PackageError,
+    Remedy,
     ResourceError,
     RunExistsError,
     RunNotFoundError,
@@ -73,8 +74,9 @@ def first(cluster: Cluster) -> str:
 
 
 def test_the_quickstart_is_followed_to_its_result(cluster: Cluster, client: Client, first: str) -> None:
-    with pytest.raises(UserError, match=r"'raytorch logs -f first' follows it"):
+    with pytest.raises(UserError, match="follow it to its end") as refusal:
         client.result(first)
+    assert refusal.value.remedies == (Remedy("follow", "first"),)
     log = "".join(client.follow(first))
     assert "epoch 3  step 72  test accuracy" in log
     assert log == client.logs(first)
@@ -381,7 +383,7 @@ def test_a_job_that_is_not_there(cluster: Cluster, client: Client) -> None:
             ask("nothing")
     told = raytorch(cluster, "status", "nothing")
     assert told.returncode == 2
-    assert told.stderr == f"no job nothing on {cluster.url}; 'raytorch jobs' lists them\n"
+    assert told.stderr == f"no job nothing on {cluster.url} (raytorch jobs)\n"
 
 
 def test_after_the_cluster_its_runs_still_tell_all(cluster: Cluster, client: Client) -> None:

@@ -261,8 +261,8 @@ def test_a_dashboard_that_is_to_be_joined_is_refused(joined: list[tuple[str, str
     with pytest.raises(UserError) as refusal, joined_ray("http://head:8265"):
         pass
     assert str(refusal.value) == (
-        "http://head:8265 is the URL of a dashboard, which 'raytorch submit' takes; to join a cluster from here, as "
-        "'raytorch train' does, give HOST:6379 or auto"
+        "http://head:8265 is the URL of a dashboard, where jobs are submitted; to join a cluster from here, give "
+        "HOST:6379 or auto"
     )
     assert not joined
 

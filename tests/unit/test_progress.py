@@ -133,6 +133,10 @@ def test_what_a_summary_does_not_have_is_left_out() -> None:
     )
 
 
+def test_one_epoch_is_one() -> None:
+    assert "  ·  1 epoch, 1 step  ·  " in summary_lines(epochs=1.0, step=1)[0]
+
+
 def test_a_run_below_the_current_folder_is_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert summary_lines(path=str(tmp_path / "runs" / "mine"))[1:] == [

@@ -193,9 +193,17 @@ def test_a_change_that_is_refused_is_named_and_leaves_the_run_as_it_was(
     told = str(failure.value)
     assert told.startswith(f"{key} is ")
     assert f" in the run that is resumed ({folder.path}/checkpoint_00000005/checkpoint.json) and cannot become " in told
+    assert "\n" not in told
     assert folder.read_bytes("config.yaml").decode() == (dump_config(other) if edited else before)
     folder.write_text("config.yaml", before)
     assert plan_resume(folder.path).config.seed == config.seed
+
+
+def test_all_changes_that_are_refused_are_named(config: RunConfig) -> None:
+    folder = started(config)
+    with pytest.raises(ConfigError) as failure:
+        plan_resume(folder.path, RunConfig.model_validate(config.model_dump() | {"model": "rnn", "seed": 1}))
+    assert [line.partition(" is ")[0] for line in str(failure.value).splitlines()] == ["seed", "model.name"]
 
 
 def test_a_change_that_is_refused_before_the_first_checkpoint_is_so_by_the_runs_configuration(

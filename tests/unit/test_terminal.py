@@ -68,6 +68,9 @@ def test_what_is_told_is_chosen_before_the_command(option: str, tmp_path: Path) 
         (UserError("no"), "no"),
         (UserError("no", remedies=[Remedy("out")]), "no (--out)"),
         (UserError("no", remedies=[Remedy("list_runs", "/x/a b")]), "no (raytorch runs --storage '/x/a b')"),
+        (UserError("no", remedies=[Remedy("jobs")]), "no (raytorch jobs)"),
+        (UserError("no", remedies=[Remedy("follow", "first")]), "no (raytorch logs -f first)"),
+        (UserError("no", remedies=[Remedy("prepare", "x", "mnist")]), "no (raytorch data prepare mnist --root x)"),
         (
             RunExistsError("no", remedies=[Remedy("name"), Remedy("resume", "/x/a b")]),
             "no (--name or {train} '/x/a b')",
