@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadfile
-WITH_RAY = $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 2 --dist loadscope
+WITH_RAY = $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: quickstart test lint format unit docs clean
 .DELETE_ON_ERROR:

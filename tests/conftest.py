@@ -39,6 +39,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByRay(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
+LONGEST = ("test_jobs.py", "test_training.py", "test_kill.py")
+"""Files that take minutes: begun first, so that two processes are done at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def mnist_archives() -> list[Path]:
     """The real MNIST as it is published: four *-ubyte.gz."""
