@@ -7,6 +7,15 @@ reading one needs ``trust=True``. Where PyTorch's own object or function does it
 - ``torch.save(model.state_dict(), path)`` writes a state dict, ``torch.export.save(program, path)`` a ``.pt2``;
 - ``program.module()`` of an exported program is a module again;
 - ``del`` frees either of them, as nothing else holds on to it.
+
+Example:
+    >>> model, batch = nn.Linear(2, 1), torch.ones(4, 2)
+    >>> trace(model, batch).save("model.pt")
+    >>> load_torchscript("model.pt", trust=True)(batch).shape
+    torch.Size([4, 1])
+    >>> save_tensors(model.state_dict(), Path("weights.safetensors"))
+    >>> sorted(load_weights("weights.safetensors"))
+    ['bias', 'weight']
 """
 
 from raytorch.serialization.exported_programs import capture, load_program

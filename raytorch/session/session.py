@@ -45,6 +45,14 @@ class RemoteFactory:
     ``arange``, ``empty``, ``empty_permuted``, ``empty_strided``, ``eye``, ``full``, ``linspace``, ``logspace``,
     ``ones``, ``rand``, ``randint``, ``randn``, ``randperm``, ``scalar_tensor``, ``tril_indices``, ``triu_indices``,
     ``zeros``. Each rank makes its own, on its own device.
+
+    Example:
+        >>> model = session.module(nn.Linear, 2, 1)
+        >>> optimizer = session.optimizer("sgd", model.parameters(), lr=0.1)
+        >>> model(session.tensor([[1.0, 2.0]])).sum().backward()
+        >>> optimizer.step()
+        >>> session.run(lambda model: model.weight.shape, model)
+        torch.Size([1, 2])
     """
 
     def __init__(self, recorder: Recorder, rank: int | None = None) -> None:
@@ -158,6 +166,14 @@ class Session(RemoteFactory):
 
     Attributes:
         workers: Number of workers.
+
+    Example:
+        >>> ones = session.rank(0).ones(2)  # on that worker alone
+        >>> parts = session.scatter([[1.0], [2.0], [3.0]])  # rows apart, over all of them
+        >>> session.get(ones.handle).sum().item()
+        2.0
+        >>> session.save("experiment")  # for connect(restore="experiment")
+        []
     """
 
     def __init__(self, transport: Transport, *, client: int = 0) -> None:

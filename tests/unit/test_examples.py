@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from in_process import local_session
 from torch import nn
 
 import raytorch
 
 RUN = """
-    autograd config.run distributed.collectives layers.attention onnx optimizers system.near_names tensor_ops
+    autograd config.run distributed.collectives layers.attention onnx optimizers serialization session.session
+    system.near_names tensor_ops
 """
 PUBLIC = """
     autograd distributed.collectives scaling.study sweeps.sweep training.api
@@ -33,7 +35,9 @@ def examples(module: str) -> list[doctest.DocTest]:
 @pytest.mark.parametrize("module", RUN.split())
 def test_an_example_does_what_it_says(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # for the files that it writes
-    names: dict[str, Any] = {"torch": torch, "nn": nn, **vars(import_module(f"raytorch.{module}"))}
+    names: dict[str, Any] = {"torch": torch, "nn": nn, "Path": Path, **vars(import_module(f"raytorch.{module}"))}
+    if module == "session.session":
+        names["session"] = local_session()
     for test in examples(module):
         test.globs = dict(names)
         report: list[str] = []
