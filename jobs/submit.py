@@ -18,4 +18,4 @@ if __name__ == "__main__":
     job = client.wait(job.id)
     if job.failure:
         sys.exit(f"{job.id} {job.state}: {job.failure.cause}: {job.failure.message}")
-    print(client.result(job.id)["accuracy"])
+    print(client.result(job.id)["metrics"])

@@ -66,8 +66,9 @@ class ProgressDisplay(_Bars):
         if status.stopping and not self._stopping:
             self._stopping = True
             say(self.console, "stopping after a last checkpoint; press Ctrl-C again to end at once")
-        for outcome in status.evaluations[self._evaluations :]:
-            say(self.console, f"epoch {outcome['epoch']:.4g}  step {outcome['step']}  {_metrics(outcome)}")
+        for evaluation in status.evaluations[self._evaluations :]:
+            numbers = _metrics(evaluation.metrics)
+            say(self.console, f"epoch {evaluation.epoch:.4g}  step {evaluation.step}  {numbers}")
         self._evaluations = len(status.evaluations)
         if status.progress:
             self._show(status.progress)
@@ -106,10 +107,10 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
     """
     resume = resume or f"raytorch {'submit' if is_in_job() else 'train'} --resume"
     rate, seconds = summary.get("samples_per_s"), summary.get("seconds", {}).get("total")
-    ended = summary["state"] in ("finished", "stopped")
+    metrics = summary.get("metrics")
     facts = [
-        "" if ended and _has(summary, "accuracy") else summary["state"],
-        _metrics(summary) if _has(summary, "accuracy", "loss") else "",
+        "" if metrics and summary["state"] in ("finished", "stopped") else summary["state"],
+        _metrics(metrics or {}),
         f"{_counted(format(summary['epochs'], '.4g'), 'epoch')}, {_counted(str(summary['step']), 'step')}"
         if _has(summary, "epochs", "step")
         else "",
@@ -135,5 +136,5 @@ def _counted(number: str, noun: str) -> str:
     return f"{number} {noun}" if number == "1" else f"{number} {noun}s"
 
 
-def _metrics(values: dict[str, Any]) -> str:
-    return f"test accuracy {values['accuracy']:.4f}  test loss {values['loss']:.4f}"
+def _metrics(values: dict[str, float]) -> str:
+    return escaped_line("  ".join(f"test {name} {value:.4f}" for name, value in values.items()))

@@ -1,5 +1,6 @@
 """Commands about runs that there are: listing, drawing, exporting them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from raytorch.cli.common import AsJson, Storage, new_app, output, print_json
 from raytorch.config.export_formats import ExportFormat
+from raytorch.system.safe_text import escaped_line
 from raytorch.system.terminal import cell, say, say_table
 
 app = new_app()
@@ -23,9 +25,11 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("run", "state", "accuracy", "loss", "epochs", "samples/s", "seconds", box=None)
+    metrics = list(dict.fromkeys(name for summary in found for name in summary.get("metrics", {})))
+    columns = ["run", "state", *metrics, "epochs", "samples/s", "seconds"]
+    table = Table(*map(escaped_line, columns), box=None)
     for summary in found:
-        table.add_row(*map(cell, _row(summary)))
+        table.add_row(*map(cell, _row(summary, metrics)))
     if found:
         say_table(output, table)
     else:
@@ -70,17 +74,17 @@ def export(
         say(output, f"verified  {difference}")
 
 
-def _row(summary: dict[str, Any]) -> list[str]:
-    def number(key: str, form: str) -> str:
-        return format(summary[key], form) if summary.get(key) is not None else ""
+def _row(summary: dict[str, Any], metrics: Sequence[str]) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return format(value, form) if value is not None else ""
 
+    measured = summary.get("metrics", {})
     cause = (summary.get("error") or {}).get("cause", "error")  # told where it was no error in the run
     return [
         summary["name"],
         summary["state"] if cause == "error" else f"{summary['state']}: {cause}",
-        number("accuracy", ".4f"),
-        number("loss", ".4f"),
-        number("epochs", ".4g"),
-        number("samples_per_s", ",.0f"),
+        *(number(measured.get(name), ".4f") for name in metrics),
+        number(summary.get("epochs"), ".4g"),
+        number(summary.get("samples_per_s"), ",.0f"),
         format(summary.get("seconds", {}).get("total") or 0, ".1f"),
     ]

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from raytorch.errors import RecordError, Remedy, RunNotFoundError, UserError
-from raytorch.runs.metrics import METRICS_FILE, read_metrics
+from raytorch.runs.metrics import METRICS_FILE, measured, read_metrics
 from raytorch.runs.records import Summary, moment, read_record
+from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import RunFolder, run_folders, split
 from raytorch.system.near_names import did_you_mean
 from raytorch.system.processes import Process
@@ -69,6 +70,12 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
     if summary.state == "running" and _driver_is_gone(summary):
         summary.state = "lost"
     return place | summary.model_dump(exclude_unset=True) | place
+
+
+def read_evaluations(folder: RunFolder) -> list[Evaluation]:
+    """The evaluations that a run has written down."""
+    tests = [line for line in read_history(folder) if line["split"] == "test"]
+    return [Evaluation(line["step"], line["epoch"], measured(line)) for line in tests]
 
 
 def read_history(folder: RunFolder) -> list[dict[str, Any]]:

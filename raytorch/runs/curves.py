@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raytorch.errors import Remedy, RunNotFoundError, UserError, needing_extra
-from raytorch.runs.catalog import read_history
+from raytorch.runs.catalog import read_evaluations, read_history
 from raytorch.runs.storage import RunFolder
 from raytorch.system.safe_text import escaped_line
 
@@ -40,7 +40,7 @@ def as_png(figure: Any) -> bytes:
 
 
 def write_report(folder: RunFolder, out: Path | None = None) -> str:
-    """Draw loss, test accuracy, learning rate and samples per second over epochs into a picture; answers where it is.
+    """Draw the metrics, learning rate and samples per second over epochs into a picture; answers where it is.
 
     The ending of ``out`` (.png, .svg, .pdf) decides on the format; by default it is ``report.png`` in the run's folder.
     Raises RunNotFoundError if the run has recorded nothing yet, and UserError if ``out`` cannot be written.
@@ -48,14 +48,22 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     history = read_history(folder)
     if not history:
         raise RunNotFoundError(f"{folder} has recorded no metrics yet")
-    figure = new_figure(folder.name, 10, 6.5)
-    loss, accuracy, rate, throughput = figure.subplots(2, 2, sharex=True).flat
-    _draw(loss, history, {"train": "loss", "test": "loss"}, "loss")
-    _draw(accuracy, history, {"test": "accuracy"}, "test accuracy")
-    _draw(rate, history, {"train": "lr"}, "learning rate")
-    _draw(throughput, history, {"train": "samples_per_s"}, "samples/s")
-    for axes in (rate, throughput):
-        axes.set_xlabel("epoch")
+    judged = dict.fromkeys(name for line in read_evaluations(folder) for name in line.metrics if name != "loss")
+    panels: list[tuple[dict[str, str], str]] = [
+        ({"train": "loss", "test": "loss"}, "loss"),
+        *(({"test": name}, f"test {name}") for name in judged),
+        ({"train": "lr"}, "learning rate"),
+        ({"train": "samples_per_s"}, "samples/s"),
+    ]
+    rows = -(-len(panels) // 2)
+    figure = new_figure(folder.name, 10, 3.25 * rows)
+    axes = figure.subplots(rows, 2, sharex=True).flat
+    for place, (series, title) in zip(axes, panels, strict=False):
+        _draw(place, history, series, title)
+    for place in axes[len(panels) :]:
+        place.set_axis_off()
+    for place in axes[len(panels) - 2 : len(panels)]:
+        place.set_xlabel("epoch")
     if out is None:
         folder.write_bytes(PICTURE_FILE, as_png(figure))
         return folder.file(PICTURE_FILE)

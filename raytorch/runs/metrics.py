@@ -23,8 +23,9 @@ LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
 LONGEST_GAP = 2**24
 """Bytes of a line that is too long, at most, before the rest of the file is given up."""
-_NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "accuracy", "loss")}
+_NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "loss")}
 """Keys that a line of each split has to have."""
+_PLACE = ("step", "epoch", "split", "time")
 
 EVENTS_FLUSH_S = 30.0
 """Seconds between two times that TensorBoard's events reach the disk."""
@@ -149,6 +150,11 @@ def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
             odd += 1
     if odd:
         logger.warning("%s: %d lines are damaged, or none of raytorch's, and left out", escaped(name), odd)
+
+
+def measured(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line that say how the model does, by name."""
+    return {key: value for key, value in line.items() if key not in _PLACE and value is not None}
 
 
 def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -87,8 +87,8 @@ class Summary(_Record):
     error: FailureNote | None = None
     exports: list[ExportNote] = []
     seconds: Seconds = {}
-    accuracy: float | None = None
-    loss: float | None = None
+    metrics: dict[str, float] = {}
+    """Of the newest evaluation."""
     epochs: float | None = None
     step: Count | None = None
     samples_per_s: float | None = None

@@ -26,14 +26,23 @@ class WorkerFailure:
     """Seconds since 1970."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model has come to on the test split."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    """By name; ``loss`` is one of them."""
+
+
 @dataclass
 class RunStatus:
     """Status of a run, as the workers have told it so far."""
 
     progress: dict[str, Any] | None = None
     """Rank 0's newest numbers; None until the workers have started."""
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """The outcome of each evaluation."""
+    evaluations: list[Evaluation] = field(default_factory=list)
     outcome: dict[str, Any] | None = None
     """Outcome of the run; None until it has ended well."""
     pids: dict[int, int] = field(default_factory=dict)

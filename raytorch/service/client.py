@@ -42,7 +42,7 @@ class Client:
     Example:
         >>> client = Client("http://127.0.0.1:8265")
         >>> job = client.submit("configs/quickstart.yaml")
-        >>> print(client.wait(job.id).state, client.result(job.id)["accuracy"])
+        >>> print(client.wait(job.id).state, client.result(job.id)["metrics"])
 
     Args:
         address: URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or

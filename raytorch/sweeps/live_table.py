@@ -48,7 +48,8 @@ class SweepDisplay:
         for trial, row in zip(self._trials, rows, strict=True):
             state = row["state"]
             if state != self._states.get(trial.number) and (state == "starting" or state in ENDED):
-                words = [trial.name, f"{state:<13}", *_numbers(row, labelled=True), *_parameters(trial, labelled=True)]
+                numbers = [f"{name} {text}" for name, text in _numbers(row).items()]
+                words = [trial.name, f"{state:<13}", *numbers, *_parameters(trial, labelled=True)]
                 say(self._console, escaped_line("  ".join(filter(None, words))))
             self._states[trial.number] = state
 
@@ -56,11 +57,13 @@ class SweepDisplay:
 def trial_table(trials: Sequence[Trial], rows: Sequence[dict[str, Any]], best: str | None = None) -> Table:
     """The trials with their parameters and newest numbers; ``best`` names the one to point out."""
     varied = [Column(cell(key)) for key in _headings(list(trials[0].parameters))]
-    table = Table("trial", "state", *varied, "epoch", "accuracy", "loss", box=None)
+    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
+    table = Table("trial", "state", *varied, "epoch", *map(escaped_line, metrics), box=None)
     for trial, row in zip(trials, rows, strict=True):
         state = cell(row["state"], COLORS.get(row["state"], ""))
         style = "bold" if trial.name == best else None
-        table.add_row(trial.name, state, *map(cell, _parameters(trial)), *_numbers(row), style=style)
+        numbers = [_numbers(row).get(name, "") for name in ["epoch", *metrics]]
+        table.add_row(trial.name, state, *map(cell, _parameters(trial)), *numbers, style=style)
     return table
 
 
@@ -89,7 +92,7 @@ def print_sweep(
         lines.append(("picture", f"{path}/sweep.png"))
     if best:
         metric = summary["metric"]
-        lines.insert(0, ("best", f"{best['trial']}  test {metric} {best[metric]:.4f}"))
+        lines.insert(0, ("best", f"{best['trial']}  test {metric} {best['metrics'][metric]:.4f}"))
         lines.append(("train it", f"raytorch train {shlex.quote(best['config'])}"))
     if summary["state"] == "stopped":
         lines.append(("continue", f"{resume} {shlex.quote(path)}"))
@@ -107,7 +110,7 @@ def _parameters(trial: Trial, labelled: bool = False) -> list[str]:
     return [f"{key}={value}" if labelled else str(value) for key, value in trial.parameters.items()]
 
 
-def _numbers(row: dict[str, Any], labelled: bool = False) -> list[str]:
-    forms = {"epoch": ".3g", "accuracy": ".4f", "loss": ".4f"}
-    texts = {key: format(row[key], form) if row.get(key) is not None else "" for key, form in forms.items()}
-    return [f"{key} {text}" if labelled and text else text for key, text in texts.items()]
+def _numbers(row: dict[str, Any]) -> dict[str, str]:
+    """What has been measured, by name."""
+    epoch = {"epoch": f"{row['epoch']:.3g}"} if row.get("epoch") is not None else {}
+    return epoch | {name: f"{value:.4f}" for name, value in row.get("metrics", {}).items()}

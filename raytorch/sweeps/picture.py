@@ -31,7 +31,7 @@ def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> 
 def _draw_curves(axes: Any, metric: str, results: Sequence[TrialResult], styles: Sequence[dict[str, Any]]) -> None:
     values: list[float] = []
     for result, style in zip(results, styles, strict=True):
-        curve = [(line["epoch"], line[metric]) for line in result.history]
+        curve = [(each.epoch, each.metrics[metric]) for each in result.history if metric in each.metrics]
         if curve:
             axes.plot(*zip(*curve, strict=True), markersize=3, **style)
             values += (value for _, value in curve)
@@ -53,8 +53,8 @@ def _draw_parameter(
     names = list(dict.fromkeys(map(str, config.parameters[key].values)))
     ends: list[float] = []
     for result, value, style in zip(results, values, styles, strict=True):
-        if result.history:
-            ends.append(result.history[-1][config.metric])
+        if (end := result.last(config.metric)) is not None:
+            ends.append(end)
             axes.plot(value if numeric else names.index(str(value)), ends[-1], **(style | {"linestyle": ""}))
     scale(axes, "y", ends)
     if config.parameters[key].log_uniform:

@@ -8,8 +8,9 @@ from typing import Any
 
 from raytorch.config import SweepConfig
 from raytorch.config.file import dump_config
-from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
+from raytorch.runs.catalog import CONFIG_FILE, read_evaluations, read_summary
 from raytorch.runs.plan import placed
+from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import RunFolder
 from raytorch.sweeps.file import Trial
 
@@ -26,22 +27,26 @@ class TrialResult:
     """``waiting``, ``running``, ``finished``, ``stopped early``, ``stopped``, ``failed`` or ``lost``."""
     summary: dict[str, Any]
     """The run's ``summary.json``; empty of a trial that has not begun."""
-    history: list[dict[str, Any]]
-    """The outcomes of its evaluations."""
+    history: list[Evaluation]
 
     @property
     def is_over(self) -> bool:
         """True if a resumed sweep has nothing to do for it."""
         return self.state in ("finished", "stopped early")
 
+    def last(self, metric: str) -> float | None:
+        """The metric's value in the last evaluation, if that has one."""
+        return self.history[-1].metrics.get(metric) if self.history else None
+
     def row(self) -> dict[str, Any]:
         """The trial as JSON tells it."""
-        last = self.history[-1] if self.history else {}
+        last = self.history[-1] if self.history else None
         return {
             "trial": self.trial.name,
             "state": self.state,
             "parameters": self.trial.parameters,
-            **{key: last.get(key) for key in ("epoch", "accuracy", "loss")},
+            "epoch": last and last.epoch,
+            "metrics": last.metrics if last else {},
             "seconds": (self.summary.get("seconds") or {}).get("total"),
             "error": (self.summary.get("error") or {}).get("message") if self.state == "failed" else None,
         }
@@ -58,28 +63,27 @@ def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> TrialRe
         return TrialResult(trial, "waiting", {}, [])
     summary = read_summary(place)
     state = "stopped early" if stopped_early and summary["state"] in ("stopped", "lost") else str(summary["state"])
-    tests = [line for line in read_history(place) if line["split"] == "test"]
-    return TrialResult(trial, state, summary, tests)
+    return TrialResult(trial, state, summary, read_evaluations(place))
 
 
 def find_best(results: Sequence[TrialResult], metric: str) -> TrialResult | None:
-    """The finished trial with the best last evaluation, by the other metric among equals; None if none has finished."""
+    """The finished trial with the best last evaluation, by the other metrics among equals; None if there is none."""
 
-    def rank(result: TrialResult) -> tuple[float, ...]:
-        last = result.history[-1]
-        ranks = (last["accuracy"], -last["loss"])
-        return ranks if metric == "accuracy" else ranks[::-1]
+    def rank(result: TrialResult) -> list[float]:
+        last = result.history[-1].metrics
+        return [-last[name] if name == "loss" else last[name] for name in dict.fromkeys([metric, *last])]
 
-    finished = [result for result in results if result.state == "finished" and result.history]
+    finished = [result for result in results if result.state == "finished" and result.last(metric) is not None]
     return max(finished, key=rank, default=None)
 
 
 def results_csv(results: Sequence[TrialResult]) -> str:
     """The trials as CSV; a run's own key ``loss`` may be a parameter, so the measured one is called ``test_loss``."""
+    metrics = dict.fromkeys(name for result in results for line in result.history[-1:] for name in line.metrics)
     rows = []
     for result in results:
         row = result.row()
-        measured = {"epoch": row["epoch"], "test_accuracy": row["accuracy"], "test_loss": row["loss"]}
+        measured = {"epoch": row["epoch"], **{f"test_{name}": row["metrics"].get(name) for name in metrics}}
         names = {"trial": row["trial"], "state": row["state"]}
         rows.append({**names, **row["parameters"], **measured, "seconds": row["seconds"], "error": row["error"]})
     text = io.StringIO()
@@ -91,6 +95,6 @@ def results_csv(results: Sequence[TrialResult]) -> str:
 
 def best_config(folder: RunFolder, config: SweepConfig, best: TrialResult) -> str:
     """The best trial as a run of its own; on like workers it gives the same numbers again."""
-    value = best.history[-1][config.metric]
+    value = best.last(config.metric)
     run = placed(best.trial.config, f"{config.name[:LONGEST_BASE]}-best", config.storage)
     return f"# {best.trial.name} of the sweep {folder.name}: test {config.metric} {value:.4f}\n{dump_config(run)}"

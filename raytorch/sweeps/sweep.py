@@ -56,7 +56,7 @@ class SweepStatus:
     """How a sweep stands."""
 
     trials: list[dict[str, Any]] = field(default_factory=list)
-    """Of each: ``state``, and ``epoch``, ``accuracy`` and ``loss`` once there are such."""
+    """Of each: ``state``, and ``epoch`` and ``metrics`` once there are such."""
     stopping: bool = False
     """True if the trials have been asked to end."""
 
@@ -128,7 +128,7 @@ def run_sweep(
 
     Example:
         >>> summary = run_sweep(plan_sweep(load_sweep("configs/sweeps/digits.yaml")))
-        >>> summary["best"]["parameters"], summary["best"]["accuracy"]
+        >>> summary["best"]["parameters"], summary["best"]["metrics"]
     """
     configs = [placed(trial.config, trial.config.name, "") for trial in plan.sweep.trials]
     if (finished := _finished_record(plan)) is not None:
@@ -211,14 +211,14 @@ def _tune(plan: SweepPlan, trial_monitor: Any, over: Sequence[bool], stopped: di
     configs = [placed(trial.config, trial.name, folder) for trial in trials]
     jobs = [TrialJob(run, over) for run, over in zip(configs, over, strict=True)]
     mode = "max" if config.metric == "accuracy" else "min"
-    trainable = tune.with_parameters(TrialRun, jobs=jobs, trial_monitor=trial_monitor)
+    trainable = tune.with_parameters(TrialRun, jobs=jobs, metric=config.metric, trial_monitor=trial_monitor)
     with temporary_folder() as scratch, _without_output():
         tune.Tuner(
             # A byte, for Tune refuses nothing at all: the run's workers hold what it needs.
             tune.with_resources(trainable, {"memory": 1}),
             param_space={"number": tune.grid_search(list(range(len(jobs))))},
             tune_config=tune.TuneConfig(
-                scheduler=config.asha and CheckpointingAsha(config.asha, config.metric, mode, trial_monitor, stopped),
+                scheduler=config.asha and CheckpointingAsha(config.asha, mode, trial_monitor, stopped),
                 max_concurrent_trials=config.concurrency or _concurrency(configs),
                 reuse_actors=True,
                 trial_name_creator=lambda trial: f"trial-{trial.config['number']:03}",

@@ -16,13 +16,15 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from raytorch.config import Asha, RunConfig
 from raytorch.errors import RunExistsError, UserError
-from raytorch.runs.catalog import CONFIG_FILE, read_history, read_summary
+from raytorch.runs.catalog import CONFIG_FILE, read_evaluations, read_summary
 from raytorch.runs.plan import RunPlan, plan_resume
-from raytorch.runs.status import RunStatus
+from raytorch.runs.status import Evaluation, RunStatus
 from raytorch.runs.storage import RunFolder, split
 from raytorch.system.background import BackgroundWork
 from raytorch.training.driver import run_training
 
+MEASURED = "measured"
+"""Key of the metric by which trials are compared, among the keys of Ray Tune's own."""
 NO_DEADLINE = 10**9
 """More epochs than any run has."""
 
@@ -40,9 +42,9 @@ class TrialJob:
 class TrialRun(tune.Trainable):
     """Runs one trial, and then others: an actor serves many."""
 
-    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], trial_monitor: Any) -> None:
+    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], metric: str, trial_monitor: Any) -> None:
         """Called once in each actor."""
-        self._jobs, self._trial_monitor = jobs, trial_monitor
+        self._jobs, self._metric, self._trial_monitor = jobs, metric, trial_monitor
         self._run: BackgroundRun | None = None
         self._results = self._begin(config["number"])
 
@@ -64,27 +66,25 @@ class TrialRun(tune.Trainable):
     def _begin(self, number: int) -> Iterator[dict[str, Any]]:
         job = self._jobs[number]
         folder = RunFolder(job.config.storage, job.config.name)
-        last = {"epoch": 0.0, "accuracy": float("nan"), "loss": float("nan")}
-        for outcome in recorded_evaluations(folder):
-            last = outcome
+        last = self._told(Evaluation(0, 0.0, {}))
+        for evaluation in read_evaluations(folder):
+            last = self._told(evaluation)
             yield last
         if not job.over and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
             RunFolder(*split(job.config.storage)).make(job.config.name)  # unless the sweep's own folder is gone
             plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
             self._run = BackgroundRun(number, plan, self._trial_monitor)
-            for outcome in self._run.evaluations():
-                last = outcome
+            for evaluation in self._run.evaluations():
+                last = self._told(evaluation)
                 yield last
             self._run.require_end()
         state = read_summary(folder)["state"] if folder.exists(CONFIG_FILE) else "waiting"
         ray.get(self._trial_monitor.report.remote(number, {"state": state}))
         yield last | {"done": True}
 
-
-def recorded_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """The outcomes of the evaluations that a run has written down."""
-    tests = (line for line in read_history(folder) if line["split"] == "test")
-    return [{key: line[key] for key in ("epoch", "accuracy", "loss")} for line in tests]
+    def _told(self, evaluation: Evaluation) -> dict[str, Any]:
+        """An evaluation as the scheduler of trials reads it."""
+        return {"epoch": evaluation.epoch, MEASURED: evaluation.metrics.get(self._metric, float("nan"))}
 
 
 class BackgroundRun(BackgroundWork):
@@ -92,16 +92,16 @@ class BackgroundRun(BackgroundWork):
 
     def __init__(self, number: int, plan: RunPlan, trial_monitor: Any) -> None:
         self._number, self._plan, self._trial_monitor = number, plan, trial_monitor
-        self._outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._evaluations: SimpleQueue[Evaluation | None] = SimpleQueue()
         self._seen = 0
         self._failed_for_good = False
         self._stopped = threading.Event()
         super().__init__(self._train)
 
-    def evaluations(self) -> Iterator[dict[str, Any]]:
-        """Their outcomes, as they come, until the run has ended."""
-        while outcome := self._outcomes.get():
-            yield outcome
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Yield them as they come, until the run has ended."""
+        while evaluation := self._evaluations.get():
+            yield evaluation
 
     def require_end(self) -> None:
         """Raise what a new attempt from the latest checkpoint may get over; other failures are in the run's records."""
@@ -119,26 +119,26 @@ class BackgroundRun(BackgroundWork):
         try:
             run_training(self._plan, watch=self._watch)
         finally:
-            self._outcomes.put(None)
+            self._evaluations.put(None)
 
     def _watch(self, status: RunStatus) -> bool:
         self._failed_for_good = bool(status.cause and status.cause.cause.is_final)
-        for outcome in status.evaluations[self._seen :]:
-            self._outcomes.put({key: outcome[key] for key in ("epoch", "accuracy", "loss")})
+        for evaluation in status.evaluations[self._seen :]:
+            self._evaluations.put(evaluation)
         self._seen = len(status.evaluations)
-        news = {**(status.progress or {}), **(status.evaluations[-1] if status.evaluations else {})}
-        state = {"state": "training"} if status.progress else {}
-        shown = {key: news[key] for key in ("epoch", "accuracy", "loss") if key in news}
-        return self._stopped.is_set() or ray.get(self._trial_monitor.report.remote(self._number, state | shown))
+        news: dict[str, Any] = {"state": "training", "epoch": status.progress["epoch"]} if status.progress else {}
+        for evaluation in status.evaluations[-1:]:
+            news |= {"epoch": evaluation.epoch, "metrics": evaluation.metrics}
+        return self._stopped.is_set() or ray.get(self._trial_monitor.report.remote(self._number, news))
 
 
 class CheckpointingAsha(ASHAScheduler):
     """Ray Tune's ASHA, which asks the trials that it stops to end; ``stopped`` has their numbers and last epochs."""
 
-    def __init__(self, asha: Asha, metric: str, mode: str, trial_monitor: Any, stopped: dict[int, float]) -> None:
+    def __init__(self, asha: Asha, mode: str, trial_monitor: Any, stopped: dict[int, float]) -> None:
         super().__init__(
             time_attr="epoch",
-            metric=metric,
+            metric=MEASURED,
             mode=mode,
             max_t=NO_DEADLINE,
             grace_period=asha.grace_epochs,

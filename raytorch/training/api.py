@@ -31,7 +31,7 @@ class Result:
         name: The run's name.
         path: Its folder, or the folder's address.
         state: ``finished``, ``stopped``, and of a listed run also ``running``, ``failed`` and ``lost``.
-        metrics: Its last evaluation: ``accuracy`` and ``loss``; empty if there was none.
+        metrics: Its last evaluation by name, ``loss`` among them; empty if there was none.
         summary: The content of its ``summary.json``.
     """
 
@@ -226,8 +226,9 @@ def _run(plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
 
 
 def _result(summary: dict[str, Any], folder: RunFolder) -> Result:
-    metrics = {key: summary[key] for key in ("accuracy", "loss") if summary.get(key) is not None}
-    return Result(summary["name"], summary["path"], summary["state"], metrics, summary, folder.address)
+    return Result(
+        summary["name"], summary["path"], summary["state"], summary.get("metrics", {}), summary, folder.address
+    )
 
 
 def _place(run: str | Path | Result) -> str:

@@ -30,6 +30,7 @@ from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimi
 from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
 from raytorch.runs.plan import WorkerJob
+from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
 from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
@@ -228,7 +229,7 @@ class Trainer:
         logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
         if self.log:
             self.log.write("test", self.step, self.epochs_done, self.metrics)
-            self.driver.report_evaluation({"step": self.step, "epoch": self.epochs_done, **self.metrics})
+            self.driver.report_evaluation(Evaluation(self.step, self.epochs_done, self.metrics))
 
     def save_is_due(self) -> bool:
         """Tell whether this step ends with a checkpoint."""
@@ -328,7 +329,7 @@ class Trainer:
         """Return what the run came to; ``state`` is finished or stopped."""
         return {
             "state": state,
-            **self.metrics,
+            "metrics": self.metrics,
             "step": self.step,
             "epochs": round(self.epochs_done, 4),
             "samples_per_s": self.throughput.overall(),

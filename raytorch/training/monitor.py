@@ -11,7 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.errors import Cause, RaytorchError, UserError, message_of
-from raytorch.runs.status import MonitorHandle, RunStatus, WorkerFailure
+from raytorch.runs.status import Evaluation, MonitorHandle, RunStatus, WorkerFailure
 from raytorch.system.safe_text import cut
 from raytorch.training.stopping import DriverRequest
 
@@ -53,9 +53,9 @@ class RunMonitor:
         save, self._save_wanted = self._save_wanted, False
         return DriverRequest.STOP if self._status.stopping else DriverRequest.SAVE if save else DriverRequest.CONTINUE
 
-    def evaluated(self, outcome: dict[str, Any]) -> None:
-        """Take the outcome of an evaluation."""
-        self._status.evaluations.append(outcome)
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Take an evaluation."""
+        self._status.evaluations.append(evaluation)
 
     def ended(self, outcome: dict[str, Any]) -> None:
         """Take what the run came to."""
@@ -113,10 +113,10 @@ class DriverLink:
             self._answer = self._monitor.progress.remote(self._news)
             self._told_at = time.monotonic()
 
-    def report_evaluation(self, outcome: dict[str, Any]) -> None:
-        """Pass on the outcome of an evaluation."""
+    def report_evaluation(self, evaluation: Evaluation) -> None:
+        """Pass on an evaluation."""
         if self._is_used:
-            self._monitor.evaluated.remote(outcome)
+            self._monitor.evaluated.remote(evaluation)
 
     def take_request(self) -> DriverRequest | None:
         """Answer what the driver wants, a request to save once; None where this is not rank 0.

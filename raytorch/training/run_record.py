@@ -35,11 +35,10 @@ class RunRecord(LiveRecord):
             yield
 
     def note(self, status: RunStatus) -> None:
-        """Keep the outcome of the newest evaluation, which is what a run that fails has come to."""
+        """Keep the newest evaluation, which is what a run that fails has come to."""
         if status.evaluations:
             newest = status.evaluations[-1]
-            values = {key: newest[key] for key in ("step", "accuracy", "loss")}
-            self.update(**values, epochs=round(newest["epoch"], 4))
+            self.update(metrics=newest.metrics, step=newest.step, epochs=round(newest.epoch, 4))
 
     def end(self, status: RunStatus) -> dict[str, Any]:
         """Write down what the run came to; returns the summary. Raises StorageError if it could not be written."""

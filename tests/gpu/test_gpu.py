@@ -31,7 +31,7 @@ def test_a_worker_with_a_gpu_trains_on_it_over_nccl_in_bf16(small_run: dict[str,
     summary = run_training(plan(small_run, "gpu", scaling=ONE_GPU, precision="auto", epochs=20))
     assert summary["device"] == torch.cuda.get_device_name(0)
     assert (summary["backend"], summary["precision"]) == ("nccl", "bf16")
-    assert summary["accuracy"] > 0.9
+    assert summary["metrics"]["accuracy"] > 0.9
 
 
 def test_the_same_seed_repeats_a_run_on_a_gpu(small_run: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def test_data_is_checked(tmp_path: Path) -> None:
     assert refused(tmp_path, "data", "check", "cifar10", "--root", root) == (
         f"{root}/cifar-10-batches-bin/data_batch_1.bin: expected a batch of CIFAR-10 (binary or python layout), found "
         "no readable file; put the data set's files there, or set data.download=true (raytorch data prepare cifar10 "
-        f"--root '{root}')"
+        "--root 'a folder')"
     )
     path = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1])
@@ -235,8 +235,7 @@ def one_run(tmp_path: Path) -> dict[str, Any]:
         "path": str(folder),
         "state": "finished",
         "started": "2026-01-02T03:04:05+00:00",
-        "accuracy": 0.98765,
-        "loss": 0.05,
+        "metrics": {"accuracy": 0.98765, "loss": 0.05},
         "epochs": 3.0,
         "samples_per_s": 12345.6,
         "seconds": {"total": 12.34},

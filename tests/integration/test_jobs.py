@@ -90,7 +90,7 @@ def test_the_quickstart_is_followed_to_its_result(cluster: Cluster, client: Clie
     assert (told.returncode, told.stderr) == (0, "")
     summary = json.loads(told.stdout)
     assert summary == client.result(first)
-    assert summary["accuracy"] > 0.8
+    assert summary["metrics"]["accuracy"] > 0.8
     assert [summary["path"], summary["state"]] == [f"{cluster.home}/runs/first", "finished"]
     assert "epoch 3.00 step 72" in client.logs(first, rank=1)
     with pytest.raises(RunNotFoundError, match=r"logs/rank-7\.log does not exist"):

@@ -46,9 +46,9 @@ ROOMS = {
     "runs": [
         "local_folder remote_folder",
         "metrics storage",
-        "records",
+        "records status",
         "catalog checkpoint_manifest",
-        "curves live_record status",
+        "curves live_record",
         "plan",
     ],
     "datasets": [

@@ -121,8 +121,7 @@ def write_run(config: RunConfig, name: str) -> None:
         "error": {"cause": "error", "rank": 0, "kind": "ValueError", "message": "boom", "traceback": "Traceback"},
         "seconds": {"total": 1.5, "training": 1.0},
         "exports": [{"format": "onnx", "file": "export/model.onnx", "relative_error": 0.0}],
-        "accuracy": 0.5,
-        "loss": 0.25,
+        "metrics": {"accuracy": 0.5, "loss": 0.25},
         "step": 5,
         "epochs": 0.2,
         "samples_per_s": 100.0,
@@ -179,7 +178,7 @@ def list_the_runs(place: Place) -> None:
         assert "good" in [run["name"] for run in listed]
         for run in listed:
             json.dumps(run)
-            _row(run)
+            _row(run, list(run.get("metrics", {})))
     except RaytorchError as error:
         raise AssertionError("the good run is not listed") from error
 

@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from raytorch.errors import Cause, DataError, DivergedError
-from raytorch.runs.status import WorkerFailure
+from raytorch.runs.status import Evaluation, WorkerFailure
 from raytorch.training.monitor import DriverLink, RunMonitor, reporting_failures
 from raytorch.training.stopping import DriverRequest
 
@@ -33,11 +33,11 @@ def test_news_are_kept_in_the_order_of_their_coming() -> None:
     monitor.begin_attempt()
     assert monitor.progress({"step": 1}) is DriverRequest.CONTINUE
     assert monitor.progress({"step": 2}) is DriverRequest.CONTINUE
-    monitor.evaluated({"accuracy": 0.5})
-    monitor.evaluated({"accuracy": 0.6})
+    monitor.evaluated(Evaluation(1, 0.5, {"loss": 0.5}))
+    monitor.evaluated(Evaluation(2, 1.0, {"loss": 0.4}))
     status = monitor.status()
     assert status.progress == {"step": 2}
-    assert status.evaluations == [{"accuracy": 0.5}, {"accuracy": 0.6}]
+    assert [evaluation.step for evaluation in status.evaluations] == [1, 2]
     assert status.pids == {0: 11, 1: 12}
     assert status.nodes == {0: "here", 1: "there"}
     assert pickle.loads(pickle.dumps(status)) == status

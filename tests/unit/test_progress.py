@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from raytorch.cli import progress
 from raytorch.cli.main import app
 from raytorch.cli.progress import DownloadDisplay, ProgressDisplay, print_summary
-from raytorch.runs.status import RunStatus
+from raytorch.runs.status import Evaluation, RunStatus
 from raytorch.runs.storage import BASE
 from raytorch.training.api import Result
 
@@ -61,7 +61,7 @@ def test_it_is_told_once_that_workers_do_not_come(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_a_terminal_only_lasting_news_are_printed() -> None:
-    first, second = ({"step": 24 * n, "epoch": float(n), "accuracy": 0.9, "loss": 0.25} for n in (1, 2))
+    first, second = (Evaluation(24 * n, float(n), {"accuracy": 0.9, "loss": 0.25}) for n in (1, 2))
     text = shown(
         status(),
         status(NEWS),
@@ -103,8 +103,7 @@ def test_stopping_is_said_once() -> None:
 SUMMARY = {
     "path": "/data/runs/mine",
     "state": "finished",
-    "accuracy": 0.98765,
-    "loss": 0.0456,
+    "metrics": {"accuracy": 0.98765, "loss": 0.0456},
     "epochs": 3.0,
     "step": 72,
     "samples_per_s": 12345.6,
@@ -127,7 +126,7 @@ def test_a_finished_run_is_summed_up() -> None:
 
 
 def test_what_a_summary_does_not_have_is_left_out() -> None:
-    assert summary_lines(loss=None, seconds=None, step=None)[0] == "12,346 samples/s"
+    assert summary_lines(metrics=None, seconds=None, step=None)[0] == "finished  ·  12,346 samples/s"
     assert summary_lines(seconds={"total": None}, samples_per_s=None, state="failed")[0] == (
         "failed  ·  test accuracy 0.9877  test loss 0.0456  ·  3 epochs, 72 steps"
     )
@@ -157,7 +156,7 @@ def test_every_export_is_named() -> None:
 
 
 def test_a_stopped_run_says_how_to_go_on() -> None:
-    lines = summary_lines(state="stopped", accuracy=None, loss=None, samples_per_s=None, epochs=0.5)
+    lines = summary_lines(state="stopped", metrics=None, samples_per_s=None, epochs=0.5)
     assert lines[0] == "stopped  ·  0.5 epochs, 72 steps  ·  12.3 s"
     assert lines[-1] == "continue  raytorch train --resume /data/runs/mine"
 

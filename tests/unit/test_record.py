@@ -15,12 +15,12 @@ from raytorch.config import RunConfig
 from raytorch.errors import Cause, DataError, RunExistsError, StorageError, TrainingError, UserError
 from raytorch.runs import live_record
 from raytorch.runs.plan import RunPlan, plan_run
-from raytorch.runs.status import RunStatus, WorkerFailure
+from raytorch.runs.status import Evaluation, RunStatus, WorkerFailure
 from raytorch.runs.storage import RunFolder, translating_storage_errors
 from raytorch.system.processes import Process
 from raytorch.training.run_record import RunRecord
 
-OUTCOME = {"state": "finished", "accuracy": 0.9, "first_step_at": None, "seconds": {"training": 2.0}}
+OUTCOME = {"state": "finished", "metrics": {"accuracy": 0.9}, "first_step_at": None, "seconds": {"training": 2.0}}
 
 
 @pytest.fixture
@@ -107,9 +107,9 @@ def end(plan: RunPlan, **outcome: Any) -> None:
 def test_a_resumed_run_that_trains_no_step_keeps_its_speed(plan: RunPlan) -> None:
     end(plan, samples_per_s=9.0, first_step_at=time.time() + 100)
     before = summary(plan)
-    end(plan, samples_per_s=None, first_step_at=None, accuracy=0.8)
+    end(plan, samples_per_s=None, first_step_at=None, metrics={"accuracy": 0.8})
     now = summary(plan)
-    assert now["accuracy"] == 0.8
+    assert now["metrics"] == {"accuracy": 0.8}
     assert now["first_step_s"] > 50
     for key in ("samples_per_s", "first_step_at", "first_step_s"):
         assert now[key] == before[key]
@@ -126,25 +126,26 @@ def test_what_a_run_came_to_outlives_an_attempt_that_comes_to_nothing(
     with (kept := RunRecord(plan)).writing():
         attempt(kept)
     now = summary(plan)
-    assert (now["accuracy"], now["step"], now["samples_per_s"]) == (0.9, 7, 9.0)
+    assert (now["metrics"], now["step"], now["samples_per_s"]) == ({"accuracy": 0.9}, 7, 9.0)
     assert now["state"] != "finished"
 
 
 def test_a_run_that_fails_further_on_says_how_far_it_had_come(plan: RunPlan) -> None:
     end(plan, samples_per_s=9.0, step=7, seconds={"training": 2.0, "startup": 1.0})
     status = failed(Cause.ERROR)
-    status.evaluations.append({"step": 63, "epoch": 9.00004, "accuracy": 0.5, "loss": 3.0})
+    status.evaluations.append(Evaluation(63, 9.00004, {"accuracy": 0.5, "loss": 3.0}))
     with (kept := RunRecord(plan)).writing():
         kept.fail(RuntimeError("it died"), status)
     now = summary(plan)
-    assert (now["state"], now["step"], now["epochs"], now["accuracy"], now["loss"]) == ("failed", 63, 9.0, 0.5, 3.0)
+    assert (now["state"], now["step"], now["epochs"]) == ("failed", 63, 9.0)
+    assert now["metrics"] == {"accuracy": 0.5, "loss": 3.0}
     assert now["seconds"].keys() == {"training", "startup", "total"}
 
 
 def test_a_run_that_goes_on_says_how_far_it_has_come(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_record, "HEARTBEAT_S", 0.001)
     with (kept := RunRecord(plan)).writing():
-        kept.note(RunStatus(evaluations=[{"step": 63, "epoch": 9.0, "accuracy": 0.5, "loss": 3.0}]))
+        kept.note(RunStatus(evaluations=[Evaluation(63, 9.0, {"accuracy": 0.5, "loss": 3.0})]))
         wait_until(lambda: summary(plan).get("step") == 63)
         assert summary(plan)["state"] == "running"
 

@@ -135,7 +135,7 @@ def finished(config: RunConfig, step: int = 5) -> RunFolder:
 
 
 def write_end_of(folder: RunFolder, step: int = 5) -> None:
-    summary = {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "step": step, "accuracy": 0.5}
+    summary = {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "step": step, "metrics": {"accuracy": 0.5}}
     folder.write_text("summary.json", json.dumps(summary))
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_has_come_to_its_end_has_nothing_left_to_do(config: RunConfig
     same = plan_resume(folder.path).config
     for plan in (plan_resume(folder.path), plan_resume(folder.path, same)):
         assert plan.finished is not None
-        assert (plan.finished["path"], plan.finished["accuracy"]) == (folder.path, 0.5)
+        assert (plan.finished["path"], plan.finished["metrics"]) == (folder.path, {"accuracy": 0.5})
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 9}, {"export": ["onnx"]}, {"scaling": {"workers": 2}}])

@@ -166,9 +166,12 @@ def test_without_a_terminal_there_is_a_line_for_what_begins_and_ends() -> None:
     text = shown(
         SweepStatus(rows("waiting", "waiting", "waiting")),
         SweepStatus(rows("starting", "waiting", "waiting")),
-        SweepStatus(rows("training", "waiting", "waiting", epoch=1, accuracy=0.5, loss=0.25)),
-        SweepStatus(rows("finished", "starting", "waiting", epoch=2, accuracy=0.75, loss=0.125)),
-        SweepStatus(rows("finished", "stopped early", "waiting", epoch=2, accuracy=0.75, loss=0.125), stopping=True),
+        SweepStatus(rows("training", "waiting", "waiting", epoch=1, metrics={"accuracy": 0.5, "loss": 0.25})),
+        SweepStatus(rows("finished", "starting", "waiting", epoch=2, metrics={"accuracy": 0.75, "loss": 0.125})),
+        SweepStatus(
+            rows("finished", "stopped early", "waiting", epoch=2, metrics={"accuracy": 0.75, "loss": 0.125}),
+            stopping=True,
+        ),
     )
     assert text.splitlines() == [
         "trial-000  starting       optimizer.lr=0.01  model=mlp",
@@ -181,7 +184,8 @@ def test_without_a_terminal_there_is_a_line_for_what_begins_and_ends() -> None:
 
 def test_a_terminal_shows_a_table() -> None:
     text = shown(
-        SweepStatus(rows("training", "starting", "waiting", epoch=1.5, accuracy=0.5, loss=0.25)), terminal=True
+        SweepStatus(rows("training", "starting", "waiting", epoch=1.5, metrics={"accuracy": 0.5, "loss": 0.25})),
+        terminal=True,
     )
     assert "trial      state     lr    model    epoch  accuracy  loss" in text
     assert "trial-000  training  0.01  mlp      1.5    0.5000    0.2500" in text

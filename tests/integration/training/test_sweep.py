@@ -78,9 +78,9 @@ def test_a_sweep_that_is_killed_and_resumed(sweep_file: Path, tmp_path: Path) ->
     assert (Path(folder.path) / "sweep.png").stat().st_size > 10_000
     best = summary["best"]
     finished = [float(row["test_accuracy"]) for row in rows if row["state"] == "finished"]
-    assert best["accuracy"] == max(finished) > 0.8
+    assert best["metrics"]["accuracy"] == max(finished) > 0.8
     again = run_training(plan_run(load_config(Path(folder.path) / "best.yaml")))
-    assert (again["accuracy"], again["loss"]) == (best["accuracy"], best["loss"])
+    assert again["metrics"] == best["metrics"]
 
 
 def kill_half_way(sweep_file: Path, folder: RunFolder) -> dict[str, str]:

@@ -117,7 +117,7 @@ def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(
 
     resumed = run_training(plan_resume("parted", storage=small_run["storage"]))
     assert resumed["state"] == "finished"
-    assert (resumed["step"], resumed["accuracy"]) == (full["step"], full["accuracy"])
+    assert (resumed["step"], resumed["metrics"]) == (full["step"], full["metrics"])
     assert_bitwise_equal(weights(whole.folder), weights(parted.folder))
     steps = [line["step"] for line in read_history(parted.folder) if line["split"] == "train"]
     assert steps == sorted(set(steps))
@@ -126,7 +126,7 @@ def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(
 def test_a_run_leaves_records_that_tell_all(finished: tuple[RunPlan, dict[str, Any]]) -> None:
     run, summary = finished
     folder = Path(run.folder.path)
-    assert summary["accuracy"] > 0.8
+    assert summary["metrics"]["accuracy"] > 0.8
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == summary
     assert summary["seconds"].keys() == {"startup", "training", "data", "evaluating", "checkpointing", "total"}
     assert summary["seconds"]["total"] >= summary["first_step_s"] >= summary["seconds"]["startup"] > 0
@@ -135,7 +135,7 @@ def test_a_run_leaves_records_that_tell_all(finished: tuple[RunPlan, dict[str, A
     history = read_history(run.folder)
     tests = [line for line in history if line["split"] == "test"]
     assert [line["epoch"] for line in tests] == [1, 2, 3]
-    assert tests[-1]["accuracy"] == summary["accuracy"]
+    assert tests[-1]["accuracy"] == summary["metrics"]["accuracy"]
     assert list((folder / "tensorboard").glob("events.*"))
     assert "epoch 3.00" in (folder / "logs" / "rank-0.log").read_text(encoding="utf-8")
     assert (folder / "logs" / "rank-1.log").exists()
@@ -224,7 +224,7 @@ def test_half_the_workers_continue_a_run_whose_snapshot_names_a_folder_beside_it
     assert (after["state"], after["workers"], after["epochs"]) == ("finished", 1, 4)
     assert 3 * after["step"] == 4 * before["step"]
     assert after["seconds"]["training"] > before["seconds"]["training"]  # it went on, and did not begin anew
-    assert math.isfinite(after["loss"])
+    assert math.isfinite(after["metrics"]["loss"])
     later = read_history(RunFolder(str(tmp_path), "records"))
     assert {line["lr"] for line in later if line["split"] == "train" and line["step"] > before["step"]} == {0.002}
     assert (tmp_path / "precious" / "thesis.tex").read_text(encoding="utf-8") == "all of it"
