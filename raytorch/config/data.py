@@ -1,6 +1,6 @@
 """Data sets."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -21,6 +21,8 @@ class ImageData(Section):
 
     train_size: ClassVar[int]
     """Samples of the whole training split, as it is published."""
+    kind: ClassVar[str] = "images"
+    """The kind of a model's input."""
     image_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
     """Channels, height and width of the images, as they are published."""
 
@@ -87,6 +89,7 @@ class Cifar10Data(StoredData):
 class MovingMnistData(StoredData):
     """Clips of one MNIST digit that drifts over a larger canvas and bounces off its walls, 10 classes."""
 
+    kind = "clips"
     train_size = 60_000
     name: Literal["moving_mnist"] = "moving_mnist"
     """The data set."""
@@ -103,6 +106,7 @@ class MovingMnistData(StoredData):
 class MnistStripsData(StoredData):
     """Strips of several MNIST digits side by side, to be written out as a sequence of digits."""
 
+    kind = "strips"
     train_size = 60_000
     name: Literal["mnist_strips"] = "mnist_strips"
     """The data set."""
@@ -130,3 +134,4 @@ class MnistStripsData(StoredData):
 
 
 Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData, Field(discriminator="name")]
+DATA: tuple[type[ImageData], ...] = get_args(get_args(Data)[0])

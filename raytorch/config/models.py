@@ -1,14 +1,20 @@
 """Models."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
+from raytorch.config.optimization import LOSSES
 from raytorch.config.section import ConflictError, Fraction, Section
 
 
 class ImageModel(Section):
     """Base of all models."""
+
+    reads: ClassVar[str] = "images"
+    """The kind of input, as data sets name theirs."""
+    losses: ClassVar[tuple[str, ...]] = LOSSES
+    """Those that it can be trained by."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Refuse inputs of ``shape``, (C, H, W), of clips (C, T, H, W), that it cannot read. Raises ConflictError."""
@@ -111,6 +117,7 @@ class VitModel(AttentionModel):
 class Conv3dModel(ImageModel):
     """3 x 3 x 3 convolutions over time and space, each with batch normalization, ReLU, pooling; then a linear layer."""
 
+    reads = "clips"
     name: Literal["conv3d"] = "conv3d"
     """The model."""
     channels: Annotated[list[PositiveInt], Field(min_length=1)] = [16, 32, 64]
@@ -123,6 +130,8 @@ class Conv3dModel(ImageModel):
 class Seq2SeqModel(AttentionModel):
     """An encoder-decoder transformer: reads an image as columns of pixels and writes a sequence of digits."""
 
+    reads = "strips"
+    losses = ("cross_entropy",)
     name: Literal["seq2seq"] = "seq2seq"
     """The model."""
     columns: PositiveInt = 4
@@ -152,3 +161,4 @@ Model = Annotated[
     MlpModel | ConvNetModel | ResNet18Model | RnnModel | VitModel | Conv3dModel | Seq2SeqModel,
     Field(discriminator="name"),
 ]
+MODELS: tuple[type[ImageModel], ...] = get_args(get_args(Model)[0])

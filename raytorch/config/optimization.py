@@ -1,16 +1,19 @@
 """Losses, optimizers and learning-rate schedules."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Strict, model_validator
 
 from raytorch.config.section import ConflictError, Fraction, Section
 
+LossName = Literal["cross_entropy", "bce", "bce_with_logits", "mse"]
+LOSSES: tuple[str, ...] = get_args(LossName)
+
 
 class Loss(Section):
     """The loss that training minimizes; ``bce``, ``bce_with_logits`` and ``mse`` compare with one-hot targets."""
 
-    name: Literal["cross_entropy", "bce", "bce_with_logits", "mse"] = "cross_entropy"
+    name: LossName = "cross_entropy"
     """The loss; ``bce`` and ``mse`` see the model's outputs through a sigmoid and a softmax."""
     label_smoothing: Fraction = 0.0
     """Share of each target spread evenly over all classes; for cross_entropy only."""

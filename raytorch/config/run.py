@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-from raytorch.config.data import Data, DigitsData
+from raytorch.config.data import DATA, Data, DigitsData
 from raytorch.config.export_formats import ExportFormat
-from raytorch.config.models import MlpModel, Model
+from raytorch.config.models import MODELS, MlpModel, Model
 from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, Optimizer, Schedule
 from raytorch.config.section import ConflictError, Section, name_alone
 
@@ -231,13 +231,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":
-        model, data = self.model.name, self.data.name
-        reads = {"conv3d": "moving_mnist", "seq2seq": "mnist_strips"}
-        if model in reads and data != reads[model]:
-            raise ConflictError(f"model {model} needs data {reads[model]}, not {data}", "model.name", "data.name")
-        for reader, readable in reads.items():
-            if data == readable and model != reader:
-                raise ConflictError(f"data {data} needs model {reader}, not {model}", "model.name", "data.name")
+        reads, kind = self.model.reads, self.data.kind
+        if reads != kind:
+            data = " or ".join(each.model_fields["name"].default for each in DATA if each.kind == reads)
+            models = " or ".join(each.model_fields["name"].default for each in MODELS if each.reads == kind)
+            raise ConflictError(
+                f"model {self.model.name} reads {reads}, data {self.data.name} has {kind}; take data {data}, or model "
+                f"{models}",
+                "model.name",
+                "data.name",
+            )
         return self
 
     @model_validator(mode="after")
@@ -251,8 +254,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _loss_fits_model(self) -> "RunConfig":
-        if self.model.name == "seq2seq" and self.loss.name != "cross_entropy":
+        if self.loss.name not in self.model.losses:
             raise ConflictError(
-                f"model seq2seq needs loss cross_entropy, not {self.loss.name}", "loss.name", "model.name"
+                f"model {self.model.name} needs loss {' or '.join(self.model.losses)}, not {self.loss.name}",
+                "loss.name",
+                "model.name",
             )
         return self

@@ -25,12 +25,12 @@ class MicroBatch(NamedTuple):
     batch's samples that are here, times the number of ranks. Sum ``weight * mean_loss`` over a rank's micro-batches.
     """
 
-    inputs: Tensor
-    """float32 (B, *input_shape), normalized."""
-    targets: Tensor
-    """int64 (B, ...)."""
+    content: Any
+    """What the data set gives: of the shipped ones see :meth:`Dataset.batch`."""
+    samples: int
+    """How many; 0 where a sample only keeps an idle rank in step."""
     weight: float
-    """1 / micro-batches where the global batch divides evenly; 0 for a sample that only keeps an idle rank in step."""
+    """1 / micro-batches where the global batch divides evenly; 0 without samples."""
 
 
 class TrainLoader:
@@ -119,7 +119,7 @@ class TrainLoader:
         """One of the contiguous parts, as even as can be, of the global batch from ``start`` to ``stop``."""
         size, parts = stop - start, self._micro_batches * self._world_size
         low, high = size * part // parts, size * (part + 1) // parts
-        weight = (high - low) * self._world_size / size
+        samples = high - low
         if low == high:  # a rank without a sample would leave the others waiting in their collectives
             low, high = 0, 1
         index = self._order[start + low : start + high]
@@ -128,7 +128,8 @@ class TrainLoader:
             offset, mirrored = (draw[low:high] for draw in draws)
             pixels = shift(pixels, offset, self._augment.crop) if self._augment.crop else pixels
             pixels = mirror(pixels, mirrored) if self._augment.flip else pixels
-        return MicroBatch(self._dataset.normalize(pixels), self._dataset.targets(index), weight)
+        content = self._dataset.normalize(pixels), self._dataset.targets(index)
+        return MicroBatch(content, samples, samples * self._world_size / size)
 
     def _draw(self, start: int, size: int) -> tuple[Tensor, Tensor]:
         """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""
@@ -144,12 +145,13 @@ class TrainLoader:
 
 def evaluation_batches(
     dataset: Dataset, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets (see :meth:`Dataset.batch`) of a rank's share, at most ``batch_size`` samples at a time.
+) -> Iterator[MicroBatch]:
+    """A rank's share, at most ``batch_size`` samples at a time, each of weight 1.
 
     The shares of all ranks cover the data set, each sample once. Ranks may get different numbers of batches, or none:
     sum over the ranks after the last batch and call no collective operation before.
     """
     end = len(dataset) * (rank + 1) // world_size
     for start in range(len(dataset) * rank // world_size, end, batch_size):
-        yield dataset.batch(torch.arange(start, min(start + batch_size, end), device=dataset.device))
+        index = torch.arange(start, min(start + batch_size, end), device=dataset.device)
+        yield MicroBatch(dataset.batch(index), len(index), 1.0)

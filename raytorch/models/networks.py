@@ -15,6 +15,7 @@ from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
 from raytorch.layers.conv import AdaptiveAvgPool3d, BatchNorm3d, Conv2d, Conv3d, MaxPool2d, MaxPool3d
 from raytorch.layers.rnn import GRU, LSTM, RNN
 from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
+from raytorch.models.objectives import digit_accuracy, strip_loss
 
 _BEGIN = 11  # what the decoder reads before the first digit
 
@@ -186,6 +187,8 @@ class Seq2Seq(nn.Module):
     ``columns`` pixels' width.
     """
 
+    losses = {"cross_entropy": strip_loss}  # noqa: RUF012 - no ClassVar, which TorchScript does not know
+    metrics = {"accuracy": digit_accuracy}  # noqa: RUF012
     # TorchScript sees a class's constants, but not a module's.
     begin: Final = _BEGIN
     end: Final = END

@@ -66,7 +66,7 @@ class StepTimer:
         """Iterate over the batches of consecutive steps; a step after which no batch is asked for is not counted."""
         begun = self._now()
         for batch in batches:
-            samples = sum(len(part.targets) for part in batch if part.weight)
+            samples = sum(part.samples for part in batch)
             step = _Step(samples, begun, self._now())
             self._steps.append(step)
             yield batch

@@ -25,7 +25,7 @@ from raytorch.distributed.process_group import leaving_process_group
 from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import DivergedError
 from raytorch.models.networks import Architecture
-from raytorch.models.tasks import build_task, require_enough_samples
+from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, require_enough_samples, total
 from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
@@ -100,10 +100,10 @@ class Trainer:
         self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
 
         self.precision = Precision.choose(config.precision, device)
-        self.task = build_task(config, self.train_set.num_classes)
         self.architecture = Architecture(config.model, self.train_set.input_shape, self.train_set.num_classes)
         self.model = self.precision.to_memory_format(self.architecture.build().to(device))
-        require_enough_samples(config, self.task, self.model, self.train_set)
+        self.loss, self.judges = loss_function(config.loss, self.model), metrics_of(self.model)
+        require_enough_samples(config, self.loss, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
@@ -154,7 +154,8 @@ class Trainer:
         for number, batch in enumerate(micro_batches, start=1):
             with gradient_sync(self.net, enabled=number == len(micro_batches)):
                 with self.precision.autocast():
-                    part = self.task.loss(self.net, self.precision.layout(batch.inputs), batch.targets) * batch.weight
+                    losses = self.loss(self.net, self.precision.layout_of(batch.content))
+                part = losses.mean() * batch.weight
                 self.backward(part)
             loss += part.detach()
         if self.config.clip_norm:
@@ -211,20 +212,22 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Loss and accuracy on the test split, each sample counted once over all workers."""
+        """Loss and metrics on the test split, each sample counted once over all workers."""
         with self.clock.phase("evaluating"):
             self.driver.report_progress({**self._position(), "phase": "evaluating"})
             broadcast_buffers(self.model)
             self.model.eval()
-            totals = torch.zeros(4, dtype=torch.float64, device=self.worker.device)
-            for inputs, targets in evaluation_batches(
+            judges: dict[str, Callable[..., Any]] = {**self.judges, "loss": self.loss}
+            totals = torch.zeros(len(judges), 2, dtype=torch.float64, device=self.worker.device)
+            for batch in evaluation_batches(
                 self.test_set, batch_size=EVALUATION_BATCH, rank=self.worker.rank, world_size=self.worker.world_size
             ):
+                content, model = self.precision.layout_of(batch.content), EachCallOnce(self.model)
                 with self.precision.autocast():
-                    totals += self.task.evaluate(self.model, self.precision.layout(inputs), targets)
+                    totals += torch.stack([total(judge(model, content), batch.samples) for judge in judges.values()])
             self.model.train()
-            loss, samples, correct, counted = all_reduce(totals).tolist()
-        self.metrics = {"accuracy": correct / counted, "loss": loss / samples}
+            sums, counts = all_reduce(totals).unbind(1)
+        self.metrics = dict(zip(judges, (sums / counts).tolist(), strict=True))
         self._refuse_nonfinite([self.metrics["loss"]], self.step, "test loss")
         logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
         if self.log:

@@ -1,6 +1,7 @@
 """The arithmetic of forward and backward: fp32 or bf16 autocast, and the memory layout that is fastest for it."""
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +49,14 @@ class Precision:
         for parameter in module.parameters():
             parameter.data = self.layout(parameter.data)
         return module
+
+    def layout_of(self, batch: Any) -> Any:
+        """A batch with the tensors in it as :meth:`layout` has them; those in tuples, lists and dictionaries too."""
+        if isinstance(batch, Tensor):
+            return self.layout(batch)
+        if isinstance(batch, Mapping):
+            return {key: self.layout_of(part) for key, part in batch.items()}
+        return type(batch)(map(self.layout_of, batch)) if type(batch) in (tuple, list) else batch
 
     def layout(self, tensor: Tensor) -> Tensor:
         """Images (N, C, H, W) and clips (N, C, T, H, W) laid out for fast convolutions; the values are the same."""

@@ -36,7 +36,8 @@ ROOMS = {
     ],
     "config": [
         "export_formats section yaml_tree",
-        "data models optimization",
+        "data optimization",
+        "models",
         "run",
         "json_schema resuming sweep",
         "messages",
@@ -60,8 +61,8 @@ ROOMS = {
         "loader",
     ],
     "models": [
+        "objectives",
         "networks",
-        "tasks",
     ],
     "serialization": [
         "comparison file_kinds",

@@ -9,6 +9,9 @@ from pydantic import ValidationError
 from raytorch import config
 from raytorch.config import ConflictError, RunConfig, Scaling, Section
 
+IMAGES = "mlp or convnet or resnet18 or rnn or vit"
+DATA = "digits or mnist or cifar10"
+
 
 def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
     for subclass in section.__subclasses__():
@@ -85,15 +88,31 @@ def test_a_config_does_not_change() -> None:
             "warmup_steps (1) must be below the steps of the run (1)",
             "schedule.warmup_steps",
         ),
-        ({"model": "conv3d"}, "model conv3d needs data moving_mnist, not digits", "model.name"),
-        ({"model": "seq2seq"}, "model seq2seq needs data mnist_strips, not digits", "model.name"),
         (
-            {"model": "seq2seq", "data": "moving_mnist"},
-            "model seq2seq needs data mnist_strips, not moving_mnist",
+            {"model": "conv3d"},
+            f"model conv3d reads clips, data digits has images; take data moving_mnist, or model {IMAGES}",
             "model.name",
         ),
-        ({"data": "moving_mnist"}, "data moving_mnist needs model conv3d, not mlp", "model.name"),
-        ({"data": "mnist_strips"}, "data mnist_strips needs model seq2seq, not mlp", "model.name"),
+        (
+            {"model": "seq2seq"},
+            f"model seq2seq reads strips, data digits has images; take data mnist_strips, or model {IMAGES}",
+            "model.name",
+        ),
+        (
+            {"model": "seq2seq", "data": "moving_mnist"},
+            "model seq2seq reads strips, data moving_mnist has clips; take data mnist_strips, or model conv3d",
+            "model.name",
+        ),
+        (
+            {"data": "moving_mnist"},
+            f"model mlp reads images, data moving_mnist has clips; take data {DATA}, or model conv3d",
+            "model.name",
+        ),
+        (
+            {"data": "mnist_strips"},
+            f"model mlp reads images, data mnist_strips has strips; take data {DATA}, or model seq2seq",
+            "model.name",
+        ),
         (
             {"model": "seq2seq", "data": "mnist_strips", "loss": "mse"},
             "model seq2seq needs loss cross_entropy, not mse",

@@ -106,7 +106,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("scaling: {workers: {min: 3, max: 2}}", "scaling.workers.min: min (3) must not exceed max (2)"),
         # values that do not go together
         ("model: {name: vit, heads: 3}", "model.heads: dim (64) must be a multiple of heads (3)"),
-        ("data: {name: moving_mnist}", "data.name: data moving_mnist needs model conv3d, not mlp"),
+        (
+            "data: {name: moving_mnist}",
+            "data.name: model mlp reads images, data moving_mnist has clips; take data digits or mnist or cifar10, or "
+            "model conv3d",
+        ),
         # keys that are not text
         ("3: 4", "a key must be plain text, not 3"),
         ("true: 4", "a key must be plain text, not the boolean true"),
@@ -376,7 +380,11 @@ def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
             "scaling.workers: batch_size (128) must be at least workers x accumulate (256 x 1 = 256), "
             "a sample for each",
         ),
-        ("data=mnist_strips", "data: data mnist_strips needs model seq2seq, not vit"),
+        (
+            "data=mnist_strips",
+            "data: model vit reads images, data mnist_strips has strips; take data digits or mnist or cifar10, or "
+            "model seq2seq",
+        ),
         ("model.patch=5", "model.patch: patch (5) must divide the image's height and width (8 x 8)"),
     ],
 )

@@ -174,10 +174,10 @@ def wait_for_a_slower_rank(worker: Worker) -> None:
     """The faster rank waits in its backward pass; both know how long it took."""
     net = DistributedDataParallel(nn.Linear(8, 8))
     timer = StepTimer(net, CPU)
-    batch = [MicroBatch(torch.randn(4, 8), torch.zeros(4), 1.0)]
+    batch = [MicroBatch(torch.randn(4, 8), 4, 1.0)]
     for _ in timer.steps([batch] * 3):
         time.sleep(0.2 * worker.rank)
-        timer.backward(net(batch[0].inputs).sum())
+        timer.backward(net(batch[0].content).sum())
     totals = timer.totals()
     assert (totals.steps, totals.samples) == (3, 12)
     assert totals.seconds > 0.4

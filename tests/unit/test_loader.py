@@ -37,7 +37,7 @@ def epoch(loaders: list[TrainLoader]) -> list[list[MicroBatch]]:
 
 def samples(step: list[MicroBatch]) -> list[int]:
     """The samples that count in a step."""
-    return [sample for part in step if part.weight for sample in part.targets.tolist()]
+    return [sample for part in step if part.weight for sample in part.content[1].tolist()]
 
 
 # -- exactly once ------------------------------------------------------------------------------------------------------
@@ -107,13 +107,13 @@ def test_a_run_resumes_before_and_after_a_batch_that_a_remainder_has_joined(stop
 
 def test_parts_are_as_even_as_can_be():
     step = epoch(ranks(numbered(11), 3, batch_size=11))[0]
-    assert sorted(len(part.targets) for part in step) == [3, 4, 4]
+    assert sorted(part.samples for part in step) == [3, 4, 4]
 
 
 def test_inputs_belong_to_their_targets():
     dataset = numbered(20)
     for part in itertools.chain(*epoch(ranks(dataset, 2, batch_size=6, micro_batches=2))):
-        assert torch.equal(part.inputs, dataset.batch(part.targets)[0])
+        assert torch.equal(part.content[0], dataset.batch(part.content[1])[0])
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -125,8 +125,8 @@ def test_inputs_belong_to_their_targets():
 def test_weighted_means_average_to_the_mean_over_the_global_batch(batch_size, micro_batches, world_size):
     for step in epoch(ranks(numbered(53), world_size, batch_size=batch_size, micro_batches=micro_batches)):
         assert sum(part.weight for part in step) == pytest.approx(world_size)
-        assert all(len(part.targets) >= 1 for part in step)
-        mean = sum(part.weight * part.targets.double().mean().item() for part in step) / world_size
+        assert all(len(part.content[1]) >= 1 for part in step)
+        mean = sum(part.weight * part.content[1].double().mean().item() for part in step) / world_size
         assert mean == pytest.approx(torch.tensor(samples(step)).double().mean().item())
 
 
@@ -196,7 +196,7 @@ def assert_same_steps(actual: list[list[MicroBatch]], expected: list[list[MicroB
 
 
 def inputs(step: list[MicroBatch]) -> Tensor:
-    return torch.cat([part.inputs for part in step if part.weight])
+    return torch.cat([part.content[0] for part in step if part.weight])
 
 
 @pytest.mark.parametrize("count", [52, 54])
@@ -234,8 +234,8 @@ def test_crop_and_flip_are_drawn_evenly_and_anew():
     seen = []
     for _ in range(2):
         step = [part for parts in loader.remaining() for part in parts]
-        order = torch.cat([part.targets for part in step]).argsort()
-        seen.append(torch.cat([part.inputs for part in step])[order, 0])
+        order = torch.cat([part.content[1] for part in step]).argsort()
+        seen.append(torch.cat([part.content[0] for part in step])[order, 0])
         loader.next_epoch()
     assert not torch.equal(*seen)
     plain = dataset.batch(torch.arange(2000))[0][:, 0]
@@ -251,7 +251,7 @@ def test_padding_is_black_before_normalization():
     values = set()
     loader = TrainLoader(dataset, batch_size=1, augment=Augment(crop=3))
     for _ in range(9):
-        values |= set(next(loader.remaining())[0].inputs.flatten().tolist())
+        values |= set(next(loader.remaining())[0].content[0].flatten().tolist())
         loader.next_epoch()
     assert sorted(values) == pytest.approx([-1, 200 / 127.5 - 1])
 
@@ -260,7 +260,7 @@ def test_strips_are_cropped_but_never_mirrored():
     images = torch.randint(1, 256, (5, 1, 28, 28), dtype=torch.uint8)
     strips = MnistStrips(images, torch.arange(5), "train", fewest=1, most=2)
     (part,) = next(TrainLoader(strips, batch_size=5, augment=Augment(crop=2)).remaining())
-    assert part.inputs.shape == (5, 1, 28, 56)
+    assert part.content[0].shape == (5, 1, 28, 56)
     with pytest.raises(ConfigError, match=r"data\.augment\.flip: must be false"):
         TrainLoader(strips, batch_size=5, augment=Augment(flip=True))
 
@@ -278,8 +278,8 @@ def test_evaluation_covers_each_sample_once(count, batch_size, world_size):
         for rank in range(world_size)
     ]
     batches = list(itertools.chain(*shares))
-    assert all(1 <= len(targets) <= batch_size for _, targets in batches)
-    assert torch.cat([targets for _, targets in batches]).tolist() == list(range(count))
-    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), dataset.batch(torch.arange(count))[0])
-    sizes = [sum(len(targets) for _, targets in share) for share in shares]
+    assert all(1 <= batch.samples <= batch_size for batch in batches)
+    assert torch.cat([batch.content[1] for batch in batches]).tolist() == list(range(count))
+    assert torch.equal(torch.cat([batch.content[0] for batch in batches]), dataset.batch(torch.arange(count))[0])
+    sizes = [sum(batch.samples for batch in share) for share in shares]
     assert max(sizes) - min(sizes) <= 1

@@ -23,7 +23,7 @@ PAUSE = 0.2
 def batches(steps: int, samples: int = 4, pause: float = 0) -> Iterator[list[MicroBatch]]:
     for _ in range(steps):
         time.sleep(pause)
-        yield [MicroBatch(torch.randn(samples, 8), torch.zeros(samples), 1.0)]
+        yield [MicroBatch(torch.randn(samples, 8), samples, 1.0)]
 
 
 def timed(model: nn.Module, steps: Iterator[list[MicroBatch]], pause: float = 0, warmup: int = 0) -> StepTotals:
@@ -32,7 +32,7 @@ def timed(model: nn.Module, steps: Iterator[list[MicroBatch]], pause: float = 0,
     for parts in timer.steps(steps):
         time.sleep(pause)
         for part in parts:
-            timer.backward(model(part.inputs).sum())
+            timer.backward(model(part.content).sum())
     return timer.totals(warmup)
 
 
@@ -64,7 +64,7 @@ def test_a_step_that_no_other_follows_is_left_out() -> None:
 
 
 def test_samples_that_only_keep_a_rank_in_step_do_not_count() -> None:
-    idle = MicroBatch(torch.randn(1, 8), torch.zeros(1), 0.0)
+    idle = MicroBatch(torch.randn(1, 8), 0, 0.0)
     totals = timed(nn.Linear(8, 8), iter([[idle], [idle, *next(batches(1))]]))
     assert (totals.steps, totals.samples) == (2, 4)
 

@@ -177,7 +177,7 @@ def test_a_sweep_that_was_written_down_is_the_same() -> None:
         ("batch_size: {uniform: [16, 64]}", "batch_size: must be a whole number of at least 1, not 16.0"),
         ("batch_size: {randint: [0, 64]}", "batch_size: must be a whole number of at least 1, not 0"),
         ("model: {grid: [mlp, convnett]}", "model: must be one of mlp, convnet, "),
-        ("model.name: {grid: [mlp, conv3d]}", "model.name: model conv3d needs data moving_mnist, not digits"),
+        ("model.name: {grid: [mlp, conv3d]}", "model.name: model conv3d reads clips, data digits has images"),
         (
             "optimizer.lr: {grids: [1]}",
             "parameters.'optimizer.lr'.grids: unknown key; allowed: grid, choice, uniform, ",

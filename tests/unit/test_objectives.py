@@ -1,4 +1,4 @@
-"""Tasks: losses against plain PyTorch, and totals that add up over batches."""
+"""Losses against plain PyTorch, metrics counted by hand, and totals that add up over batches."""
 
 from typing import Any
 
@@ -12,39 +12,47 @@ from raytorch.config import DigitsData, ResNet18Model, RunConfig
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import TrainLoader
 from raytorch.errors import ConfigError
-from raytorch.models.networks import END, PAD, Architecture
-from raytorch.models.tasks import Classification, Task, Transcription, build_task, require_enough_samples
+from raytorch.models.networks import END, PAD, Architecture, Seq2Seq
+from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, require_enough_samples, total
 
 LABELS = torch.tensor([3, 1, 0, 2])
 STRIPS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])
 
 
-def _task(num_classes: int = 5, **config: Any) -> Task:
-    return build_task(RunConfig.model_validate({"epochs": 1, **config}), num_classes)
+def loss_of(model: nn.Module, batch: Any, loss: Any = "cross_entropy") -> Tensor:
+    """The loss of each sample."""
+    return loss_function(RunConfig.model_validate({"epochs": 1, "loss": loss}).loss, model)(model, batch)
 
 
-def _strips_task(**config: Any) -> Task:
-    return _task(data="mnist_strips", model="seq2seq", **config)
+def accuracy_of(model: nn.Module, batch: Any) -> list[float]:
+    """What counts as right, and what counts."""
+    return total(metrics_of(model)["accuracy"](model, batch), len(batch[1])).tolist()
 
 
 class _Says(nn.Module):
-    """A model that gives the same outputs, and the same greedy tokens, whatever it is shown."""
+    """A model that gives the same outputs whatever it is shown."""
 
-    def __init__(self, outputs: Tensor, tokens: Tensor | None = None) -> None:
+    def __init__(self, outputs: Tensor) -> None:
         super().__init__()
-        self.outputs, self.tokens = nn.Parameter(outputs), tokens
+        self.outputs = nn.Parameter(outputs)
+        self.calls = 0
 
-    def forward(self, *_inputs: Tensor) -> Tensor:
+    def forward(self, *_inputs: Tensor, **_named: Tensor) -> Tensor:
+        self.calls += 1
         return self.outputs
 
+
+class _Writes(_Says):
+    """The same of strips: a model that brings losses and metrics of its own, and writes the same tokens."""
+
+    losses, metrics = Seq2Seq.losses, Seq2Seq.metrics
+
+    def __init__(self, outputs: Tensor, tokens: Tensor = STRIPS) -> None:
+        super().__init__(outputs)
+        self.tokens = tokens
+
     def greedy(self, _images: Tensor, length: int) -> Tensor:
-        assert self.tokens is not None
         return self.tokens[:, :length]
-
-
-def test_the_model_decides_the_task() -> None:
-    assert isinstance(_task(), Classification)
-    assert isinstance(_strips_task(), Transcription)
 
 
 def test_models_and_data_sets_mean_the_same_by_a_token() -> None:
@@ -72,25 +80,19 @@ def test_models_and_data_sets_mean_the_same_by_a_token() -> None:
 def test_classification_loss_equals_pytorchs_mean(loss: Any, expected: Any, bf16: bool) -> None:
     outputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     model = _Says(outputs.bfloat16() if bf16 else outputs)
-    task = _task(loss=loss)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        value = task.loss(model, torch.zeros(4), LABELS)
-        totals = task.evaluate(model, torch.zeros(4), LABELS)
+        losses = loss_of(model, (torch.zeros(4), LABELS), loss)
     reference = expected(model.outputs.float())
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, reference)
-    torch.testing.assert_close(totals[0].float(), 4 * reference)
-    value.backward()
+    assert (losses.dtype, losses.shape) == (torch.float32, (4,))
+    torch.testing.assert_close(losses.mean(), reference)
+    torch.autograd.backward(losses.mean())
     assert model.outputs.grad is not None
     assert model.outputs.grad.isfinite().all()
 
 
 def test_classification_counts_every_sample_once() -> None:
     outputs = torch.eye(5)[torch.tensor([3, 1, 4, 2])]
-    totals = _task().evaluate(_Says(outputs), torch.zeros(4), LABELS)
-    assert totals.dtype == torch.float64
-    assert totals[1:].tolist() == [4, 3, 4]
-    assert not totals.requires_grad
+    assert accuracy_of(_Says(outputs), (torch.zeros(4), LABELS)) == [3, 4]
 
 
 # -- transcription -----------------------------------------------------------------------------------------------------
@@ -99,7 +101,6 @@ def test_classification_counts_every_sample_once() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_transcription_loss_is_the_mean_over_strips_of_the_mean_over_tokens(smoothing: float) -> None:
     logits = torch.randn(4, 5, END + 1)
-    model = _Says(logits)
     lengths = [3, 5, 2, 4]
     expected = torch.stack(
         [
@@ -107,11 +108,8 @@ def test_transcription_loss_is_the_mean_over_strips_of_the_mean_over_tokens(smoo
             for strip, length in enumerate(lengths)
         ]
     ).mean()
-    task = _strips_task(loss={"name": "cross_entropy", "label_smoothing": smoothing})
-    torch.testing.assert_close(task.loss(model, torch.zeros(4), STRIPS), expected)
-    model.tokens = STRIPS
-    totals = task.evaluate(model, torch.zeros(4), STRIPS)
-    torch.testing.assert_close(totals[0].float(), 4 * expected)
+    loss = {"name": "cross_entropy", "label_smoothing": smoothing}
+    torch.testing.assert_close(loss_of(_Writes(logits), (torch.zeros(4), STRIPS), loss).mean(), expected)
 
 
 def test_transcription_counts_digits_only() -> None:
@@ -119,41 +117,45 @@ def test_transcription_counts_digits_only() -> None:
     written[STRIPS == PAD] = END
     written[STRIPS == END] = 0  # a missed END costs nothing
     written[1, 0], written[3, 2] = 9, END  # two of ten digits are wrong
-    model = _Says(torch.randn(4, 5, END + 1), written)
-    assert _strips_task().evaluate(model, torch.zeros(4), STRIPS)[1:].tolist() == [4, 8, 10]
+    assert accuracy_of(_Writes(torch.randn(4, 5, END + 1), written), (torch.zeros(4), STRIPS)) == [8, 10]
 
 
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["classification", "transcription"])
-def trial(request: pytest.FixtureRequest) -> tuple[Task, nn.Module, Tensor, Tensor]:
-    """A task, a model for it, and a batch."""
+@pytest.mark.parametrize(
+    ("name", "data", "shape", "targets"),
+    [("mlp", "digits", (1, 8, 8), LABELS), ("seq2seq", "mnist_strips", (1, 8, 16), STRIPS)],
+)
+def test_totals_of_parts_add_up_to_that_of_the_batch(
+    name: str, data: str, shape: tuple[int, ...], targets: Tensor
+) -> None:
     torch.manual_seed(0)
-    name, task, shape, targets = (
-        ("mlp", _task(), (1, 8, 8), LABELS)
-        if request.param == "classification"
-        else ("seq2seq", _strips_task(), (1, 8, 16), STRIPS)
-    )
-    config = RunConfig.model_validate(
-        {"epochs": 1, "model": name, "data": "mnist_strips" if name == "seq2seq" else "digits"}
-    )
+    config = RunConfig.model_validate({"epochs": 1, "model": name, "data": data})
     model = Architecture(config.model, shape, 5).build().eval()
-    return task, model, torch.randn(4, *shape), targets
+    inputs = torch.randn(4, *shape)
+    for judge in (loss_function(config.loss, model), *metrics_of(model).values()):
+        whole, first, rest = (
+            total(judge(model, (inputs[part], targets[part])), len(targets[part]))
+            for part in (slice(None), slice(1), slice(1, None))
+        )
+        assert (whole.dtype, whole.requires_grad) == (torch.float64, False)
+        torch.testing.assert_close(whole, first + rest, rtol=1e-5, atol=0)
 
 
-def test_the_loss_of_a_batch_is_the_mean_over_its_parts(trial: tuple[Task, nn.Module, Tensor, Tensor]) -> None:
-    task, model, inputs, targets = trial
-    parts = 0.25 * task.loss(model, inputs[:1], targets[:1]) + 0.75 * task.loss(model, inputs[1:], targets[1:])
-    torch.testing.assert_close(task.loss(model, inputs, targets), parts)
+def test_a_mean_counts_as_often_as_it_has_samples() -> None:
+    assert total(torch.tensor(0.5), 8).tolist() == [4, 8]
 
 
-def test_evaluations_add_up(trial: tuple[Task, nn.Module, Tensor, Tensor]) -> None:
-    task, model, inputs, targets = trial
-    parts = task.evaluate(model, inputs[:1], targets[:1]) + task.evaluate(model, inputs[1:], targets[1:])
-    whole = task.evaluate(model, inputs, targets)
-    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=0)
-    torch.testing.assert_close((whole[0] / whole[1]).float(), task.loss(model, inputs, targets))
+def test_a_loss_and_a_metric_of_a_batch_share_a_call() -> None:
+    model, inputs = _Says(torch.eye(5)[:4]), torch.zeros(4)
+    once = EachCallOnce(model)
+    loss_of(once, (inputs, LABELS))  # type: ignore[arg-type]
+    assert accuracy_of(once, (inputs, LABELS)) == accuracy_of(model, (inputs, LABELS))  # type: ignore[arg-type]
+    assert model.calls == 2
+    once(torch.zeros(4))
+    once(inputs, key=inputs)
+    assert model.calls == 4
 
 
 # -- batch normalization -----------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ def check_split(model: str, samples: int, **config: Any) -> None:
     train_set = datasets.load_dataset(data, "train", torch.device("cpu"))
     net = Architecture(run.model, train_set.input_shape, train_set.num_classes).build()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    require_enough_samples(run, build_task(run, 10), net, train_set)
+    require_enough_samples(run, loss_function(run.loss, net), net, train_set)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.training
 
@@ -195,4 +197,4 @@ def test_resnet_trains_on_what_once_left_a_worker_a_sample_alone() -> None:
     net = Architecture(ResNet18Model(), train_set.input_shape, train_set.num_classes).build()
     for rank in range(2):
         for [part] in TrainLoader(train_set, batch_size=32, rank=rank, world_size=2).remaining():
-            _task(10).loss(net, part.inputs, part.targets).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss_of(net, part.content).mean())

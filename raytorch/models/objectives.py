@@ -1,0 +1,158 @@
+"""What a run minimizes and what it measures: functions of a model and a batch.
+
+A loss returns one number per sample, float32 (B,), or their mean. A metric returns ``(sum, count)``, which are added up
+over batches and workers and divided once. A batch is what the data set gives: ``(inputs, targets)`` of a shipped one. A
+model's class may have losses and metrics of its own for the names that a run gives, as ``losses`` and ``metrics``.
+
+Losses are computed in float32, also within autocast: bf16 has too few digits for logarithms, and PyTorch refuses binary
+cross-entropy there.
+"""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raytorch.config import Loss, RunConfig
+from raytorch.config.run import smallest_batch
+from raytorch.datasets.in_memory import END, PAD, Dataset
+from raytorch.errors import ConfigError
+from raytorch.losses import LOSSES
+
+Share = tuple[Tensor, Tensor]
+"""A sum, and the count of what was added up."""
+LossFunction = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Share]
+
+
+def loss_function(config: Loss, model: nn.Module) -> LossFunction:
+    """The loss of that name: the model's own, or one of a classification."""
+    options = config.model_dump(exclude={"name"}, exclude_defaults=True)
+    own: Mapping[str, Callable[..., Tensor]] = getattr(model, "losses", {})
+    return partial(own.get(config.name) or partial(classification_loss, name=config.name), **options)
+
+
+def metrics_of(model: nn.Module) -> dict[str, Metric]:
+    """What a model is judged by beside its loss, by name."""
+    return dict(getattr(model, "metrics", {"accuracy": accuracy}))
+
+
+def total(value: Tensor | Share, samples: int) -> Tensor:
+    """What a loss or metric returned of ``samples`` samples, as sum and count: float64 (2,), without gradients."""
+    if isinstance(value, Tensor):
+        sums = value.detach().double()
+        value = sums.sum() if sums.dim() else sums * samples, torch.full_like(sums.sum(), samples)
+    return torch.stack([part.detach().double() for part in value])
+
+
+class EachCallOnce:
+    """A model in evaluation that computes a call once, however many losses and metrics of a batch make it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for given, named, result in self._calls:
+            same = len(given) == len(args) and all(a is b for a, b in zip(given, args, strict=True))
+            if same and named.keys() == kwargs.keys() and all(named[key] is kwargs[key] for key in kwargs):
+                return result
+        self._calls.append((args, kwargs, self._model(*args, **kwargs)))
+        return self._calls[-1][2]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+# -- classification: targets int64 (B,), outputs (B, classes) ----------------------------------------------------------
+
+
+def classification_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 0.0) -> Tensor:
+    """Each sample's loss, float32 (B,); the mean over classes where the targets are one-hot."""
+    inputs, targets = batch
+    outputs = model(inputs)
+    with torch.autocast(outputs.device.type, enabled=False):
+        outputs = outputs.float()
+        if name == "cross_entropy":
+            return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=label_smoothing)
+        if name == "bce":
+            outputs = outputs.sigmoid()
+        elif name == "mse":
+            outputs = outputs.softmax(dim=1)
+        one_hot = F.one_hot(targets, outputs.shape[1]).float()
+        return LOSSES[name](outputs, one_hot, reduction="none").mean(dim=1)
+
+
+def accuracy(model: Any, batch: Any) -> Share:
+    """The samples whose largest output is that of their class."""
+    inputs, targets = batch
+    correct = model(inputs).argmax(dim=1) == targets
+    return _count(correct, torch.ones_like(correct))
+
+
+# -- strips of digits, for raytorch.models.networks.Seq2Seq and its targets --------------------------------------------
+
+
+def strip_loss(model: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor:
+    """Each strip's loss, float32 (B,): the cross-entropy with teacher forcing, averaged over its digits and END."""
+    images, targets = batch
+    logits = model(images, targets)
+    with torch.autocast(logits.device.type, enabled=False):
+        losses = F.cross_entropy(
+            logits.float().transpose(1, 2),
+            targets,
+            reduction="none",
+            ignore_index=PAD,
+            label_smoothing=label_smoothing,
+        )
+        means: Tensor = losses.sum(dim=1) / (targets != PAD).sum(dim=1)
+        return means
+
+
+def digit_accuracy(model: Any, batch: Any) -> Share:
+    """The digits that greedy decoding writes in their place; END and padding do not count."""
+    images, targets = batch
+    written = model.greedy(images, targets.shape[1])
+    is_digit = (targets != END) & (targets != PAD)
+    return _count((written == targets) & is_digit, is_digit)
+
+
+def _count(right: Tensor, counted: Tensor) -> Share:
+    return right.sum(dtype=torch.float64), counted.sum(dtype=torch.float64)
+
+
+# -- batch normalization -----------------------------------------------------------------------------------------------
+
+
+def require_enough_samples(config: RunConfig, loss: LossFunction, model: nn.Module, dataset: Dataset) -> None:
+    """Refuse a split of batches that leaves a worker a single sample, for a model that cannot be trained on one.
+
+    Batch normalization has nothing to compare it with; PyTorch says so when it comes to it, after a whole epoch. Raises
+    ConfigError, whose message has a batch size that goes.
+    """
+    parts, samples = config.scaling.max_workers * config.accumulate, len(dataset)
+    if smallest_batch(samples, config.batch_size) >= 2 * parts or _takes_one(loss, model, dataset):
+        return
+    sizes = range(config.batch_size + 1, max(4 * parts, 8 * config.batch_size))
+    better = next((size for size in sizes if smallest_batch(samples, size) >= 2 * parts), None)
+    advice = f"take batch_size: {better}" if better else "take more samples"
+    raise ConfigError(
+        f"batch_size ({config.batch_size}): the {samples:,} training samples leave a batch of "
+        f"{smallest_batch(samples, config.batch_size)} for {config.scaling.max_workers} workers x {config.accumulate} "
+        f"micro-batches, and batch normalization needs two for each; {advice}, fewer workers, or a lower accumulate"
+    )
+
+
+def _takes_one(loss: LossFunction, model: nn.Module, dataset: Dataset) -> bool:
+    """Tell whether the model can be trained on a single sample; leaves it as it is."""
+    batch = dataset.batch(torch.zeros(1, dtype=torch.int64, device=dataset.device))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            loss(deepcopy(model).train(), batch)
+    except ValueError as error:
+        return "more than 1 value per channel" not in str(error)
+    return True
