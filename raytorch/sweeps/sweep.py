@@ -156,7 +156,8 @@ def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: SweepCallbac
     from ray.exceptions import RayError
 
     from raytorch.cluster.ray_watch import RayWatch
-    from raytorch.sweeps.trial_monitor import start_trial_monitor
+    from raytorch.sweeps.trial_monitor import TrialMonitor
+    from raytorch.training.monitor import start_on_this_node
 
     stopping = False
 
@@ -171,7 +172,7 @@ def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: SweepCallbac
 
     try:
         with RayWatch() as parts:
-            trial_monitor = start_trial_monitor()
+            trial_monitor = start_on_this_node(TrialMonitor)
             tuning = BackgroundWork(
                 lambda: _tune(plan, trial_monitor, [result.is_over for result in before], record.stopped)
             )

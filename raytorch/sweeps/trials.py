@@ -65,15 +65,15 @@ class TrialRun(tune.Trainable):
         job = self._jobs[number]
         folder = RunFolder(job.config.storage, job.config.name)
         last = {"epoch": 0.0, "accuracy": float("nan"), "loss": float("nan")}
-        for outcome in recorded_evaluations(folder):
-            last = outcome
-            yield last
+        for line in read_history(folder):
+            if line["split"] == "test":
+                last = _measured(line)
+                yield last
         if not job.over and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
             RunFolder(*split(job.config.storage)).make(job.config.name)  # unless the sweep's own folder is gone
             plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
             self._run = BackgroundRun(number, plan, self._trial_monitor)
-            for outcome in self._run.evaluations():
-                last = outcome
+            for last in iter(self._run.outcomes.get, None):
                 yield last
             self._run.require_end()
         state = read_summary(folder)["state"] if folder.exists(CONFIG_FILE) else "waiting"
@@ -81,27 +81,16 @@ class TrialRun(tune.Trainable):
         yield last | {"done": True}
 
 
-def recorded_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """The outcomes of the evaluations that a run has written down."""
-    tests = (line for line in read_history(folder) if line["split"] == "test")
-    return [{key: line[key] for key in ("epoch", "accuracy", "loss")} for line in tests]
-
-
 class BackgroundRun(BackgroundWork):
-    """A run that trains in a thread of its own."""
+    """A run that trains in a thread of its own; its ``outcomes`` are those of its evaluations, and None at its end."""
 
     def __init__(self, number: int, plan: RunPlan, trial_monitor: Any) -> None:
         self._number, self._plan, self._trial_monitor = number, plan, trial_monitor
-        self._outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self.outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._seen = 0
         self._failed_for_good = False
         self._stopped = threading.Event()
         super().__init__(self._train)
-
-    def evaluations(self) -> Iterator[dict[str, Any]]:
-        """Their outcomes, as they come, until the run has ended."""
-        while outcome := self._outcomes.get():
-            yield outcome
 
     def require_end(self) -> None:
         """Raise what a new attempt from the latest checkpoint may get over; other failures are in the run's records."""
@@ -119,17 +108,23 @@ class BackgroundRun(BackgroundWork):
         try:
             run_training(self._plan, watch=self._watch)
         finally:
-            self._outcomes.put(None)
+            self.outcomes.put(None)
 
     def _watch(self, status: RunStatus) -> bool:
         self._failed_for_good = bool(status.cause and status.cause.cause.is_final)
         for outcome in status.evaluations[self._seen :]:
-            self._outcomes.put({key: outcome[key] for key in ("epoch", "accuracy", "loss")})
+            self.outcomes.put(_measured(outcome))
         self._seen = len(status.evaluations)
         news = {**(status.progress or {}), **(status.evaluations[-1] if status.evaluations else {})}
         state = {"state": "training"} if status.progress else {}
-        shown = {key: news[key] for key in ("epoch", "accuracy", "loss") if key in news}
-        return self._stopped.is_set() or ray.get(self._trial_monitor.report.remote(self._number, state | shown))
+        return self._stopped.is_set() or ray.get(
+            self._trial_monitor.report.remote(self._number, state | _measured(news))
+        )
+
+
+def _measured(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's numbers trials are compared by."""
+    return {key: values[key] for key in ("epoch", "accuracy", "loss") if key in values}
 
 
 class CheckpointingAsha(ASHAScheduler):
