@@ -177,25 +177,28 @@ class SavedState:
 
     def model(self, device: torch.device) -> dict[str, Tensor]:
         """The model's state dict on ``device``."""
-        path = self._checked(MODEL_FILE)
-        with _refusing_damage():
-            return load_tensors(path, device)
+        with self._checked(MODEL_FILE):
+            return load_tensors(self._folder / MODEL_FILE, device)
 
     def state(self) -> dict[str, Any]:
         """The ``state`` that was given when it was saved, on the CPU."""
-        for name in (STRUCTURE_FILE, TENSORS_FILE):
-            self._checked(name)
-        with _refusing_damage():
+        with self._checked(STRUCTURE_FILE, TENSORS_FILE):
             return load_saved_state(self._folder)
 
-    def _checked(self, name: str) -> Path:
-        path = self._folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing, or no file; {RESUME_FROM_ANOTHER}")
-        size, expected = path.stat().st_size, self.manifest.files.get(name)
-        if size != expected:
-            raise CheckpointError(f"{path} has {size} bytes instead of {expected}; {RESUME_FROM_ANOTHER}")
-        return path
+    @contextmanager
+    def _checked(self, *names: str) -> Iterator[None]:
+        """Refuse files that are not there in full size, and what the block finds damaged as it reads them."""
+        for name in names:
+            path = self._folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing, or no file; {RESUME_FROM_ANOTHER}")
+            size, expected = path.stat().st_size, self.manifest.files.get(name)
+            if size != expected:
+                raise CheckpointError(f"{path} has {size} bytes instead of {expected}; {RESUME_FROM_ANOTHER}")
+        try:
+            yield
+        except ModelFileError as error:
+            raise CheckpointError(f"{error}; or {RESUME_FROM_ANOTHER}") from None
 
 
 @contextmanager
@@ -210,14 +213,6 @@ def _explaining_misfit(path: str) -> Iterator[None]:
             f"{path} does not fit the run ({reason}): another configuration or raytorch has saved it; resume with "
             f"those that its {CHECKPOINT_MANIFEST} names, or begin a new run"
         ) from error
-
-
-@contextmanager
-def _refusing_damage() -> Iterator[None]:
-    try:
-        yield
-    except ModelFileError as error:
-        raise CheckpointError(f"{error}; or {RESUME_FROM_ANOTHER}") from None
 
 
 def _stage(
