@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,7 +38,7 @@ from raytorch.runs.storage import RunFolder
 from raytorch.serialization import load_tensors, save_model
 from raytorch.serialization.nested_state import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
 from raytorch.system.safe_text import without_secrets
-from raytorch.system.temporary_folders import make_temporary, temporary_folder
+from raytorch.system.temporary_folders import make_temporary
 
 STAGING = ".saving-"
 
@@ -158,15 +158,9 @@ def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
     except RunNotFoundError:
         raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
     checkpoint_manifest.require_format(manifest, place)
-    with _explaining_misfit(place):
-        if folder.is_local:
-            yield SavedState(Path(place), manifest)
-            return
-        with temporary_folder() as path:
-            for file in (MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE):
-                with suppress(RunNotFoundError):  # which is told below
-                    folder.fetch(f"{name}/{file}", Path(path, file))
-            yield SavedState(path, manifest)
+    files = (MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE)
+    with _explaining_misfit(place), folder.local_copy(name, files) as path:
+        yield SavedState(path, manifest)
 
 
 class SavedState:
