@@ -1,12 +1,11 @@
 """A sweep's trial as Ray Tune sees it: an actor that holds no resources, starts a run and tells its evaluations.
 
-A trial is never cut off. When it should end, early or by Ctrl-C, it hears so from the board, its run saves a last
+A trial is never cut off. When it should end, early or by Ctrl-C, it hears so from the monitor, its run saves a last
 checkpoint, and Tune learns that the trial is done: Tune itself would kill an actor that takes long to stop.
 """
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,22 +26,14 @@ NO_DEADLINE = 10**9
 """More epochs than any run has."""
 
 
-@dataclass(frozen=True)
-class TrialJob:
-    """Settings that a trial's actor has to know."""
-
-    config: RunConfig
-    """The run, under its final name and storage."""
-    over: bool
-    """True if nothing is left to train: its evaluations are told from its records, for others to be compared with."""
-
-
 class TrialRun(tune.Trainable):
     """Runs one trial, and then others: an actor serves many."""
 
-    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], trial_monitor: Any) -> None:
-        """Called once in each actor."""
-        self._jobs, self._trial_monitor = jobs, trial_monitor
+    def setup(
+        self, config: dict[str, Any], runs: Sequence[RunConfig], over: Sequence[bool], trial_monitor: Any
+    ) -> None:
+        """Called once in each actor, with each trial's run, under its final name and storage, and which are over."""
+        self._runs, self._over, self._trial_monitor = runs, over, trial_monitor
         self._run: BackgroundRun | None = None
         self._results = self._begin(config["number"])
 
@@ -62,16 +53,16 @@ class TrialRun(tune.Trainable):
             self._run.stop()
 
     def _begin(self, number: int) -> Iterator[dict[str, Any]]:
-        job = self._jobs[number]
-        folder = RunFolder(job.config.storage, job.config.name)
+        config = self._runs[number]
+        folder = RunFolder(config.storage, config.name)
         last = {"epoch": 0.0, "accuracy": float("nan"), "loss": float("nan")}
-        for line in read_history(folder):
+        for line in read_history(folder):  # also of a trial that is over, for others to be compared with
             if line["split"] == "test":
                 last = _measured(line)
                 yield last
-        if not job.over and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
-            RunFolder(*split(job.config.storage)).make(job.config.name)  # unless the sweep's own folder is gone
-            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
+        if not self._over[number] and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
+            RunFolder(*split(config.storage)).make(config.name)  # unless the sweep's own folder is gone
+            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(config)
             self._run = BackgroundRun(number, plan, self._trial_monitor)
             for last in iter(self._run.outcomes.get, None):
                 yield last
