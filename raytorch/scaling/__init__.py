@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_study", "results_table", "run_study", "write_picture"]
 
-__getattr__ = lazy_exports(__name__, __all__, "study", "table", "picture")
+__getattr__ = lazy_exports(__name__, __all__, "table", "study", "picture")
