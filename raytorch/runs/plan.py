@@ -41,8 +41,6 @@ class WorkerJob:
 
     plan: RunPlan
     monitor: MonitorHandle
-    started: float
-    """When the command began, in seconds since 1970."""
 
 
 def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:

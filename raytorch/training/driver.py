@@ -51,7 +51,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: Wo
         monitor: MonitorHandle = start_on_this_node(RunMonitor)
         forget_snapshot(plan.folder)
         free_abandoned_resources()
-        fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor, record.started), work))
+        fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor), work))
         status, abandoned = RunStatus(), False
 
         def look() -> None:
