@@ -140,10 +140,8 @@ class Checkpoints:
 
     def _rank(self, name: str, metrics: dict[str, float]) -> tuple[float, int]:
         """Higher is better: by the metric, and without one of its own below all that have; among equals the newer."""
-        value = metrics.get(self._config.best_by, math.nan)
-        if math.isnan(value):
-            return -math.inf, checkpoint_manifest.checkpoint_step(name)
-        return value if self._config.best_by == "accuracy" else -value, checkpoint_manifest.checkpoint_step(name)
+        value = metrics.get(self._config.best_by, math.nan) * (1 if self._config.best_by == "accuracy" else -1)
+        return -math.inf if math.isnan(value) else value, checkpoint_manifest.checkpoint_step(name)
 
 
 @contextmanager
