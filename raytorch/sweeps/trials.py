@@ -1,12 +1,11 @@
 """A sweep's trial as Ray Tune sees it: an actor that holds no resources, starts a run and tells its evaluations.
 
-A trial is never cut off. When it should end, early or by Ctrl-C, it hears so from the board, its run saves a last
+A trial is never cut off. When it should end, early or by Ctrl-C, it hears so from the monitor, its run saves a last
 checkpoint, and Tune learns that the trial is done: Tune itself would kill an actor that takes long to stop.
 """
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,22 +26,14 @@ NO_DEADLINE = 10**9
 """More epochs than any run has."""
 
 
-@dataclass(frozen=True)
-class TrialJob:
-    """Settings that a trial's actor has to know."""
-
-    config: RunConfig
-    """The run, under its final name and storage."""
-    over: bool
-    """True if nothing is left to train: its evaluations are told from its records, for others to be compared with."""
-
-
 class TrialRun(tune.Trainable):
     """Runs one trial, and then others: an actor serves many."""
 
-    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], trial_monitor: Any) -> None:
-        """Called once in each actor."""
-        self._jobs, self._trial_monitor = jobs, trial_monitor
+    def setup(
+        self, config: dict[str, Any], runs: Sequence[RunConfig], over: Sequence[bool], trial_monitor: Any
+    ) -> None:
+        """Called once in each actor, with each trial's run, under its final name and storage, and which are over."""
+        self._runs, self._over, self._trial_monitor = runs, over, trial_monitor
         self._run: BackgroundRun | None = None
         self._results = self._begin(config["number"])
 
@@ -62,18 +53,18 @@ class TrialRun(tune.Trainable):
             self._run.stop()
 
     def _begin(self, number: int) -> Iterator[dict[str, Any]]:
-        job = self._jobs[number]
-        folder = RunFolder(job.config.storage, job.config.name)
+        config = self._runs[number]
+        folder = RunFolder(config.storage, config.name)
         last = {"epoch": 0.0, "accuracy": float("nan"), "loss": float("nan")}
-        for outcome in recorded_evaluations(folder):
-            last = outcome
-            yield last
-        if not job.over and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
-            RunFolder(*split(job.config.storage)).make(job.config.name)  # unless the sweep's own folder is gone
-            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
+        for line in read_history(folder):  # also of a trial that is over, for others to be compared with
+            if line["split"] == "test":
+                last = _measured(line)
+                yield last
+        if not self._over[number] and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
+            RunFolder(*split(config.storage)).make(config.name)  # unless the sweep's own folder is gone
+            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(config)
             self._run = BackgroundRun(number, plan, self._trial_monitor)
-            for outcome in self._run.evaluations():
-                last = outcome
+            for last in iter(self._run.outcomes.get, None):
                 yield last
             self._run.require_end()
         state = read_summary(folder)["state"] if folder.exists(CONFIG_FILE) else "waiting"
@@ -81,27 +72,16 @@ class TrialRun(tune.Trainable):
         yield last | {"done": True}
 
 
-def recorded_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
-    """The outcomes of the evaluations that a run has written down."""
-    tests = (line for line in read_history(folder) if line["split"] == "test")
-    return [{key: line[key] for key in ("epoch", "accuracy", "loss")} for line in tests]
-
-
 class BackgroundRun(BackgroundWork):
-    """A run that trains in a thread of its own."""
+    """A run that trains in a thread of its own; its ``outcomes`` are those of its evaluations, and None at its end."""
 
     def __init__(self, number: int, plan: RunPlan, trial_monitor: Any) -> None:
         self._number, self._plan, self._trial_monitor = number, plan, trial_monitor
-        self._outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self.outcomes: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._seen = 0
         self._failed_for_good = False
         self._stopped = threading.Event()
         super().__init__(self._train)
-
-    def evaluations(self) -> Iterator[dict[str, Any]]:
-        """Their outcomes, as they come, until the run has ended."""
-        while outcome := self._outcomes.get():
-            yield outcome
 
     def require_end(self) -> None:
         """Raise what a new attempt from the latest checkpoint may get over; other failures are in the run's records."""
@@ -119,17 +99,23 @@ class BackgroundRun(BackgroundWork):
         try:
             run_training(self._plan, watch=self._watch)
         finally:
-            self._outcomes.put(None)
+            self.outcomes.put(None)
 
     def _watch(self, status: RunStatus) -> bool:
         self._failed_for_good = bool(status.cause and status.cause.cause.is_final)
         for outcome in status.evaluations[self._seen :]:
-            self._outcomes.put({key: outcome[key] for key in ("epoch", "accuracy", "loss")})
+            self.outcomes.put(_measured(outcome))
         self._seen = len(status.evaluations)
         news = {**(status.progress or {}), **(status.evaluations[-1] if status.evaluations else {})}
         state = {"state": "training"} if status.progress else {}
-        shown = {key: news[key] for key in ("epoch", "accuracy", "loss") if key in news}
-        return self._stopped.is_set() or ray.get(self._trial_monitor.report.remote(self._number, state | shown))
+        return self._stopped.is_set() or ray.get(
+            self._trial_monitor.report.remote(self._number, state | _measured(news))
+        )
+
+
+def _measured(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's numbers trials are compared by."""
+    return {key: values[key] for key in ("epoch", "accuracy", "loss") if key in values}
 
 
 class CheckpointingAsha(ASHAScheduler):
