@@ -51,7 +51,7 @@ def test_functions_that_pytorch_hands_to_handles_without_listing_them_resolve(fu
 
 
 def test_the_names_of_raytorchs_own_functions_are_the_tables_own() -> None:
-    for name, function in (OVERRIDABLE | worker_functions.PRIMITIVES | worker_functions.ON_WORKER).items():
+    for name, function in (OVERRIDABLE | worker_functions.PRIMITIVES).items():
         if name.startswith("raytorch."):  # other tests make functions of their own overridable
             assert function_names.function_named(function_names.name_of(function)) == function
     for name in function_names.FACTORIES:
