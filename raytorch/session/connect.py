@@ -68,7 +68,8 @@ def connect(
     resources = contextlib.ExitStack()
     try:
         resources.enter_context(joined_ray(address))
-        from raytorch.session.open_or_join import Group, Guest, Owner
+        from raytorch.session.host import Group
+        from raytorch.session.open_or_join import Guest, Owner
         from raytorch.session.session import Session  # not before Ray's settings are chosen
         from raytorch.session.worker_connection import WorkerConnection
 
