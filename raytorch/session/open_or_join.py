@@ -14,7 +14,7 @@ from raytorch.session.host import BEAT_S, Group, find_host, start_host
 from raytorch.session.instruction_stream import Future
 from raytorch.session.worker_actor import SessionWorker
 from raytorch.session.worker_connection import LAST_WORD_S, WorkerConnection, brief
-from raytorch.session.worker_session import Shipped, serve
+from raytorch.session.worker_session import serve
 from raytorch.system.temporary_folders import temporary_folder
 
 START_POLL_S = 0.05
@@ -163,7 +163,7 @@ class Guest(WorkerConnection):
             raise SessionError(f"the session named {name!r} is still starting; try again in some seconds")
         threading.Thread(target=self._beat, name="raytorch-beat", daemon=True).start()
 
-    def _send_directly(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
+    def _send_directly(self, packed: bytes, data: list[list[Any]]) -> list[Future]:
         """Send to the one worker there is; to several in order, once the client that opened the session does too."""
         if self.world_size == 1:
             return super()._send_directly(packed, data)

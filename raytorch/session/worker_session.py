@@ -1,6 +1,5 @@
 """A session's part on a worker: the registry and the interpreter in the actor's process, until the session ends."""
 
-import itertools
 import pickle
 import threading
 import time
@@ -30,23 +29,19 @@ from raytorch.training.precision import choose_attention
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
 
-Shipped = tuple[Payload | None, Any]
-"""An attachment as it travels: the payload, and its array apart from it or a reference to that."""
 
-
-def describe_data(data: Sequence[Shipped]) -> tuple[bytes, list[Any]]:
+def describe_data(data: Sequence[Any]) -> tuple[bytes, list[Any]]:
     """The data of a rank for ``SessionWorker.run_relayed``; what relays it has no need to look into it."""
-    references = [array for _, array in data if isinstance(array, ray.ObjectRef)]
-    inline = [(payload, None if isinstance(array, ray.ObjectRef) else array) for payload, array in data]
+    references = [part for part in data if isinstance(part, ray.ObjectRef)]
+    places = iter(range(len(references)))
+    inline = [next(places) if isinstance(part, ray.ObjectRef) else part for part in data]
     return pickle.dumps(inline, protocol=5), references
 
 
 def receive_data(described: bytes, references: Sequence[Any]) -> list[Any]:
-    """What :func:`describe_data` described, flat; an error in place of what is lost with the client that sent it."""
+    """What :func:`describe_data` described; an error in place of what is lost with the client that sent it."""
     inline = pickle.loads(described)  # noqa: S301 - from a client that Ray has let in
-    arrays = map(_array, references)
-    data = [(payload, next(arrays) if payload and array is None else array) for payload, array in inline]
-    return list(itertools.chain(*data))
+    return [_array(references[part]) if isinstance(part, int) else part for part in inline]
 
 
 def _array(reference: Any) -> Any:
