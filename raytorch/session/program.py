@@ -8,6 +8,7 @@ pattern's template leaves open. Between them stand handles that are to be freed.
 
 import copyreg
 import pickle
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -257,14 +258,8 @@ def _dumps(answer: Any) -> bytes:
         return dumps(answer)
 
 
-def memory_format(name: str) -> torch.memory_format:
-    """``torch.channels_last`` and its like by their names."""
-    value: torch.memory_format = getattr(torch, name)
-    return value
-
-
 # By itself pickle names whichever module has a "torch.channels_last": the client's script, which workers do not have.
-copyreg.pickle(torch.memory_format, lambda value: (memory_format, (str(value).removeprefix("torch."),)))
+copyreg.pickle(torch.memory_format, lambda value: (pkgutil.resolve_name, (str(value),)))
 
 
 def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callable[[Iterator[Any]], Any]:

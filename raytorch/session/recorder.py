@@ -24,8 +24,6 @@ from raytorch.session.result_structure import Description, count_held, is_tensor
 
 R = TypeVar("R", bound=Reference)
 
-_OWN_PACKAGES = {"raytorch", "torch"}
-
 
 class _Plan(NamedTuple):
     """How to record a call as the last one from the same place."""
@@ -280,7 +278,7 @@ def own_frame(above: int = 1) -> FrameType:
 
 @functools.cache
 def _is_own(module: str) -> bool:
-    return module.partition(".")[0] in _OWN_PACKAGES
+    return module.partition(".")[0] in ("raytorch", "torch")
 
 
 def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:

@@ -113,5 +113,5 @@ def test_a_number_is_formatted_as_a_tensors_is() -> None:
 @pytest.mark.parametrize("form", [torch.channels_last, torch.preserve_format, torch.contiguous_format])
 def test_memory_formats_do_not_travel_by_the_name_of_the_clients_script(form: torch.memory_format) -> None:
     for dumps in (pickle.dumps, cloudpickle.dumps):
-        assert b"raytorch.session.program" in dumps(form)
+        assert b"pkgutil" in dumps(form)  # which the workers have too
         assert pickle.loads(dumps(form)) == form
