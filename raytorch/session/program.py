@@ -227,11 +227,6 @@ class Report(NamedTuple):
     printed: Printed = ()
     """Text that was printed meanwhile."""
 
-    @property
-    def failures(self) -> tuple[RemoteOpError, ...]:
-        """All that failed."""
-        return (*self.errors, self.failure) if self.failure else self.errors
-
     def pack(self) -> bytes:
         """The report as bytes."""
         answer = None if self.answer is None else _dumps(self.answer)

@@ -247,7 +247,7 @@ class Recorder:
         """Raise the call's error, or one that nobody was told of; what the call left on a worker is freed then."""
         try:
             if report.failure:
-                self.stream.was_raised(report.failure)
+                self.stream.untold.mark_reported(report.failure)
                 raise copy(report.failure)  # the report stays in the traceback's frames: no cycle is to keep handles
             self.stream.raise_error()
         except RemoteOpError:

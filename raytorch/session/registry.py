@@ -100,11 +100,7 @@ class Registry:
         self.values[handle] = value
 
     def get(self, handle: int, kind: HandleKind | None = None) -> Any:
-        """Return what ``handle`` names.
-
-        Raises:
-            HandleError: It names nothing (any more), or nothing of that kind.
-        """
+        """Return what ``handle`` names. Raises HandleError: it names nothing (any more), or nothing of that kind."""
         try:
             value = self.values[handle]
         except KeyError:

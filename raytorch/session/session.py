@@ -311,20 +311,17 @@ class Session(RemoteFactory):
         Raises:
             RemoteOpError: Something failed that no result has told of yet. The session is closed all the same.
         """
-        self._close(tell=True)
+        self.__exit__(None, None, None)
 
-    def _close(self, *, tell: bool) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._closed or self._recorder.stream.is_forked:
             return
         self._closed = True
         with contextlib.ExitStack() as ending:
             ending.callback(self._transport.close)
             ending.callback(self._recorder.stream.close)
-            if tell and not self._recorder.stream.loss_was_told:
+            if error is None and not self._recorder.stream.loss_was_told:
                 self._recorder.stream.synchronize(of_any_thread=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._close(tell=error is None)

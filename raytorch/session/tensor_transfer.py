@@ -22,7 +22,6 @@ _CARRIERS = {
 }
 """For dtypes that NumPy does not have: one of the same size that it has."""
 
-
 INLINE = 64 * 1024
 """Bytes up to which data travels within a call rather than through the object store."""
 _LARGEST_RESIZABLE = 1 << 20

@@ -168,7 +168,7 @@ class _Reply:
         except ray.exceptions.RayError as error:
             raise self._connection.lost(self._rank, error) from None
         report = told if isinstance(told, Report) else Report.unpack(told)
-        if any(failure.cause is Cause.LOST_WORKER for failure in report.failures):
+        if any(error and error.cause is Cause.LOST_WORKER for error in (*report.errors, report.failure)):
             self._connection.require_peers()
         return report
 
