@@ -1,8 +1,7 @@
 """raytorch: a distributed PyTorch training service on Ray."""
 
-from typing import TYPE_CHECKING
-
-from raytorch.system.lazy_exports import lazy_exports
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raytorch import autograd, distributed, errors, layers, losses, optimizers, tensor_ops
@@ -34,16 +33,17 @@ __all__ = [
     "train",
 ]
 
-_MODULES = ["autograd", "distributed", "errors", "layers", "losses", "optimizers", "tensor_ops"]
+_HOMES = {
+    "Client": "service.client",
+    "RunConfig": "config.run",
+    "connect": "session.connect",
+    **dict.fromkeys(("Result", "find_run", "list_runs", "load", "resume", "train"), "training.api"),
+}
 
-# Loaded when it is used: the command line starts without torch and ray.
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "config.run": ["RunConfig"],
-        "service.client": ["Client"],
-        "session.connect": ["connect"],
-        "training.api": ["Result", "find_run", "list_runs", "load", "resume", "train"],
-    },
-    modules={"registry": "session.registry"} | {name: name for name in _MODULES},
-)
+
+def __getattr__(name: str) -> Any:  # what is used is loaded then: the command line starts without torch and ray
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        return getattr(import_module(f"raytorch.{_HOMES[name]}"), name)
+    return import_module("raytorch.session.registry" if name == "registry" else f"raytorch.{name}")

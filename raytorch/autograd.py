@@ -132,8 +132,6 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     # Handed over as positional arguments, none of kwargs is taken for an option of PyTorch's, and the GPUs of all
     # tensors are found, whose generators are to be restored.
-    return torch_checkpoint(_call, function, args, kwargs, use_reentrant=False)
-
-
-def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return function(*args, **kwargs)
+    return torch_checkpoint(
+        lambda call, args, kwargs: call(*args, **kwargs), function, args, kwargs, use_reentrant=False
+    )

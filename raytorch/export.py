@@ -24,7 +24,6 @@ from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, evaluating, fresh_inputs, require_agreement
 from raytorch.system.deletion import delete_tree
-from raytorch.system.temporary_folders import temporary_folder
 
 SUFFIXES: dict[ExportFormat, str] = {
     "onnx": ".onnx",
@@ -60,8 +59,8 @@ def load_run(folder: RunFolder) -> tuple[nn.Module, Architecture]:
         raise RunNotFoundError(
             f"{folder} has no complete checkpoint to export; resume it", remedies=[Remedy("resume", str(folder))]
         )
-    with _local_copy(folder, f"{name}/{MODEL_FILE}") as weights:
-        return serialization.load_model(weights), serialization.read_architecture(weights)
+    with folder.local_copy(name, [MODEL_FILE]) as copy:
+        return serialization.load_model(copy / MODEL_FILE), serialization.read_architecture(copy / MODEL_FILE)
 
 
 def export_finished(
@@ -195,15 +194,3 @@ def _staging(folder: Path) -> Iterator[Path]:
             yield staging
         finally:
             delete_tree(staging)
-
-
-@contextmanager
-def _local_copy(folder: RunFolder, name: str) -> Iterator[Path]:
-    """A file of a run, fetched if its storage is not local."""
-    if folder.is_local:
-        yield Path(folder.file(name))
-        return
-    with temporary_folder() as temporary:
-        copy = Path(temporary, Path(name).name)
-        folder.fetch(name, copy)
-        yield copy

@@ -159,7 +159,8 @@ def result(job_id: JobId, address: Address = None, as_json: common.AsJson = Fals
     if as_json:
         common.print_json(summary)
     elif summary["state"] in ("finished", "stopped") and "step" in summary:
-        print_summary(common.output, summary, resume=_resuming(address))
+        there = f" --address {shlex.quote(address)}" if address else ""
+        print_summary(common.output, summary, resume=f"raytorch submit{there} --resume")
     else:
         _show(client.status(job_id))
     return _exit_status(summary["state"])
@@ -230,10 +231,6 @@ def _show(job: Any) -> None:
 
 def _command(call: str, job_id: str, address: str | None) -> str:
     return f"raytorch {call} {shlex.quote(job_id)}" + (f" --address {shlex.quote(address)}" if address else "")
-
-
-def _resuming(address: str | None) -> str:
-    return f"raytorch submit{f' --address {shlex.quote(address)}' if address else ''} --resume"
 
 
 def _write_text(log: Iterable[str], file: TextIO | None = None) -> None:

@@ -5,8 +5,9 @@ in :mod:`raytorch.config.file`. What is exported is imported when it is first as
 """
 
 # ruff: noqa: F403, F405
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from raytorch.system.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from raytorch.config.data import *
@@ -61,11 +62,4 @@ __all__ = [
     "WorkerRange",
 ]
 
-_HOMES = ("data", "models", "optimization", "run", "section", "sweep")
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = [import_module(f"{__name__}.{home}") for home in _HOMES]
-    return next(getattr(home, name) for home in homes if hasattr(home, name))
+__getattr__ = lazy_exports(__name__, __all__, "data", "models", "optimization", "run", "section", "sweep")

@@ -1,18 +1,18 @@
 """Data sets, held in memory as bytes and made into normalized, augmented batches as whole tensors.
 
-Only ``check_dataset`` and ``count`` are imported at once; the rest comes when it is first asked for, most of it with
-torch.
+What is exported is imported when it is first asked for, most of it with torch.
 """
 
+# ruff: noqa: F403, F405
 from typing import TYPE_CHECKING
 
-from raytorch.datasets.files import check_dataset, count
 from raytorch.system.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from raytorch.datasets.in_memory import END, PAD, Dataset, load_dataset
-    from raytorch.datasets.loader import MicroBatch, TrainLoader, evaluation_batches
-    from raytorch.datasets.preparation import prepare
+    from raytorch.datasets.files import *
+    from raytorch.datasets.in_memory import *
+    from raytorch.datasets.loader import *
+    from raytorch.datasets.preparation import *
 
 __all__ = [
     "END",
@@ -27,11 +27,4 @@ __all__ = [
     "prepare",
 ]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "in_memory": ["END", "PAD", "Dataset", "load_dataset"],
-        "loader": ["MicroBatch", "TrainLoader", "evaluation_batches"],
-        "preparation": ["prepare"],
-    },
-)
+__getattr__ = lazy_exports(__name__, __all__, "files", "preparation", "in_memory", "loader")

@@ -31,10 +31,6 @@ class IdxFormat:
         """Size of the header: the magic bytes and a big-endian integer for each dimension."""
         return 4 * (2 + len(self.item))
 
-    def data_bytes(self, items: int) -> int:
-        """Size of ``items`` items."""
-        return items * math.prod(self.item)
-
 
 def check_idx(path: Path, form: IdxFormat) -> int:
     """Number of items in an IDX file, by its header; the size of a plain file is verified too. Raises DataError."""
@@ -42,7 +38,7 @@ def check_idx(path: Path, form: IdxFormat) -> int:
         with _open(path) as stream:
             items = _read_idx_header(stream, path, form)
         size = path.stat().st_size
-    expected = form.header_bytes + form.data_bytes(items)
+    expected = form.header_bytes + items * math.prod(form.item)
     if path.suffix != ".gz" and size != expected:
         raise fault(path, f"{expected:,} bytes for {items:,} {form.noun}", f"{size:,}")
     return items

@@ -52,7 +52,11 @@ def prepare(config: StoredData, watch: DownloadCallback = lambda name, there, si
             _bring(config, root, watch)
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{root}: could not download the data set ({reason}); {_by_hand(config, root)}") from error
+        names = ", ".join(remote.name for remote in _lacking(config))
+        raise DataError(
+            f"{root}: could not download the data set ({reason}); on a machine without network, put {names} into "
+            f"{root} and prepare it again"
+        ) from error
 
 
 @contextmanager
@@ -100,8 +104,3 @@ def _place(paths: list[Path], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:
         path.replace(folder / path.name)
-
-
-def _by_hand(config: StoredData, root: Path) -> str:
-    names = ", ".join(remote.name for remote in _lacking(config))
-    return f"on a machine without network, put {names} into {root} and prepare it again"

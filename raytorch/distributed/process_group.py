@@ -57,12 +57,8 @@ def barrier() -> None:
         dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
-OVERRIDABLE.update(
-    {
-        f"raytorch.distributed.{function.__name__}": function
-        for function in (is_available, init_process_group, destroy_process_group, barrier)
-    }
-)
+for _function in (is_available, init_process_group, destroy_process_group, barrier):
+    OVERRIDABLE[f"raytorch.distributed.{_function.__name__}"] = _function
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from raytorch.runs.storage import RunFolder
 MODEL_FILE = "model.safetensors"
 """The file of a checkpoint that has the model's weights and architecture."""
 CHECKPOINT_PREFIX = "checkpoint_"
-CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}[0-9]{{8,12}}")
+CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}([0-9]{{8}}|[1-9][0-9]{{8,11}})")
 """Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""
@@ -37,8 +37,7 @@ def checkpoint_step(name: str) -> int:
 
 def checkpoint_names(folder: RunFolder) -> list[str]:
     """The folders in a run's that are named as checkpoints are, complete or not, oldest first."""
-    named = [name for name in folder.folders() if CHECKPOINT_NAME.fullmatch(name)]
-    return sorted((name for name in named if name == checkpoint_name(checkpoint_step(name))), key=checkpoint_step)
+    return sorted(filter(CHECKPOINT_NAME.fullmatch, folder.folders()), key=checkpoint_step)
 
 
 def is_complete_checkpoint(folder: RunFolder, name: str) -> bool:

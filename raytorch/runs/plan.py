@@ -41,8 +41,6 @@ class WorkerJob:
 
     plan: RunPlan
     monitor: MonitorHandle
-    started: float
-    """When the command began, in seconds since 1970."""
 
 
 def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
@@ -146,18 +144,16 @@ def recorded_config(folder: RunFolder) -> RunConfig:
 
 
 def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
-    """``config`` under its final name, with paths that hold whatever folder a worker runs in. Raises UserError."""
+    """``config`` under its final name, with paths that hold whatever folder a worker runs in.
+
+    Raises UserError for data below a submitted job's folder, where none was sent.
+    """
     data = config.data
     if isinstance(data, StoredData):
-        data = data.model_copy(update={"root": full_root(data.root)})
+        if is_in_job() and is_relative(data.root):
+            raise UserError(
+                f"data.root: {data.root} would be in the job's own folder on the cluster, where data is not sent; give "
+                "the folder in full, as all nodes reach it, e.g. data.root=/shared/data"
+            )
+        data = data.model_copy(update={"root": absolute(data.root)})
     return config.model_copy(update={"name": name, "storage": locate(storage), "data": data})
-
-
-def full_root(root: str) -> str:
-    """``data.root`` made absolute. Raises UserError for one below a submitted job's folder, where no data was sent."""
-    if is_in_job() and is_relative(root):
-        raise UserError(
-            f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give the "
-            "folder in full, as all nodes reach it, e.g. data.root=/shared/data"
-        )
-    return absolute(root)

@@ -6,7 +6,7 @@ import os
 import posixpath
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ from raytorch.errors import RecordError, Remedy, RunNotFoundError, StorageError,
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.runs.remote_folder import ANSWER_S, RemoteFolder, call_store
 from raytorch.system.safe_text import escaped, without_secrets
-from raytorch.system.temporary_folders import make_temporary
+from raytorch.system.temporary_folders import make_temporary, temporary_folder
 
 LARGEST_RECORD = 8 * 2**20
 """Bytes of a record at most, which is read as a whole."""
@@ -275,6 +275,18 @@ class RunFolder:
         """Copy a file of this folder to a new local one."""
         with self.open(name) as source, local.open("xb") as target:
             shutil.copyfileobj(source, target)
+
+    @contextmanager
+    def local_copy(self, name: str, files: Iterable[str]) -> Iterator[Path]:
+        """The folder ``name`` in this one; if that is not local, a copy with those of its ``files`` that are there."""
+        if self.is_local:
+            yield Path(self.file(name))
+            return
+        with temporary_folder() as copy:
+            for file in files:
+                with suppress(RunNotFoundError):  # which is told by who reads it
+                    self.fetch(f"{name}/{file}", copy / file)
+            yield copy
 
     def make(self, name: str = "") -> str:
         """Make this folder and those above it, or the folder ``name`` in this one; answers its path."""

@@ -74,7 +74,9 @@ def plan_study(
     if not sizes or sizes[0] < 1:
         raise UserError("workers: must be numbers of at least 1, such as 1,2,4,8")
     base = load_config(file, overrides)
-    folder = _study_folder(base, out)
+    default = join(base.storage, f"{base.name}-scale-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = RunFolder(*split(locate(str(out or default))))
+    _require_free(folder)
     return Study(
         name=base.name,
         mode=mode,
@@ -193,13 +195,6 @@ def _sized(
     ]
     config = load_config(file, [*overrides, *changes])
     return config.model_copy(update={"storage": join(folder.storage, folder.name)})
-
-
-def _study_folder(base: RunConfig, out: Path | str | None) -> RunFolder:
-    default = join(base.storage, f"{base.name}-scale-{datetime.now():%Y%m%d-%H%M%S}")
-    folder = RunFolder(*split(locate(str(out or default))))
-    _require_free(folder)
-    return folder
 
 
 def _require_free(folder: RunFolder) -> None:

@@ -68,12 +68,12 @@ def connect(
     resources = contextlib.ExitStack()
     try:
         resources.enter_context(joined_ray(address))
-        from raytorch.session.open_or_join import Group, Guest, Owner
+        from raytorch.session.host import Group
+        from raytorch.session.open_or_join import Guest, Owner
         from raytorch.session.session import Session  # not before Ray's settings are chosen
-        from raytorch.session.worker_connection import WorkerConnection
 
         if workers is None and name is not None:
-            connection: WorkerConnection = Guest(name, resources)
+            connection: Guest | Owner = Guest(name, resources)
         else:
             each = {"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
             workers = workers or (len(list(Path(restore).glob("rank-*"))) if restore else 0) or 1

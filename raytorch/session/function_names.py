@@ -38,11 +38,7 @@ _UNLISTED = {
     "torch.nn.functional": torch.nn.functional,
     "torch.nn.init": torch.nn.init,
     "torch": torch._C._VariableFunctions,
-    "torch._C._nn": torch._C._nn,
-    "torch._C._linalg": torch._C._linalg,  # type: ignore[attr-defined]
-    "torch._C._fft": torch._C._fft,  # type: ignore[attr-defined]
-    "torch._C._sparse": torch._C._sparse,  # type: ignore[attr-defined]
-    "torch._C._nested": torch._C._nested,  # type: ignore[attr-defined]
+    **{f"torch._C.{name}": getattr(torch._C, name) for name in ("_nn", "_linalg", "_fft", "_sparse", "_nested")},
 }
 """Where PyTorch has functions that it hands to handles too, but that ``torch.overrides`` does not list."""
 _DISPATCHED = "torch.ops."
@@ -150,7 +146,7 @@ def _named() -> Iterator[tuple[str, Callable[..., Any]]]:
     yield from (
         (name, pkgutil.resolve_name(name)) for name in (*(f"torch.{factory}" for factory in FACTORIES), *_OTHERS)
     )
-    yield from (OVERRIDABLE | worker_functions.PRIMITIVES | worker_functions.ON_WORKER).items()
+    yield from (OVERRIDABLE | worker_functions.PRIMITIVES).items()
     yield from _unlisted()
 
 

@@ -24,18 +24,28 @@ LARGE_PROGRAM = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Settings that a worker needs of its session."""
+class Group:
+    """The workers of a session, as :func:`raytorch.connect` describes them."""
 
-    host: Any
-    """Handle of the :class:`SessionHost`."""
-    threads: int
-    timeout_s: float = 1800
-    """Seconds for which a rank waits for the others."""
+    workers: int
+    each: dict[str, float]
+    """What each of them holds, such as ``{"CPU": 1}``."""
+    backend: str
+    timeout_s: int
     max_bytes: int | None = None
-    """Bytes of tensors that handles may hold on each worker; None for no limit."""
     idle_timeout: float | None = None
-    """Seconds without a call after which the session ends; None for never."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of each worker."""
+        return max(1, int(self.each["CPU"]))
+
+    @property
+    def resolved_backend(self) -> str:
+        """The backend that ``auto`` stands for; NCCL refuses two ranks on one GPU."""
+        if self.backend != "auto":
+            return self.backend
+        return "nccl" if self.each.get("GPU", 0) >= 1 else "gloo"
 
 
 class SessionHost:

@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from threading import get_ident
 from typing import Any, Protocol
 
-from raytorch.errors import RemoteOpError, SessionLostError
+from raytorch.errors import SessionLostError
 from raytorch.session.interrupts import interrupts_postponed
 from raytorch.session.program import MOST_PATTERNS, Instruction, Pattern, Program, Report
 from raytorch.session.tensor_transfer import Payload
@@ -34,7 +34,6 @@ CLOSE_S = 2.0
 """Seconds that the stream's own thread has for its end, unless it waits for workers, who are ended after it."""
 LARGE = 1 << 20
 """Bytes of an upload that does not wait for company."""
-
 
 Parts = Sequence[Payload | None]
 """Attachments that travel beside a program: a payload for each rank, None where a rank needs none; or a single one for
@@ -82,7 +81,7 @@ class Stream:
         self._instructions: list[Instruction | int] = []
         self._attachments: list[Parts] = []
         self._in_flight: deque[list[Future]] = deque()
-        self._untold = UnreportedErrors()
+        self.untold = UnreportedErrors()
         self._programs = 0
         self._turns: list[Turn] = []
         self._recorded: SimpleQueue[None] = SimpleQueue()  # in C: an Event may stay locked when Ctrl-C interrupts it
@@ -160,16 +159,12 @@ class Stream:
 
     def raise_error(self, *, of_any_thread: bool = False) -> None:
         """Raise the first error that this thread, or any, has yet to be told of; else those of others wait for them."""
-        if not self._untold:
+        if not self.untold:
             return
         with self._lock:
-            error = self._untold.take(of_any_thread=of_any_thread)
+            error = self.untold.take(of_any_thread=of_any_thread)
         if error is not None:
             raise copy(error)  # not the one in this frame: no cycle is to keep handles
-
-    def was_raised(self, error: RemoteOpError) -> None:
-        """Note that an error is being raised, so that it is not raised for other ranks again."""
-        self._untold.mark_reported(error)
 
     def close(self) -> None:
         """Send nothing more. What waits for workers may go on to wait, until the transport is closed."""
@@ -248,7 +243,7 @@ class Stream:
             self._lose(lost)
             raise
         self._programs += 1
-        self._untold.expect(self._programs, self._turns)
+        self.untold.expect(self._programs, self._turns)
         self._new_patterns, self._instructions, self._attachments = [], [], []  # what could not be sent is kept
         self._forgets, self._turns = False, []
         if len(self._known_patterns) >= MOST_PATTERNS:  # now that no instruction waits that has its number
@@ -266,7 +261,7 @@ class Stream:
             self._lose(lost)
             raise
         for error in report.errors:
-            self._untold.note(error)
+            self.untold.note(error)
         show(report.printed)
         return report
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raytorch.distributed import failure_cause
 from raytorch.distributed.ddp import may_communicate
-from raytorch.errors import Cause, HandleError, QuotaError, RaytorchError, RemoteOpError, SessionError
+from raytorch.errors import Cause, QuotaError, RaytorchError, RemoteOpError, SessionError
 from raytorch.session import function_names
 from raytorch.session.program import NOWHERE, Instruction, Leaf, Pattern, Program, Report, ResultKind, bind
 from raytorch.session.rank_agreement import CannotRun, Peers
@@ -259,14 +259,9 @@ class _Call:
         return _said(lambda: self._described(instruction), "...")
 
     def _described(self, instruction: Instruction) -> str:
-        def value(handle: int) -> Any:
-            try:
-                return self._interpreter.registry.get(handle)
-            except HandleError:
-                return f"freed handle {handle}"
-
+        values = self._interpreter.registry.values
         on_leaf: OnLeaf = {
-            **dict.fromkeys((Leaf.HANDLE, Leaf.COPY), value),
+            **dict.fromkeys((Leaf.HANDLE, Leaf.COPY), lambda handle: values.get(handle, f"freed handle {handle}")),
             Leaf.CODE: lambda code: _said(functools.partial(pickle.loads, code), "code"),
             Leaf.ATTACHMENT: lambda place: "data",
         }

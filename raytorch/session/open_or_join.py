@@ -3,7 +3,6 @@
 import contextlib
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,11 +10,11 @@ import ray.train
 
 from raytorch.cluster.worker_group import BackgroundFit, ProcessGroupConfig, WorkerGroupTrainer
 from raytorch.errors import SessionError, SessionLostError
-from raytorch.session.host import BEAT_S, Setup, find_host, start_host
+from raytorch.session.host import BEAT_S, Group, find_host, start_host
 from raytorch.session.instruction_stream import Future
 from raytorch.session.worker_actor import SessionWorker
 from raytorch.session.worker_connection import LAST_WORD_S, WorkerConnection, brief
-from raytorch.session.worker_session import Shipped, serve
+from raytorch.session.worker_session import serve
 from raytorch.system.temporary_folders import temporary_folder
 
 START_POLL_S = 0.05
@@ -31,44 +30,6 @@ HOST_ROUND_S = 2.0
 SHARE_POLL_S = 0.02
 
 
-@dataclass(frozen=True)
-class Group:
-    """The workers of a session, as :func:`raytorch.connect` describes them."""
-
-    workers: int
-    each: dict[str, float]
-    """What each of them holds, such as ``{"CPU": 1}``."""
-    backend: str
-    timeout_s: int
-    max_bytes: int | None = None
-    idle_timeout: float | None = None
-
-    @property
-    def resolved_backend(self) -> str:
-        """The backend that ``auto`` stands for; NCCL refuses two ranks on one GPU."""
-        if self.backend != "auto":
-            return self.backend
-        return "nccl" if self.each.get("GPU", 0) >= 1 else "gloo"
-
-    def trainer(self, host: Any, storage: str) -> WorkerGroupTrainer:
-        """The trainer that starts them, to host a session."""
-        threads = max(1, int(self.each["CPU"]))
-        return WorkerGroupTrainer(
-            serve,
-            worker_class=SessionWorker,
-            environment={
-                "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": LONGEST_CALL_S,
-                "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # by which Ray 2.55 takes what is printed from the session
-            },
-            train_loop_config={"setup": Setup(host, threads, self.timeout_s, self.max_bytes, self.idle_timeout)},
-            backend_config=ProcessGroupConfig(self.resolved_backend, self.timeout_s),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers, use_gpu=bool(self.each.get("GPU")), resources_per_worker=self.each
-            ),
-            run_config=ray.train.RunConfig(name="session", storage_path=storage),
-        )
-
-
 class Owner(WorkerConnection):
     """The connection of the client that opens a session. Raises SessionError, SessionLostError as ``connect`` does."""
 
@@ -77,7 +38,7 @@ class Owner(WorkerConnection):
         self._is_named = name is not None
         host = start_host(group.workers, name)
         storage = str(resources.enter_context(temporary_folder()))
-        self._fit = BackgroundFit(group.trainer(host, storage))
+        self._fit = BackgroundFit(_trainer(group, host, storage))
         self._host, self._is_closing = host, False
         try:
             self._actors = self._wait_for_workers()
@@ -202,7 +163,7 @@ class Guest(WorkerConnection):
             raise SessionError(f"the session named {name!r} is still starting; try again in some seconds")
         threading.Thread(target=self._beat, name="raytorch-beat", daemon=True).start()
 
-    def _send_directly(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
+    def _send_directly(self, packed: bytes, data: list[list[Any]]) -> list[Future]:
         """Send to the one worker there is; to several in order, once the client that opened the session does too."""
         if self.world_size == 1:
             return super()._send_directly(packed, data)
@@ -248,6 +209,24 @@ class Guest(WorkerConnection):
         with contextlib.suppress(ray.exceptions.RayError, SessionLostError):
             self._ask_host("leave", self.client)
         super().close()
+
+
+def _trainer(group: Group, host: Any, storage: str) -> WorkerGroupTrainer:
+    """The trainer that starts the workers, to host a session."""
+    return WorkerGroupTrainer(
+        serve,
+        worker_class=SessionWorker,
+        environment={
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": LONGEST_CALL_S,
+            "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # by which Ray 2.55 takes what is printed from the session
+        },
+        train_loop_config={"group": group, "host": host},
+        backend_config=ProcessGroupConfig(group.resolved_backend, group.timeout_s),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=group.workers, use_gpu=bool(group.each.get("GPU")), resources_per_worker=group.each
+        ),
+        run_config=ray.train.RunConfig(name="session", storage_path=storage),
+    )
 
 
 _HOST_LOST = "its host, the actor that brings clients and workers together, died, killed or crashed"

@@ -8,6 +8,7 @@ pattern's template leaves open. Between them stand handles that are to be freed.
 
 import copyreg
 import pickle
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -226,11 +227,6 @@ class Report(NamedTuple):
     printed: Printed = ()
     """Text that was printed meanwhile."""
 
-    @property
-    def failures(self) -> tuple[RemoteOpError, ...]:
-        """All that failed."""
-        return (*self.errors, self.failure) if self.failure else self.errors
-
     def pack(self) -> bytes:
         """The report as bytes."""
         answer = None if self.answer is None else _dumps(self.answer)
@@ -257,14 +253,8 @@ def _dumps(answer: Any) -> bytes:
         return dumps(answer)
 
 
-def memory_format(name: str) -> torch.memory_format:
-    """``torch.channels_last`` and its like by their names."""
-    value: torch.memory_format = getattr(torch, name)
-    return value
-
-
 # By itself pickle names whichever module has a "torch.channels_last": the client's script, which workers do not have.
-copyreg.pickle(torch.memory_format, lambda value: (memory_format, (str(value).removeprefix("torch."),)))
+copyreg.pickle(torch.memory_format, lambda value: (pkgutil.resolve_name, (str(value),)))
 
 
 def bind(template: Template, on_leaf: dict[str, Callable[[Any], Any]]) -> Callable[[Iterator[Any]], Any]:

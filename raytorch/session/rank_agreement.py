@@ -14,10 +14,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from raytorch.distributed.process_group import RenewableGroup
 from raytorch.errors import Cause, RemoteOpError, SessionError, UserError
 
 _LAST = 1 << 62
@@ -34,16 +35,6 @@ class CannotRun(Exception):  # noqa: N818 - a signal
     def __init__(self, error: RemoteOpError, *others: RemoteOpError) -> None:
         super().__init__(error)
         self.others = others
-
-
-class Group(Protocol):
-    """The process group of the ranks."""
-
-    def leave(self) -> bool:
-        """Close this rank's part, so that others who wait for it fail; whether there was one that can be closed."""
-
-    def renew(self, number: int) -> None:
-        """Leave the group for a new one, with all others."""
 
 
 class _Announcement(NamedTuple):
@@ -72,7 +63,7 @@ class Peers:
     ``store`` is a connection to the ranks' store that nobody else uses; a rank waits ``timeout_s`` for the others.
     """
 
-    def __init__(self, store: Any, *, rank: int, world_size: int, group: Group, timeout_s: float) -> None:
+    def __init__(self, store: Any, *, rank: int, world_size: int, group: RenewableGroup, timeout_s: float) -> None:
         self._store, self._rank, self._group, self._timeout_s = store, rank, group, timeout_s
         store.set_timeout(timedelta(seconds=timeout_s))
         self._others = [other for other in range(world_size) if other != rank]

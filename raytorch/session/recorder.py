@@ -24,8 +24,6 @@ from raytorch.session.result_structure import Description, count_held, is_tensor
 
 R = TypeVar("R", bound=Reference)
 
-_OWN_PACKAGES = {"raytorch", "torch"}
-
 
 class _Plan(NamedTuple):
     """How to record a call as the last one from the same place."""
@@ -249,7 +247,7 @@ class Recorder:
         """Raise the call's error, or one that nobody was told of; what the call left on a worker is freed then."""
         try:
             if report.failure:
-                self.stream.was_raised(report.failure)
+                self.stream.untold.mark_reported(report.failure)
                 raise copy(report.failure)  # the report stays in the traceback's frames: no cycle is to keep handles
             self.stream.raise_error()
         except RemoteOpError:
@@ -280,7 +278,7 @@ def own_frame(above: int = 1) -> FrameType:
 
 @functools.cache
 def _is_own(module: str) -> bool:
-    return module.partition(".")[0] in _OWN_PACKAGES
+    return module.partition(".")[0] in ("raytorch", "torch")
 
 
 def _site(function: Callable[..., Any]) -> tuple[Callable[..., Any], int, int]:

@@ -100,11 +100,7 @@ class Registry:
         self.values[handle] = value
 
     def get(self, handle: int, kind: HandleKind | None = None) -> Any:
-        """Return what ``handle`` names.
-
-        Raises:
-            HandleError: It names nothing (any more), or nothing of that kind.
-        """
+        """Return what ``handle`` names. Raises HandleError: it names nothing (any more), or nothing of that kind."""
         try:
             value = self.values[handle]
         except KeyError:
@@ -121,16 +117,11 @@ class Registry:
                 self._storages.remove(handle)
 
     def recount(self, handles: Iterable[int], *, and_growing: bool) -> None:
-        """Count again what is held, after an operation by which it may have changed.
+        """Count again what is held by handles whose values were changed, and, with ``and_growing``, by all that other
+        operations let hold more, or less: modules and other objects, and tensors that can have a gradient.
 
-        Args:
-            handles: By what was changed itself.
-            and_growing: Whether also by all that other operations let hold more, or less: modules and other objects,
-                and tensors that can have a gradient.
-
-        Raises:
-            QuotaError: It has grown, beyond the limit, and only what takes no more room is stored from now on, until
-                enough is freed.
+        Raises QuotaError: it has grown beyond the limit, and only what takes no more room is stored until enough is
+        freed.
         """
         if self._storages:
             self._storages.recount(handles, and_growing=and_growing)

@@ -67,8 +67,9 @@ class RemoteObject(Reference):
     def _do(self, method: str, *args: Any) -> None:
         self._recorder.do(worker_functions.method, self, method, *args)
 
-    def _state(self) -> Any:
-        return rebuilt(self._recorder.ask(worker_functions.state_of, self), Payload, Payload.tensor)
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = rebuilt(self._recorder.ask(worker_functions.state_of, self), Payload, Payload.tensor)
+        return state
 
 
 class RemoteModule(RemoteObject):
@@ -87,8 +88,7 @@ class RemoteModule(RemoteObject):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers by their dotted names, as local CPU tensors; rank 0's."""
-        state: dict[str, Tensor] = self._state()
-        return state
+        return self._state()
 
     def load_state_dict(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
         """Give every rank's module the parameters and buffers of ``state``. See ``torch.nn.Module``."""
@@ -164,8 +164,7 @@ class RemoteOptimizer(RemoteObject):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as local CPU tensors and values; rank 0's. See ``torch.optim.Optimizer.state_dict``."""
-        state: dict[str, Any] = self._state()
-        return state
+        return self._state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give every rank's optimizer this state."""

@@ -24,7 +24,7 @@ from raytorch.session.module_outline import MOST_LEVELS, MOST_PLACES, Bounds, Wi
 from raytorch.session.registry import Recipe, Registry
 from raytorch.session.saved_files import SavedObject, SavedSession, Tensors, open_tensors, read_own_code, read_session
 from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
-from raytorch.session.saved_values import Naming, decode
+from raytorch.session.saved_values import decode
 from raytorch.training.reproducibility import generator_states, set_generator_states
 
 
@@ -105,10 +105,6 @@ class _Found:
             if kind == "in":
                 self._of_object.setdefault(rest.partition("/")[0], []).append(name)
 
-    @property
-    def _named(self) -> Naming:  # anew each time: an attribute would be a cycle, which keeps all tensors for a while
-        return {"tensor": self.tensor, "object": self.object, "own": self.own}
-
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name. Raises SessionError."""
         if name not in self._known:
@@ -137,8 +133,8 @@ class _Found:
 
     def make_objects(self, registry: Registry) -> None:
         for number, saved in enumerate(self._session.objects):
-            factory, args = self._maker(saved.make), tuple(decode(saved.args, self._named))
-            kwargs = {name: decode(value, self._named) for name, value in saved.kwargs.items()}
+            factory, args = self._maker(saved.make), tuple(decode(saved.args, self))
+            kwargs = {name: decode(value, self) for name, value in saved.kwargs.items()}
             recipe = _without_whole_factor(Recipe(factory, args, kwargs))
             self._require_sizes(number, saved, recipe)
             made = recipe.make(self._device)
@@ -148,7 +144,7 @@ class _Found:
             self._take_places(number, made)
             if isinstance(made, Optimizer):
                 for group in saved.groups[len(made.param_groups) :]:
-                    made.add_param_group({"params": decode(group, self._named)})
+                    made.add_param_group({"params": decode(group, self)})
             registry.recipes[made] = recipe
 
     def load_states(self) -> None:
@@ -158,7 +154,7 @@ class _Found:
                 with torch.no_grad():
                     tensor.copy_(self._view(name))
         for made, saved in zip(self._objects, self._session.objects, strict=True):
-            state = decode(saved.state, self._named)
+            state = decode(saved.state, self)
             if state is not None:
                 _load_state(made, state)
             if isinstance(made, nn.Module):
@@ -171,7 +167,7 @@ class _Found:
                 self.tensor(name.removeprefix("grad/")).grad = self.content(name)
 
     def values(self) -> dict[int, Any]:
-        return {int(handle): decode(name.model_dump(), self._named) for handle, name in self._session.handles.items()}
+        return {int(handle): decode(name.model_dump(), self) for handle, name in self._session.handles.items()}
 
     def generators(self) -> dict[str, Tensor]:
         return {name: self._view(f"generator/{name}").clone() for name in self._session.generators}

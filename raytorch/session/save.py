@@ -25,7 +25,7 @@ from raytorch.session.pickling import Pickler
 from raytorch.session.registry import Recipe, Registry
 from raytorch.session.saved_files import FORMAT, OWN_CODE, SESSION, TENSORS, SavedObject, SavedSession, written
 from raytorch.session.saved_names import MAKERS, STATEFUL, name_of
-from raytorch.session.saved_values import Naming, Unsaved, encode
+from raytorch.session.saved_values import Unsaved, encode
 from raytorch.training.reproducibility import generator_states
 
 
@@ -46,8 +46,8 @@ def save(registry: Registry, folder: Path, device: torch.device) -> list[int]:
         text = written(names.session(handles, generator_states(device)))
         save_tensors(names.contents, folder / TENSORS)
         (folder / SESSION).write_text(text, encoding="utf-8")
-        if names.own:
-            (folder / OWN_CODE).write_bytes(pickle.dumps(names.own))
+        if names.own_values:
+            (folder / OWN_CODE).write_bytes(pickle.dumps(names.own_values))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -60,7 +60,7 @@ class _Names:
     def __init__(self, values: list[Any]) -> None:
         self.contents: dict[str, Tensor] = {}
         """Content of the tensors, and their gradients."""
-        self.own: list[bytes] = []
+        self.own_values: list[bytes] = []
         """The user's own values, each a pickle."""
         self._own_names: list[str] = []
         self._values = {id(value) for value in values if isinstance(value, STATEFUL)}
@@ -72,23 +72,19 @@ class _Names:
         self._complex: list[str] = []
         self._places = 0
 
-    @property
-    def _naming(self) -> Naming:  # anew each time: an attribute would be a cycle, which keeps all tensors for a while
-        return {"tensor": self.of_tensor, "object": self.of_object, "own": self.of_own}
-
     def add_object(self, made: Any, recipe: Recipe) -> None:
         """Number an object, and name the tensors in it that have no name yet, if it can be saved."""
-        kept, self._in_work = len(self.own), made
+        kept, self._in_work = len(self.own_values), made
         try:
             name = name_of(recipe.factory)
-            make = name if name in MAKERS else self.of_own(recipe.factory)
-            args = encode(list(recipe.args), self._naming)
-            kwargs = {key: encode(value, self._naming) for key, value in recipe.kwargs.items()}
+            make = name if name in MAKERS else self.own(recipe.factory)
+            args = encode(list(recipe.args), self)
+            kwargs = {key: encode(value, self) for key, value in recipe.kwargs.items()}
             places = self._unnamed(made)
             if name in MAKERS:
                 self._require_restorable(made, recipe, places)
         except Unsaved:
-            del self.own[kept:], self._own_names[kept:]
+            del self.own_values[kept:], self._own_names[kept:]
             return
         self._numbers[id(made)] = number = len(self._objects)
         self._objects.append((made, {"make": make, "args": args, "kwargs": kwargs}))
@@ -99,41 +95,41 @@ class _Names:
         """The name of what a handle names; None if it cannot be saved."""
         try:
             if isinstance(value, Tensor):
-                return {"tensor": self.of_tensor(value)}
-            return {"object": self.of_object(value)}
+                return {"tensor": self.tensor(value)}
+            return {"object": self.object(value)}
         except Unsaved:
             return None
 
-    def of_tensor(self, tensor: Tensor) -> str:
+    def tensor(self, tensor: Tensor) -> str:
         """The name of a tensor, which it has from now on. Raises Unsaved."""
         if id(tensor) not in self._tensors:
             self._name(tensor, f"tensor/{len(self._tensors)}")
         return self._tensors[id(tensor)][0]
 
-    def of_object(self, value: Any) -> int:
+    def object(self, value: Any) -> int:
         """The number of an object. Raises Unsaved."""
         if id(value) not in self._numbers:
             raise Unsaved("it is made from an object that is not saved")
         return self._numbers[id(value)]
 
-    def of_own(self, value: Any) -> int:
+    def own(self, value: Any) -> int:
         """The number of a value of the user's own. Raises Unsaved."""
         buffer = io.BytesIO()
         try:
             _Pickler(buffer, self).dump(value)
         except Exception as error:  # of the user's own code, whatever it raises
             raise Unsaved(str(error)) from None
-        self.own.append(buffer.getvalue())
+        self.own_values.append(buffer.getvalue())
         named = value if hasattr(value, "__qualname__") else type(value)
         self._own_names.append(f"{named.__module__}.{named.__qualname__}"[:1000])
-        return len(self.own) - 1
+        return len(self.own_values) - 1
 
     def reference(self, value: Any) -> tuple[str, str | int] | None:
         """What stands in a pickle for a value that is saved outside of it; None for what is in the pickle itself."""
         if isinstance(value, Tensor):
-            return "tensor", self.of_tensor(value)
+            return "tensor", self.tensor(value)
         if id(value) in self._values and value is not self._in_work:
-            return "object", self.of_object(value)
+            return "object", self.object(value)
         return None
 
     def session(self, handles: dict[str, Any], generators: dict[str, Tensor]) -> SavedSession:
@@ -199,7 +195,7 @@ class _Names:
 
     def _encoded(self, made: Any, value: Any) -> Any:
         try:
-            return encode(value, self._naming)
+            return encode(value, self)
         except Unsaved as unsaved:
             raise SessionError(f"the state of a {type(made).__name__} cannot be saved: {unsaved}") from None
 

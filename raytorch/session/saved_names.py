@@ -21,7 +21,6 @@ STATEFUL = (nn.Module, torch.optim.Optimizer, lr_scheduler.LRScheduler)
 _BASES = {*STATEFUL, nn.Container, nn.DataParallel}
 """Classes that are no use by themselves, or take hold of devices."""
 
-
 MAKERS: dict[str, Callable[..., Any]] = {
     **{
         f"{module.__name__}.{name}": found

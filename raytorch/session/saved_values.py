@@ -6,8 +6,8 @@ object of one key, which says what it is; docs/saved-sessions.md has them all.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,9 +25,13 @@ class Unsaved(Exception):  # noqa: N818 - a signal
     """A value cannot be saved."""
 
 
-Naming = Mapping[str, Callable[[Any], Any]]
-"""For ``"tensor"``, ``"object"`` (which has a state) and ``"own"`` (a value of the user's own) what gives the name of a
-value while a session is saved, or raises Unsaved; and the value of a name while it is restored, or SessionError."""
+class Naming(Protocol):
+    """Gives the name of a value while a session is saved, or raises Unsaved; and the value of a name while it is
+    restored, or SessionError: of a tensor, an object, which has a state, and a value of the user's own."""
+
+    def tensor(self, of: Any, /) -> Any: ...
+    def object(self, of: Any, /) -> Any: ...
+    def own(self, of: Any, /) -> Any: ...
 
 
 def encode(value: Any, names: Naming, depth: int = 0) -> Any:
@@ -55,11 +59,11 @@ def _encode_other(value: Any, names: Naming, depth: int) -> Any:
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, Tensor):
-        return {"tensor": names["tensor"](value)}
+        return {"tensor": names.tensor(value)}
     if isinstance(value, STATEFUL):
-        return {"object": names["object"](value)}
+        return {"object": names.object(value)}
     name = name_of(value)
-    return {"function": name} if name in ACTIVATIONS else {"own": names["own"](value)}
+    return {"function": name} if name in ACTIVATIONS else {"own": names.own(value)}
 
 
 _SEQUENCES: dict[type, str] = {list: "", tuple: "tuple", torch.Size: "size"}
@@ -130,7 +134,7 @@ _READERS: dict[str, tuple[type, Callable[[Any, Naming, int], Any]]] = {
     "dtype": (str, lambda content, named, depth: _one_of(DTYPES, content, "dtype")),
     "device": (str, lambda content, named, depth: torch.device(content)),
     "function": (str, lambda content, named, depth: _one_of(ACTIVATIONS, content, "function")),
-    "tensor": (str, lambda content, named, depth: named["tensor"](content)),
-    "object": (int, lambda content, named, depth: named["object"](content)),
-    "own": (int, lambda content, named, depth: named["own"](content)),
+    "tensor": (str, lambda content, named, depth: named.tensor(content)),
+    "object": (int, lambda content, named, depth: named.object(content)),
+    "own": (int, lambda content, named, depth: named.own(content)),
 }

@@ -10,7 +10,6 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from raytorch.autograd import Context, CustomFunction, checkpoint
 from raytorch.distributed import barrier, data_parallel
@@ -33,6 +32,7 @@ from raytorch.session.remote_objects import (
     stand_in,
 )
 from raytorch.session.remote_tensor import RemoteTensor
+from raytorch.session.saved_names import STATEFUL
 from raytorch.session.tensor_transfer import Payload, as_tensor
 
 R = TypeVar("R", bound=RemoteObject)
@@ -145,20 +145,15 @@ class RemoteFactory:
         self._recorder.do(torch.random.manual_seed, seed, rank=self._rank)
 
     def _create(self, remote: type[R], factory: Callable[..., Any], *args: Any, **kwargs: Any) -> R:
-        _require_factory(remote.kind, factory)
+        if isinstance(factory, Reference):
+            raise SessionError(f"{factory!r} is on the workers already: use it as it is")
+        if isinstance(factory, STATEFUL) or not callable(factory):
+            raise SessionError(
+                f"a {type(factory).__name__} is no class or function that makes a {remote.kind}: give its class and "
+                "the arguments, as in session.module(nn.Linear, 2, 3), or a function that returns it, as in "
+                "session.module(lambda: net), of which each worker gets a copy"
+            )
         return self._recorder.keep(remote, worker_functions.create, factory, *args, rank=self._rank, **kwargs)
-
-
-def _require_factory(kind: HandleKind, factory: Any) -> None:
-    """Refuse what is made already, in place of what makes it. Raises SessionError."""
-    if isinstance(factory, Reference):
-        raise SessionError(f"{factory!r} is on the workers already: use it as it is")
-    if isinstance(factory, nn.Module | torch.optim.Optimizer | LRScheduler) or not callable(factory):
-        raise SessionError(
-            f"a {type(factory).__name__} is no class or function that makes a {kind}: give its class and the "
-            "arguments, as in session.module(nn.Linear, 2, 3), or a function that returns it, as in "
-            "session.module(lambda: net), of which each worker gets a copy"
-        )
 
 
 class Session(RemoteFactory):
@@ -332,20 +327,17 @@ class Session(RemoteFactory):
         Raises:
             RemoteOpError: Something failed that no result has told of yet. The session is closed all the same.
         """
-        self._close(tell=True)
+        self.__exit__(None, None, None)
 
-    def _close(self, *, tell: bool) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._closed or self._recorder.stream.is_forked:
             return
         self._closed = True
         with contextlib.ExitStack() as ending:
             ending.callback(self._transport.close)
             ending.callback(self._recorder.stream.close)
-            if tell and not self._recorder.stream.loss_was_told:
+            if error is None and not self._recorder.stream.loss_was_told:
                 self._recorder.stream.synchronize(of_any_thread=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._close(tell=error is None)

@@ -22,7 +22,6 @@ _CARRIERS = {
 }
 """For dtypes that NumPy does not have: one of the same size that it has."""
 
-
 INLINE = 64 * 1024
 """Bytes up to which data travels within a call rather than through the object store."""
 _LARGEST_RESIZABLE = 1 << 20
@@ -33,19 +32,14 @@ MOST_ADOPTED = 512 * 2**20
 
 @dataclass(frozen=True)
 class Payload:
-    """A dense tensor's content.
-
-    Attributes:
-        array: The elements; None where they travel apart.
-        dtype: The tensor's own dtype.
-        requires_grad: Whether the tensor that is made of it requires grad.
-        is_private: Whether nobody but the receiver has the array's memory.
-    """
+    """A dense tensor's content."""
 
     array: Any
+    """The elements; None where they travel apart."""
     dtype: torch.dtype
     requires_grad: bool = False
     is_private: bool = False
+    """True if nobody but the receiver has the array's memory."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Payload":

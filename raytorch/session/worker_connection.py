@@ -2,7 +2,6 @@
 of Ray is lost."""
 
 import contextlib
-import itertools
 import threading
 import time
 from copy import copy
@@ -17,7 +16,7 @@ from raytorch.errors import Cause, SessionError, SessionLostError
 from raytorch.session.instruction_stream import Future, Parts
 from raytorch.session.program import Report
 from raytorch.session.tensor_transfer import INLINE, Payload
-from raytorch.session.worker_session import Shipped, describe_data
+from raytorch.session.worker_session import describe_data
 
 LAST_WORD_S = 8.0
 """Seconds for which a lost worker's cause is waited for."""
@@ -49,18 +48,18 @@ class WorkerConnection:
         """Send a program to every worker. See :class:`raytorch.session.instruction_stream.Transport`."""
         self._require_session()
         shipped = [[_shipped(part, len(parts) == self.world_size) for part in parts] for parts in attachments]
-        data = [[parts[rank % len(parts)] for parts in shipped] for rank in range(self.world_size)]
+        data = [[part for parts in shipped for part in parts[rank % len(parts)]] for rank in range(self.world_size)]
         with self._sending:
             return self._send_in_order(packed, data) if self._is_shared else self._send_directly(packed, data)
 
-    def _send_directly(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
+    def _send_directly(self, packed: bytes, data: list[list[Any]]) -> list[Future]:
         program = ray.put(packed) if len(packed) > INLINE and self.world_size > 1 else packed
         return [
-            _Reply(self, rank, actor.run_program.remote(program, *itertools.chain(*data[rank])))
+            _Reply(self, rank, actor.run_program.remote(program, *data[rank]))
             for rank, actor in enumerate(self._actors)
         ]
 
-    def _send_in_order(self, packed: bytes, data: list[list[Shipped]]) -> list[Future]:
+    def _send_in_order(self, packed: bytes, data: list[list[Any]]) -> list[Future]:
         """Send through the host, as several clients do."""
         relayed = self._host.relay.remote(self.client, packed, [describe_data(part) for part in data])
         return [_RelayedReply(self, rank, relayed) for rank in range(self.world_size)]
@@ -169,7 +168,7 @@ class _Reply:
         except ray.exceptions.RayError as error:
             raise self._connection.lost(self._rank, error) from None
         report = told if isinstance(told, Report) else Report.unpack(told)
-        if any(failure.cause is Cause.LOST_WORKER for failure in report.failures):
+        if any(error and error.cause is Cause.LOST_WORKER for error in (*report.errors, report.failure)):
             self._connection.require_peers()
         return report
 
@@ -186,7 +185,7 @@ class _RelayedReply(_Reply):
         return references and references[self._rank]
 
 
-def _shipped(payload: Payload | None, has_one_receiver: bool) -> Shipped:
+def _shipped(payload: Payload | None, has_one_receiver: bool) -> tuple[Payload | None, Any]:
     """The payload as it travels: its array apart, and large ones through the object store, once for all ranks."""
     if payload is None:
         return None, None

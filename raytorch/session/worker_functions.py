@@ -172,16 +172,11 @@ def _described(value: Any) -> dict[str, Any]:
     return {"kind": str(kind_of(value)), "type": type(value).__name__}
 
 
-_NAMED = {
+PRIMITIVES: dict[str, Callable[..., Any]] = {
     f"raytorch.session.{name}": function
     for name, function in globals().items()
     if isinstance(function, FunctionType) and function.__module__ == __name__ and not name.startswith("_")
 }
-ON_WORKER: dict[str, Callable[..., Any]] = {
-    name: function for name, function in _NAMED.items() if WorkerContext in function.__annotations__.values()
-}
-"""Those that take the worker's registry and device as their first argument, by the names in their instructions."""
-PRIMITIVES: dict[str, Callable[..., Any]] = {
-    name: function for name, function in _NAMED.items() if name not in ON_WORKER
-}
-"""The others."""
+"""All of them, by the names in their instructions."""
+ON_WORKER = {name for name, function in PRIMITIVES.items() if WorkerContext in function.__annotations__.values()}
+"""Those that take the worker's registry and device as their first argument."""

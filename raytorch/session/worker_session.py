@@ -1,6 +1,5 @@
 """A session's part on a worker: the registry and the interpreter in the actor's process, until the session ends."""
 
-import itertools
 import pickle
 import threading
 import time
@@ -17,7 +16,7 @@ from raytorch.distributed.collectives import agree_through
 from raytorch.distributed.process_group import RenewableGroup, connect_store
 from raytorch.errors import SessionError
 from raytorch.session.handles import HANDLES_PER_CLIENT
-from raytorch.session.host import Setup
+from raytorch.session.host import Group
 from raytorch.session.interpreter import Interpreter
 from raytorch.session.program import Report
 from raytorch.session.rank_agreement import Peers
@@ -30,23 +29,19 @@ from raytorch.training.precision import choose_attention
 LOOK_ROUND_S = 2.0
 """Seconds between two looks at who is still there."""
 
-Shipped = tuple[Payload | None, Any]
-"""An attachment as it travels: the payload, and its array apart from it or a reference to that."""
 
-
-def describe_data(data: Sequence[Shipped]) -> tuple[bytes, list[Any]]:
+def describe_data(data: Sequence[Any]) -> tuple[bytes, list[Any]]:
     """The data of a rank for ``SessionWorker.run_relayed``; what relays it has no need to look into it."""
-    references = [array for _, array in data if isinstance(array, ray.ObjectRef)]
-    inline = [(payload, None if isinstance(array, ray.ObjectRef) else array) for payload, array in data]
+    references = [part for part in data if isinstance(part, ray.ObjectRef)]
+    places = iter(range(len(references)))
+    inline = [next(places) if isinstance(part, ray.ObjectRef) else part for part in data]
     return pickle.dumps(inline, protocol=5), references
 
 
 def receive_data(described: bytes, references: Sequence[Any]) -> list[Any]:
-    """What :func:`describe_data` described, flat; an error in place of what is lost with the client that sent it."""
+    """What :func:`describe_data` described; an error in place of what is lost with the client that sent it."""
     inline = pickle.loads(described)  # noqa: S301 - from a client that Ray has let in
-    arrays = map(_array, references)
-    data = [(payload, next(arrays) if payload and array is None else array) for payload, array in inline]
-    return list(itertools.chain(*data))
+    return [_array(references[part]) if isinstance(part, int) else part for part in inline]
 
 
 def _array(reference: Any) -> Any:
@@ -59,10 +54,10 @@ def _array(reference: Any) -> Any:
 class HostedSession:
     """The session that this process hosts."""
 
-    def __init__(self, setup: Setup, worker: Worker) -> None:
-        self.setup = setup
-        self.registry = Registry(setup.max_bytes)
-        peers = _peers(setup, worker) if worker.world_size > 1 else None
+    def __init__(self, group: Group, worker: Worker) -> None:
+        self.group = group
+        self.registry = Registry(group.max_bytes)
+        peers = _peers(worker, group.timeout_s) if worker.world_size > 1 else None
         agree_through(peers)
         self.interpreter = Interpreter(self.registry, rank=worker.rank, device=worker.device, peers=peers)
         self.adopted = AdoptedMemory()
@@ -91,7 +86,7 @@ class HostedSession:
     def _get_ready(self) -> None:
         """Prepare the thread that executes programs; some of PyTorch's settings are the thread's own."""
         device = self.interpreter.device
-        torch.set_num_threads(self.setup.threads)
+        torch.set_num_threads(self.group.threads)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         choose_attention(device)
@@ -101,7 +96,7 @@ class HostedSession:
     def is_idle(self) -> bool:
         """True if nobody has asked for anything for longer than a session may be idle, and than a round of looks, in
         which another worker may have become busy."""
-        limit = self.setup.idle_timeout
+        limit = self.group.idle_timeout
         return limit is not None and not self.busy and time.monotonic() - self.used_at > limit + LOOK_ROUND_S
 
     def release(self, gone: Collection[int]) -> None:
@@ -112,24 +107,24 @@ class HostedSession:
             self.interpreter.forget(client)
 
 
-def _peers(setup: Setup, worker: Worker) -> Peers:
-    store, group = PrefixStore("session", connect_store()), RenewableGroup(setup.timeout_s)
-    return Peers(store, rank=worker.rank, world_size=worker.world_size, group=group, timeout_s=setup.timeout_s)
+def _peers(worker: Worker, timeout_s: float) -> Peers:
+    store, group = PrefixStore("session", connect_store()), RenewableGroup(timeout_s)
+    return Peers(store, rank=worker.rank, world_size=worker.world_size, group=group, timeout_s=timeout_s)
 
 
 _hosted: HostedSession | None = None
 
 
-def serve(config: dict[str, Setup]) -> None:
+def serve(config: dict[str, Any]) -> None:
     """Host a session in this process until a client ends it, or all ranks have been idle: the train function."""
     global _hosted
-    setup, worker = config["setup"], Worker.current()
-    _hosted = hosted = HostedSession(setup, worker)
+    host, worker = config["host"], Worker.current()
+    _hosted = hosted = HostedSession(config["group"], worker)
     actor = ray.get_runtime_context().current_actor
     with leaving_process_group():
-        ray.get(setup.host.join.remote(worker.rank, actor))
+        ray.get(host.join.remote(worker.rank, actor))
         while not hosted.ended.wait(LOOK_ROUND_S):
-            gone, is_over = ray.get(setup.host.look.remote(worker.rank, hosted.is_idle()))
+            gone, is_over = ray.get(host.look.remote(worker.rank, hosted.is_idle()))
             if is_over:
                 break
             hosted.release(set(gone))  # each round: its last program may still be running

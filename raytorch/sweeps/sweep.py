@@ -156,7 +156,8 @@ def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: SweepCallbac
     from ray.exceptions import RayError
 
     from raytorch.cluster.ray_watch import RayWatch
-    from raytorch.sweeps.trial_monitor import start_trial_monitor
+    from raytorch.sweeps.trial_monitor import TrialMonitor
+    from raytorch.training.monitor import start_on_this_node
 
     stopping = False
 
@@ -171,7 +172,7 @@ def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: SweepCallbac
 
     try:
         with RayWatch() as parts:
-            trial_monitor = start_trial_monitor()
+            trial_monitor = start_on_this_node(TrialMonitor)
             tuning = BackgroundWork(
                 lambda: _tune(plan, trial_monitor, [result.is_over for result in before], record.stopped)
             )
@@ -204,19 +205,20 @@ def _tune(plan: SweepPlan, trial_monitor: Any, over: Sequence[bool], stopped: di
     """Let Ray Tune run the trials to their end."""
     from ray import tune
 
-    from raytorch.sweeps.trials import CheckpointingAsha, TrialJob, TrialRun
+    from raytorch.sweeps.trials import CheckpointingAsha, TrialRun
 
     config = plan.sweep.config
     trials, folder = plan.sweep.trials, plan.folder.address
     configs = [placed(trial.config, trial.name, folder) for trial in trials]
-    jobs = [TrialJob(run, over) for run, over in zip(configs, over, strict=True)]
     mode = "max" if config.metric == "accuracy" else "min"
-    trainable = tune.with_parameters(TrialRun, jobs=jobs, metric=config.metric, trial_monitor=trial_monitor)
+    trainable = tune.with_parameters(
+        TrialRun, runs=configs, over=over, metric=config.metric, trial_monitor=trial_monitor
+    )
     with temporary_folder() as scratch, _without_output():
         tune.Tuner(
             # A byte, for Tune refuses nothing at all: the run's workers hold what it needs.
             tune.with_resources(trainable, {"memory": 1}),
-            param_space={"number": tune.grid_search(list(range(len(jobs))))},
+            param_space={"number": tune.grid_search(list(range(len(configs))))},
             tune_config=tune.TuneConfig(
                 scheduler=config.asha and CheckpointingAsha(config.asha, mode, trial_monitor, stopped),
                 max_concurrent_trials=config.concurrency or _concurrency(configs),

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from raytorch.training.monitor import start_on_this_node
-
 
 class TrialMonitor:
-    """The actor itself; see :func:`start_trial_monitor`."""
+    """The actor itself; its handle travels to the trials."""
 
     def __init__(self) -> None:
         self._news: dict[int, dict[str, Any]] = {}
@@ -29,8 +27,3 @@ class TrialMonitor:
     def end_all(self) -> None:
         """Ask all trials to save a checkpoint and end, those too that have not begun."""
         self._all_end = True
-
-
-def start_trial_monitor() -> Any:
-    """Start the actor; its handle travels to the trials."""
-    return start_on_this_node(TrialMonitor)

@@ -1,12 +1,11 @@
 """A sweep's trial as Ray Tune sees it: an actor that holds no resources, starts a run and tells its evaluations.
 
-A trial is never cut off. When it should end, early or by Ctrl-C, it hears so from the board, its run saves a last
+A trial is never cut off. When it should end, early or by Ctrl-C, it hears so from the monitor, its run saves a last
 checkpoint, and Tune learns that the trial is done: Tune itself would kill an actor that takes long to stop.
 """
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -29,22 +28,14 @@ NO_DEADLINE = 10**9
 """More epochs than any run has."""
 
 
-@dataclass(frozen=True)
-class TrialJob:
-    """Settings that a trial's actor has to know."""
-
-    config: RunConfig
-    """The run, under its final name and storage."""
-    over: bool
-    """True if nothing is left to train: its evaluations are told from its records, for others to be compared with."""
-
-
 class TrialRun(tune.Trainable):
     """Runs one trial, and then others: an actor serves many."""
 
-    def setup(self, config: dict[str, Any], jobs: Sequence[TrialJob], metric: str, trial_monitor: Any) -> None:
-        """Called once in each actor."""
-        self._jobs, self._metric, self._trial_monitor = jobs, metric, trial_monitor
+    def setup(
+        self, config: dict[str, Any], runs: Sequence[RunConfig], over: Sequence[bool], metric: str, trial_monitor: Any
+    ) -> None:
+        """Called once in each actor, with each trial's run, under its final name and storage, and which are over."""
+        self._runs, self._over, self._metric, self._trial_monitor = runs, over, metric, trial_monitor
         self._run: BackgroundRun | None = None
         self._results = self._begin(config["number"])
 
@@ -64,23 +55,21 @@ class TrialRun(tune.Trainable):
             self._run.stop()
 
     def _begin(self, number: int) -> Iterator[dict[str, Any]]:
-        job = self._jobs[number]
-        folder = RunFolder(job.config.storage, job.config.name)
-        last = self._told(Evaluation(0, 0.0, {}))
-        for evaluation in read_evaluations(folder):
-            last = self._told(evaluation)
-            yield last
-        if not job.over and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
-            RunFolder(*split(job.config.storage)).make(job.config.name)  # unless the sweep's own folder is gone
-            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(job.config)
+        config = self._runs[number]
+        folder = RunFolder(config.storage, config.name)
+        last = Evaluation(0, 0.0, {})
+        for last in read_evaluations(folder):  # also of a trial that is over, for others to be compared with
+            yield self._told(last)
+        if not self._over[number] and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
+            RunFolder(*split(config.storage)).make(config.name)  # unless the sweep's own folder is gone
+            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(config)
             self._run = BackgroundRun(number, plan, self._trial_monitor)
-            for evaluation in self._run.evaluations():
-                last = self._told(evaluation)
-                yield last
+            for last in iter(self._run.evaluations.get, None):
+                yield self._told(last)
             self._run.require_end()
         state = read_summary(folder)["state"] if folder.exists(CONFIG_FILE) else "waiting"
         ray.get(self._trial_monitor.report.remote(number, {"state": state}))
-        yield last | {"done": True}
+        yield self._told(last) | {"done": True}
 
     def _told(self, evaluation: Evaluation) -> dict[str, Any]:
         """An evaluation as the scheduler of trials reads it."""
@@ -88,20 +77,15 @@ class TrialRun(tune.Trainable):
 
 
 class BackgroundRun(BackgroundWork):
-    """A run that trains in a thread of its own."""
+    """A run that trains in a thread of its own; its ``evaluations`` come in turn, and None at its end."""
 
     def __init__(self, number: int, plan: RunPlan, trial_monitor: Any) -> None:
         self._number, self._plan, self._trial_monitor = number, plan, trial_monitor
-        self._evaluations: SimpleQueue[Evaluation | None] = SimpleQueue()
+        self.evaluations: SimpleQueue[Evaluation | None] = SimpleQueue()
         self._seen = 0
         self._failed_for_good = False
         self._stopped = threading.Event()
         super().__init__(self._train)
-
-    def evaluations(self) -> Iterator[Evaluation]:
-        """Yield them as they come, until the run has ended."""
-        while evaluation := self._evaluations.get():
-            yield evaluation
 
     def require_end(self) -> None:
         """Raise what a new attempt from the latest checkpoint may get over; other failures are in the run's records."""
@@ -119,12 +103,12 @@ class BackgroundRun(BackgroundWork):
         try:
             run_training(self._plan, watch=self._watch)
         finally:
-            self._evaluations.put(None)
+            self.evaluations.put(None)
 
     def _watch(self, status: RunStatus) -> bool:
         self._failed_for_good = bool(status.cause and status.cause.cause.is_final)
         for evaluation in status.evaluations[self._seen :]:
-            self._evaluations.put(evaluation)
+            self.evaluations.put(evaluation)
         self._seen = len(status.evaluations)
         news: dict[str, Any] = {"state": "training", "epoch": status.progress["epoch"]} if status.progress else {}
         for evaluation in status.evaluations[-1:]:

@@ -1,27 +1,21 @@
 """Packages whose names are imported when they are first asked for, so that what is light stays light (PEP 562)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import Any
 
 
-def lazy_exports(
-    package: str, homes: Mapping[str, Iterable[str]], modules: Mapping[str, str] | None = None
-) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that exports the names in ``homes``, by the module of it that each is in, and
-    ``modules`` themselves: by their names, where each is in the package.
+def lazy_exports(package: str, names: Collection[str], *files: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package that exports ``names``, each of the first of its ``files`` that has it.
 
     Example:
-        >>> __getattr__ = lazy_exports(__name__, {"file": ["load_sweep"]})
+        >>> __getattr__ = lazy_exports(__name__, __all__, "file", "sweep")
     """
-    modules = modules or {}
-    home_of = {name: home for home, names in homes.items() for name in names}
 
     def get(name: str) -> Any:
-        if name in modules:
-            return import_module(f"{package}.{modules[name]}")
-        if name not in home_of:
+        if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{home_of[name]}"), name)
+        homes = (import_module(f"{package}.{file}") for file in files)  # no more of them than it takes
+        return next(getattr(home, name) for home in homes if hasattr(home, name))
 
     return get

@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,7 +38,7 @@ from raytorch.runs.storage import RunFolder
 from raytorch.serialization import load_tensors, save_model
 from raytorch.serialization.nested_state import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
 from raytorch.system.safe_text import without_secrets
-from raytorch.system.temporary_folders import make_temporary, temporary_folder
+from raytorch.system.temporary_folders import make_temporary
 
 STAGING = ".saving-"
 
@@ -140,10 +140,8 @@ class Checkpoints:
 
     def _rank(self, name: str, metrics: dict[str, float]) -> tuple[float, int]:
         """Higher is better: by the metric, and without one of its own below all that have; among equals the newer."""
-        value = metrics.get(self._config.best_by, math.nan)
-        if math.isnan(value):
-            return -math.inf, checkpoint_manifest.checkpoint_step(name)
-        return value if self._config.best_by == "accuracy" else -value, checkpoint_manifest.checkpoint_step(name)
+        value = metrics.get(self._config.best_by, math.nan) * (1 if self._config.best_by == "accuracy" else -1)
+        return -math.inf if math.isnan(value) else value, checkpoint_manifest.checkpoint_step(name)
 
 
 @contextmanager
@@ -158,15 +156,9 @@ def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
     except RunNotFoundError:
         raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
     checkpoint_manifest.require_format(manifest, place)
-    with _explaining_misfit(place):
-        if folder.is_local:
-            yield SavedState(Path(place), manifest)
-            return
-        with temporary_folder() as path:
-            for file in (MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE):
-                with suppress(RunNotFoundError):  # which is told below
-                    folder.fetch(f"{name}/{file}", Path(path, file))
-            yield SavedState(path, manifest)
+    files = (MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE)
+    with _explaining_misfit(place), folder.local_copy(name, files) as path:
+        yield SavedState(path, manifest)
 
 
 class SavedState:
@@ -177,25 +169,28 @@ class SavedState:
 
     def model(self, device: torch.device) -> dict[str, Tensor]:
         """The model's state dict on ``device``."""
-        path = self._checked(MODEL_FILE)
-        with _refusing_damage():
-            return load_tensors(path, device)
+        with self._checked(MODEL_FILE):
+            return load_tensors(self._folder / MODEL_FILE, device)
 
     def state(self) -> dict[str, Any]:
         """The ``state`` that was given when it was saved, on the CPU."""
-        for name in (STRUCTURE_FILE, TENSORS_FILE):
-            self._checked(name)
-        with _refusing_damage():
+        with self._checked(STRUCTURE_FILE, TENSORS_FILE):
             return load_saved_state(self._folder)
 
-    def _checked(self, name: str) -> Path:
-        path = self._folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing, or no file; {RESUME_FROM_ANOTHER}")
-        size, expected = path.stat().st_size, self.manifest.files.get(name)
-        if size != expected:
-            raise CheckpointError(f"{path} has {size} bytes instead of {expected}; {RESUME_FROM_ANOTHER}")
-        return path
+    @contextmanager
+    def _checked(self, *names: str) -> Iterator[None]:
+        """Refuse files that are not there in full size, and what the block finds damaged as it reads them."""
+        for name in names:
+            path = self._folder / name
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing, or no file; {RESUME_FROM_ANOTHER}")
+            size, expected = path.stat().st_size, self.manifest.files.get(name)
+            if size != expected:
+                raise CheckpointError(f"{path} has {size} bytes instead of {expected}; {RESUME_FROM_ANOTHER}")
+        try:
+            yield
+        except ModelFileError as error:
+            raise CheckpointError(f"{error}; or {RESUME_FROM_ANOTHER}") from None
 
 
 @contextmanager
@@ -210,14 +205,6 @@ def _explaining_misfit(path: str) -> Iterator[None]:
             f"{path} does not fit the run ({reason}): another configuration or raytorch has saved it; resume with "
             f"those that its {CHECKPOINT_MANIFEST} names, or begin a new run"
         ) from error
-
-
-@contextmanager
-def _refusing_damage() -> Iterator[None]:
-    try:
-        yield
-    except ModelFileError as error:
-        raise CheckpointError(f"{error}; or {RESUME_FROM_ANOTHER}") from None
 
 
 def _stage(

@@ -51,7 +51,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: Wo
         monitor: MonitorHandle = start_on_this_node(RunMonitor)
         forget_snapshot(plan.folder)
         free_abandoned_resources()
-        fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor, record.started), work))
+        fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor), work))
         status, abandoned = RunStatus(), False
 
         def look() -> None:
@@ -95,11 +95,17 @@ def _build_trainer(job: WorkerJob, work: WorkerFunction) -> Any:
         resources_per_worker=scaling.worker_resources,
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
+    options: dict[str, Any] = {}
+    if elastic:
+        from raytorch.cluster.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
+
+        policy = SavingElasticPolicy(scaling_config, job.monitor)
+        options = {"scaling_policy": policy, "environment": EXPECTING_LOST_NODES}
     return WorkerGroupTrainer(
         partial(work, job),
         backend_config=ProcessGroupConfig(scaling.resolved_backend, scaling.timeout_s),
         scaling_config=scaling_config,
-        **(_elastic_options(scaling_config, job.monitor) if elastic else {}),
+        **options,
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=config.storage,
@@ -107,12 +113,6 @@ def _build_trainer(job: WorkerJob, work: WorkerFunction) -> Any:
             callbacks=[StopOnFinalFailure(job.monitor)],
         ),
     )
-
-
-def _elastic_options(scaling_config: Any, monitor: MonitorHandle) -> dict[str, Any]:
-    from raytorch.cluster.elastic import EXPECTING_LOST_NODES, SavingElasticPolicy
-
-    return {"scaling_policy": SavingElasticPolicy(scaling_config, monitor), "environment": EXPECTING_LOST_NODES}
 
 
 def _train_on_worker(job: WorkerJob) -> None:

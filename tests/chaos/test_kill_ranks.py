@@ -46,7 +46,7 @@ def take_part(config: RunConfig, rank: int, meeting: str) -> None:
     worker = Worker(rank, 2, torch.device("cpu"))
     log = f"logs/rank-{rank}.log"
     with closing(LiveFiles(RunFolder(config.storage, config.name))) as files, log_to_file(files.extend(log)):
-        part = loop.Trainer(WorkerJob(RunPlan(config), Silent(), 0.0), worker, files)
+        part = loop.Trainer(WorkerJob(RunPlan(config), Silent()), worker, files)
         try:
             part.restore()
             part.run()

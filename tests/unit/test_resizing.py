@@ -83,7 +83,6 @@ def test_how_long_the_start_may_take_is_set_for_the_run_and_not_for_later_ones(t
             WorkerJob(
                 plan_run(RunConfig(epochs=1, scaling=Scaling(workers=workers), storage=str(tmp_path)), "mine"),
                 nobody,
-                0,
             ),
             lambda job: None,
         )

@@ -10,8 +10,7 @@ from raytorch.distributed import Worker
 from raytorch.session import host as hosting
 from raytorch.session import worker_session
 from raytorch.session.handles import HANDLES_PER_CLIENT
-from raytorch.session.host import SessionHost, Setup
-from raytorch.session.open_or_join import Group
+from raytorch.session.host import Group, SessionHost
 from raytorch.session.worker_session import serve
 
 
@@ -54,7 +53,7 @@ def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatc
     monkeypatch.setattr(worker_session, "LOOK_ROUND_S", 0.0)
     monkeypatch.setattr(worker_session, "_hosted", None)
     monkeypatch.setattr(Worker, "current", lambda: Worker(0, 1, torch.device("cpu")))
-    serve({"setup": Setup(host, threads=1)})
+    serve({"group": Group(1, {"CPU": 1}, "gloo", 1800), "host": host})
     assert rounds == 3
     assert [handle for handle, _ in worker_session._hosted.registry] == [mine]
 

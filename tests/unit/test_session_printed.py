@@ -150,5 +150,5 @@ def test_an_error_is_noted_before_what_was_printed_is_shown(session: Session, mo
     stream = session._recorder.stream
     with pytest.raises(RuntimeError, match="not here"):
         stream._hear(told)
-    assert stream._untold
-    stream.was_raised(error)
+    assert stream.untold
+    stream.untold.mark_reported(error)

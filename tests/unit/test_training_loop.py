@@ -55,7 +55,7 @@ def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
     config = RunConfig.model_validate(run | {"name": name, "storage": "s3://bucket"})
     folder = RunFolder(config.storage, config.name)
     with closing(LiveFiles(folder)) as files:
-        part = Trainer(WorkerJob(RunPlan(config), told or Monitor(), 0.0), Worker(0, 1, torch.device("cpu")), files)
+        part = Trainer(WorkerJob(RunPlan(config), told or Monitor()), Worker(0, 1, torch.device("cpu")), files)
         try:
             part.restore()
             part.run()

@@ -167,7 +167,7 @@ from raytorch.config import RunConfig
 from raytorch.runs.plan import WorkerJob, plan_run
 from raytorch.training.driver import _build_trainer, _train_on_worker
 plan = plan_run(RunConfig(epochs=1, storage={str(tmp_path)!r}), "mine")
-_build_trainer(WorkerJob(plan, monitor=None, started=0.0), _train_on_worker)
+_build_trainer(WorkerJob(plan, monitor=None), _train_on_worker)
 print(sorted({{"torch", "torchvision", "safetensors", "ray"}} & sys.modules.keys()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
