@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from threading import Lock
 from typing import Any
 
 import torch
@@ -54,26 +55,44 @@ def work(rank: int, world_size: int, port: int, pipe: Connection) -> None:
     dist.destroy_process_group()
 
 
-class Reply:
-    """A report that a process will give; they come in order."""
+class Replies:
+    """The reports of a process, which come in order; any thread may wait for one."""
 
-    def __init__(self, pipe: Connection, waiting: "deque[Reply]") -> None:
-        self._pipe, self._waiting = pipe, waiting
-        self._report: Report | None = None
-        waiting.append(self)
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._waiting: deque[Reply] = deque()
+        self._taking = Lock()
+
+    def expect(self) -> "Reply":
+        self._waiting.append(Reply(self))
+        return self._waiting[-1]
+
+    def take(self, wanted: "Reply", *, wait: bool) -> None:
+        """Hand out reports until ``wanted`` has its own, or, without ``wait``, as far as they are there."""
+        if self._taking.acquire(blocking=wait):
+            try:
+                while wanted.report is None and (wait or self._pipe.poll()):
+                    report = Report.unpack(self._pipe.recv())
+                    self._waiting.popleft().report = report
+            finally:
+                self._taking.release()
+
+
+class Reply:
+    """A report that a process will give."""
+
+    def __init__(self, replies: Replies) -> None:
+        self._replies = replies
+        self.report: Report | None = None
 
     def done(self) -> bool:
-        while self._report is None and self._pipe.poll():
-            self._take()
-        return self._report is not None
+        self._replies.take(self, wait=False)
+        return self.report is not None
 
     def result(self) -> Report:
-        while self._report is None:
-            self._take()
-        return self._report
-
-    def _take(self) -> None:
-        self._waiting.popleft()._report = Report.unpack(self._pipe.recv())
+        self._replies.take(self, wait=True)
+        assert self.report is not None
+        return self.report
 
 
 class InProcesses:
@@ -95,12 +114,13 @@ class InProcesses:
             self.pipes.append(pipe)
         for pipe in self.pipes:
             pipe.recv()
-        self._waiting: list[deque[Reply]] = [deque() for _ in self.pipes]
+        self._replies = [Replies(pipe) for pipe in self.pipes]
 
     def send(self, packed: bytes, attachments: list[Parts]) -> list[Future]:
+        expected: list[Future] = [replies.expect() for replies in self._replies]  # before any of them can be there
         for rank, pipe in enumerate(self.pipes):
             pipe.send((packed, [parts[rank % len(parts)] for parts in attachments]))
-        return [Reply(pipe, waiting) for pipe, waiting in zip(self.pipes, self._waiting, strict=True)]
+        return expected
 
     def skip_clients(self, last: int) -> None:
         pass

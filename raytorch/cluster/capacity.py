@@ -32,14 +32,9 @@ def require_capacity(
     A cluster that can grow is not judged. Nor should one be that has lost a node, which may come back: a run, or a
     sweep's next trial, then waits for it.
 
-    Args:
-        workers: Number of workers, the least that an elastic run starts with.
-        each: What each of them holds: ``{"CPU": 1, "GPU": 1}``.
-        prefix: What stands before ``workers``, ``cpus_per_worker`` and ``gpus_per_worker`` where the user sets them.
-        workers_key: Where the user sets the number of workers, if elsewhere.
-
-    Raises:
-        ResourceError: They do not fit.
+    ``workers`` is their number, the least of an elastic run, and ``each`` is what each holds: ``{"CPU": 1, "GPU": 1}``.
+    The user sets them by ``workers``, ``cpus_per_worker`` and ``gpus_per_worker`` behind ``prefix``, the first by
+    ``workers_key`` if that is given. Raises ResourceError: they do not fit.
     """
     fitting = workers_that_fit([node.resources for node in nodes], each)
     if fitting >= workers or any(node.scales for node in nodes):

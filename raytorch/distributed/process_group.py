@@ -1,11 +1,13 @@
 """The process group of a worker group: joining and leaving it, and making it anew after a worker's failure."""
 
+import gc
 import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -88,7 +90,10 @@ class RenewableGroup:
             return False
         for module in WRAPPED:
             vars(module).update(dict.fromkeys(_GROUPS_OWN))
-        dist.destroy_process_group()  # which closes its connections, as nobody else has it
+        group = dist.group.WORLD
+        dist.destroy_process_group()
+        _release(group)
+        del group  # which closes its connections, as nobody else has it
         return True
 
     def renew(self, number: int) -> None:
@@ -100,6 +105,13 @@ class RenewableGroup:
         for module in WRAPPED:
             restore: Any = module.__setstate__  # as when it is unpickled
             restore({name: value for name, value in vars(module).items() if name not in _GROUPS_OWN})
+
+
+def _release(group: Any) -> None:
+    """Put None, for whichever group there is, where default arguments hold this one, as in torch.distributed.nn."""
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and any(value is group for value in function.__defaults__ or ()):
+            function.__defaults__ = tuple(None if value is group else value for value in function.__defaults__ or ())
 
 
 _GROUPS_OWN = ("process_group", "reducer", "logger")

@@ -80,13 +80,10 @@ def checked_name(name: str) -> str:
 def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
     """Plan to continue a run from its latest complete checkpoint; one that has saved none yet starts again.
 
-    Args:
-        run: The run's name or path.
-        config: A changed configuration (more epochs, other workers); by default the run's own.
-        storage: Where to look for a run that is given by its name, if there is no ``config``.
-
-    Raises RunNotFoundError, CheckpointError for a checkpoint of another format, and ConfigError where the run's own
-    configuration is unreadable, or a key has changed that must not (see :mod:`raytorch.config.resuming`).
+    ``run`` is its name or path, ``config`` a changed configuration in place of its own, and without it ``storage`` is
+    where a name is looked for. Raises RunNotFoundError, CheckpointError for a checkpoint of another format, and
+    ConfigError where the run's own configuration is unreadable, or a key has changed that must not (see
+    :mod:`raytorch.config.resuming`).
     """
     folder = find_run(run, config.storage if config else storage)
     finished, before = None, recorded_config(folder)

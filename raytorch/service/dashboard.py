@@ -144,7 +144,9 @@ class DashboardConnection:
             content = json.dumps(json_data).encode() if json_data else data
             ask = partial(self.server.ask, path, method=method, content=content, kind=kind, within=timeout)
             answer = self._once(
-                ask, _takes_jobs, "the agent on its head has not started, as far as its dashboard knows"
+                ask,
+                lambda answer: answer.status_code != 500 or not _NO_AGENT.search(answer.text),
+                "the agent on its head has not started, as far as its dashboard knows",
             )
             if answer.status_code in (401, 403):
                 raise self._refused(answer.status_code)
@@ -203,10 +205,6 @@ class DashboardConnection:
                 "which are looked into in this order"
             )
         return ClusterError(f"what answers at {self.url} is no Ray dashboard (HTTP {status}); give its URL")
-
-
-def _takes_jobs(answer: Response) -> bool:
-    return answer.status_code != 500 or not _NO_AGENT.search(answer.text)
 
 
 def _reason(error: Exception) -> str:

@@ -70,13 +70,9 @@ def trial_table(trials: Sequence[Trial], rows: Sequence[dict[str, Any]], best: s
 def print_sweep(
     console: Console, trials: Sequence[Trial], summary: dict[str, Any], *, resume: str = "raytorch sweep --resume"
 ) -> None:
-    """Print what a sweep came to and where its files are.
+    """Print what a sweep came to, by its ``sweep.json``, and where its files are.
 
-    Args:
-        console: Where to print.
-        trials: The sweep's trials.
-        summary: The content of its ``sweep.json``.
-        resume: The command that goes on with the sweep that follows it.
+    ``resume`` is the command that goes on with a sweep that follows it.
     """
     best, path = summary["best"], summary["path"]
     say_table(console, trial_table(trials, summary["trials"], best and best["trial"]))

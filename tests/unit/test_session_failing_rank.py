@@ -110,6 +110,21 @@ def raises_before_a_collective_of_torch(session: Session) -> Any:
     return session.run(function)
 
 
+def raises_where_a_default_argument_holds_the_group(session: Session) -> Any:
+    def function() -> None:
+        def reduce(group: Any = dist.group.WORLD) -> None:
+            dist.all_reduce(torch.ones(1), group=group)
+
+        if not hasattr(dist, "kept"):
+            dist.kept = reduce  # type: ignore[attr-defined]
+        dist.kept()  # type: ignore[attr-defined]
+        if dist.get_rank() == 1:
+            raise ValueError("not this rank")
+        dist.kept()  # type: ignore[attr-defined]
+
+    return session.run(function)
+
+
 def raises_before_a_barrier(session: Session) -> Any:
     def function() -> None:
         if dist.get_rank() == 1:
@@ -166,6 +181,7 @@ CASES: list[tuple[Callable[[Session], Any], str, str]] = [
     (raises_on_one_rank, "session.call", "ValueError: not this rank"),
     (raises_before_a_collective, "session.call", "ValueError: not this rank"),
     (raises_before_a_collective_of_torch, "session.call", "ValueError: not this rank"),
+    (raises_where_a_default_argument_holds_the_group, "session.call", "ValueError: not this rank"),
     (raises_before_a_barrier, "session.call", "ValueError: not this rank"),
     (raises_in_the_backward_of_ddp, "backward", "ValueError: not this rank"),
     (argument_that_one_rank_lacks, "__getitem__", "IndexError"),
