@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from raytorch import serialization
 from raytorch.config.export_formats import ExportFormat
-from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError, UserError
-from raytorch.models.networks import Architecture
+from raytorch.models.networks import MODELS, Architecture
 from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.storage import RunFolder
-from raytorch.serialization.comparison import Axes, Difference, evaluating, fresh_inputs, require_agreement
+from raytorch.serialization.comparison import Axes, Difference, batch_axes, evaluating, fresh_inputs, require_agreement
 from raytorch.system.deletion import delete_tree
 
 SUFFIXES: dict[ExportFormat, str] = {
@@ -32,7 +31,6 @@ SUFFIXES: dict[ExportFormat, str] = {
     "safetensors": ".safetensors",
 }
 _OUTPUTS = ["logits"]
-_BATCH = 2
 logger = logging.getLogger("raytorch")
 
 
@@ -121,19 +119,15 @@ def export_model(
 
 
 def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
-    """Random inputs by name for a model of this architecture, and the names of their changeable axes.
+    """Random inputs by name for a model of this architecture, two samples of each, and their changeable axes.
 
-    Images or clips are float32 (2, *input_shape); the targets of seq2seq int64 (2, L), digits, END and PAD.
+    A model's class may bring its own, as ``example_inputs(input_shape)`` and ``axes``; otherwise it reads images.
     """
-    shape, name = architecture.input_shape, architecture.config.name
+    model, shape = MODELS[architecture.config.name], architecture.input_shape
     with torch.random.fork_rng(devices=[]):
-        images = torch.randn(_BATCH, *shape)
-        if name != "seq2seq":
-            images_name = "clips" if name == "conv3d" else "images"
-            return {images_name: images}, {images_name: {0: "batch"}}
-        targets = torch.randint(END + 1, (_BATCH, min(8, shape[-1])))
-    targets[:, -1] = PAD
-    return {"images": images, "targets": targets}, {"images": {0: "batch"}, "targets": {0: "batch", 1: "length"}}
+        make = getattr(model, "example_inputs", None)
+        inputs = make(shape) if make else {"images": torch.randn(2, *shape)}
+    return inputs, getattr(model, "axes", batch_axes(inputs))
 
 
 def _write(

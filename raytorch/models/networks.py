@@ -179,6 +179,11 @@ class Conv3dNet(nn.Sequential):
             ]
         super().__init__(*layers, AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes))
 
+    @staticmethod
+    def example_inputs(input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Two random clips."""
+        return {"clips": torch.randn(2, *input_shape)}
+
 
 class Seq2Seq(nn.Module):
     """An encoder-decoder transformer (Vaswani et al., arXiv:1706.03762) that writes out the digits of an image strip.
@@ -189,6 +194,7 @@ class Seq2Seq(nn.Module):
 
     losses = {"cross_entropy": strip_loss}  # noqa: RUF012 - no ClassVar, which TorchScript does not know
     metrics = {"accuracy": digit_accuracy}  # noqa: RUF012
+    axes = {"images": {0: "batch"}, "targets": {0: "batch", 1: "length"}}  # noqa: RUF012
     # TorchScript sees a class's constants, but not a module's.
     begin: Final = _BEGIN
     end: Final = END
@@ -220,6 +226,13 @@ class Seq2Seq(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, END + 1)
+
+    @staticmethod
+    def example_inputs(input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Two random strips, and targets whose last is PAD."""
+        targets = torch.randint(END + 1, (2, min(8, input_shape[-1])))
+        targets[:, -1] = PAD
+        return {"images": torch.randn(2, *input_shape), "targets": targets}
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return logits (B, L, 11) of each target, given the strip (B, C, H, W) and the true targets before it."""
