@@ -22,7 +22,7 @@ from torchvision import datasets, transforms
 
 from raytorch.config import Augment, Cifar10Data, MnistData
 from raytorch.datasets import TrainLoader, load_dataset
-from raytorch.datasets.files import read_cifar10, root_of
+from raytorch.datasets.files import read
 
 BATCH = 128
 ENDLESS = 10**8
@@ -34,7 +34,7 @@ class Cifar10(datasets.CIFAR10):
     """torchvision's, but for reading either layout."""
 
     def __init__(self, root: str, transform: Any) -> None:
-        images, labels = read_cifar10(root_of(Cifar10Data(root=root)), "train")
+        images, labels = read(Cifar10Data(root=root), "train")
         self.data, self.targets = images.transpose(0, 2, 3, 1).copy(), labels.tolist()
         self.transform, self.target_transform = transform, None
 

@@ -1,16 +1,16 @@
 """The data sets: labelled images held as bytes on one device, made into normalized batches as whole tensors."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raytorch.config import Cifar10Data, Data, DigitsData, MnistStripsData, MovingMnistData
+from raytorch.config import Data, StoredData
 from raytorch.datasets import files
 from raytorch.datasets.augmentation import windows
-from raytorch.datasets.file_errors import CLASSES, Bytes
+from raytorch.datasets.file_errors import CLASSES
 from raytorch.datasets.files import Split
 from raytorch.datasets.preparation import prepare
 
@@ -20,7 +20,6 @@ PAD = -100
 """Target after END: the class that torch.nn.functional.cross_entropy ignores by default."""
 
 _SEEDS: dict[Split, int] = {"train": 0, "test": 1}
-_DIGITS_TEST = 297
 _FASTEST = 3
 
 
@@ -152,6 +151,20 @@ class MnistStrips(Dataset):
         return digits.view(len(index), -1, *digits.shape[-2:]).transpose(1, 2).reshape(len(index), *self.input_shape)
 
 
+DATASETS: dict[str, Callable[[Tensor, Tensor, Split, Any], Dataset]] = {
+    "digits": lambda images, labels, split, config: Dataset(images, labels, _DIGITS),
+    "mnist": lambda images, labels, split, config: Dataset(images, labels, _MNIST),
+    "cifar10": lambda images, labels, split, config: Dataset(images, labels, _CIFAR10),
+    "moving_mnist": lambda images, labels, split, config: MovingMnist(
+        images, labels, split, frames=config.frames, canvas=config.canvas
+    ),
+    "mnist_strips": lambda images, labels, split, config: MnistStrips(
+        images, labels, split, fewest=config.min_digits, most=config.max_digits
+    ),
+}
+"""What makes each data set of its images, uint8 (N, C, H, W), its labels, int64 (N,), the split and its section."""
+
+
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
@@ -160,36 +173,12 @@ def load_dataset(config: Data, split: Split, device: torch.device | str = "cpu")
 
     Safe to call from all ranks at once. Raises DataError.
     """
-    if not isinstance(config, DigitsData) and config.download:
+    if isinstance(config, StoredData) and config.download:
         prepare(config)
     files.check_dataset(config)
-    dataset = _load(config, split, device)
+    images, labels = files.read(config, split)
+    pixels = torch.from_numpy(images).to(device)
+    channels = pixels if pixels.ndim == 4 else pixels.unsqueeze(1)
+    dataset = DATASETS[config.name](channels, torch.from_numpy(labels).to(device, torch.int64), split, config)
     dataset.limit(config.train_samples if split == "train" else config.test_samples)
     return dataset
-
-
-def _load(config: Data, split: Split, device: torch.device | str) -> Dataset:
-    if isinstance(config, DigitsData):
-        return Dataset(*_tensors(*_split_digits(split), device), _DIGITS)
-    if isinstance(config, Cifar10Data):
-        return Dataset(*_tensors(*files.read_cifar10(files.root_of(config), split), device), _CIFAR10)
-    images, labels = _tensors(*files.read_mnist(files.root_of(config), split), device)
-    if isinstance(config, MovingMnistData):
-        return MovingMnist(images, labels, split, frames=config.frames, canvas=config.canvas)
-    if isinstance(config, MnistStripsData):
-        return MnistStrips(images, labels, split, fewest=config.min_digits, most=config.max_digits)
-    return Dataset(images, labels, _MNIST)
-
-
-def _split_digits(split: Split) -> tuple[Bytes, Bytes]:
-    images, labels = files.read_digits()
-    # RandomState, as its numbers are the only ones that numpy promises never to change.
-    order = np.random.RandomState(0).permutation(len(labels))
-    chosen = order[:-_DIGITS_TEST] if split == "train" else order[-_DIGITS_TEST:]
-    return images[chosen], labels[chosen]
-
-
-def _tensors(images: Bytes, labels: Bytes, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Images as uint8 (N, C, H, W) and labels as int64 (N,)."""
-    pixels = torch.from_numpy(images).to(device)
-    return pixels if pixels.ndim == 4 else pixels.unsqueeze(1), torch.from_numpy(labels).to(device, torch.int64)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raytorch.config import Cifar10Data, StoredData
+from raytorch.config import StoredData
 from raytorch.datasets import files
 from raytorch.datasets.archives import inflate, unpack
 from raytorch.datasets.download import DownloadCallback, RemoteFile, fetch
@@ -82,7 +82,7 @@ def _bring(config: StoredData, root: Path, watch: DownloadCallback) -> None:
 
 def _lacking(config: StoredData) -> list[RemoteFile]:
     missing = files.missing(config)
-    if isinstance(config, Cifar10Data):
+    if files.FILES[config.name].download == "cifar10":
         return [CIFAR10] if missing else []
     names = {path.name for path in missing}
     return [remote for remote in MNIST if remote.name.removesuffix(".gz") in names]

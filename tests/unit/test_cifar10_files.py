@@ -50,8 +50,8 @@ def test_cifar10_splits(tmp_path, batch, layout):
         refused(folder / f"{name}{suffix}", lambda _: files.check_dataset(Cifar10Data(root=str(tmp_path))))
         (folder / f"{name}{suffix}").symlink_to(first)
     files.check_dataset(Cifar10Data(root=str(tmp_path)))
-    assert files.read_cifar10(tmp_path, "test")[0].shape == (10_000, 3, 32, 32)
-    pixels, labels = files.read_cifar10(tmp_path, "train")
+    assert files.Cifar10Files().read(tmp_path, "test")[0].shape == (10_000, 3, 32, 32)
+    pixels, labels = files.Cifar10Files().read(tmp_path, "train")
     assert pixels.shape == (50_000, 3, 32, 32)
     assert np.array_equal(labels, np.tile(batch[1], 5))
 

@@ -18,16 +18,16 @@ from raytorch.errors import DataError
 def test_mnist_plain_and_compressed(tmp_path, suffix):
     write_mnist(tmp_path, suffix)
     files.check_dataset(MnistData(root=str(tmp_path)))
-    pixels, labels = files.read_mnist(tmp_path, "train")
+    pixels, labels = files.MnistFiles().read(tmp_path, "train")
     assert np.array_equal(pixels, images(7))
     assert labels.tolist() == list(range(7))
-    assert len(files.read_mnist(tmp_path, "test")[0]) == 3
+    assert len(files.MnistFiles().read(tmp_path, "test")[0]) == 3
 
 
 def test_real_mnist(mnist_root):
     for config in (MnistData, MovingMnistData, MnistStripsData):
         files.check_dataset(config(root=str(mnist_root)))
-    pixels, labels = files.read_mnist(mnist_root, "train")
+    pixels, labels = files.MnistFiles().read(mnist_root, "train")
     assert pixels.shape == (60_000, 28, 28)
     assert labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert pixels.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
@@ -42,7 +42,7 @@ def test_labels_that_do_not_match_the_images(tmp_path):
         path, lambda _: files.check_dataset(config)
     )
     store(path, idx(np.full(7, 10, np.uint8)))
-    assert "labels from 0 to 9, found 10;" in refused(path, lambda _: files.read_mnist(tmp_path, "train"))
+    assert "labels from 0 to 9, found 10;" in refused(path, lambda _: files.MnistFiles().read(tmp_path, "train"))
 
 
 @pytest.mark.parametrize("config", [MnistData, MovingMnistData, MnistStripsData, Cifar10Data])
@@ -92,7 +92,7 @@ def test_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     files.check_dataset(DigitsData())
-    pixels, labels = files.read_digits()
+    pixels, labels = files.DigitsFiles().read_all(files.DIGITS.parent)
     bunch = load_digits()
     assert np.array_equal(pixels, bunch.images)
     assert np.array_equal(labels, bunch.target)
@@ -105,4 +105,4 @@ def test_damaged_digits(tmp_path, monkeypatch, content):
         path.write_bytes(content)
     monkeypatch.setattr(files, "DIGITS", path)
     with pytest.raises(DataError, match="digits that raytorch brings along"):
-        files.read_digits()
+        files.DigitsFiles().read_all(files.DIGITS.parent)

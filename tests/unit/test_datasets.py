@@ -10,7 +10,7 @@ from data_files import idx
 from raytorch.config import Cifar10Data, DigitsData, MnistData, MnistStripsData, MovingMnistData
 from raytorch.datasets import END, PAD, load_dataset
 from raytorch.datasets.augmentation import mirror, shift
-from raytorch.datasets.files import read_digits
+from raytorch.datasets.files import DIGITS, DigitsFiles
 from raytorch.errors import DataError
 
 TRAIN, TEST = 40, 12
@@ -45,7 +45,7 @@ def test_digits_are_split_without_overlap():
     assert train.num_classes == 10
     pixels = torch.cat([split.pixels(torch.arange(len(split))) for split in (train, test)])
     assert pixels.max() == 16
-    everything, _ = read_digits()
+    everything, _ = DigitsFiles().read_all(DIGITS.parent)
     assert sorted(map(bytes, pixels.numpy())) == sorted(map(bytes, everything))
     assert all((test.targets(torch.arange(297)) == digit).sum() > 20 for digit in range(10))
 
