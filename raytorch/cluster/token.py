@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raytorch.errors import ClusterError
+from raytorch.system.regular_files import open_regular
 
 ANSWER_S = 5.0
 """Within which a cluster has to answer who joins it; ``ray.init`` waits for 20 to 40 seconds, and tells no reasons."""
@@ -29,7 +30,8 @@ def find_token() -> str | None:
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     try:
         path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-        return path.read_text(encoding="utf-8").strip() or None
+        with os.fdopen(open_regular(path), encoding="utf-8") as file:
+            return file.read().strip() or None
     except (OSError, ValueError, RuntimeError) as error:  # the last where this user has no home
         if named:
             reason = getattr(error, "strerror", None) or error

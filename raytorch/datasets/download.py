@@ -5,12 +5,15 @@ and cost the import of torch.
 """
 
 import hashlib
+import os
 import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+
+from raytorch.system.regular_files import open_regular
 
 DownloadCallback = Callable[[str, int, int], None]
 """Called with a file's name, how many of its bytes are there, and how many it has."""
@@ -78,7 +81,8 @@ def _receive(url: str, remote: RemoteFile, path: Path, watch: DownloadCallback) 
         given = str(response.headers.get("Content-Range"))
         resumed = response.status == 206 and given.startswith(f"bytes {there}-")
         there = there if resumed else 0
-        with path.open("ab" if resumed else "wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if resumed else os.O_TRUNC)
+        with os.fdopen(open_regular(path, flags), "ab" if resumed else "wb") as file:
             while there < remote.size and (chunk := response.read1(min(_CHUNK, remote.size - there))):
                 file.write(chunk)
                 there += len(chunk)

@@ -1,6 +1,7 @@
 """Bring a data set's files into its folder: download, verify, unpack. Imports no torch."""
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from raytorch.datasets.archives import inflate, unpack
 from raytorch.datasets.download import DownloadCallback, RemoteFile, fetch
 from raytorch.datasets.file_errors import fault
 from raytorch.errors import DataError
+from raytorch.system.regular_files import open_regular
 
 # Mirrors that PyTorch and Google (MNIST), the data set's author and PaddlePaddle (CIFAR-10) keep. The bytes are those
 # of the MD5 sums in torchvision; SHA-256, as anyone can make two files of one MD5 sum.
@@ -61,7 +63,7 @@ def prepare(config: StoredData, watch: DownloadCallback = lambda name, there, si
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    with (root / ".download.lock").open("wb") as lock:
+    with os.fdopen(open_regular(root / ".download.lock", os.O_WRONLY | os.O_CREAT), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -118,6 +118,13 @@ def test_a_token_file_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch
         access.find_token()
 
 
+def test_a_pipe_as_token_file_is_refused_and_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(ClusterError, match=r"the token cannot be read: RAY_AUTH_TOKEN_PATH=.*: it is not a file"):
+        access.find_token()
+
+
 @contextmanager
 def nothing_there() -> Iterator[str]:
     with socket.socket() as taken:

@@ -1,6 +1,7 @@
 """Preparing data sets: what is missing is downloaded once, whoever asks, and gets its name when it is whole."""
 
 import io
+import os
 import tarfile
 import threading
 from pathlib import Path
@@ -140,6 +141,14 @@ def test_a_file_in_the_way_of_a_folder(tmp_path, server, place):
     (tmp_path / place).write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="could not download the data set"):
         prepare(MnistData(root=str(tmp_path / "data")))
+
+
+@pytest.mark.parametrize("place", [".download.lock", ".download/train-images-idx3-ubyte.gz"])
+def test_a_pipe_in_the_way_of_a_file_is_not_waited_for(tmp_path, server, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / place)
+    with pytest.raises(DataError, match=r"could not download the data set .*(No such device|not a file)"):
+        prepare(MnistData(root=str(tmp_path)))
 
 
 def test_ranks_of_one_process_download_once(tmp_path, server):
