@@ -111,6 +111,7 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
     facts = [
         "" if metrics and summary["state"] in ("finished", "stopped") else summary["state"],
         _metrics(metrics or {}),
+        summary.get("ended_early") or "",
         f"{_counted(format(summary['epochs'], '.4g'), 'epoch')}, {_counted(str(summary['step']), 'step')}"
         if _has(summary, "epochs", "step")
         else "",

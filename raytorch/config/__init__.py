@@ -32,6 +32,7 @@ __all__ = [
     "CosineSchedule",
     "Data",
     "DigitsData",
+    "EarlyStopping",
     "Failure",
     "ImageData",
     "Logging",

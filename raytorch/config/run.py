@@ -7,7 +7,16 @@ Example:
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from raytorch.config.data import DATA, Data, DigitsData
 from raytorch.config.export_formats import ExportFormat
@@ -113,6 +122,17 @@ class Checkpointing(Section):
     """Test metric by which checkpoints are ranked; checkpoints within an epoch rank below all evaluated ones."""
 
 
+class EarlyStopping(Section):
+    """When a run ends before its last epoch or step, as it no longer gets better."""
+
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """Test metric that has to get better: a higher accuracy or a lower loss."""
+    patience: PositiveInt
+    """Evaluations in a row without a better one after which the run ends; there is one after each epoch."""
+    min_change: NonNegativeFloat = 0.0
+    """By how much the metric has to be better than the best so far to count."""
+
+
 class Failure(Section):
     """Settings for when a worker is lost."""
 
@@ -173,6 +193,8 @@ class RunConfig(Section):
     is left; less than a quarter of a batch joins the one before it."""
     accumulate: PositiveInt = 1
     """Micro-batches whose gradients are added up before each optimizer step."""
+    stop: EarlyStopping | None = None
+    """Early stopping; null trains to the last epoch or step."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient, beyond which it is scaled down; null turns clipping off."""
     scaling: Scaling = Scaling()

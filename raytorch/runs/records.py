@@ -89,6 +89,7 @@ class Summary(_Record):
     seconds: Seconds = {}
     metrics: dict[str, float] = {}
     """Of the newest evaluation."""
+    ended_early: str | None = None
     epochs: float | None = None
     step: Count | None = None
     samples_per_s: float | None = None

@@ -38,7 +38,7 @@ from raytorch.training.monitor import DriverLink, reporting_failures
 from raytorch.training.precision import Precision, choose_attention
 from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
 from raytorch.training.schedules import build_schedule
-from raytorch.training.stopping import DriverRequest, StopAgreement
+from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
 
 EXPORT_FOLDER = "export"
 EVALUATION_BATCH = 512
@@ -115,6 +115,7 @@ class Trainer:
 
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
+        self.patience = Patience(config.stop)
         self.agreement = StopAgreement(lambda numbers: all_reduce(torch.tensor(numbers, device=device)).tolist())
         self.request = DriverRequest.CONTINUE
         self.clock = PhaseClock()
@@ -125,7 +126,7 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end."""
-        while self.step < self.total_steps:
+        while not self.is_over:
             for micro_batches in self.batches():
                 self.train_step(micro_batches)
                 self.take_driver_request()
@@ -201,12 +202,13 @@ class Trainer:
         """Evaluate, move on to the next epoch and save if it is time."""
         self.reduce_losses()
         self.evaluate()
+        self.patience.look(self.metrics)
         exhausted = self.epoch_is_over
         if exhausted:
             self.loader.next_epoch()
         every = self.config.checkpoint.every_epochs
         epoch_is_due = bool(exhausted and every and self.loader.epoch % every == 0)
-        if epoch_is_due or self.save_is_due() or self.step == self.total_steps:
+        if epoch_is_due or self.save_is_due() or self.is_over:
             self.save(evaluated=True)
         self.files.sync()
 
@@ -250,6 +252,7 @@ class Trainer:
             state = {
                 "optimizer": optimizer_state(self.optimizer),
                 "loader": self.loader.state_dict(),
+                "patience": self.patience.state_dict(),
                 "generators": generators,
             }
             manifest = {
@@ -293,6 +296,7 @@ class Trainer:
         state = content.state()
         restore_optimizer(self.optimizer, state["optimizer"])
         self.loader.load_state_dict(state["loader"])
+        self.patience.load_state_dict(state.get("patience", {}))  # which older checkpoints do not have
         self.step = content.manifest.step
         self.schedule = self._schedule()
         self.metrics = content.manifest.metrics
@@ -303,6 +307,11 @@ class Trainer:
         """The schedule at :attr:`step`."""
         span = {"total_steps": self.total_steps, "steps_per_epoch": self.loader.steps_per_epoch}
         return build_schedule(self.config.schedule, self.optimizer, **span, step=self.step)
+
+    @property
+    def is_over(self) -> bool:
+        """True if there is nothing left to train."""
+        return self.step == self.total_steps or self.patience.is_over
 
     @property
     def epoch_is_over(self) -> bool:
@@ -332,6 +341,7 @@ class Trainer:
         """Return what the run came to; ``state`` is finished or stopped."""
         return {
             "state": state,
+            "ended_early": self.patience.reason(),
             "metrics": self.metrics,
             "step": self.step,
             "epochs": round(self.epochs_done, 4),

@@ -3,13 +3,16 @@
 Imports neither torch nor ray at its top.
 """
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
+from raytorch.config import EarlyStopping
+from raytorch.errors import CheckpointError
 from raytorch.runs.status import MonitorHandle, RunStatus
 from raytorch.system.processes import living_children
 
@@ -67,6 +70,51 @@ def steps_ahead(steps: int, seconds: float) -> int:
     At most twice as many as before, so that a pace that was measured wrong does not put it off for long.
     """
     return max(1, min(2 * steps, int(INTERVAL_S * steps / max(seconds, 1e-9))))
+
+
+class Patience:
+    """Ends a run whose metric no longer gets better, on every worker after the same evaluation, as all see its numbers.
+
+    Does nothing without a configuration.
+    """
+
+    def __init__(self, config: EarlyStopping | None) -> None:
+        self._config = config
+        self._best: float | None = None
+        self._waited = 0
+
+    @property
+    def is_over(self) -> bool:
+        """True if the run is to end."""
+        return self._config is not None and self._waited >= self._config.patience
+
+    def look(self, metrics: Mapping[str, float]) -> None:
+        """Take an evaluation into account."""
+        if self._config is None:
+            return
+        value = metrics[self._config.metric] * (-1 if self._config.metric == "loss" else 1)
+        if value > (-math.inf if self._best is None else self._best + self._config.min_change):  # NaN is no better
+            self._best, self._waited = value, 0
+        else:
+            self._waited += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen, as JSON has it."""
+        return {"metric": self._config and self._config.metric, "best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; with another metric, begin anew. Raises CheckpointError."""
+        best, waited = state.get("best"), state.get("waited", 0)
+        if not isinstance(best, float | None) or type(waited) is not int or waited < 0:
+            raise CheckpointError(f"the checkpoint's evaluations for early stopping, {waited!r:.99}, are damaged")
+        if self._config and state.get("metric") == self._config.metric:
+            self._best, self._waited = best, waited
+
+    def reason(self) -> str | None:
+        """Why the run has ended early, if it has."""
+        if self._config is None or not self.is_over:
+            return None
+        return f"no better {self._config.metric} in {self._waited} evaluation{'s' if self._waited > 1 else ''}"
 
 
 def abandon_workers(fit: Any, error: Exception) -> None:

@@ -132,6 +132,13 @@ def test_what_a_summary_does_not_have_is_left_out() -> None:
     )
 
 
+def test_a_run_that_ended_early_says_why() -> None:
+    assert (
+        "  ·  no better loss in 3 evaluations  ·  3 epochs"
+        in summary_lines(ended_early="no better loss in 3 evaluations")[0]
+    )
+
+
 def test_one_epoch_is_one() -> None:
     assert "  ·  1 epoch, 1 step  ·  " in summary_lines(epochs=1.0, step=1)[0]
 

@@ -97,6 +97,21 @@ def test_a_lost_end_is_made_up_for_with_the_same_bits() -> None:
     assert_bitwise_equal(final(whole), final(parted))
 
 
+def test_a_run_ends_when_it_no_longer_gets_better_and_goes_on_with_more_patience() -> None:
+    stop = {"metric": "loss", "patience": 2, "min_change": 100.0}  # which nothing after the first evaluation reaches
+    folder, told = train("early", epochs=9, stop=stop), Monitor()
+    assert latest_checkpoint(folder) == "checkpoint_00000072"
+    whole = final(folder)
+    folder.delete("checkpoint_00000072")  # as if it had been killed before it was sent
+    train("early", epochs=9, stop=stop)
+    assert latest_checkpoint(folder) == "checkpoint_00000072"
+    assert_bitwise_equal(final(folder), whole)
+    train("early", told, epochs=9, stop=stop | {"patience": 4})
+    assert latest_checkpoint(folder) == "checkpoint_00000120"
+    train("early", epochs=9, stop=None)
+    assert latest_checkpoint(folder) == "checkpoint_00000216"
+
+
 def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     step = Trainer.train_step
