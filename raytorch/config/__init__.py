@@ -45,6 +45,7 @@ __all__ = [
     "OneCycleSchedule",
     "Optimizer",
     "Parameter",
+    "ParameterGroup",
     "ResNet18Model",
     "RmsProp",
     "RnnModel",

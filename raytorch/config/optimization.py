@@ -29,6 +29,17 @@ class Loss(Section):
         return self
 
 
+class ParameterGroup(Section):
+    """Parameters that are trained with other settings than the rest."""
+
+    match: Annotated[str, Field(min_length=1)]
+    """Pattern of their dotted names, in which ``*`` stands for any text: ``*.bias``, ``stem.*``."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate; by default the optimizer's."""
+    weight_decay: NonNegativeFloat | None = None
+    """By default the optimizer's."""
+
+
 class Sgd(Section):
     """torch.optim.SGD."""
 
@@ -42,6 +53,8 @@ class Sgd(Section):
     """Use Nesterov momentum."""
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty."""
+    groups: list[ParameterGroup] = []
+    """Parameters with a rate or weight decay of their own; each is in the first group that its name matches."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Sgd":
@@ -67,6 +80,8 @@ class RmsProp(Section):
     """Normalize by the gradient's variance."""
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty."""
+    groups: list[ParameterGroup] = []
+    """Parameters with a rate or weight decay of their own; each is in the first group that its name matches."""
 
 
 class Adam(Section):
@@ -84,6 +99,8 @@ class Adam(Section):
     """Use the AMSGrad variant."""
     weight_decay: NonNegativeFloat = 0.0
     """L2 penalty."""
+    groups: list[ParameterGroup] = []
+    """Parameters with a rate or weight decay of their own; each is in the first group that its name matches."""
 
 
 class AdamW(Adam):

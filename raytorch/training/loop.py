@@ -108,7 +108,7 @@ class Trainer:
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
         self.net = data_parallel(net)
-        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        self.optimizer = build_optimizer(config.optimizer, self.model.named_parameters())
         self.step = 0
         self.schedule = self._schedule()
         torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
@@ -250,7 +250,7 @@ class Trainer:
             if not self.checkpoints:
                 return
             state = {
-                "optimizer": optimizer_state(self.optimizer),
+                "optimizer": optimizer_state(self.optimizer, self.model.parameters()),
                 "loader": self.loader.state_dict(),
                 "patience": self.patience.state_dict(),
                 "generators": generators,
@@ -294,7 +294,7 @@ class Trainer:
     def _load(self, content: SavedState) -> None:
         self.model.load_state_dict(content.model(self.worker.device))
         state = content.state()
-        restore_optimizer(self.optimizer, state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"], self.model.parameters())
         self.loader.load_state_dict(state["loader"])
         self.patience.load_state_dict(state.get("patience", {}))  # which older checkpoints do not have
         self.step = content.manifest.step

@@ -16,6 +16,7 @@ from raytorch.config import (
     CosineSchedule,
     OneCycleSchedule,
     Optimizer,
+    ParameterGroup,
     RmsProp,
     Schedule,
     Sgd,
@@ -33,6 +34,10 @@ OPTIMIZER_CASES = [
 ]
 
 
+def built(config: Optimizer, weights: nn.Parameter) -> torch.optim.Optimizer:
+    return build_optimizer(config, [("weights", weights)])
+
+
 def _descend(optimizer: torch.optim.Optimizer, weights: nn.Parameter) -> torch.Tensor:
     for _ in range(5):
         optimizer.zero_grad()
@@ -44,15 +49,87 @@ def _descend(optimizer: torch.optim.Optimizer, weights: nn.Parameter) -> torch.T
 @pytest.mark.parametrize(("config", "reference"), OPTIMIZER_CASES)
 def test_optimizer_steps_as_pytorchs(config: Optimizer, reference: Callable[..., torch.optim.Optimizer]) -> None:
     ours, theirs = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
-    settings: dict[str, Any] = config.model_dump(exclude={"name"})
+    settings: dict[str, Any] = config.model_dump(exclude={"name", "groups"})
     expected = _descend(reference([theirs], **settings), theirs)
-    assert torch.equal(_descend(build_optimizer(config, [ours]), ours), expected)
+    assert torch.equal(_descend(built(config, ours), ours), expected)
 
 
 @pytest.mark.parametrize("config", [case[0] for case in OPTIMIZER_CASES])
 def test_every_field_is_an_argument_of_the_optimizer(config: Optimizer) -> None:
     arguments = inspect.signature(OPTIMIZERS[config.name]).parameters
-    assert type(config).model_fields.keys() - {"name"} <= arguments.keys()
+    assert type(config).model_fields.keys() - {"name", "groups"} <= arguments.keys()
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+NO_DECAY: dict[str, Any] = {"match": "*.bias", "weight_decay": 0.0}
+SLOW: dict[str, Any] = {"match": "0.*", "lr": 0.001}
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> list[torch.Tensor]:
+    for step in range(steps):
+        optimizer.zero_grad()
+        torch.autograd.backward(model(torch.full((2, 3), step + 1.0)).square().sum())
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_a_parameter_has_the_settings_of_the_first_group_that_its_name_matches() -> None:
+    ours, theirs = net(), net()
+    config = AdamW(lr=0.1, weight_decay=0.5, groups=[ParameterGroup(**NO_DECAY), ParameterGroup(**SLOW)])
+    groups = [
+        {"params": [theirs[0].bias, theirs[2].bias], "weight_decay": 0.0},
+        {"params": [theirs[0].weight], "lr": 0.001},
+        {"params": [theirs[2].weight]},
+    ]
+    reference = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(config, ours.named_parameters())
+    for one, other in zip(trained(ours, optimizer), trained(theirs, reference), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_schedule_multiplies_the_rate_of_every_group() -> None:
+    config = Sgd(lr=0.1, groups=[ParameterGroup(**SLOW)])
+    optimizer = build_optimizer(config, net().named_parameters())
+    schedule = build_schedule(StepSchedule(every_epochs=1, factor=0.5), optimizer, total_steps=4, steps_per_epoch=1)
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [0.0005, 0.05]
+
+
+def test_what_is_remembered_follows_its_parameter_into_another_group() -> None:
+    whole, parted = net(), net()
+    plain, grouped = AdamW(lr=0.1), AdamW(lr=0.1, groups=[ParameterGroup(match="2.*"), ParameterGroup(match="*.bias")])
+    expected = trained(whole, build_optimizer(plain, whole.named_parameters()), steps=3)
+    first = build_optimizer(plain, parted.named_parameters())
+    torch.autograd.backward(parted(torch.full((2, 3), 1.0)).square().sum())
+    first.step()
+    second = build_optimizer(grouped, parted.named_parameters())
+    restore_optimizer(second, optimizer_state(first, parted.parameters()), parted.parameters())
+    for step in (2.0, 3.0):
+        second.zero_grad()
+        torch.autograd.backward(parted(torch.full((2, 3), step)).square().sum())
+        second.step()
+    for one, other in zip(parted.parameters(), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        (["0.wieght"], r"optimizer.groups.0.match: no parameter has a name like '0.wieght' \(did you mean '0.weight'"),
+        (["*", "*.bias"], r"optimizer.groups.1.match: no parameter that is left has a name like '\*.bias'"),
+    ],
+)
+def test_a_group_without_parameters_is_refused(patterns: list[str], told: str) -> None:
+    config = Sgd(groups=[ParameterGroup(match=pattern) for pattern in patterns])
+    with pytest.raises(ConfigError, match=told):
+        build_optimizer(config, net().named_parameters())
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------
@@ -61,13 +138,13 @@ def test_every_field_is_an_argument_of_the_optimizer(config: Optimizer) -> None:
 @pytest.mark.parametrize("config", [case[0] for case in OPTIMIZER_CASES])
 def test_an_optimizer_that_goes_on_from_what_another_remembered_takes_the_same_steps(config: Optimizer) -> None:
     whole, parted = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
-    one = build_optimizer(config, [whole])
+    one = built(config, whole)
     _descend(one, whole)
     _descend(one, whole)
-    first = build_optimizer(config, [parted])
+    first = built(config, parted)
     _descend(first, parted)
-    second = build_optimizer(config, [parted])
-    restore_optimizer(second, optimizer_state(first))
+    second = built(config, parted)
+    restore_optimizer(second, optimizer_state(first, [parted]), [parted])
     assert torch.equal(_descend(second, parted), whole.detach())
 
 
@@ -87,14 +164,14 @@ def test_an_optimizer_that_goes_on_from_what_another_remembered_takes_the_same_s
 )
 def test_every_setting_that_has_changed_is_applied(before: Optimizer, after: Optimizer) -> None:
     weights, reference = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
-    first = build_optimizer(before, [weights])
+    first = built(before, weights)
     _descend(first, weights)
-    second = build_optimizer(after, [weights])
-    restore_optimizer(second, optimizer_state(first))
+    second = built(after, weights)
+    restore_optimizer(second, optimizer_state(first, [weights]), [weights])
 
-    expected = build_optimizer(before, [reference])
+    expected = built(before, reference)
     _descend(expected, reference)
-    expected.param_groups[0].update(after.model_dump(exclude={"name"}))
+    expected.param_groups[0].update(after.model_dump(exclude={"name", "groups"}))
     state = expected.state[reference]
     for name in ("momentum_buffer", "grad_avg", "max_exp_avg_sq"):
         if second.state[weights].get(name) is not None and state.get(name) is None:
@@ -104,12 +181,12 @@ def test_every_setting_that_has_changed_is_applied(before: Optimizer, after: Opt
 
 def test_what_an_optimizer_remembers_takes_the_layout_of_its_parameter() -> None:
     weights = nn.Parameter(torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last))
-    first = build_optimizer(Adam(), [weights])
+    first = built(Adam(), weights)
     weights.grad = torch.ones_like(weights)
     first.step()
-    there = [{name: value.contiguous() for name, value in state.items()} for state in optimizer_state(first)]
-    second = build_optimizer(Adam(), [weights])
-    restore_optimizer(second, there)
+    there = [{name: value.contiguous() for name, value in state.items()} for state in optimizer_state(first, [weights])]
+    second = built(Adam(), weights)
+    restore_optimizer(second, there, [weights])
     assert second.state[weights]["exp_avg"].stride() == weights.stride()
 
 
@@ -127,20 +204,21 @@ def test_what_an_optimizer_remembers_takes_the_layout_of_its_parameter() -> None
     ],
 )
 def test_what_another_optimizer_remembered_is_refused(remembered: Any, told: str) -> None:
+    weights = nn.Parameter(torch.zeros(4))
     with pytest.raises(CheckpointError, match=told):
-        restore_optimizer(build_optimizer(Adam(), [nn.Parameter(torch.zeros(4))]), remembered)
+        restore_optimizer(built(Adam(), weights), remembered, [weights])
 
 
 @pytest.mark.parametrize("config", [StepSchedule(every_epochs=0.5, factor=0.3), OneCycleSchedule(warmup_steps=3)])
 def test_a_schedule_goes_on_at_any_step_with_the_rate_of_the_day(config: Schedule) -> None:
     span = {"total_steps": 12, "steps_per_epoch": 4}
     weights = nn.Parameter(torch.zeros(1))
-    whole = build_optimizer(Sgd(lr=0.5), [weights])
+    whole = built(Sgd(lr=0.5), weights)
     schedule = build_schedule(config, whole, **span)
     for step in range(1, 12):
         whole.step()
         schedule.step()
-        other = build_optimizer(Sgd(lr=0.5), [weights])
+        other = built(Sgd(lr=0.5), weights)
         build_schedule(config, other, **span)
         build_schedule(config, other, **span, step=step)
         assert other.param_groups[0]["lr"] == whole.param_groups[0]["lr"]

@@ -56,9 +56,9 @@ EXPORTS = {
     "raytorch.config": """
         Adam AdamW Asha AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
         Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData Logging Loss MlpModel
-        MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer Parameter ResNet18Model RmsProp
-        RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData
-        SweepConfig VitModel Warmup WorkerRange
+        MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer Parameter ParameterGroup
+        ResNet18Model RmsProp RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule
+        StoredData SweepConfig VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset prepare

@@ -15,7 +15,7 @@ from whole_runs import SMALL_RUN, assert_bitwise_equal
 
 from raytorch.config import RunConfig
 from raytorch.distributed import Worker
-from raytorch.errors import CheckpointError
+from raytorch.errors import CheckpointError, ConfigError
 from raytorch.runs import storage
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
@@ -110,6 +110,14 @@ def test_a_run_ends_when_it_no_longer_gets_better_and_goes_on_with_more_patience
     assert latest_checkpoint(folder) == "checkpoint_00000120"
     train("early", epochs=9, stop=None)
     assert latest_checkpoint(folder) == "checkpoint_00000216"
+
+
+def test_groups_of_parameters_may_change_on_the_way_and_have_to_be_there() -> None:
+    optimizer: dict[str, Any] = {"name": "adamw", "lr": 0.002}
+    train("grouped", epochs=1, optimizer=optimizer)
+    train("grouped", epochs=2, optimizer=optimizer | {"groups": [{"match": "*.bias", "weight_decay": 0.0}]})
+    with pytest.raises(ConfigError, match=r"^optimizer.groups.0.match: no parameter has a name like 'head.*'"):
+        train("grouped", epochs=3, optimizer=optimizer | {"groups": [{"match": "head.*", "lr": 0.1}]})
 
 
 def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
