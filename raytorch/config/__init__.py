@@ -23,6 +23,7 @@ __all__ = [
     "Asha",
     "AttentionModel",
     "Augment",
+    "Averaging",
     "Checkpointing",
     "Cifar10Data",
     "ConflictError",

@@ -38,6 +38,7 @@ RULES: dict[str, Rule] = {
     "epochs": Rule(OnResume.APPLIED, "refused if the run has gone further already"),
     "steps": Rule(OnResume.APPLIED, "refused if the run has gone further already"),
     "stop": Rule(OnResume.APPLIED, "from the next evaluation on"),
+    "ema": Rule(OnResume.APPLIED, "an average begins with the weights that are there"),
     "batch_size": Rule(OnResume.REFUSED, "the steps of the run are counted in it"),
     "accumulate": Rule(OnResume.APPLIED),
     "clip_norm": Rule(OnResume.APPLIED),

@@ -133,6 +133,13 @@ class EarlyStopping(Section):
     """By how much the metric has to be better than the best so far to count."""
 
 
+class Averaging(Section):
+    """An exponential moving average of the weights, which is evaluated, saved and exported in their place."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Share of the average that a step leaves; the rest is of the newest weights."""
+
+
 class Failure(Section):
     """Settings for when a worker is lost."""
 
@@ -195,6 +202,8 @@ class RunConfig(Section):
     """Micro-batches whose gradients are added up before each optimizer step."""
     stop: EarlyStopping | None = None
     """Early stopping; null trains to the last epoch or step."""
+    ema: Averaging | None = None
+    """Moving average of the weights; null evaluates and saves the newest."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the gradient, beyond which it is scaled down; null turns clipping off."""
     scaling: Scaling = Scaling()

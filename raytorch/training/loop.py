@@ -33,6 +33,7 @@ from raytorch.runs.plan import WorkerJob
 from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
+from raytorch.training.averaging import WeightAverage
 from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
 from raytorch.training.monitor import DriverLink, reporting_failures
 from raytorch.training.precision import Precision, choose_attention
@@ -109,6 +110,7 @@ class Trainer:
         net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
         self.net = data_parallel(net)
         self.optimizer = build_optimizer(config.optimizer, self.model.named_parameters())
+        self.average = WeightAverage(self.model, config.ema)
         self.step = 0
         self.schedule = self._schedule()
         torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
@@ -162,6 +164,7 @@ class Trainer:
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
+        self.average.update()
         self.schedule.step()
         self.step += 1
         self.losses.append(loss)
@@ -217,17 +220,18 @@ class Trainer:
         """Loss and metrics on the test split, each sample counted once over all workers."""
         with self.clock.phase("evaluating"):
             self.driver.report_progress({**self._position(), "phase": "evaluating"})
-            broadcast_buffers(self.model)
-            self.model.eval()
+            model = self.average.model
+            broadcast_buffers(model)
+            model.eval()
             judges: dict[str, Callable[..., Any]] = {**self.judges, "loss": self.loss}
             totals = torch.zeros(len(judges), 2, dtype=torch.float64, device=self.worker.device)
             for batch in evaluation_batches(
                 self.test_set, batch_size=EVALUATION_BATCH, rank=self.worker.rank, world_size=self.worker.world_size
             ):
-                content, model = self.precision.layout_of(batch.content), EachCallOnce(self.model)
+                content, once = self.precision.layout_of(batch.content), EachCallOnce(model)
                 with self.precision.autocast():
-                    totals += torch.stack([total(judge(model, content), batch.samples) for judge in judges.values()])
-            self.model.train()
+                    totals += torch.stack([total(judge(once, content), batch.samples) for judge in judges.values()])
+            model.train()
             sums, counts = all_reduce(totals).unbind(1)
         self.metrics = dict(zip(judges, (sums / counts).tolist(), strict=True))
         self._refuse_nonfinite([self.metrics["loss"]], self.step, "test loss")
@@ -253,6 +257,7 @@ class Trainer:
                 "optimizer": optimizer_state(self.optimizer, self.model.parameters()),
                 "loader": self.loader.state_dict(),
                 "patience": self.patience.state_dict(),
+                "average": self.average.state_dict(),
                 "generators": generators,
             }
             manifest = {
@@ -264,7 +269,7 @@ class Trainer:
                 "config": self.config.model_dump(mode="json"),
                 "versions": versions(),
             }
-            self.checkpoints.save(self.model, self.architecture, state, manifest)
+            self.checkpoints.save(self.average.model, self.architecture, state, manifest)
 
     def finish_saving(self) -> None:
         """Wait for a checkpoint that is still on its way to the storage."""
@@ -292,8 +297,8 @@ class Trainer:
             self.driver.report_progress(self._position())
 
     def _load(self, content: SavedState) -> None:
-        self.model.load_state_dict(content.model(self.worker.device))
         state = content.state()
+        self.average.load_state_dict(content.model(self.worker.device), state.get("average", {}))
         restore_optimizer(self.optimizer, state["optimizer"], self.model.parameters())
         self.loader.load_state_dict(state["loader"])
         self.patience.load_state_dict(state.get("patience", {}))  # which older checkpoints do not have
@@ -331,7 +336,7 @@ class Trainer:
 
         self.driver.report_progress({**self._position(), "phase": "exporting"})
         model = self.architecture.build()  # on the CPU, in PyTorch's own layout
-        model.load_state_dict(self.model.state_dict())
+        model.load_state_dict(self.average.model.state_dict())
         with self.clock.phase("exporting"):
             exports = export_finished(model, self.architecture, self.config.export, self.files.make(EXPORT_FOLDER))
         self.files.sync()

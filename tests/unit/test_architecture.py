@@ -84,7 +84,7 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "checkpoints launch precision reproducibility schedules stopping",
+        "averaging checkpoints launch precision reproducibility schedules stopping",
         "monitor",
         "failures loop",
         "run_record",

@@ -54,7 +54,7 @@ EXPORTS = {
     """,
     "raytorch.cluster": "joined_ray",
     "raytorch.config": """
-        Adam AdamW Asha AttentionModel Augment Checkpointing Cifar10Data ConflictError ConstantSchedule
+        Adam AdamW Asha AttentionModel Augment Averaging Checkpointing Cifar10Data ConflictError ConstantSchedule
         Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData Logging Loss MlpModel
         MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer Parameter ParameterGroup
         ResNet18Model RmsProp RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule

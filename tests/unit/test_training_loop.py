@@ -112,6 +112,35 @@ def test_a_run_ends_when_it_no_longer_gets_better_and_goes_on_with_more_patience
     assert latest_checkpoint(folder) == "checkpoint_00000216"
 
 
+def test_an_average_of_the_weights_is_saved_and_goes_on_with_the_same_bits() -> None:
+    ema = {"decay": 0.9}
+    whole = train("whole", ema=ema)
+    parted = train("parted", ema=ema)
+    parted.delete("checkpoint_00000072")
+    train("parted", ema=ema)
+    assert_bitwise_equal(final(whole), final(parted))
+    plain = train("plain")
+    trained = trained_weights(whole)
+    assert_bitwise_equal(trained, final(plain))  # the average is no part of the training
+    assert not torch.equal(final(whole)["1.weight"], trained["1.weight"])
+    train("whole", epochs=4)  # goes on with the weights that were trained, and without an average
+    train("plain", epochs=4)
+    assert_bitwise_equal(final(whole), final(plain))
+
+
+def test_an_average_that_is_new_begins_with_the_weights_that_are_there() -> None:
+    for name in ("with", "without"):
+        train(name, epochs=1)
+    folder = train("with", epochs=2, ema={"decay": 0.5})
+    assert_bitwise_equal(trained_weights(folder), final(train("without", epochs=2)))
+
+
+def trained_weights(folder: RunFolder) -> dict[str, Any]:
+    with open_checkpoint(folder, str(latest_checkpoint(folder))) as saved:
+        trained: dict[str, Any] = saved.state()["average"]["trained"]
+    return trained
+
+
 def test_groups_of_parameters_may_change_on_the_way_and_have_to_be_there() -> None:
     optimizer: dict[str, Any] = {"name": "adamw", "lr": 0.002}
     train("grouped", epochs=1, optimizer=optimizer)

@@ -1,0 +1,44 @@
+"""A moving average of a model's weights, which may stand in for the newest in what a run evaluates and leaves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from raytorch.config import Averaging
+
+
+class WeightAverage:
+    """Keeps the average of a model that is trained, if ``config`` asks for one.
+
+    Attributes:
+        model: What to evaluate, save and export: the average, or without one the model itself.
+    """
+
+    def __init__(self, trained: nn.Module, config: Averaging | None) -> None:
+        self._trained = trained
+        self._average: AveragedModel | None = None
+        self.model = trained
+        if config:
+            mean: Any = get_ema_multi_avg_fn
+            self._average = AveragedModel(trained, multi_avg_fn=mean(config.decay), use_buffers=True)
+            self.model = self._average.module
+
+    def update(self) -> None:
+        """Take the weights after an optimizer step into account; the first are the average as they are."""
+        if self._average:
+            self._average.update_parameters(self._trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :attr:`model` does not have: the weights that are trained, and how many were averaged."""
+        if self._average is None:
+            return {}
+        return {"trained": self._trained.state_dict(), "steps": int(self._average.n_averaged)}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from :attr:`model`'s state dict, and :meth:`state_dict` of a run that had an average or had none."""
+        self.model.load_state_dict(saved)
+        self._trained.load_state_dict(state.get("trained", saved))
+        if self._average:
+            self._average.n_averaged.fill_(state.get("steps", 0))

@@ -1,0 +1,47 @@
+"""The moving average of the weights, against the formula."""
+
+import pytest
+import torch
+from torch import nn
+
+from raytorch.config import Averaging
+from raytorch.training.averaging import WeightAverage
+
+
+def test_an_average_is_the_exponential_one_of_the_weights_after_each_step() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(model, Averaging(decay=0.75))
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(5):
+        model(torch.randn(4, 2))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update()
+        now = {name: value.double() for name, value in model.state_dict().items() if value.is_floating_point()}
+        expected = {name: 0.75 * expected[name] + 0.25 * value for name, value in now.items()} if step else now
+    for name, value in expected.items():
+        torch.testing.assert_close(average.model.state_dict()[name].double(), value, rtol=1e-6, atol=1e-6)
+
+
+def test_without_one_the_model_is_its_own() -> None:
+    model = nn.Linear(2, 2)
+    average = WeightAverage(model, None)
+    average.update()
+    assert average.model is model
+    assert average.state_dict() == {}
+
+
+@pytest.mark.parametrize("before", [None, Averaging()])
+@pytest.mark.parametrize("after", [None, Averaging(decay=0.5)])
+def test_a_run_goes_on_with_what_it_trained(before: Averaging | None, after: Averaging | None) -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    there = WeightAverage(first, before)
+    for _ in range(3):
+        with torch.no_grad():
+            first.weight.mul_(2)
+        there.update()
+    here = WeightAverage(second, after)
+    here.load_state_dict(there.model.state_dict(), there.state_dict())
+    assert torch.equal(second.weight, first.weight)
+    assert torch.equal(here.model.weight, there.model.weight if after else first.weight)
