@@ -69,8 +69,9 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        stores = sys.modules.get("raytorch.runs.remote_folder")
-        if stores and stores.calls_under_way():  # the client of a store that does not answer keeps Python from ending
+        stores, watch = sys.modules.get("raytorch.runs.remote_folder"), sys.modules.get("raytorch.cluster.ray_watch")
+        # The client of a store that does not answer keeps Python from ending, and so does a Ray without its head.
+        if (stores and stores.calls_under_way()) or (watch and watch.lost.is_set()):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)

@@ -11,6 +11,9 @@ import ray
 
 from raytorch.cluster.joining import has_own_ray
 
+lost = threading.Event()
+"""Set when a part of the Ray that this process has joined was lost: Ray's threads here wait for it, then end all."""
+
 LOOK_S = 2.0
 """Seconds between two looks at them."""
 ANSWER_POLL_S = 1.0
@@ -58,6 +61,7 @@ class RayWatch:
         if self._lost is None and (silence := time.monotonic() - self._seen) > self.patience:
             self._lost = HeadLostError(f"Ray's head process (gcs_server) has not answered for {silence:.0f} s")
         if self._lost:
+            lost.set()
             raise self._lost
 
     def wait_for(self, reference: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:

@@ -62,6 +62,21 @@ def test_what_is_told_is_chosen_before_the_command(option: str, tmp_path: Path) 
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_what_waits_for_a_lost_ray_keeps_the_command_from_nothing() -> None:
+    script = """
+import sys, threading, time
+from raytorch.cli import main
+from raytorch.cluster import ray_watch
+ray_watch.lost.set()
+threading.Thread(target=time.sleep, args=(600,)).start()
+sys.argv = ["raytorch", "report", "nothing-of-that-name"]
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing-of-that-name" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
