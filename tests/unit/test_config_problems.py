@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ('"a.b": 3', f"'a.b': unknown key; allowed: {TOP}"),
         (
             "optimizer: {name: adam, momentum: 0.9}",
-            "optimizer.momentum: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay",
+            "optimizer.momentum: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay, groups",
         ),
         (
             "data: {name: digits, augment: {flop: true}}",
@@ -189,7 +189,7 @@ def test_every_problem_is_reported_at_once() -> None:
     assert problems(text) == [
         "run.yaml:1: epochs: must be a whole number of at least 1 or null, not 0",
         "run.yaml:4: optimizer.lr: must be a number above 0, not -1",
-        "run.yaml:5: optimizer.beta: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay "
+        "run.yaml:5: optimizer.beta: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay, groups "
         "(did you mean 'betas'?)",
         "run.yaml:6: model: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq, not 'mpl' "
         "(did you mean 'mlp'?)",
