@@ -11,6 +11,8 @@ from raytorch.config import Optimizer, ParameterGroup
 from raytorch.errors import CheckpointError, ConfigError
 from raytorch.system.near_names import did_you_mean
 
+MOST_NAMES = 12
+"""Names of parameters that an error lists."""
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
@@ -38,8 +40,9 @@ def build_optimizer(config: Optimizer, parameters: Iterable[tuple[str, nn.Parame
         names = [name for name in named if fnmatchcase(name, group.match)]
         if not names:
             raise ConfigError(
-                f"optimizer.groups.{number}.match: no parameter{' that is left' if number else ''} has a name like "
-                f"{group.match!r}{did_you_mean(group.match, named)}"
+                f"optimizer.groups[{number}].match: no parameter{' that is left' if number else ''} has a name like "
+                f"{group.match!r}{did_you_mean(group.match, named)}; there are {', '.join(list(named)[:MOST_NAMES])}"
+                f"{', ...' if len(named) > MOST_NAMES else ''}"
             )
         groups.append({"params": [named.pop(name) for name in names], **_settings(group)})
     rest = [{"params": list(named.values())}] if named else []

@@ -31,7 +31,23 @@ VALUES = st.one_of(
     st.lists(st.integers(), max_size=3),
 )
 KEYS = st.one_of(
-    st.sampled_from(["", "files", "../outside/precious", "/x", "0", "-1", "state", "step", "\x00", "$tensor", "name"]),
+    st.sampled_from(
+        [
+            "",
+            "files",
+            "../outside/precious",
+            "/x",
+            "0",
+            "-1",
+            "state",
+            "step",
+            "\x00",
+            "$tensor",
+            "name",
+            "[/red]",
+            "$x^$",
+        ]
+    ),
     st.text(max_size=10),
 )
 RAW = [

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from raytorch.cli.common import AsJson, Storage, new_app, output, print_json
 from raytorch.config.export_formats import ExportFormat
-from raytorch.system.safe_text import escaped_line
 from raytorch.system.terminal import cell, say, say_table
 
 app = new_app()
@@ -27,7 +26,7 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
         return
     metrics = list(dict.fromkeys(name for summary in found for name in summary.get("metrics", {})))
     columns = ["run", "state", *metrics, "epochs", "samples/s", "seconds"]
-    table = Table(*map(escaped_line, columns), box=None)
+    table = Table(*(Column(cell(column)) for column in columns), box=None)
     for summary in found:
         table.add_row(*map(cell, _row(summary, metrics)))
     if found:

@@ -30,7 +30,7 @@ def train(
 ) -> int:
     """Train the model that CONFIG describes."""
     from raytorch.cli.progress import ProgressDisplay, print_summary
-    from raytorch.runs.plan import timed_name
+    from raytorch.runs.plan import more_to_do, timed_name
     from raytorch.runs.storage import split
     from raytorch.training import api
 
@@ -45,7 +45,8 @@ def train(
     if not display.has_news:
         say(
             common.progress,
-            f"{result.name} has finished and nothing is left to do; to go on, give it more epochs or steps by --set",
+            f"{result.name} has finished and nothing is left to do; to go on, give "
+            f"{more_to_do(result.summary)} by --set",
         )
     summary = result.summary
     if as_json:

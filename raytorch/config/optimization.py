@@ -39,6 +39,12 @@ class ParameterGroup(Section):
     weight_decay: NonNegativeFloat | None = None
     """By default the optimizer's."""
 
+    @model_validator(mode="after")
+    def _sets_something(self) -> "ParameterGroup":
+        if self.lr is None and self.weight_decay is None:
+            raise ConflictError("give lr or weight_decay: the group has the optimizer's own otherwise", "match")
+        return self
+
 
 class Sgd(Section):
     """torch.optim.SGD."""

@@ -137,7 +137,8 @@ class Averaging(Section):
     """An exponential moving average of the weights, which is evaluated, saved and exported in their place."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Share of the average that a step leaves; the rest is of the newest weights."""
+    """Share of the average that a step leaves, the rest is of the newest weights; after n steps at most
+    (1 + n) / (10 + n), so that the first weights are soon forgotten."""
 
 
 class Failure(Section):

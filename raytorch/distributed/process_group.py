@@ -110,8 +110,13 @@ class RenewableGroup:
 def _release(group: Any) -> None:
     """Put None, for whichever group there is, where default arguments hold this one, as in torch.distributed.nn."""
     for function in gc.get_objects():
-        if isinstance(function, FunctionType) and any(value is group for value in function.__defaults__ or ()):
+        if type(function) is not FunctionType:  # isinstance would ask proxies, whose answer may be anything
+            continue
+        if any(value is group for value in function.__defaults__ or ()):
             function.__defaults__ = tuple(None if value is group else value for value in function.__defaults__ or ())
+        named = function.__kwdefaults__ or {}
+        for name in [name for name, value in named.items() if value is group]:
+            named[name] = None
 
 
 _GROUPS_OWN = ("process_group", "reducer", "logger")

@@ -11,6 +11,8 @@ from raytorch.runs.storage import RunFolder
 from raytorch.system.safe_text import escaped_line
 
 PICTURE_FILE = "report.png"
+MOST_METRICS = 9
+"""Metrics beside the loss that a picture has."""
 DECADES = 100.0
 """How many times the smallest value the largest is from which on a linear axis would hide the small ones."""
 
@@ -49,6 +51,7 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     if not history:
         raise RunNotFoundError(f"{folder} has recorded no metrics yet")
     judged = dict.fromkeys(name for line in read_evaluations(folder) for name in line.metrics if name != "loss")
+    judged = dict.fromkeys(list(judged)[:MOST_METRICS])
     panels: list[tuple[dict[str, str], str]] = [
         ({"train": "loss", "test": "loss"}, "loss"),
         *(({"test": name}, f"test {name}") for name in judged),
@@ -89,7 +92,7 @@ def _draw(axes: Any, history: list[dict[str, Any]], series: dict[str, str], titl
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=color, label=split)
             drawn += (value for _, value in points)
     scale(axes, "y", drawn)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(escaped_line(title), fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend()

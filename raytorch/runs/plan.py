@@ -94,7 +94,14 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
         require_format(manifest, folder.file(latest))
         _require_more_to_do(config, manifest, folder.file(source))
         before = _saved_config(manifest, before)
-        finished = _finished_summary(folder, manifest.step) if config == before else None
+        finished = _finished_summary(folder, manifest.step)
+        more = (config.epochs, config.steps) != (before.epochs, before.steps) and config.stop == before.stop
+        if more and finished and finished.get("ended_early"):
+            raise ConfigError(
+                f"{folder} ended early ({finished['ended_early']}) and would do so again at once; to go on, give "
+                f"{more_to_do(finished)}"
+            )
+        finished = finished if config == before else None
     refused = [
         f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
         f"{rule_of(key).remark}; give it as it was, or begin a new run"
@@ -103,6 +110,11 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
     if refused:
         raise ConfigError("\n".join(refused))
     return RunPlan(config, finished, is_new=False)
+
+
+def more_to_do(summary: Mapping[str, Any]) -> str:
+    """What a run that has finished needs to go on."""
+    return "stop more patience, or stop: null" if summary.get("ended_early") else "it more epochs or steps"
 
 
 def _finished_summary(folder: RunFolder, step: int) -> Mapping[str, Any] | None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from raytorch.errors import RecordError, UserError
 from raytorch.runs.storage import RunFolder
@@ -93,6 +93,17 @@ class Summary(_Record):
     epochs: float | None = None
     step: Count | None = None
     samples_per_s: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_versions(cls, content: Any) -> Any:
+        """Metrics stood beside the rest before they had a place of their own."""
+        if not isinstance(content, dict) or "metrics" in content:
+            return content
+        older = {name: content[name] for name in ("accuracy", "loss") if isinstance(content.get(name), float)}
+        return {key: value for key, value in content.items() if key not in older} | (
+            {"metrics": older} if older else {}
+        )
 
 
 class CheckpointManifest(_Record):

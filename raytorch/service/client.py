@@ -18,7 +18,7 @@ from raytorch.config import RunConfig
 from raytorch.config.file import dump_config, load_config
 from raytorch.errors import JobError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import SUMMARY_FILE
-from raytorch.runs.plan import checked_name, plan_resume, timed_name
+from raytorch.runs.plan import checked_name, more_to_do, plan_resume, timed_name
 from raytorch.runs.storage import BASE, RunFolder, join, locate, split
 from raytorch.service import secrets
 from raytorch.service.dashboard import DashboardConnection
@@ -90,8 +90,8 @@ class Client:
         plan = plan_resume(run, config)
         if plan.finished is not None:
             raise UserError(
-                f"{plan.folder} has finished and nothing is left to do; to go on, give it more epochs or steps; what "
-                f"it came to is in {plan.folder.file(SUMMARY_FILE)}"
+                f"{plan.folder} has finished and nothing is left to do; to go on, give {more_to_do(plan.finished)}; "
+                f"what it came to is in {plan.folder.file(SUMMARY_FILE)}"
             )
         return self._submit_run(there, plan.config, plan.config.name, env, resumed=plan.folder)
 

@@ -58,7 +58,7 @@ def trial_table(trials: Sequence[Trial], rows: Sequence[dict[str, Any]], best: s
     """The trials with their parameters and newest numbers; ``best`` names the one to point out."""
     varied = [Column(cell(key)) for key in _headings(list(trials[0].parameters))]
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
-    table = Table("trial", "state", *varied, "epoch", *map(escaped_line, metrics), box=None)
+    table = Table("trial", "state", *varied, "epoch", *(Column(cell(name)) for name in metrics), box=None)
     for trial, row in zip(trials, rows, strict=True):
         state = cell(row["state"], COLORS.get(row["state"], ""))
         style = "bold" if trial.name == best else None

@@ -146,9 +146,17 @@ def run_sweep(
 def _finished_record(plan: SweepPlan) -> dict[str, Any] | None:
     """The record of a sweep that has finished, with all of its trials; None if something is left to do."""
     before = _read_before(plan.folder)
-    record = before.model_dump(exclude_unset=True)
-    over = all(result.is_over for result in plan.results(before.stopped_after()))
-    return record if over and record.get("state") == "finished" else None
+    record, results = before.model_dump(exclude_unset=True), plan.results(before.stopped_after())
+    if record.get("state") != "finished" or not all(result.is_over for result in results):
+        return None
+    return record | _outcome(plan.folder, results, plan.sweep.config.metric)
+
+
+def _outcome(folder: RunFolder, results: Sequence[TrialResult], metric: str) -> dict[str, Any]:
+    """What the trials have come to, and the best of them."""
+    best = find_best(results, metric)
+    best_row = best and {**best.row(), "config": folder.file(BEST_FILE)}
+    return {"best": best_row, "trials": [result.row() for result in results]}
 
 
 def _run_trials(plan: SweepPlan, record: "_LiveSweepRecord", watch: SweepCallback) -> dict[str, Any]:
@@ -329,11 +337,10 @@ class _LiveSweepRecord(LiveRecord):
             StorageError: It could not be written down.
         """
         write_results(self.folder, self._config, results)
-        best = find_best(results, self._config.metric)
+        outcome = _outcome(self.folder, results, self._config.metric)
         cut_short = stopping and not all(result.is_over or result.state == "failed" for result in results)
-        state = "stopped" if cut_short else "finished" if best else "failed"
-        best_row = best and {**best.row(), "config": self.folder.file(BEST_FILE)}
-        content = self.require_written(self.close(state, best=best_row, trials=[result.row() for result in results]))
+        state = "stopped" if cut_short else "finished" if outcome["best"] else "failed"
+        content = self.require_written(self.close(state, **outcome))
         if state == "failed":
             errors = [message for result in results if (message := result.row()["error"])]
             raise TrainingError(f"no trial has finished; the first error: {errors[0] if errors else 'none was told'}")

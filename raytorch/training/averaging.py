@@ -21,9 +21,13 @@ class WeightAverage:
         self._average: AveragedModel | None = None
         self.model = trained
         if config:
-            mean: Any = get_ema_multi_avg_fn
-            self._average = AveragedModel(trained, multi_avg_fn=mean(config.decay), use_buffers=True)
+            self._decay = config.decay
+            self._average = AveragedModel(trained, multi_avg_fn=self._mean, use_buffers=True)
             self.model = self._average.module
+
+    def _mean(self, average: Any, newest: Any, steps: Any) -> None:
+        mean: Any = get_ema_multi_avg_fn
+        mean(min(self._decay, (1 + int(steps)) / (10 + int(steps))))(average, newest, steps)
 
     def update(self) -> None:
         """Take the weights after an optimizer step into account; the first are the average as they are."""

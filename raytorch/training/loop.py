@@ -134,7 +134,7 @@ class Trainer:
                 self.take_driver_request()
                 if self.step % self.config.logging.every_steps == 0:
                     self.reduce_losses()
-                if self.step == self.total_steps or self.request is DriverRequest.STOP:
+                if self.step >= self.total_steps or self.request is DriverRequest.STOP:
                     break
                 if self.save_is_due() and not self.epoch_is_over:
                     self.save()
@@ -195,7 +195,7 @@ class Trainer:
         if self.log:
             values: dict[str, float | None] = {
                 "loss": sum(losses) / len(losses),
-                "lr": float(self.schedule.get_last_lr()[0]),
+                "lr": float(self.schedule.get_last_lr()[-1]),
                 "samples_per_s": self.throughput.recent(),
             }
             self.log.write("train", self.step, self.epochs_done, values)
@@ -316,7 +316,7 @@ class Trainer:
     @property
     def is_over(self) -> bool:
         """True if there is nothing left to train."""
-        return self.step == self.total_steps or self.patience.is_over
+        return self.step >= self.total_steps or self.patience.is_over
 
     @property
     def epoch_is_over(self) -> bool:
@@ -380,7 +380,9 @@ class Trainer:
     def _refuse_nonfinite(self, losses: list[float], first_step: int, kind: str = "loss") -> None:
         for step, loss in enumerate(losses, start=first_step):
             if not math.isfinite(loss):
+                config = self.config.optimizer
+                groups = ", and that of optimizer.groups" if any(group.lr for group in config.groups) else ""
                 raise DivergedError(
                     f"the {kind} became {loss} at step {step} of {self.total_steps}; lower optimizer.lr (now "
-                    f"{self.config.optimizer.lr:g}), set clip_norm, add schedule.warmup_steps, or try precision: fp32"
+                    f"{config.lr:g}{groups}), set clip_norm, add schedule.warmup_steps, or try precision: fp32"
                 )

@@ -28,7 +28,8 @@ class RunRecord(LiveRecord):
         """Write down what is about to run, then as :class:`~raytorch.runs.live_record.LiveRecord` does."""
         if self.folder.exists(SUMMARY_FILE):
             before = read_summary(self.folder)
-            before.pop("error", None)
+            for key in ("error", "ended_early"):
+                before.pop(key, None)
             self.content = before | self.content
         self.folder.write_text(CONFIG_FILE, dump_config(self._config))
         with super().writing():

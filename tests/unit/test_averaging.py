@@ -12,14 +12,15 @@ def test_an_average_is_the_exponential_one_of_the_weights_after_each_step() -> N
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     average = WeightAverage(model, Averaging(decay=0.75))
     expected: dict[str, torch.Tensor] = {}
-    for step in range(5):
+    for step in range(40):  # of which the last ones have the decay that was asked for
         model(torch.randn(4, 2))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
         average.update()
         now = {name: value.double() for name, value in model.state_dict().items() if value.is_floating_point()}
-        expected = {name: 0.75 * expected[name] + 0.25 * value for name, value in now.items()} if step else now
+        decay = min(0.75, (1 + step) / (10 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * value for name, value in now.items()} if step else now
     for name, value in expected.items():
         torch.testing.assert_close(average.model.state_dict()[name].double(), value, rtol=1e-6, atol=1e-6)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -102,9 +103,17 @@ def test_a_schedule_multiplies_the_rate_of_every_group() -> None:
     assert schedule.get_last_lr() == [0.0005, 0.05]
 
 
+def test_a_group_that_sets_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="give lr or weight_decay"):
+        ParameterGroup(match="*.bias")
+
+
 def test_what_is_remembered_follows_its_parameter_into_another_group() -> None:
     whole, parted = net(), net()
-    plain, grouped = AdamW(lr=0.1), AdamW(lr=0.1, groups=[ParameterGroup(match="2.*"), ParameterGroup(match="*.bias")])
+    plain, grouped = (
+        AdamW(lr=0.1),
+        AdamW(lr=0.1, groups=[ParameterGroup(match="2.*", lr=0.1), ParameterGroup(match="*.bias", lr=0.1)]),
+    )
     expected = trained(whole, build_optimizer(plain, whole.named_parameters()), steps=3)
     first = build_optimizer(plain, parted.named_parameters())
     torch.autograd.backward(parted(torch.full((2, 3), 1.0)).square().sum())
@@ -122,12 +131,15 @@ def test_what_is_remembered_follows_its_parameter_into_another_group() -> None:
 @pytest.mark.parametrize(
     ("patterns", "told"),
     [
-        (["0.wieght"], r"optimizer.groups.0.match: no parameter has a name like '0.wieght' \(did you mean '0.weight'"),
-        (["*", "*.bias"], r"optimizer.groups.1.match: no parameter that is left has a name like '\*.bias'"),
+        (
+            ["0.wieght"],
+            r"groups\[0\].match: no parameter has .* '0.wieght' \(did you mean '0.weight'\?\); there are 0.weight, ",
+        ),
+        (["*", "*.bias"], r"optimizer.groups\[1\].match: no parameter that is left has a name like '\*.bias'"),
     ],
 )
 def test_a_group_without_parameters_is_refused(patterns: list[str], told: str) -> None:
-    config = Sgd(groups=[ParameterGroup(match=pattern) for pattern in patterns])
+    config = Sgd(groups=[ParameterGroup(match=pattern, lr=0.1) for pattern in patterns])
     with pytest.raises(ConfigError, match=told):
         build_optimizer(config, net().named_parameters())
 

@@ -14,6 +14,7 @@ import pytest
 from raytorch.config import RunConfig
 from raytorch.errors import Cause, DataError, RunExistsError, StorageError, TrainingError, UserError
 from raytorch.runs import live_record
+from raytorch.runs.catalog import read_summary
 from raytorch.runs.plan import RunPlan, plan_run
 from raytorch.runs.status import Evaluation, RunStatus, WorkerFailure
 from raytorch.runs.storage import RunFolder, translating_storage_errors
@@ -140,6 +141,15 @@ def test_a_run_that_fails_further_on_says_how_far_it_had_come(plan: RunPlan) -> 
     assert (now["state"], now["step"], now["epochs"]) == ("failed", 63, 9.0)
     assert now["metrics"] == {"accuracy": 0.5, "loss": 3.0}
     assert now["seconds"].keys() == {"training", "startup", "total"}
+
+
+def test_a_run_of_an_older_version_shows_what_it_measured(plan: RunPlan) -> None:
+    plan.folder.make()
+    old = {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "accuracy": 0.5, "loss": 2.0, "step": 3}
+    plan.folder.write_json("summary.json", old)
+    summary = read_summary(plan.folder)
+    assert summary["metrics"] == {"accuracy": 0.5, "loss": 2.0}
+    assert "accuracy" not in summary
 
 
 def test_a_run_that_goes_on_says_how_far_it_has_come(plan: RunPlan, monkeypatch: pytest.MonkeyPatch) -> None:

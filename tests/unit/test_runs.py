@@ -153,6 +153,25 @@ def test_a_run_that_is_given_more_has_something_to_do(config: RunConfig, changes
     assert plan_resume(folder.path, RunConfig.model_validate(config.model_dump() | changes)).finished is None
 
 
+def test_a_run_that_ended_early_is_not_to_be_had_further_by_epochs(config: RunConfig) -> None:
+    patient = RunConfig.model_validate(config.model_dump() | {"stop": {"patience": 3}})
+    folder = finished(patient)
+    summary = json.loads(folder.read_bytes("summary.json")) | {"ended_early": "no better accuracy in 3 evaluations"}
+    folder.write_json("summary.json", summary)
+
+    def resumed(**changes: Any) -> RunPlan:
+        return plan_resume(folder.path, RunConfig.model_validate(patient.model_dump() | changes))
+
+    with pytest.raises(
+        ConfigError, match=r"ended early \(no better .*\) and would .*; to go on, give stop more patience"
+    ):
+        resumed(epochs=20)
+    assert resumed(epochs=20, stop=None).finished is None
+    assert resumed(stop={"patience": 4}).finished is None
+    assert resumed(export=["safetensors"]).finished is None
+    assert resumed().finished is not None
+
+
 def test_a_run_without_its_last_checkpoint_has_something_to_do(config: RunConfig) -> None:
     assert plan_resume(finished(config, step=6).path).finished is None
 

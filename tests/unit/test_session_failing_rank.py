@@ -112,8 +112,8 @@ def raises_before_a_collective_of_torch(session: Session) -> Any:
 
 def raises_where_a_default_argument_holds_the_group(session: Session) -> Any:
     def function() -> None:
-        def reduce(group: Any = dist.group.WORLD) -> None:
-            dist.all_reduce(torch.ones(1), group=group)
+        def reduce(group: Any = dist.group.WORLD, *, named: Any = dist.group.WORLD) -> None:
+            dist.all_reduce(torch.ones(1), group=group or named)
 
         if not hasattr(dist, "kept"):
             dist.kept = reduce  # type: ignore[attr-defined]

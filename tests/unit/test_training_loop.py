@@ -112,6 +112,12 @@ def test_a_run_ends_when_it_no_longer_gets_better_and_goes_on_with_more_patience
     assert latest_checkpoint(folder) == "checkpoint_00000216"
 
 
+def test_a_checkpoint_behind_the_end_has_nothing_left_to_train() -> None:
+    folder = train("far", epochs=2)
+    train("far", epochs=1)
+    assert latest_checkpoint(folder) == "checkpoint_00000048"
+
+
 def test_an_average_of_the_weights_is_saved_and_goes_on_with_the_same_bits() -> None:
     ema = {"decay": 0.9}
     whole = train("whole", ema=ema)
@@ -145,7 +151,7 @@ def test_groups_of_parameters_may_change_on_the_way_and_have_to_be_there() -> No
     optimizer: dict[str, Any] = {"name": "adamw", "lr": 0.002}
     train("grouped", epochs=1, optimizer=optimizer)
     train("grouped", epochs=2, optimizer=optimizer | {"groups": [{"match": "*.bias", "weight_decay": 0.0}]})
-    with pytest.raises(ConfigError, match=r"^optimizer.groups.0.match: no parameter has a name like 'head.*'"):
+    with pytest.raises(ConfigError, match=r"^optimizer.groups\[0\].match: no parameter has a name like 'head.*'"):
         train("grouped", epochs=3, optimizer=optimizer | {"groups": [{"match": "head.*", "lr": 0.1}]})
 
 
