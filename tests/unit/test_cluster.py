@@ -24,7 +24,8 @@ from raytorch.runs.plan import RunPlan
 from raytorch.scaling import study as scaling
 from raytorch.sweeps import sweep
 from raytorch.sweeps.file import Sweep, Trial
-from raytorch.system.processes import set_handlers
+from raytorch.system.processes import Process, set_handlers
+from raytorch.system.temporary_folders import delete_abandoned
 from raytorch.training import driver
 
 ONE_CPU = {"CPU": 1.0}
@@ -167,6 +168,35 @@ def test_what_a_process_had_set_is_there_again_after_ray(monkeypatch: pytest.Mon
     finally:
         set_handlers(before)
     assert dict(os.environ) == settings
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.skipif(Process.current().boot is None, reason="this system does not tell its starts apart")
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_ray_is_noted_for_who_comes_later_and_what_earlier_ones_have_left_goes(
+    tmp_path: Path, address: str | None
+) -> None:
+    delete_abandoned.cache_clear()
+    ours = tmp_path / f"raytorch-{os.getuid()}"
+    left = ours / "1-1-00000000-0000-0000-0000-000000000000-1-0a1b2c3d"  # before the machine was started anew
+    left.mkdir(parents=True)
+    with joined_ray(address):
+        noted = [path.readlink() for path in ours.iterdir() if path.is_symlink()]
+    assert noted == ([] if address else [tmp_path / "session"])
+    assert not left.exists()
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize(("home", "needs_one"), [("", False), ("missing", True)])
+def test_a_ray_that_is_started_here_has_a_token_where_the_home_can_keep_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str, needs_one: bool
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    with joined_ray():
+        assert ("RAY_AUTH_TOKEN" in os.environ) is needs_one
+    assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 @pytest.mark.usefixtures("joined")

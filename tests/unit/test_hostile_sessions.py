@@ -60,9 +60,6 @@ def test_nothing_but_the_listed_classes_is_made(folder: Path, forged: dict[str, 
 @pytest.mark.parametrize(
     "value",
     [
-        {"function": "os.system"},
-        {"function": "torch.nn.functional.__builtins__"},
-        {"function": "torch.nn.Linear"},
         {"class": "torch.nn.Linear"},
         {"object": 99},
         {"object": -1},
@@ -70,14 +67,6 @@ def test_nothing_but_the_listed_classes_is_made(folder: Path, forged: dict[str, 
         {"object": True},
         {"object": "0"},
         {"own": 0},
-        {"tensor": "in/0/get_submodule"},
-        {"tensor": "in/0/weight.grad_fn"},
-        {"tensor": "in/0/__class__"},
-        {"tensor": "grad/tensor/0"},
-        {"tensor": "generator/cpu"},
-        {"tensor": "../../x"},
-        {"dtype": "load"},
-        {"dtype": "nn"},
         {"device": "cpu:" + "9" * 400},
         {"size": [-1]},
         {"size": ["4"]},
@@ -95,6 +84,30 @@ def test_nothing_but_the_listed_classes_is_made(folder: Path, forged: dict[str, 
 def test_a_value_of_another_kind_is_refused(folder: Path, forged: dict[str, Any], value: Any) -> None:
     forged["objects"].append(making("torch.nn.Linear", 2, value))
     refused(folder, forged)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        ("function", "os.system", "is no function that a saved session may name"),
+        ("function", "torch.nn.functional.__builtins__", "is no function that a saved session may name"),
+        ("function", "torch.nn.Linear", "is no function that a saved session may name"),
+        ("dtype", "load", "is no dtype that a saved session may name"),
+        ("dtype", "nn", "is no dtype that a saved session may name"),
+        ("tensor", "in/0/get_submodule", "names no tensor"),
+        ("tensor", "in/0/weight.grad_fn", "names no tensor"),
+        ("tensor", "in/0/__class__", "names no tensor"),
+        ("tensor", "grad/tensor/0", "names no tensor"),
+        ("tensor", "generator/cpu", "names no tensor"),
+        ("tensor", "../../x", "names no tensor"),
+    ],
+)
+def test_a_name_stands_for_nothing_but_what_is_listed(
+    folder: Path, forged: dict[str, Any], kind: str, name: str, told: str
+) -> None:
+    """It is refused as a name: a layer would refuse what it led to as well."""
+    forged["objects"].append(making("torch.nn.Linear", 2, {kind: name}))
+    assert f"{name!r} {told}" in refused(folder, forged)
 
 
 def test_sizes_that_are_not_the_files_are_refused(folder: Path, forged: dict[str, Any]) -> None:

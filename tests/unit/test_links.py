@@ -1,6 +1,8 @@
 """Links that others have put into a run's folder: nothing is written, read or deleted through them."""
 
+import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -12,9 +14,14 @@ from typer.testing import CliRunner
 from raytorch.cli.main import app
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
-from raytorch.errors import RaytorchError, UserError
+from raytorch.errors import CheckpointError, RaytorchError, RunNotFoundError, UserError
 from raytorch.runs.catalog import list_runs
-from raytorch.runs.checkpoint_manifest import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import (
+    CHECKPOINT_FORMAT,
+    is_complete_checkpoint,
+    latest_checkpoint,
+    read_manifest,
+)
 from raytorch.runs.metrics import MetricsLog, log_to_file
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
 from raytorch.runs.storage import LiveFiles, RunFolder
@@ -112,6 +119,16 @@ def test_a_link_to_a_file_is_not_written_through(
     assert unharmed(outside)
 
 
+@pytest.mark.parametrize("make_link", [os.symlink, os.link])
+def test_an_end_is_not_written_over_what_a_link_leads_to(
+    plan: RunPlan, outside: Path, make_link: Callable[[Path, str], None]
+) -> None:
+    make_link(outside / "file", plan.folder.file("summary.json"))
+    with suppress(UserError):
+        assert not plan.folder.write_over("summary.json", [b"{}"])
+    assert unharmed(outside)
+
+
 @pytest.mark.parametrize(
     ("write", "name"),
     [(log_rank, "logs"), (run_script, "logs"), (log_metrics, "tensorboard"), (export, "export")],
@@ -201,28 +218,29 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(plan: RunPlan, outside: 
     assert unharmed(outside)
 
 
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        '{"files": {"../../outside/file": 9}}',
-        '{"files": {"/etc/hostname": 1}}',
-        '{"files": {"": 0}}',
-        '{"files": null}',
-    ],
-)
-def test_a_checkpoint_names_files_of_its_own_alone(plan: RunPlan, outside: Path, manifest: str) -> None:
-    plan.folder.write_text("checkpoint_00000001/checkpoint.json", manifest)
+def checkpoint(files: Any) -> str:
+    """The manifest of a checkpoint that lists these files."""
+    return json.dumps({"format": CHECKPOINT_FORMAT, "step": 1, "files": files})
+
+
+@pytest.mark.usefixtures("outside")
+@pytest.mark.parametrize("files", [{"../../outside/file": 9}, {"/etc/hostname": 1}, {"": 0}, None])
+def test_a_checkpoint_names_files_of_its_own_alone(plan: RunPlan, files: Any) -> None:
+    plan.folder.write_text("checkpoint_00000001/checkpoint.json", checkpoint(files))
     assert latest_checkpoint(plan.folder) is None
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged, or none of raytorch's: files"):
+        read_manifest(plan.folder, "checkpoint_00000001")
 
 
 @pytest.mark.parametrize("name", ["checkpoint_notes", "checkpoint_1", "checkpoint_00000002\n", "checkpoint_0000000x"])
 def test_a_folder_of_another_name_is_no_checkpoint(plan: RunPlan, name: str) -> None:
-    plan.folder.write_text(f"{name}/checkpoint.json", '{"files": {}}')
+    plan.folder.write_text(f"{name}/checkpoint.json", checkpoint({}))
+    assert is_complete_checkpoint(plan.folder, name)
     assert latest_checkpoint(plan.folder) is None
 
 
 def test_a_checkpoint_that_is_a_link_does_not_count(plan: RunPlan, outside: Path) -> None:
-    (outside / "inner" / "checkpoint.json").write_text('{"files": {}}', encoding="utf-8")
+    (outside / "inner" / "checkpoint.json").write_text(checkpoint({}), encoding="utf-8")
     Path(plan.folder.file("checkpoint_00000001")).symlink_to(outside / "inner")
     assert latest_checkpoint(plan.folder) is None
 
@@ -249,9 +267,11 @@ def test_a_link_in_a_storage_is_told_unless_it_leads_to_another_run_of_it(
 
 
 def test_a_folder_that_names_a_run_outside_is_none(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("epochs: 1", encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    for folder in (tmp_path, tmp_path / "runs"):
+        (folder / "config.yaml").write_text("epochs: 1", encoding="utf-8")
     for run in ("..", ".", ""):
-        with pytest.raises(UserError):
+        with pytest.raises(RunNotFoundError, match=f"^no run {re.escape(run)} in "):
             plan_resume(run, storage=str(tmp_path / "runs"))
     assert RunFolder(str(tmp_path), "x").folders() == []
 
