@@ -22,7 +22,11 @@ from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, get_env_vars_to_propagate
+from ray.train.v2._internal.constants import (
+    CHECKPOINT_MANAGER_SNAPSHOT_FILENAME,
+    VALIDATE_STORAGE_MARKER_FILENAME,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
@@ -187,8 +191,10 @@ def lost_workers(error: Exception) -> dict[int, Exception]:
 
 
 def forget_snapshot(folder: RunFolder) -> None:
-    """Delete Ray Train's list of a run's checkpoints, which runs once left: it would go by the names in it."""
+    """Delete what Ray Train opens in a run's folder: a list of checkpoints, which runs once left, and by whose names it
+    would go; and the mark that it writes to see whether it may, for which anybody may have put a link."""
     folder.delete(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    folder.delete(VALIDATE_STORAGE_MARKER_FILENAME)
 
 
 def free_abandoned_resources() -> None:

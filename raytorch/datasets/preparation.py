@@ -63,7 +63,7 @@ def prepare(config: StoredData, watch: DownloadCallback = lambda name, there, si
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    with os.fdopen(open_regular(root / ".download.lock", os.O_WRONLY | os.O_CREAT), "wb") as lock:
+    with os.fdopen(open_regular(root / ".download.lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -151,6 +151,15 @@ def test_a_pipe_in_the_way_of_a_file_is_not_waited_for(tmp_path, server, place):
         prepare(MnistData(root=str(tmp_path)))
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path, server):
+    (tmp_path / "precious").write_text("kept", encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".download.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(DataError, match="could not download the data set"):
+        prepare(MnistData(root=str(tmp_path / "data")))
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "kept"
+
+
 def test_ranks_of_one_process_download_once(tmp_path, server):
     server.pace_s = 0.01
     config = MnistData(root=str(tmp_path / "data"), download=True)

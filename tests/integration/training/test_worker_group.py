@@ -189,11 +189,12 @@ def test_a_snapshot_is_deleted_and_nothing_that_it_names(tmp_path: Path, text: s
     assert (tmp_path / "precious").exists()
 
 
-def test_a_link_in_place_of_a_snapshot_is_deleted_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["checkpoint_manager_snapshot.json", ".validate_storage_marker"])
+def test_a_link_in_place_of_a_snapshot_is_deleted_alone(tmp_path: Path, name: str) -> None:
     folder = RunFolder(str(tmp_path), "mine")
     precious = tmp_path / "precious"
     precious.write_text("{}", encoding="utf-8")
     Path(folder.path).mkdir()
-    Path(folder.file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)).symlink_to(precious)
+    Path(folder.file(name)).symlink_to(precious)
     forget_snapshot(folder)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "precious"]
