@@ -130,7 +130,14 @@ def test_the_list_says_why_runs_failed_where_it_was_no_error_in_them(config: Run
     ]
 
 
-@pytest.mark.parametrize("text", [None, "", '{"state": '])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "", '{"state": ', "{}", "[]", '{"state": "finished"}', '{"state": 1, "started": ""}'),
+        '{"state": "running", "started": "", "driver": {"host": "here", "pid": "7"}}',
+        '{"state": "finished", "started": "", "seconds": [1]}',
+    ],
+)
 def test_a_run_whose_summary_is_missing_or_damaged_is_lost(config: RunConfig, text: str | None) -> None:
     folder = started(config)
     if text is not None:
@@ -138,6 +145,8 @@ def test_a_run_whose_summary_is_missing_or_damaged_is_lost(config: RunConfig, te
     lost = {"name": "mine", "path": folder.path, "state": "lost", "started": ""}
     assert read_summary(folder) == lost
     assert list_runs(config.storage) == [lost]
+    summarized(config, "other", state="finished", started="2026-01-01")
+    assert [run["name"] for run in list_runs(config.storage)] == ["mine", "other"]
 
 
 def test_other_folders_and_files_are_no_runs(config: RunConfig, tmp_path: Path) -> None:

@@ -154,6 +154,33 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{", b"[]", b"7", b"null", b"{}", b"caf\xe9", b"[" * 5000, b"\x00"),
+        b'{"step": 2}',
+        b'{"step": 2, "epoch": 0.2}',
+        b'{"step": 2, "epoch": 0.2, "split": ["train"]}',
+        b'{"step": 2, "epoch": 0.2, "split": "other"}',
+        b'{"step": "2", "epoch": 0.2, "split": "train"}',
+        b'{"step": 2.5, "epoch": 0.2, "split": "train"}',
+        b'{"step": null, "epoch": 0.2, "split": "train"}',
+        b'{"step": 2, "epoch": "0.2", "split": "train"}',
+        b'{"step": 2, "epoch": 0.2, "split": "train", "loss": "low"}',
+        b'{"step": 2, "epoch": 0.2, "split": "test", "loss": 0.5}',
+    ],
+)
+def test_an_odd_line_is_left_out_and_told(tmp_path: Path, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(MetricsLog(tmp_path, tensorboard=False)) as log:
+        log.write("train", 1, 0.1, {})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with closing(MetricsLog(tmp_path, resume_step=2, tensorboard=False)) as log:
+        log.write("train", 3, 0.3, {})
+    assert caplog.messages == [f"{tmp_path}/metrics.jsonl: 1 lines are damaged, or none of raytorch's, and left out"]
+    assert recorded(tmp_path) == [1, 3]
+
+
 def test_metrics_survive_a_kill_while_they_are_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(MetricsLog(tmp_path, tensorboard=False)) as log:
         log.write("train", 1, 0.0, {})

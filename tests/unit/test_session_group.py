@@ -1,5 +1,7 @@
 """A session's group of workers: its process group, and what a client that is gone leaves behind."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 
 from raytorch.distributed import Worker
 from raytorch.session import host as hosting
-from raytorch.session import worker_session
+from raytorch.session import open_or_join, worker_session
 from raytorch.session.handles import HANDLES_PER_CLIENT
 from raytorch.session.host import Group, SessionHost
 from raytorch.session.worker_session import serve
@@ -28,6 +30,13 @@ from raytorch.session.worker_session import serve
 def test_auto_is_nccl_where_each_worker_has_a_gpu_of_its_own(gpus: float, backend: str, resolved: str) -> None:
     each = {"CPU": 1, **({"GPU": gpus} if gpus else {})}
     assert Group(2, each, backend, 60).resolved_backend == resolved
+
+
+def test_how_long_a_call_may_take_is_the_sessions_own_setting_and_not_that_of_later_runs(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    trainer = open_or_join._trainer(Group(2, {"CPU": 1}, "gloo", 60), None, str(tmp_path))
+    assert dict(os.environ) == before
+    assert float(trainer._environment["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]) == 7 * 24 * 3600
 
 
 def test_what_a_program_stores_after_its_client_has_gone_is_freed_too(monkeypatch: pytest.MonkeyPatch) -> None:
