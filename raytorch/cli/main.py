@@ -61,15 +61,20 @@ def choose_what_is_told(
         logger.addHandler(handler)
 
 
+_WATCH = "raytorch.cluster.ray_watch"
+
+
 def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, TextIOWrapper):  # letters that the locale does not have are escaped, as in errors
         sys.stdout.reconfigure(errors="backslashreplace")
+    if watch := sys.modules.get(_WATCH):
+        watch.lost.clear()  # what was lost before this command
     before = set_handlers(interrupting_handlers())
     try:
         _run()
     except SystemExit as end:
-        stores, watch = sys.modules.get("raytorch.runs.remote_folder"), sys.modules.get("raytorch.cluster.ray_watch")
+        stores, watch = sys.modules.get("raytorch.runs.remote_folder"), sys.modules.get(_WATCH)
         # The client of a store that does not answer keeps Python from ending, and so does a Ray without its head.
         if (stores and stores.calls_under_way()) or (watch and watch.lost.is_set()):
             sys.stdout.flush()

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 import raytorch
+from raytorch.cli import main
 from raytorch.cli.common import worded
+from raytorch.cluster import ray_watch
 from raytorch.errors import RaytorchError, Remedy, RunExistsError, TrainingError, UserError
 from raytorch.system.terminal import cell, say_table
 
@@ -67,14 +69,25 @@ def test_what_waits_for_a_lost_ray_keeps_the_command_from_nothing() -> None:
 import sys, threading, time
 from raytorch.cli import main
 from raytorch.cluster import ray_watch
-ray_watch.lost.set()
+from raytorch.errors import TrainingError
+
+def lose(**_):
+    ray_watch.lost.set()
+    raise TrainingError("it is lost")
+
+main.app = lose
 threading.Thread(target=time.sleep, args=(600,)).start()
-sys.argv = ["raytorch", "report", "nothing-of-that-name"]
 main.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "nothing-of-that-name" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "it is lost\n")
+
+
+def test_what_was_lost_before_a_command_does_not_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_watch.lost.set()
+    monkeypatch.setattr("sys.argv", ["raytorch", "report", "nothing-of-that-name"])
+    with pytest.raises(SystemExit, match="2"):
+        main.main()
 
 
 @pytest.mark.parametrize(
