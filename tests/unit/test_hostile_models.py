@@ -33,7 +33,7 @@ from raytorch.serialization import (
 )
 
 MLP = Architecture(MlpModel(hidden=[4]), (1, 2, 2), 3)
-LIMIT = 2**30
+LIMIT = 2**29
 
 
 class Hostile:
@@ -332,6 +332,9 @@ from pathlib import Path
 import raytorch.onnx
 from raytorch.errors import ModelFileError
 from raytorch.serialization import load_model, load_weights
+def peak():  # getrusage's ru_maxrss counts what the parent had when it forked
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+imported = peak()  # how much the libraries take is up to the machine
 reads = {"weights": load_weights, "model": load_model, "onnx": raytorch.onnx.load}
 for read, path in (argument.split("=", 1) for argument in sys.argv[1:]):
     try:
@@ -339,12 +342,11 @@ for read, path in (argument.split("=", 1) for argument in sys.argv[1:]):
         print("accepted", path)
     except ModelFileError:
         print("refused", path)
-# getrusage's ru_maxrss counts what the parent had when it forked.
-print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
+print(peak() - imported)
 """
 
 
-def test_hostile_files_take_less_than_a_gigabyte(folder: Path, tmp_path: Path) -> None:
+def test_hostile_files_take_less_than_half_a_gigabyte(folder: Path, tmp_path: Path) -> None:
     sparse = safetensors(tmp_path / "sparse.safetensors", b"{", 0, 90 * 10**6)
     os.truncate(sparse, 2**32)
     hidden = {"config": {"name": "mlp", "hidden": [1] * 12_000}, "input_shape": [1, 1, 1], "num_classes": 1}
@@ -366,6 +368,6 @@ def test_hostile_files_take_less_than_a_gigabyte(folder: Path, tmp_path: Path) -
         f"onnx={graph(folder / 'long.onnx', 'data', 2**40)}",
     ]
     result = subprocess.run([sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True)
-    *lines, peak = result.stdout.splitlines()
+    *lines, growth = result.stdout.splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["refused"] * len(files)
-    assert int(peak) < LIMIT, f"{int(peak):,} bytes"
+    assert int(growth) < LIMIT, f"{int(growth):,} bytes"
