@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from types import GenericAlias, NoneType
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_origin
 
 from pydantic import Strict
 
@@ -80,7 +80,10 @@ def _short(full: str | None) -> str:
 
 
 def _union(kinds: Sequence[Any]) -> Any:
-    return None if any(kind is None for kind in kinds) else Union[tuple(kinds)]  # noqa: UP007 - made of values
+    several = [kind for kind in kinds if kind is not NoneType]
+    if any(kind is None or (len(several) > 1 and get_origin(kind) is dict) for kind in kinds):
+        return None  # also where a message could not tell the keys of a mapping from the variants
+    return Union[tuple(kinds)]  # noqa: UP007 - made of values
 
 
 def _generic(generic: str, inner: ast.expr, names: Names) -> Any:

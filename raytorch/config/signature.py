@@ -78,7 +78,10 @@ def signature_of(source: str, name: str) -> Signature | None:
         >>> [parameter.name for parameter in signature_of("def net(width: int = 8): ...", "net").parameters]
         ['width']
     """
-    return _File(source, name).signature(name)
+    try:
+        return _File(source, name).signature(name)
+    except RecursionError:
+        raise ProjectError(f"the file of {name}: an expression is nested too deeply to be read") from None
 
 
 class _File:

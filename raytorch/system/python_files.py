@@ -77,8 +77,10 @@ def parse_source(text: str, name: str) -> ast.Module:
             compile(tree, name, "exec", dont_inherit=True)  # refuses more: a ``return`` outside a function, say
     except SyntaxError as error:
         raise ProjectError(f"{name}:{error.lineno or 1}: not valid Python: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:  # a null character, or nested too deeply
-        raise ProjectError(f"{name}: not valid Python: {error or 'nested too deeply'}") from None
+    except ValueError as error:  # a null character
+        raise ProjectError(f"{name}: not valid Python: {error}") from None
+    except (RecursionError, MemoryError):
+        raise ProjectError(f"{name}: an expression or block is nested too deeply for Python") from None
     return tree
 
 

@@ -82,9 +82,8 @@ def test_relative_imports_are_followed(root: Path) -> None:
         far="",
         a="",
     )
-    assert taken(root, "p/q/net.py") == [
-        f"p/{name}.py" for name in ["__init__", "d", "e/f", "g", "q/a", "q/b", "q/net"]
-    ]
+    expected = ["__init__", "d", "e/f", "g", "q/a", "q/b", "q/net"]
+    assert taken(root, "p/q/net.py") == [f"p/{name}.py" for name in expected]
 
 
 def test_a_relative_import_at_the_root_leads_nowhere(root: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -110,11 +111,13 @@ def test_a_module_that_is_there_already_is_told_from_the_project_s() -> None:
     assert sys.modules["pytest"] is pytest
 
 
-def test_a_project_comes_before_what_is_installed() -> None:
-    assert importlib.util.find_spec("jsonschema")
-    assert "jsonschema" not in sys.modules
-    with installed({"jsonschema.py": "OWN = True"}) as modules:
-        assert modules.load("jsonschema.py", "OWN")
+def test_a_project_comes_before_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_net.py").write_text("FROM = 'installed'", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with installed({"own_net.py": "FROM = 'project'"}) as modules:
+        assert modules.load("own_net.py", "FROM") == "project"
+    assert importlib.import_module("own_net").FROM == "installed"
+    del sys.modules["own_net"]
 
 
 def test_a_traceback_shows_the_lines_of_files_that_are_not_here() -> None:
@@ -156,7 +159,8 @@ def test_what_was_not_sent_is_told(statement: str) -> None:
     assert str(caught.value).startswith("No module named 'own")
 
 
-def test_what_was_not_sent_is_not_looked_for_in_the_project_s_folder(tmp_path: object) -> None:
+def test_what_was_not_sent_is_not_looked_for_in_the_project_s_folder(tmp_path: Path) -> None:
+    (tmp_path / "missing.py").touch()
     with installed({"own/net.py": "def late():\n    import own.missing"}) as modules:
         late = modules.load("own/net.py", "late")
         sys.modules["own"].__path__ = [str(tmp_path)]

@@ -134,6 +134,12 @@ def test_what_is_no_python_is_refused() -> None:
         signature_of("class Net", "Net")
 
 
+@pytest.mark.parametrize("parameter", ["a: " + " | ".join(["int"] * 1100), "a: " + "a." * 1100 + "b"])
+def test_what_is_nested_too_deeply_is_refused(parameter: str) -> None:
+    with pytest.raises(ProjectError, match=r"the file of Net: an expression .*is nested too deeply"):
+        read(f"def Net({parameter}): ...")
+
+
 ACCEPTED = [
     ("int", 3, 3),
     ("float", 3, 3.0),
@@ -155,6 +161,8 @@ ACCEPTED = [
     ("Optional[int]", None, None),
     ("Union[int, str]", "a", "a"),
     ("'int | list[int]'", [1], [1]),
+    ("dict | None", {"a": 1}, {"a": 1}),
+    ("dict[str, int] | int", "any", "any"),
     ("Any", {"a": None}, {"a": None}),
     ("nn.Module", 1, 1),
     ("list[nn.Module]", 1, 1),
@@ -191,6 +199,7 @@ def test_a_value_of_the_type_is_accepted(annotation: str, given: Any, passed: An
         ("tuple[int, ...]", [True]),
         ("Sequence[int]", "a"),
         ("dict[str, int]", {"a": "b"}),
+        ("dict[str, int] | None", {"a": "b"}),
         ("Literal['a', 'b']", "c"),
         ("int | None", "a"),
         ("'Optional[int]'", "a"),
