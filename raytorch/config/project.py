@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from raytorch.system.near_names import did_you_mean
 from raytorch.system.python_files import ProjectError, bindings, is_taken, module_name, parse_source, read_source
+from raytorch.system.safe_text import escaped_line
 
 _FORM = re.compile(r"([^:]+\.py):([^\W\d]\w*)")
 
@@ -90,7 +91,7 @@ class Project:
                 return place.relative_to(root).as_posix()
         folders = [str(each) for each in dict.fromkeys((folder, root))]
         names = [name for each in folders for name in _python_files(Path(each, path.parent))]
-        raise ProjectError(f"no file {path} in {' or in '.join(folders)}{did_you_mean(path.name, names)}")
+        raise ProjectError(f"no file {escaped_line(path)} in {' or in '.join(folders)}{did_you_mean(path.name, names)}")
 
 
 def _taken_apart(text: str) -> tuple[PurePosixPath, str]:
@@ -102,9 +103,11 @@ def _taken_apart(text: str) -> tuple[PurePosixPath, str]:
         )
     path = PurePosixPath(form[1])
     if path.is_absolute():
-        raise ProjectError(f"{form[1]} is an absolute path; give it from the configuration's or the project's folder")
+        raise ProjectError(
+            f"{escaped_line(path)} is an absolute path; give it from the configuration's or the project's folder"
+        )
     if ".." in path.parts:
-        raise ProjectError(f"{form[1]} has a '..'; give the path from the project's folder")
+        raise ProjectError(f"{escaped_line(path)} has a '..'; give the path from the project's folder")
     return path, form[2]
 
 

@@ -115,7 +115,7 @@ class _File:
             if "__new__" in members or defined.keywords:
                 return None
             bases = [base for base in defined.bases if self._names.full(base) not in _PLAIN_BASES]
-            if self._is_dataclass(defined):
+            if defined.decorator_list:
                 return None if bases else self._of_dataclass(defined)
             if not bases:
                 return Signature((), defined.lineno)
@@ -147,15 +147,13 @@ class _File:
     def _parameter(self, given: ast.arg, kind: Kind, default: ast.expr | None) -> Parameter:
         return Parameter(given.arg, kind, _default(default), simple_type(given.annotation, self._names), given.lineno)
 
-    def _is_dataclass(self, defined: ast.ClassDef) -> bool:
-        decorators = [each.func if isinstance(each, ast.Call) else each for each in defined.decorator_list]
-        return any(self._names.full(each) == "dataclasses.dataclass" for each in decorators)
-
     def _of_dataclass(self, defined: ast.ClassDef) -> Signature | None:
-        """Its annotated fields, unless one of them, or an option, says more than a type and a default."""
+        """Its annotated fields, unless a decorator, an option or a field says more than types and defaults."""
+        decorators = [each.func if isinstance(each, ast.Call) else each for each in defined.decorator_list]
         options = [each.arg for call in defined.decorator_list if isinstance(call, ast.Call) for each in call.keywords]
         fields = [each for each in defined.body if isinstance(each, ast.AnnAssign) and not _is_class_variable(each)]
-        if not _HARMLESS.issuperset(options) or any(self._says_more(each) for each in fields):
+        is_plain = [self._names.full(each) for each in decorators] == ["dataclasses.dataclass"]
+        if not is_plain or not _HARMLESS.issuperset(options) or any(self._says_more(each) for each in fields):
             return None
         return Signature(tuple(self._field(each) for each in fields), defined.lineno)
 
