@@ -24,7 +24,8 @@ PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 ROOMS = {
     "system": [
         "allocator background deletion environment lazy_exports near_names processes regular_files safe_text",
-        "temporary_folders terminal",
+        "python_files temporary_folders terminal",
+        "project_modules",
     ],
     "errors": [],
     # torch, no ray
@@ -35,9 +36,9 @@ ROOMS = {
         "attention conv rnn transformer",
     ],
     "config": [
-        "export_formats section yaml_tree",
-        "data optimization",
-        "models",
+        "annotations export_formats project section yaml_tree",
+        "data optimization signature",
+        "models own_section",
         "run",
         "json_schema resuming sweep",
         "messages",
@@ -48,7 +49,7 @@ ROOMS = {
         "local_folder remote_folder",
         "metrics storage",
         "records status",
-        "catalog checkpoint_manifest",
+        "catalog checkpoint_manifest code",
         "curves live_record",
         "plan",
     ],

@@ -1,0 +1,140 @@
+"""Sections for a user's own classes and functions: the keys are their parameters, as the source code has them."""
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_serializer
+from pydantic.fields import FieldInfo
+
+from raytorch.config.section import Section
+from raytorch.config.signature import REQUIRED, UNKNOWN, Default, Parameter, Signature
+from raytorch.system.python_files import ProjectError
+
+PREFIX = "parameter_"
+"""Beginning of the names of fields that cannot have their parameter's own."""
+
+
+class OwnSection(Section):
+    """Base of the sections that :func:`section_of` makes. It is written down without what is left to the code.
+
+    Two are equal if their names and arguments are, and one is pickled as the signature that it was made of.
+    """
+
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=False)
+    made_of: ClassVar[tuple[Any, ...]]
+
+    name: str
+
+    @model_serializer(mode="plain")
+    def _given(self) -> dict[str, Any]:
+        return {"name": self.name, **arguments_of(self)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnSection) and self._given() == other._given()
+
+    def __reduce__(self) -> Any:
+        return _made_again, (type(self).made_of, self._given())
+
+
+def section_of(
+    signature: Signature, name: str, skip: int | Collection[str] = 0, optional: Collection[str] = ()
+) -> type[OwnSection]:
+    """The section whose keys are the parameters of what is called ``name``, but for those that are given otherwise.
+
+    Args:
+        signature: What it takes.
+        name: The only value of the section's ``name``, by default there.
+        skip: How many parameters are given by position, or the names of those that are no keys.
+        optional: Parameters that have to be given, but not in the section.
+
+    Raises ProjectError for a parameter that no key can stand for.
+
+    Example:
+        >>> signature = signature_of("def net(classes, width: int = 8): ...", "net")
+        >>> arguments_of(section_of(signature, "nets.py:net", skip=1)(width=16))
+        {'width': 16}
+    """
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    for parameter in _keys(signature, skip):
+        _require_key(parameter)
+        fields[_field_name(parameter.name)] = _field(parameter, is_optional=parameter.name in optional)
+    made = create_model(name, __base__=OwnSection, __module__=__name__, **fields)
+    made.made_of = (signature, name, skip, tuple(optional))
+    return made
+
+
+def arguments_of(section: OwnSection) -> dict[str, Any]:
+    """The values of a section by the names of the parameters, without those that are left to the code."""
+    values = ((key, field.alias or key, getattr(section, key)) for key, field in type(section).model_fields.items())
+    return {name: value for key, name, value in values if key != "name" and value is not UNKNOWN}
+
+
+def _made_again(made_of: tuple[Any, ...], values: dict[str, Any]) -> OwnSection:
+    return section_of(*made_of).model_validate(values)
+
+
+def _keys(signature: Signature, skip: int | Collection[str]) -> Iterator[Parameter]:
+    by_position = [each.name for each in signature.parameters if each.kind != "keyword"]
+    skipped = by_position[:skip] if isinstance(skip, int) else skip
+    for parameter in signature.parameters:
+        by_position_alone = parameter.kind == "positional_only" and parameter.default is not REQUIRED
+        if parameter.name not in skipped and not by_position_alone:
+            yield parameter
+
+
+def _require_key(parameter: Parameter) -> None:
+    if parameter.name == "name":
+        raise ProjectError(
+            f"has a parameter 'name' (line {parameter.line}), which is the key that says what is configured; rename it"
+        )
+    if parameter.kind == "positional_only":
+        raise ProjectError(
+            f"takes {parameter.name} by position alone (line {parameter.line}), which no key can give; let it be given "
+            "by its name"
+        )
+
+
+def _field_name(name: str) -> str:
+    """A name that pydantic admits: the parameter's own, unless it begins with ``_`` or every section has it."""
+    is_free = not name.startswith(("_", PREFIX)) and not hasattr(OwnSection, name)
+    return name if is_free else f"{PREFIX}{name}"
+
+
+def _field(parameter: Parameter, *, is_optional: bool) -> tuple[Any, FieldInfo]:
+    kind, default = Any if parameter.annotation is None else parameter.annotation, parameter.default
+    if default is None and kind is not Any:
+        kind = kind | None
+    if not isinstance(default, Default):
+        kind, default = _fitting(kind, default)
+    return kind, _field_info(parameter.name, UNKNOWN if default is REQUIRED and is_optional else default)
+
+
+def _field_info(name: str, default: Any) -> FieldInfo:
+    info: FieldInfo
+    if default is REQUIRED:
+        info = Field(alias=name)
+    elif default is UNKNOWN:  # by a factory, so that the JSON schema has none
+        info = Field(alias=name, default_factory=lambda: UNKNOWN)
+    else:
+        info = Field(alias=name, default=default)
+    return info
+
+
+def _fitting(kind: Any, default: Any) -> tuple[Any, Any]:
+    """A type and default that read the same when they are written down: where it can be ``kind``, else any value."""
+    written = _as_lists(default)
+    if kind is not Any:
+        with suppress(ValidationError):
+            value = TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(written)
+            return kind, value
+    return Any, default if written == default else UNKNOWN
+
+
+def _as_lists(value: Any) -> Any:
+    """The value as YAML gives it back, which has lists for tuples."""
+    if isinstance(value, list | tuple):
+        return [_as_lists(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _as_lists(each) for key, each in value.items()}
+    return value
