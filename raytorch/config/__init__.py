@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from raytorch.system.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from raytorch.config.code_snapshot import *
     from raytorch.config.data import *
     from raytorch.config.models import *
     from raytorch.config.optimization import *
+    from raytorch.config.own_parts import *
     from raytorch.config.run import *
     from raytorch.config.section import *
     from raytorch.config.sweep import *
@@ -26,6 +28,7 @@ __all__ = [
     "Averaging",
     "Checkpointing",
     "Cifar10Data",
+    "CodeSnapshot",
     "ConflictError",
     "ConstantSchedule",
     "Conv3dModel",
@@ -45,6 +48,9 @@ __all__ = [
     "MovingMnistData",
     "OneCycleSchedule",
     "Optimizer",
+    "OwnLoss",
+    "OwnModel",
+    "OwnPart",
     "Parameter",
     "ParameterGroup",
     "ResNet18Model",
@@ -65,4 +71,6 @@ __all__ = [
     "WorkerRange",
 ]
 
-__getattr__ = lazy_exports(__name__, __all__, "data", "models", "optimization", "run", "section", "sweep")
+__getattr__ = lazy_exports(
+    __name__, __all__, "code_snapshot", "data", "models", "optimization", "own_parts", "run", "section", "sweep"
+)

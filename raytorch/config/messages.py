@@ -75,7 +75,9 @@ def _describe(alternatives: list[Fragment]) -> str:
 
 
 def _form(fragment: Fragment) -> str:
-    match fragment["type"]:
+    match fragment.get("type"):
+        case None:
+            return "any value"
         case "integer":
             return f"a whole number{_bounds(fragment)}"
         case "number":
@@ -102,7 +104,7 @@ def _mapping_form(fragment: Fragment) -> str:
         return f"{{{', '.join(f'{key}: ...' for key in fragment['required'])}}}"
     if "properties" in fragment:
         return f"a mapping with keys among {', '.join(fragment['properties'])}"
-    return f"a mapping of {fragment['minProperties']} or more keys"
+    return f"a mapping of {fragment['minProperties']} or more keys" if "minProperties" in fragment else "a mapping"
 
 
 def _bounds(number: Fragment) -> str:

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_serializer
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from raytorch.config.section import Section
@@ -16,29 +16,19 @@ PREFIX = "parameter_"
 
 
 class OwnSection(Section):
-    """Base of the sections that :func:`section_of` makes. It is written down without what is left to the code.
-
-    Two are equal if their names and arguments are, and one is pickled as the signature that it was made of.
-    """
+    """Base of the sections that :func:`section_of` makes."""
 
     model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=False)
-    made_of: ClassVar[tuple[Any, ...]]
 
     name: str
 
-    @model_serializer(mode="plain")
-    def _given(self) -> dict[str, Any]:
-        return {"name": self.name, **arguments_of(self)}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OwnSection) and self._given() == other._given()
-
-    def __reduce__(self) -> Any:
-        return _made_again, (type(self).made_of, self._given())
-
 
 def section_of(
-    signature: Signature, name: str, skip: int | Collection[str] = 0, optional: Collection[str] = ()
+    signature: Signature,
+    name: str,
+    skip: int | Collection[str] = 0,
+    optional: Collection[str] = (),
+    base: type[OwnSection] = OwnSection,
 ) -> type[OwnSection]:
     """The section whose keys are the parameters of what is called ``name``, but for those that are given otherwise.
 
@@ -47,6 +37,7 @@ def section_of(
         name: The only value of the section's ``name``, by default there.
         skip: How many parameters are given by position, or the names of those that are no keys.
         optional: Parameters that have to be given, but not in the section.
+        base: The section's class, whose attributes are no keys.
 
     Raises ProjectError for a parameter that no key can stand for.
 
@@ -58,20 +49,14 @@ def section_of(
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     for parameter in _keys(signature, skip):
         _require_key(parameter)
-        fields[_field_name(parameter.name)] = _field(parameter, is_optional=parameter.name in optional)
-    made = create_model(name, __base__=OwnSection, __module__=__name__, **fields)
-    made.made_of = (signature, name, skip, tuple(optional))
-    return made
+        fields[_field_name(parameter.name, base)] = _field(parameter, is_optional=parameter.name in optional)
+    return create_model(name, __base__=base, __module__=__name__, **fields)
 
 
 def arguments_of(section: OwnSection) -> dict[str, Any]:
     """The values of a section by the names of the parameters, without those that are left to the code."""
     values = ((key, field.alias or key, getattr(section, key)) for key, field in type(section).model_fields.items())
     return {name: value for key, name, value in values if key != "name" and value is not UNKNOWN}
-
-
-def _made_again(made_of: tuple[Any, ...], values: dict[str, Any]) -> OwnSection:
-    return section_of(*made_of).model_validate(values)
 
 
 def _keys(signature: Signature, skip: int | Collection[str]) -> Iterator[Parameter]:
@@ -95,9 +80,9 @@ def _require_key(parameter: Parameter) -> None:
         )
 
 
-def _field_name(name: str) -> str:
+def _field_name(name: str, base: type[OwnSection]) -> str:
     """A name that pydantic admits: the parameter's own, unless it begins with ``_`` or every section has it."""
-    is_free = not name.startswith(("_", PREFIX)) and not hasattr(OwnSection, name)
+    is_free = not name.startswith(("_", PREFIX)) and not hasattr(base, name)
     return name if is_free else f"{PREFIX}{name}"
 
 

@@ -12,6 +12,9 @@ from raytorch.system.python_files import ProjectError, bindings, is_taken, modul
 from raytorch.system.safe_text import escaped_line
 
 _FORM = re.compile(r"([^:]+\.py):([^\W\d]\w*)")
+JOB_MARK = ".raytorch-project"
+"""File at the root of a project that was sent with a job, which has no ``.git``."""
+MARKS = (".git", JOB_MARK)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class Project:
 
     @classmethod
     def of(cls, folder: Path) -> "Project":
-        """The project that a folder belongs to: the git repository around it, else the folder alone."""
+        """The project that a folder belongs to: the git repository, or job's folder, around it, else the folder."""
         folder = folder.resolve()
-        return cls(next((each for each in (folder, *folder.parents) if os.path.lexists(each / ".git")), folder))
+        above = (each for each in (folder, *folder.parents) for mark in MARKS if os.path.lexists(each / mark))
+        return cls(next(above, folder))
 
     def resolve(self, text: str, folder: Path) -> Reference:
         """What ``text`` refers to in a configuration that is in ``folder``, from where, or else the root, it is found.

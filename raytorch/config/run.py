@@ -14,14 +14,17 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     Tag,
     model_validator,
 )
 
+from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.data import DATA, Data, DigitsData
 from raytorch.config.export_formats import ExportFormat
-from raytorch.config.models import MODELS, MlpModel, Model
-from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, Optimizer, Schedule
+from raytorch.config.models import MODELS, MlpModel, ModelPart
+from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, LossPart, Optimizer, Schedule
+from raytorch.config.own_parts import OwnPart
 from raytorch.config.section import ConflictError, Section, name_alone
 
 
@@ -179,9 +182,9 @@ class RunConfig(Section):
     """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
     data: Annotated[Data, BeforeValidator(name_alone)] = DigitsData()
     """Data set."""
-    model: Annotated[Model, BeforeValidator(name_alone)] = MlpModel()
+    model: Annotated[ModelPart, BeforeValidator(name_alone)] = MlpModel()
     """Model."""
-    loss: Annotated[Loss, BeforeValidator(name_alone)] = Loss()
+    loss: Annotated[LossPart, BeforeValidator(name_alone)] = Loss()
     """Loss."""
     optimizer: Annotated[Optimizer, BeforeValidator(name_alone)] = AdamW()
     """Optimizer."""
@@ -220,6 +223,24 @@ class RunConfig(Section):
     ``onnx``, ``torchscript``, ``pt2``, ``safetensors``."""
     storage: str = "runs"
     """Folder or URI (s3://..., gs://...) below which the run's folder is made; all workers must reach it."""
+
+    _code: CodeSnapshot | None = PrivateAttr(default=None)
+
+    @property
+    def code(self) -> CodeSnapshot | None:
+        """The user's own code that it names, as it was when the configuration was read; no key of the file."""
+        return self._code
+
+    def with_code(self, code: CodeSnapshot | None) -> "RunConfig":
+        """The same run with ``code``."""
+        copy = self.model_copy()
+        copy._code = code
+        return copy
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the parts that are the user's own: ``FILE.py:NAME``."""
+        return [part.name for part in (self.model, self.loss) if isinstance(part, OwnPart)]
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "RunConfig":
@@ -264,7 +285,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":
         reads, kind = self.model.reads, self.data.kind
-        if reads != kind:
+        if reads is not None and reads != kind:
             data = " or ".join(each.model_fields["name"].default for each in DATA if each.kind == reads)
             models = " or ".join(each.model_fields["name"].default for each in MODELS if each.reads == kind)
             raise ConflictError(
@@ -286,7 +307,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _loss_fits_model(self) -> "RunConfig":
-        if self.loss.name not in self.model.losses:
+        if self.model.losses is not None and isinstance(self.loss, Loss) and self.loss.name not in self.model.losses:
             raise ConflictError(
                 f"model {self.model.name} needs loss {' or '.join(self.model.losses)}, not {self.loss.name}",
                 "loss.name",

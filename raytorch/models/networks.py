@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from raytorch.config import ConflictError, Model
+from raytorch.config import CodeSnapshot, ConflictError, OwnModel
+from raytorch.config.models import ModelPart
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ConfigError
 from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
@@ -16,6 +17,7 @@ from raytorch.layers.conv import AdaptiveAvgPool3d, BatchNorm3d, Conv2d, Conv3d,
 from raytorch.layers.rnn import GRU, LSTM, RNN
 from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 from raytorch.models.objectives import digit_accuracy, strip_loss
+from raytorch.models.own_code import imported, own_call
 
 _BEGIN = 11  # what the decoder reads before the first digit
 
@@ -24,22 +26,35 @@ _BEGIN = 11  # what the decoder reads before the first digit
 class Architecture:
     """All that a model is built from, to be kept beside its weights."""
 
-    config: Model
+    config: ModelPart
     input_shape: tuple[int, ...]
     """Of one input: (channels, height, width), for clips (channels, frames, height, width)."""
     num_classes: int
     """Of these seq2seq takes no note, as it writes the ten digits."""
+    code: CodeSnapshot | None = field(default=None, repr=False)
+    """Of a model of the user's own, the code that it is in."""
+
+    @property
+    def maker(self) -> Callable[..., nn.Module]:
+        """The class or function that makes the model. Raises ConfigError if own code has none of that name."""
+        return MODELS.get(self.config.name) or imported(self.config.name, self.code)
 
     def build(self) -> nn.Module:
         """A new model, with PyTorch's default initialization from the global generator.
 
-        Raises ConfigError if the input does not fit.
+        Raises ConfigError if the input does not fit, or its own code does not take its arguments.
         """
-        try:
-            self.config.check_input(self.input_shape)
-        except ConflictError as error:
-            raise ConfigError(f"model.{error}") from None
-        return MODELS[self.config.name](self.input_shape, self.num_classes, **self.config.model_dump(exclude={"name"}))
+        facts: dict[str, Any] = {"input_shape": self.input_shape, "num_classes": self.num_classes}
+        if not isinstance(self.config, OwnModel):
+            try:
+                self.config.check_input(self.input_shape)
+            except ConflictError as error:
+                raise ConfigError(f"model.{error}") from None
+            return self.maker(**facts, **self.config.model_dump(exclude={"name"}))
+        model = own_call("model", self.config, self.code, facts)()
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model.name: {self.config.name} makes a {type(model).__name__}, not a torch.nn.Module")
+        return model
 
 
 class MLP(nn.Sequential):

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raytorch.config import Loss, RunConfig
+from raytorch.config import CodeSnapshot, Loss, OwnLoss, RunConfig
 from raytorch.config.run import smallest_batch
 from raytorch.datasets.in_memory import END, PAD, Dataset
 from raytorch.errors import ConfigError
 from raytorch.losses import LOSSES
+from raytorch.models.own_code import own_call
 
 Share = tuple[Tensor, Tensor]
 """A sum, and the count of what was added up."""
@@ -29,8 +30,13 @@ LossFunction = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Share]
 
 
-def loss_function(config: Loss, model: nn.Module) -> LossFunction:
-    """The loss of that name: the model's own, or one of a classification."""
+def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot | None = None) -> LossFunction:
+    """The loss of that name: one in the user's ``code``, the model's own, or one of a classification.
+
+    Raises ConfigError if a loss of the user's own does not take its arguments.
+    """
+    if isinstance(config, OwnLoss):
+        return own_call("loss", config, code, positional=2)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
     own: Mapping[str, Callable[..., Tensor]] = getattr(model, "losses", {})
     return partial(own.get(config.name) or partial(classification_loss, name=config.name), **options)

@@ -66,7 +66,7 @@ class ProjectModules(MetaPathFinder, ExecutionLoader):
             if not hasattr(error, "__notes__"):
                 error.add_note(NOT_SENT)
             raise
-        if module_of_file not in self._served:
+        if module_of_file not in self._served and getattr(module, "__file__", None) != self._path(file):
             raise ImportError(
                 f"{file} cannot be imported as {module_of_file}, as another module has that name: {module!r}; rename "
                 "the file"

@@ -26,6 +26,7 @@ from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import DivergedError
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, require_enough_samples, total
+from raytorch.models.own_code import imported
 from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
@@ -55,13 +56,13 @@ def train_on_worker(
 
     ``make_trainer`` makes this worker's trainer, by default a :class:`Trainer`.
     """
-    worker = Worker.current()
+    worker, code = Worker.current(), job.plan.config.code
     job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
     with (
         reporting_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
         closing(LiveFiles(job.plan.folder)) as files,
         log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
-        reporting_failures(job.monitor, worker.rank, failure_cause),
+        reporting_failures(job.monitor, worker.rank, failure_cause, code.root if code else None),
         leaving_process_group(),
     ):
         with closing((make_trainer or Trainer)(job, worker, files)) as run:
@@ -87,6 +88,9 @@ class Trainer:
         choose_attention(device)
         keep_freed_memory()
 
+        for name in config.references:  # what is wrong with it is found before data is read
+            imported(name, config.code)
+
         self.train_set = load_dataset(config.data, "train", device)
         self.test_set = load_dataset(config.data, "test", device)
         self.loader = TrainLoader(
@@ -101,9 +105,11 @@ class Trainer:
         self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
 
         self.precision = Precision.choose(config.precision, device)
-        self.architecture = Architecture(config.model, self.train_set.input_shape, self.train_set.num_classes)
+        self.architecture = Architecture(
+            config.model, self.train_set.input_shape, self.train_set.num_classes, config.code
+        )
         self.model = self.precision.to_memory_format(self.architecture.build().to(device))
-        self.loss, self.judges = loss_function(config.loss, self.model), metrics_of(self.model)
+        self.loss, self.judges = loss_function(config.loss, self.model, config.code), metrics_of(self.model)
         require_enough_samples(config, self.loss, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
@@ -267,6 +273,7 @@ class Trainer:
                 "evaluated": evaluated,
                 "seconds": self.clock.read(),
                 "config": self.config.model_dump(mode="json"),
+                "code": self.config.code.digests() if self.config.code else {},
                 "versions": versions(),
             }
             self.checkpoints.save(self.average.model, self.architecture, state, manifest)

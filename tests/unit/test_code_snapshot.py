@@ -1,17 +1,20 @@
 """Which files of a project a run takes along, and what it records of them, without running any."""
 
 import hashlib
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raytorch.config import code_snapshot
+from raytorch.config.code_snapshot import CodeSnapshot, changed_files, snapshot
+from raytorch.config.file import load_config
 from raytorch.config.project import Project, Reference
-from raytorch.errors import ConfigError, RecordError
-from raytorch.runs import code
-from raytorch.runs.code import CodeSnapshot, changed, recorded, snapshot
+from raytorch.errors import UserError
+from raytorch.runs.plan import RunPlan, placed
 from raytorch.runs.storage import RunFolder
 from raytorch.system.project_modules import ProjectModules
+from raytorch.system.python_files import ProjectError
 
 
 @pytest.fixture
@@ -19,14 +22,6 @@ def root(tmp_path: Path) -> Path:
     """A project that is a repository."""
     (tmp_path / "project/.git").mkdir(parents=True)
     return tmp_path / "project"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    """A run's folder."""
-    run = RunFolder(str(tmp_path / "runs"), "mine")
-    run.make()
-    return run
 
 
 def write(root: Path, **files: str) -> None:
@@ -44,7 +39,7 @@ def taken(root: Path, *files: str) -> list[str]:
 
 def refused(root: Path, *files: str) -> str:
     """Why a snapshot is refused, with the project's folder as ROOT."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ProjectError) as caught:
         taken(root, *files)
     return str(caught.value).replace(str(root), "ROOT")
 
@@ -153,22 +148,20 @@ def test_a_link_that_leads_out_of_the_project_is_refused(root: Path) -> None:
 def test_too_much_code_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(root, net="import a, b", a="", b="#" * 100)
     with monkeypatch.context() as patched:
-        patched.setattr(code, "MOST_FILES", 2)
+        patched.setattr(code_snapshot, "MOST_FILES", 2)
         assert refused(root, "net.py") == (
             "the code that is imported has more than 2 files or 20,000,000 bytes; install what is not the project's "
             "own, and import it from there"
         )
-    monkeypatch.setattr(code, "MOST_BYTES", 100)
+    monkeypatch.setattr(code_snapshot, "MOST_BYTES", 100)
     assert "has more than 2,000 files or 100 bytes" in refused(root, "net.py")
 
 
-def test_nothing_is_run(root: Path, folder: RunFolder) -> None:
+def test_nothing_is_run(root: Path) -> None:
     trace = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
     write(root, net=f"import helpers\n{trace}", helpers=trace, sub__init=trace)
-    made = snapshot(Project.of(root), [Reference("net.py", "Net")])
-    made.write(folder)
-    recorded(folder)
-    assert not [*root.rglob("ran"), *root.rglob("__pycache__"), *Path(folder.path).rglob("ran")]
+    snapshot(Project.of(root), [Reference("net.py", "Net")])
+    assert not [*root.rglob("ran"), *root.rglob("__pycache__")]
 
 
 def test_texts_are_as_python_reads_them(root: Path) -> None:
@@ -178,60 +171,51 @@ def test_texts_are_as_python_reads_them(root: Path) -> None:
     assert made.digests() == {"net.py": hashlib.sha256("x = 'café'\n".encode()).hexdigest()}
 
 
-def test_a_run_records_its_code(folder: RunFolder) -> None:
-    made = CodeSnapshot("/project", {"net.py": "x = 'é'\n", "sub/deep/über.py": ""})
-    assert recorded(folder) is None
-    made.write(folder)
-    assert recorded(folder) == made.digests()
-    assert Path(folder.path, "code/net.py").read_bytes() == "x = 'é'\n".encode()
-    assert Path(folder.path, "code/sub/deep/über.py").read_bytes() == b""
+def recording(root: Path, **plan: Any) -> RunFolder:
+    """The folder in which a run of ``net.py`` has recorded its code."""
+    config = load_config(root / "run.yaml")
+    made = RunPlan(placed(config, "mine", str(root / "runs")), **plan)
+    made.folder.make()
+    made.record_code()
+    return made.folder
 
 
-def test_a_new_record_takes_the_place_of_the_old(folder: RunFolder) -> None:
-    CodeSnapshot("/project", {"net.py": "", "old/net.py": ""}).write(folder)
-    CodeSnapshot("/project", {"net.py": "x = 1"}).write(folder)
-    assert [path.name for path in Path(folder.path, "code").iterdir()] == ["net.py"]
-    assert list(recorded(folder) or {}) == ["net.py"]
+@pytest.fixture
+def run(root: Path) -> Path:
+    """A project with a run of its own model, which imports another file."""
+    write(root, net="import sub.deep\ndef net(): ...\nstore = 's3://key:secret@bucket/x'\n", sub__deep="x = 'é'")
+    (root / "run.yaml").write_text("epochs: 1\nmodel: net.py:net\n", encoding="utf-8")
+    return root
 
 
-def test_a_record_has_no_secrets_of_addresses(folder: RunFolder) -> None:
-    CodeSnapshot("/project", {"net.py": "store = 's3://key:secret@bucket/x'"}).write(folder)
-    assert Path(folder.path, "code/net.py").read_text(encoding="utf-8") == "store = 's3://***@bucket/x'"
+def test_a_run_records_its_code_without_secrets_of_addresses(run: Path) -> None:
+    copy = Path(recording(run).path, "code/step-0")
+    assert (copy / "sub/deep.py").read_text(encoding="utf-8") == "x = 'é'"
+    assert "store = 's3://***@bucket/x'" in (copy / "net.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "{",
-        "[]",
-        "{}",
-        json.dumps({"files": {"../net.py": "0" * 64}}),
-        json.dumps({"files": {"/net.py": "0" * 64}}),
-        json.dumps({"files": {"net.txt": "0" * 64}}),
-        json.dumps({"files": {"net.py": "0" * 63}}),
-        json.dumps({"files": {"net.py\n": "0" * 64}}),
-    ],
-)
-def test_a_damaged_record_is_refused(folder: RunFolder, content: str) -> None:
-    folder.write_text("code.json", content)
-    with pytest.raises(RecordError, match=r"/runs/mine/code.json is damaged, or none of raytorch's: "):
-        recorded(folder)
+def test_code_that_is_recorded_already_is_not_recorded_again(run: Path) -> None:
+    recording(run)
+    folder = Path(recording(run, new_code_at=None).path, "code")
+    assert [path.name for path in folder.iterdir()] == ["step-0"]
+    recording(run, new_code_at=20)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0", "step-20"]
 
 
-def test_a_link_in_the_place_of_the_record_is_not_followed(folder: RunFolder, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "net.py").write_text("mine", encoding="utf-8")
-    Path(folder.path, "code").symlink_to(outside)
-    CodeSnapshot("/project", {"net.py": "x = 1"}).write(folder)
-    assert (outside / "net.py").read_text(encoding="utf-8") == "mine"
+def test_a_link_in_the_place_of_the_record_is_not_followed(run: Path) -> None:
+    (outside := run / "outside").mkdir()
+    (run / "runs/mine").mkdir(parents=True)
+    (run / "runs/mine/code").symlink_to(outside)
+    with pytest.raises(UserError):
+        recording(run)
+    assert not [*outside.iterdir()]
 
 
 def test_what_has_changed_is_told_by_file() -> None:
     before = {"same.py": "0", "net.py": "0", "old.py": "0"}
-    assert changed(before, {"same.py": "0", "net.py": "1", "new.py": "0"}) == [
+    assert changed_files(before, {"same.py": "0", "net.py": "1", "new.py": "0"}) == [
         "net.py has changed",
         "new.py is new",
         "old.py is gone",
     ]
-    assert changed(before, before) == []
+    assert changed_files(before, before) == []

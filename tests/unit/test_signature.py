@@ -1,10 +1,8 @@
 """What own code takes, told without running it, and the sections that are made of it."""
 
-import copy
-import pickle
+import json
 from typing import Annotated, Any, Literal
 
-import cloudpickle
 import pytest
 from pydantic import Field, ValidationError
 
@@ -279,7 +277,6 @@ def test_names_that_sections_have_themselves_are_keys_as_well() -> None:
     given = {name: number for number, name in enumerate(ODD)}
     made_of_it = made.model_validate(given)
     assert arguments_of(made_of_it) == given
-    assert made_of_it.model_dump(mode="json") == {"name": "nets.py:Net", **given}
     assert set(made.model_json_schema()["properties"]) == {"name", *ODD}
     with pytest.raises(ValidationError) as caught:
         made.model_validate(given | {"_hidden": "x"})
@@ -301,7 +298,7 @@ def test_names_that_sections_have_themselves_are_keys_as_well() -> None:
 )
 def test_a_default_is_written_down_and_read_back_the_same(parameter: str, default: Any) -> None:
     made = section(parameter)
-    written = made().model_dump(mode="json")
+    written = json.loads(json.dumps(arguments_of(made())))
     for each in (made(), made.model_validate(written)):
         assert arguments_of(each) == {"a": default}
         assert type(arguments_of(each)["a"]) is type(default)
@@ -310,30 +307,9 @@ def test_a_default_is_written_down_and_read_back_the_same(parameter: str, defaul
 @pytest.mark.parametrize("parameter", ["a=(1, 2)", "a: nn.Module = (1,)", "a=nn.ReLU()", "a: int = WIDTH"])
 def test_a_default_that_reads_back_otherwise_is_left_to_the_code(parameter: str) -> None:
     made = section(parameter)
-    assert made().model_dump(mode="json") == {"name": "nets.py:Net"}
     assert arguments_of(made()) == {}
     assert arguments_of(made(a=3)) == {"a": 3}
     assert "default" not in made.model_json_schema()["properties"]["a"]
-
-
-def test_equal_sections_are_equal_whenever_they_were_made() -> None:
-    first, second = section("width=8, fn=nn.ReLU"), section("width=8, fn=nn.ReLU")
-    assert first is not second
-    assert first() == second()
-    assert first(width=9) != second()
-    assert first() != section("width=8, depth=1")()
-
-
-def test_a_section_is_copied_and_pickled() -> None:
-    given = section("shape, width: int, _x: tuple[int, ...] = (1,), fn=nn.ReLU", skip=1)(width=4)
-    for again in (
-        pickle.loads(pickle.dumps(given)),
-        cloudpickle.loads(cloudpickle.dumps(given)),
-        copy.deepcopy(given),
-        given.model_copy(),
-    ):
-        assert again == given
-        assert arguments_of(again) == {"width": 4, "_x": (1,)}
 
 
 def test_a_section_is_a_variant_of_a_run_s() -> None:

@@ -1,7 +1,4 @@
-"""The user's own code that a run needs, as texts: collected by its import statements, and recorded in the run's folder.
-
-The record is compared and read by people; nothing imports from it.
-"""
+"""The user's own code that a run needs, as texts, collected by following its import statements."""
 
 import ast
 import hashlib
@@ -10,31 +7,12 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated
-
-from pydantic import Field
 
 from raytorch.config.project import Project, Reference
-from raytorch.errors import ConfigError
-from raytorch.runs.records import _Record, read_record
-from raytorch.runs.storage import RunFolder
 from raytorch.system.python_files import ProjectError, is_taken, parse_source
 
-CODE_FOLDER = "code"
-CODE_FILE = "code.json"
 MOST_FILES = 2_000
 MOST_BYTES = 20_000_000
-
-SourceFile = Annotated[str, Field(pattern=r"^([^\W\d]\w*/)*[^\W\d]\w*\.py$", max_length=1000)]
-"""A file of Python by its path from the project's root: only names that can be imported."""
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class CodeRecord(_Record):
-    """A run's ``code.json``."""
-
-    files: dict[SourceFile, Digest]
-    """The SHA-256 of each file."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +33,11 @@ class CodeSnapshot:
         """The SHA-256 of each file, in UTF-8."""
         return {file: hashlib.sha256(text.encode()).hexdigest() for file, text in self.sources.items()}
 
-    def write(self, folder: RunFolder) -> None:
-        """Record the files in a run's folder in place of what is recorded there. Raises UserError.
-
-        As in all that a run records, the key and secret of an address are left out.
-        """
-        folder.delete(CODE_FILE)
-        folder.delete(CODE_FOLDER)
-        for place in sorted({posixpath.dirname(f"{CODE_FOLDER}/{file}") for file in self.sources}):
-            folder.make(place)
-        for file, text in self.sources.items():
-            folder.write_text(f"{CODE_FOLDER}/{file}", text)
-        folder.write_json(CODE_FILE, {"files": self.digests()})
-
 
 def snapshot(project: Project, references: Iterable[Reference]) -> CodeSnapshot:
     """The files that are referred to, with every file of the project that their import statements name, at any depth.
 
-    Raises ConfigError for a file that cannot be read or is not valid Python, for an import that means either of two
+    Raises ProjectError for a file that cannot be read or is not valid Python, for an import that means either of two
     files, and where there is too much of it.
 
     Example:
@@ -81,26 +46,15 @@ def snapshot(project: Project, references: Iterable[Reference]) -> CodeSnapshot:
         ['nets/__init__.py', 'nets/layers.py', 'nets/tagger.py']
     """
     entries = tuple(sorted({reference.file for reference in references}))
-    try:
-        sources = _Collection(project, entries).sources
-    except ProjectError as error:
-        raise ConfigError(str(error)) from None
+    sources = _Collection(project, entries).sources
     return CodeSnapshot(str(project.root.resolve()), dict(sorted(sources.items())), entries)
 
 
-def recorded(folder: RunFolder) -> dict[str, str] | None:
-    """The SHA-256 of each file of the code that a run was started with; None if it has none of the user's own.
-
-    Raises RecordError if the record is damaged, and UserError if it cannot be read.
-    """
-    return dict(read_record(folder, CODE_FILE, CodeRecord).files) if folder.exists(CODE_FILE) else None
-
-
-def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What differs between the digests of two snapshots, a sentence for each file.
 
     Example:
-        >>> changed({"nets.py": "0a", "old.py": "1b"}, {"nets.py": "2c"})
+        >>> changed_files({"nets.py": "0a", "old.py": "1b"}, {"nets.py": "2c"})
         ['nets.py has changed', 'old.py is gone']
     """
     return [
