@@ -89,7 +89,7 @@ def _form(fragment: Fragment) -> str:
             count = (
                 "" if least is None else f" of {least}" if fragment.get("maxItems") == least else f" of {least} or more"
             )
-            each = f", each {_describe([item_of(fragment)])}" if item_of(fragment) else ""
+            each = f", each {_describe(allowed_at([fragment], 0))}" if item_of(fragment) else ""
             return f"a list{count}{each}"
         case "object":
             return _mapping_form(fragment)

@@ -15,6 +15,8 @@ class ImageModel(Section):
     """The kind of input, as data sets name theirs."""
     losses: ClassVar[tuple[str, ...]] = LOSSES
     """Those that it can be trained by."""
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """Those that it brings, of each of which a higher value is better."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Refuse inputs of ``shape``, (C, H, W), of clips (C, T, H, W), that it cannot read. Raises ConflictError."""

@@ -1,6 +1,8 @@
-"""Losses, optimizers and learning-rate schedules."""
+"""Losses, metrics, optimizers and learning-rate schedules."""
 
-from typing import Annotated, Literal, get_args
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Strict, model_validator
 
@@ -27,6 +29,51 @@ class Loss(Section):
                 "name",
             )
         return self
+
+
+LOSS_LABEL = "loss"
+"""Label of the loss among what a model is judged by."""
+RECORD_KEYS = ("step", "epoch", "split", "time")
+"""Keys of a line of ``metrics.jsonl`` that say of what it is."""
+
+
+class Metric(Section):
+    """A number by which the model is judged on the test split, beside its loss."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """The metric: one of the model's own."""
+    better: Literal["higher", "lower"] = "higher"
+    """The better of two values."""
+
+    @property
+    def label(self) -> str:
+        """Name of its values in records and pictures: ``f1`` for the function f1 of a file, ``tagger.py:f1``."""
+        return self.name.rpartition(":")[2]
+
+    @model_validator(mode="after")
+    def _label_is_free(self) -> "Metric":
+        if self.label in (LOSS_LABEL, *RECORD_KEYS):
+            taken = "the loss" if self.label == LOSS_LABEL else "a key of the records"
+            raise ConflictError(f"a metric cannot be called {self.label}, as {taken} is; rename it", "name")
+        return self
+
+
+class Ranking(NamedTuple):
+    """The order of evaluations by one of their numbers."""
+
+    label: str
+    """The number's name in an evaluation."""
+    higher_is_better: bool
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """How good an evaluation is: the higher the better, and minus infinity without the number, or for NaN.
+
+        Example:
+            >>> Ranking("loss", higher_is_better=False).score({"loss": 0.25})
+            -0.25
+        """
+        value = metrics.get(self.label, math.nan) * (1 if self.higher_is_better else -1)
+        return -math.inf if math.isnan(value) else value
 
 
 class ParameterGroup(Section):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from raytorch.config import Parameter, RunConfig, SweepConfig
+from raytorch.config import ConflictError, Parameter, RunConfig, SweepConfig
 from raytorch.config import yaml_tree as tree
 from raytorch.config.file import apply_override, compose, graft, read, validate
 from raytorch.errors import ConfigError
@@ -113,7 +113,13 @@ def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any
                 raise tree.report([tree.Problem(place.mark, keys, text)])
         grafted[keys] = _node(root, config.parameters[key], key, parameters[key])
         graft(run, list(keys), grafted[keys], place.mark, RunConfig)
-    return validate(run, RunConfig)
+    trial = validate(run, RunConfig)
+    try:
+        trial.ranking_by(config.ranking.label)
+    except ConflictError as error:
+        mark = tree.find(root, ("metric",)).mark
+        raise tree.report([tree.Problem(mark, ("metric",), f"a trial lacks it: {error}")]) from None
+    return trial
 
 
 def _node(root: yaml.MappingNode, parameter: Parameter, key: str, value: Any) -> yaml.Node:

@@ -84,7 +84,7 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging checkpoints launch precision reproducibility schedules stopping",
+        "averaging batch_loss checkpoints launch precision reproducibility schedules stopping",
         "monitor",
         "failures loop",
         "run_record",
