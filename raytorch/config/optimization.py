@@ -53,8 +53,9 @@ class Metric(Section):
     @model_validator(mode="after")
     def _label_is_free(self) -> "Metric":
         if self.label in (LOSS_LABEL, *RECORD_KEYS):
-            taken = "the loss" if self.label == LOSS_LABEL else "a key of the records"
-            raise ConflictError(f"a metric cannot be called {self.label}, as {taken} is; rename it", "name")
+            raise ConflictError(
+                f"a metric cannot be called {self.label}, which metrics.jsonl has for something else; rename it", "name"
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from raytorch.config import ConflictError, RunConfig, Scaling, Section
 
 IMAGES = "mlp or convnet or resnet18 or rnn or vit"
 DATA = "digits or mnist or cifar10"
+TAKEN = ", which metrics.jsonl has for something else; rename it"
 
 
 def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
@@ -144,6 +145,20 @@ def test_a_config_does_not_change() -> None:
             "nesterov needs a momentum above 0",
             "nesterov",
         ),
+        (
+            {"checkpoint": {"best_by": "acuracy"}},
+            "no metric acuracy in this run; one of accuracy, loss (did you mean 'accuracy'?)",
+            "checkpoint.best_by",
+        ),
+        (
+            {"stop": {"metric": "f2", "patience": 1}, "metrics": ["mine.py:f1"]},
+            "no metric f2 in this run; one of f1, loss",
+            "stop.metric",
+        ),
+        ({"metrics": ["f2"]}, "model mlp has no metric f2; one of accuracy", "metrics"),
+        ({"metrics": ["a.py:f1", "b.py:f1"]}, "two metrics are called f1; leave one out, or rename it", "metrics"),
+        ({"metrics": ["a.py:loss"]}, f"a metric cannot be called loss{TAKEN}", "name"),
+        ({"metrics": ["a.py:step"]}, f"a metric cannot be called step{TAKEN}", "name"),
         ({"scaling": {"workers": {"min": 3, "max": 2}}}, "min (3) must not exceed max (2)", "min"),
         (
             {"scaling": {"backend": "nccl"}},

@@ -104,6 +104,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("scaling: {workers: {min: 0, max: 1}}", "scaling.workers.min: must be a whole number of at least 1, not 0"),
         ("scaling: {workers: {min: 3, max: 2}}", "scaling.workers.min: min (3) must not exceed max (2)"),
+        # metrics
+        ("metrics: accuracy", "metrics: must be a list, each text or {name: ...}, not 'accuracy'"),
+        ("metrics: [3]", "metrics[0]: must be text or {name: ...}, not 3; quote it: '3'"),
+        ("metrics: [{better: lower}]", "metrics[0].name: missing; must be text"),
+        (
+            "metrics: [{name: accuracy, better: lowr}]",
+            "metrics[0].better: must be one of higher, lower, not 'lowr' (did you mean 'lower'?)",
+        ),
+        (
+            "metrics: [a.py:time]",
+            "metrics[0].name: a metric cannot be called time, which metrics.jsonl has for something else; rename it",
+        ),
+        ("checkpoint: {best_by: f2}", "checkpoint.best_by: no metric f2 in this run; one of accuracy, loss"),
+        ("checkpoint: {best_by: 3}", "checkpoint.best_by: must be text or null, not 3; quote it: '3'"),
         # values that do not go together
         ("model: {name: vit, heads: 3}", "model.heads: dim (64) must be a multiple of heads (3)"),
         (

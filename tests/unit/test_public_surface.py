@@ -55,9 +55,9 @@ EXPORTS = {
     "raytorch.cluster": "joined_ray",
     "raytorch.config": """
         Adam AdamW Asha AttentionModel Augment Averaging Checkpointing Cifar10Data ConflictError ConstantSchedule
-        Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData Logging Loss MlpModel
-        MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer Parameter ParameterGroup
-        ResNet18Model RmsProp RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule
+        Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData Logging Loss Metric
+        MlpModel MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer Parameter ParameterGroup
+        Ranking ResNet18Model RmsProp RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule
         StoredData SweepConfig VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """

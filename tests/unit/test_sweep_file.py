@@ -230,6 +230,14 @@ def test_a_parameter_that_the_run_cannot_have(parameter: str, message: str) -> N
             "sweep.yaml:3: asha.reduction: must be a number above 1, not 1",
         ),
         (
+            "run: {epochs: 1}\nparameters: {seed: {grid: [1]}}\nmetric: f1",
+            "sweep.yaml:3: metric: no metric f1 in this run; one of accuracy, loss",
+        ),
+        (
+            "run: {epochs: 1}\nparameters: {metrics: {grid: [[accuracy], [a.py:f1]]}}\nmetric: accuracy",
+            "sweep.yaml:3: metric: a trial lacks it: no metric accuracy in this run; one of f1, loss",
+        ),
+        (
             "run: {epochs: 1}\nparameters: {seed: {grid: [1, 2]}}\ntrials: 1000000000",
             "sweep.yaml:3: trials: 2,000,000,000 trials are more than the 10,000 that a sweep may have; draw fewer, or "
             "list less in the grids",

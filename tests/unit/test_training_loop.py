@@ -17,6 +17,7 @@ from raytorch.config import RunConfig
 from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError, ConfigError
 from raytorch.runs import storage
+from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
@@ -110,6 +111,40 @@ def test_a_run_ends_when_it_no_longer_gets_better_and_goes_on_with_more_patience
     assert latest_checkpoint(folder) == "checkpoint_00000120"
     train("early", epochs=9, stop=None)
     assert latest_checkpoint(folder) == "checkpoint_00000216"
+
+
+def test_a_loss_of_a_sum_and_a_count_trains_and_is_reported_as_the_mean_of_its_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes: dict[str, Any] = {"epochs": 1, "accumulate": 2, "clip_norm": 0.5, "optimizer": {"name": "sgd", "lr": 0.1}}
+    means, make = train("means", **changes), loop.loss_function
+
+    def loss_function(*given: Any) -> Any:
+        def loss(model: Any, batch: Any) -> Any:
+            losses: Any = make(*given)(model, batch)
+            return losses.sum(), len(losses)
+
+        return loss
+
+    monkeypatch.setattr(loop, "loss_function", loss_function)
+    sums = train("sums", **changes)
+    torch.testing.assert_close(final(sums), final(means))
+    for ours, theirs in zip(read_history(sums), read_history(means), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours.get("accuracy") == theirs.get("accuracy")
+
+
+def test_metrics_of_the_runs_own_choice_are_measured_and_rank_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter([3.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(loop, "metrics_of", lambda metrics, model: {"errors": lambda model, batch: next(errors)})
+    metrics = [{"name": "mine.py:errors", "better": "lower"}]
+    checkpoint = {"keep": 1, "best_by": "errors"}
+    folder = train("own", metrics=metrics, epochs=4, checkpoint=checkpoint, stop={"patience": 2})
+    assert [line["errors"] for line in read_history(folder) if line["split"] == "test"] == [3.0, 1.0, 2.0, 4.0]
+    assert [name for name in folder.folders() if name.startswith("checkpoint")] == [
+        "checkpoint_00000048",  # the best
+        "checkpoint_00000096",
+    ]
 
 
 def test_a_checkpoint_behind_the_end_has_nothing_left_to_train() -> None:
