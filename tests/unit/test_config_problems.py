@@ -114,7 +114,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "metrics: [a.py:time]",
-            "metrics[0].name: a metric cannot be called time, which metrics.jsonl has for something else; rename it",
+            "metrics[0]: a metric cannot be called time, which metrics.jsonl has for something else; rename it",
         ),
         ("checkpoint: {best_by: f2}", "checkpoint.best_by: no metric f2 in this run; one of accuracy, loss"),
         ("checkpoint: {best_by: 3}", "checkpoint.best_by: must be text or null, not 3; quote it: '3'"),
