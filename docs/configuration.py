@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raytorch.config import Asha, OwnPart, Parameter, ParameterGroup, RunConfig, SweepConfig
+from raytorch.config import Asha, Metric, OwnPart, Parameter, ParameterGroup, RunConfig, SweepConfig
 from raytorch.config.resuming import RULES, OnResume
 
 TARGET = Path(__file__).with_suffix(".md")
@@ -40,6 +40,7 @@ def page() -> str:
         HEADER.rstrip(),
         *_table("Run", RunConfig, ""),
         *_sections(),
+        *_table("Each of `metrics`", Metric, ""),
         *_table("Each of `optimizer.groups`", ParameterGroup, ""),
         RESUMING.rstrip(),
         *_rules(),

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from raytorch import serialization
-from raytorch.config import CodeSnapshot
 from raytorch.config.export_formats import ExportFormat
 from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError, UserError
-from raytorch.models.networks import Architecture
+from raytorch.models.networks import Architecture, Code
 from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, batch_axes, evaluating, fresh_inputs, require_agreement
-from raytorch.serialization.refusals import StrPath
 from raytorch.system.deletion import delete_tree
 
 SUFFIXES: dict[ExportFormat, str] = {
@@ -40,10 +38,6 @@ def require_packages(kinds: Sequence[ExportFormat]) -> None:
     """Raise MissingPackageError for formats that cannot be written here, before anything is trained for them."""
     if "onnx" in kinds:
         import raytorch.onnx  # noqa: F401
-
-
-Code = StrPath | CodeSnapshot | None
-"""Where the code of a model of a user's own is; see :func:`raytorch.serialization.load_model`."""
 
 
 def export_run(

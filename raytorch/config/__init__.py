@@ -12,6 +12,7 @@ from raytorch.system.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from raytorch.config.code_snapshot import *
     from raytorch.config.data import *
+    from raytorch.config.metrics import *
     from raytorch.config.models import *
     from raytorch.config.optimization import *
     from raytorch.config.own_parts import *
@@ -41,6 +42,7 @@ __all__ = [
     "ImageData",
     "Logging",
     "Loss",
+    "Metric",
     "MlpModel",
     "MnistData",
     "MnistStripsData",
@@ -49,10 +51,12 @@ __all__ = [
     "OneCycleSchedule",
     "Optimizer",
     "OwnLoss",
+    "OwnMetric",
     "OwnModel",
     "OwnPart",
     "Parameter",
     "ParameterGroup",
+    "Ranking",
     "ResNet18Model",
     "RmsProp",
     "RnnModel",
@@ -72,5 +76,15 @@ __all__ = [
 ]
 
 __getattr__ = lazy_exports(
-    __name__, __all__, "code_snapshot", "data", "models", "optimization", "own_parts", "run", "section", "sweep"
+    __name__,
+    __all__,
+    "code_snapshot",
+    "data",
+    "metrics",
+    "models",
+    "optimization",
+    "own_parts",
+    "run",
+    "section",
+    "sweep",
 )

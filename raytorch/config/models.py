@@ -16,6 +16,8 @@ class ImageModel(Section):
     """The kind of input, as data sets name theirs; None for any."""
     losses: ClassVar[tuple[str, ...] | None] = LOSSES
     """Those of raytorch's that it can be trained by; None for any."""
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """Those that it brings, of each of which a higher value is better."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Refuse inputs of ``shape``, (C, H, W), of clips (C, T, H, W), that it cannot read. Raises ConflictError."""

@@ -25,6 +25,11 @@ class OwnPart(Section):
     ]
     """The file, relative to the configuration's folder or the project's, and a name at its top level."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it is to be called with: all keys that are not raytorch's."""
+        return self.model_dump(exclude=set(type(self).model_fields))
+
 
 class OwnModel(OwnPart):
     """A model: a class or function that returns a ``torch.nn.Module``.
@@ -36,6 +41,8 @@ class OwnModel(OwnPart):
     """Any kind of input."""
     losses: ClassVar[tuple[str, ...] | None] = None
     """Any."""
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """As those of the shipped models, unless the run names others."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Whether it can read inputs of ``shape`` is for its own code to say."""
@@ -48,6 +55,7 @@ class OwnModelSection(OwnSection):
     """Parameters that the data gives."""
     reads: ClassVar[None] = None
     losses: ClassVar[None] = None
+    metrics: ClassVar[tuple[str, ...]] = OwnModel.metrics
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """As of :class:`OwnModel`."""

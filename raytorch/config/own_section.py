@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -20,7 +20,7 @@ class OwnSection(Section):
 
     model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=False)
 
-    name: str
+    name: Annotated[str, Field(description="The class or function, FILE.py:NAME.")]
 
 
 def section_of(
@@ -48,15 +48,17 @@ def section_of(
     """
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     for parameter in _keys(signature, skip):
-        _require_key(parameter)
+        _require_key(parameter, base)
         fields[_field_name(parameter.name, base)] = _field(parameter, is_optional=parameter.name in optional)
     return create_model(name, __base__=base, __module__=__name__, **fields)
 
 
 def arguments_of(section: OwnSection) -> dict[str, Any]:
     """The values of a section by the names of the parameters, without those that are left to the code."""
-    values = ((key, field.alias or key, getattr(section, key)) for key, field in type(section).model_fields.items())
-    return {name: value for key, name, value in values if key != "name" and value is not UNKNOWN}
+    kind, base = type(section), type(section).__base__
+    fields = {key: field for key, field in kind.model_fields.items() if key not in getattr(base, "model_fields", {})}
+    values = {field.alias or key: getattr(section, key) for key, field in fields.items()}
+    return {name: value for name, value in values.items() if value is not UNKNOWN}
 
 
 def _keys(signature: Signature, skip: int | Collection[str]) -> Iterator[Parameter]:
@@ -68,10 +70,10 @@ def _keys(signature: Signature, skip: int | Collection[str]) -> Iterator[Paramet
             yield parameter
 
 
-def _require_key(parameter: Parameter) -> None:
-    if parameter.name == "name":
+def _require_key(parameter: Parameter, base: type[OwnSection]) -> None:
+    if parameter.name in base.model_fields:
         raise ProjectError(
-            f"has a parameter 'name' (line {parameter.line}), which is the key that says what is configured; rename it"
+            f"has a parameter {parameter.name!r} (line {parameter.line}), which is a key of raytorch's own; rename it"
         )
     if parameter.kind == "positional_only":
         raise ProjectError(

@@ -3,13 +3,15 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raytorch.config import CodeSnapshot, ConflictError, OwnModel
+from raytorch.config import CodeSnapshot, ConflictError, OwnModel, own_code
 from raytorch.config.models import ModelPart
+from raytorch.config.own_calls import imported, own_call
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ConfigError
 from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
@@ -17,9 +19,23 @@ from raytorch.layers.conv import AdaptiveAvgPool3d, BatchNorm3d, Conv2d, Conv3d,
 from raytorch.layers.rnn import GRU, LSTM, RNN
 from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 from raytorch.models.objectives import digit_accuracy, strip_loss
-from raytorch.models.own_code import imported, own_call
 
 _BEGIN = 11  # what the decoder reads before the first digit
+
+Code: TypeAlias = own_code.Code
+"""The code of a model of a user's own, or the file or folder that has it."""
+
+
+class _Description(BaseModel):
+    """What is kept of an architecture beside a model's weights."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    config: ModelPart
+    input_shape: tuple[int, ...]
+    num_classes: int
+    code: dict[str, str] | None = None
+    """Of a model of a user's own, the SHA-256 of each file of its code."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,22 @@ class Architecture:
     def maker(self) -> Callable[..., nn.Module]:
         """The class or function that makes the model. Raises ConfigError if own code has none of that name."""
         return MODELS.get(self.config.name) or imported(self.config.name, self.code)
+
+    @classmethod
+    def from_json(cls, text: str, code: Code = None) -> "Architecture":
+        """What :meth:`to_json` wrote. Raises ValidationError, and ProjectError if ``code`` is not that of then."""
+        described = _Description.model_validate_json(text)
+        own = isinstance(described.config, OwnModel)
+        snapshot = own_code.same_code(described.config.name, described.code or {}, code) if own else None
+        return cls(described.config, described.input_shape, described.num_classes, snapshot)
+
+    def to_json(self) -> str:
+        """Write it down, with the digests of its code in place of that."""
+        digests = self.code.digests() if self.code else None
+        described = _Description(
+            config=self.config, input_shape=self.input_shape, num_classes=self.num_classes, code=digests
+        )
+        return described.model_dump_json(exclude={"code"} if digests is None else None)
 
     def build(self) -> nn.Module:
         """A new model, with PyTorch's default initialization from the global generator.

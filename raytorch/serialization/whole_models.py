@@ -8,12 +8,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from raytorch.config import CodeSnapshot, OwnModel, Section
-from raytorch.config.code_snapshot import changed_files
-from raytorch.config.models import ModelPart
-from raytorch.config.own_code import find_code
 from raytorch.errors import ConfigError, ModelFileError
-from raytorch.models.networks import Architecture
+from raytorch.models.networks import Architecture, Code
 from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
 from raytorch.serialization.refusals import StrPath, explaining_damage
 from raytorch.serialization.weights import save_tensors
@@ -25,16 +21,6 @@ _LARGEST_CONSTANTS = 64 * 2**20
 """Bytes that a model may hold beside its file's weights; the shipped ones have kilobytes."""
 _MOST_TENSORS = 25_000
 """Tensors of a model at most: each layer that is outlined takes far more memory than its line in a file's header."""
-
-
-class _Description(Section):
-    """What a file says of its model."""
-
-    config: ModelPart
-    input_shape: tuple[int, ...]
-    num_classes: int
-    code: dict[str, str] | None = None
-    """Of a model of a user's own, the SHA-256 of each file of its code, of which nothing is in the file."""
 
 
 def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> None:
@@ -49,19 +35,10 @@ def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> N
             f"{path} would have {len(state):,} tensors, and a model that can be read again has at most "
             f"{_MOST_TENSORS:,}: write them with save_tensors; nothing was written"
         )
-    description = _Description(
-        config=architecture.config,
-        input_shape=architecture.input_shape,
-        num_classes=architecture.num_classes,
-        code=architecture.code.digests() if architecture.code else None,
-    )
-    metadata = description.model_dump_json(exclude=None if architecture.code else {"code"})
-    save_tensors(state, path, {METADATA_KEY: metadata})
+    save_tensors(state, path, {METADATA_KEY: architecture.to_json()})
 
 
-def load_model(
-    path: StrPath, device: torch.device | str = "cpu", *, code: StrPath | CodeSnapshot | None = None
-) -> nn.Module:
+def load_model(path: StrPath, device: torch.device | str = "cpu", *, code: Code = None) -> nn.Module:
     """The model that :func:`save_model` wrote, in evaluation mode; a run's checkpoints have one, too.
 
     Args:
@@ -87,7 +64,7 @@ def load_model(
     return model.to(device).eval()
 
 
-def read_architecture(path: StrPath, *, code: StrPath | CodeSnapshot | None = None) -> Architecture:
+def read_architecture(path: StrPath, *, code: Code = None) -> Architecture:
     """Read what a file of :func:`save_model` says of its model; ``code`` is as for :func:`load_model`.
 
     Raises:
@@ -96,7 +73,7 @@ def read_architecture(path: StrPath, *, code: StrPath | CodeSnapshot | None = No
     return _described(Path(path), code)[0]
 
 
-def _described(path: Path, code: StrPath | CodeSnapshot | None) -> tuple[Architecture, dict[str, Any]]:
+def _described(path: Path, code: Code) -> tuple[Architecture, dict[str, Any]]:
     """The architecture that a file names, and its header."""
     require(path, FileKind.SAFETENSORS)
     header = read_safetensors_header(path)
@@ -107,33 +84,13 @@ def _described(path: Path, code: StrPath | CodeSnapshot | None) -> tuple[Archite
             "build the model yourself and give it load_weights(path)"
         )
     try:
-        described = _Description.model_validate_json(text)
+        return Architecture.from_json(text, code), header
+    except ProjectError as error:
+        raise ModelFileError(f"{path} cannot be built: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _unfit(path, f"its architecture cannot be built: {where}: {first['msg']}"[:300]) from None
-    snapshot = _own_code(path, described, code) if isinstance(described.config, OwnModel) else None
-    return Architecture(described.config, described.input_shape, described.num_classes, snapshot), header
-
-
-def _own_code(path: Path, described: _Description, code: StrPath | CodeSnapshot | None) -> CodeSnapshot:
-    """The code of a model of a user's own, if it is that which the file was saved by."""
-    name = described.config.name
-    if code is None:
-        raise ModelFileError(
-            f"{path} is of {name}, a model of your own, and holds no code: give the file or folder that has it, as "
-            f"code={name.partition(':')[0]!r}"
-        )
-    try:
-        snapshot = code if isinstance(code, CodeSnapshot) else find_code(name, Path(code))
-    except ProjectError as error:
-        raise ModelFileError(f"{path} is of {name}, whose code cannot be read: {error}") from None
-    if changes := changed_files(described.code or {}, snapshot.digests()):
-        raise ModelFileError(
-            f"{path} was saved by other code than that in {snapshot.root}: {', '.join(changes)}; give that of then, "
-            "of which a run keeps a copy in its folder code"
-        )
-    return snapshot
 
 
 def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from raytorch.config import Parameter, RunConfig, SweepConfig
+from raytorch.config import ConflictError, Parameter, RunConfig, SweepConfig
 from raytorch.config import yaml_tree as tree
 from raytorch.config.file import apply_override, compose, graft, read, validate, validate_run
 from raytorch.config.own_code import PARTS, settle_reference
@@ -116,12 +116,20 @@ def _settle_references(root: yaml.MappingNode, folder: Path) -> None:
         places: list[tree.Key] = [("run", key)]
         for name in (key, f"{key}.name"):
             for kind in ("grid", "choice"):
-                listed = tree.find(root, ("parameters", name, kind))
-                places += [(*listed.path, number) for number in range(len(listed.node.value)) if not listed.rest]
+                places += _items(root, ("parameters", name, kind))
+        if key == "metrics":
+            places = [item for place in places for item in _items(root, place)]
         for place in places:
             there = tree.find(root, (*place, "name"))
             if not there.rest:
-                settle_reference(there.node, key, folder)
+                settle_reference(there.node, (key, place[-1]) if key == "metrics" else (key,), folder)
+
+
+def _items(root: yaml.MappingNode, place: tree.Key) -> list[tree.Key]:
+    """The places of the items of a list, if there is one."""
+    there = tree.find(root, place)
+    is_list = isinstance(there.node, yaml.SequenceNode) and not there.rest
+    return [(*place, number) for number in range(len(there.node.value))] if is_list else []
 
 
 def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any], folder: Path) -> RunConfig:
@@ -138,7 +146,13 @@ def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any
                 raise tree.report([tree.Problem(place.mark, keys, text)])
         grafted[keys] = _node(root, config.parameters[key], key, parameters[key])
         graft(run, list(keys), grafted[keys], place.mark, RunConfig)
-    return validate_run(run, folder)
+    trial = validate_run(run, folder)
+    try:
+        trial.ranking_by(config.ranking.label)
+    except ConflictError as error:
+        mark = tree.find(root, ("metric",)).mark
+        raise tree.report([tree.Problem(mark, ("metric",), f"a trial lacks it: {error}")]) from None
+    return trial
 
 
 def _node(root: yaml.MappingNode, parameter: Parameter, key: str, value: Any) -> yaml.Node:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import raytorch
-from raytorch.config import RunConfig
+from raytorch.config import Ranking, RunConfig
 from raytorch.config.file import dump_config, load_config
 from raytorch.errors import ConfigError
 from raytorch.sweeps.file import load_sweep
@@ -30,6 +30,10 @@ def net(num_classes: int, depth: int):
 def smooth(model, batch, *, smoothing: float = 0.1):
     images, labels = batch
     return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+
+def top(model, batch, *, k: int = 5):
+    images, labels = batch
+    return (model(images).topk(k).indices == labels[:, None]).sum(), len(labels)
 """
 RUN = """epochs: 1
 model:
@@ -67,6 +71,28 @@ def test_a_part_of_ones_own_has_the_defaults_of_its_signature(project: Path) -> 
     assert config.code is not None
     assert (config.code.root, list(config.code.sources)) == (str(project), ["net.py"])
     assert not (project / "trace").exists()
+
+
+def test_metrics_of_ones_own_rank(project: Path) -> None:
+    text = RUN + "metrics: [{name: net.py:top, k: 3}, accuracy, {name: net.py:smooth, better: lower}]\n"
+    config = load_config(write(project / "judged.yaml", text))
+    assert [metric.model_dump() for metric in config.metrics] == [
+        {"name": "net.py:top", "better": "higher", "k": 3},
+        {"name": "accuracy", "better": "higher"},
+        {"name": "net.py:smooth", "better": "lower", "smoothing": 0.1},
+    ]
+    assert config.metric_names == ("top", "accuracy", "smooth")
+    assert config.ranking == Ranking("top", higher_is_better=True)
+    assert config.ranking_by("smooth") == Ranking("smooth", higher_is_better=False)
+    bad = write(project / "bad.yaml", text.replace("k: 3", "j: 3").replace("better: lower", "better: less"))
+    assert refusal(bad).splitlines() == [
+        "bad.yaml:6: metrics[0].j: unknown key; allowed: name, better, k",
+        "bad.yaml:6: metrics[2].better: must be one of higher, lower, not 'less'",
+    ]
+    alone = write(project / "alone.yaml", RUN + "metrics: [net.py:top]\ncheckpoint: {best_by: topp}\n")
+    assert refusal(alone) == (
+        "alone.yaml:7: checkpoint.best_by: no metric topp in this run; one of top, loss (did you mean 'top'?)"
+    )
 
 
 def test_a_name_alone(project: Path) -> None:

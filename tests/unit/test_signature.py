@@ -245,9 +245,7 @@ def test_a_parameter_called_name_is_refused(parameters: str) -> None:
     with pytest.raises(ProjectError) as caught:
         section(parameters)
     line = IMPORTS.count("\n") + 1
-    assert str(caught.value) == (
-        f"has a parameter 'name' (line {line}), which is the key that says what is configured; rename it"
-    )
+    assert str(caught.value) == (f"has a parameter 'name' (line {line}), which is a key of raytorch's own; rename it")
     assert list(section(parameters, skip={"name"}).model_fields) == ["name"]
 
 

@@ -46,6 +46,11 @@ class Net(nn.Sequential):
 def loss(model, batch, *, scale: float = 1.0):
     images, labels = batch
     return scale * F.cross_entropy(model(images).float(), labels, reduction="none")
+
+
+def errors(model, batch):
+    images, labels = batch
+    return (model(images).argmax(1) != labels).sum(), len(labels)
 '''
 
 
@@ -71,10 +76,14 @@ def folder_of(result: raytorch.Result) -> RunFolder:
 
 
 def test_a_model_of_ones_own_trains_as_the_shipped_one(project: Path, small_run: dict[str, Any]) -> None:
-    (project / "run.yaml").write_text(yaml.safe_dump(own(small_run) | {"export": ["onnx"]}), encoding="utf-8")
+    metrics = [{"name": "nets/net.py:errors", "better": "lower"}, "accuracy"]
+    run = own(small_run) | {"export": ["onnx"], "metrics": metrics}
+    (project / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
     mine = raytorch.train("run.yaml", name="mine")
     shipped = raytorch.train(small_run | {"storage": "runs"}, name="shipped")
+    errors = mine.metrics.pop("errors")
     assert mine.metrics == shipped.metrics
+    assert errors == pytest.approx(1 - shipped.metrics["accuracy"], abs=1e-12)
     assert_bitwise_equal(weights(folder_of(mine)), weights(folder_of(shipped)))
     assert [export["format"] for export in mine.summary["exports"]] == ["onnx"]
     assert (project / "runs/mine/code/step-0/nets/layers.py").read_text(encoding="utf-8") == LAYERS

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raytorch.config import CodeSnapshot, OwnPart
+from raytorch.config.code_snapshot import CodeSnapshot
+from raytorch.config.own_parts import OwnPart
 from raytorch.config.own_section import arguments_of, section_of
 from raytorch.config.signature import signature_of
 from raytorch.errors import ConfigError
@@ -76,7 +77,7 @@ def own_call(
 
 def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, skip: int | list[str]) -> dict[str, Any]:
     """A part's arguments, of the types that its signature says where that is plain: tuples where JSON has lists."""
-    arguments = part.model_dump(exclude={"name"})
+    arguments = part.arguments
     file, _, name = part.name.rpartition(":")
     try:
         signature = signature_of(code.sources[file], name) if code else None
