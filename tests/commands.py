@@ -57,7 +57,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def wait_until(condition: Any, running: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # a machine may be slow, and its Python without byte code
     while not condition():
         assert running is None or running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
