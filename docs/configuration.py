@@ -3,13 +3,13 @@
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raytorch.config import Asha, Parameter, ParameterGroup, RunConfig, SweepConfig
+from raytorch.config import Asha, Metric, OwnPart, Parameter, ParameterGroup, RunConfig, SweepConfig
 from raytorch.config.resuming import RULES, OnResume
 
 TARGET = Path(__file__).with_suffix(".md")
@@ -40,6 +40,7 @@ def page() -> str:
         HEADER.rstrip(),
         *_table("Run", RunConfig, ""),
         *_sections(),
+        *_table("Each of `metrics`", Metric, ""),
         *_table("Each of `optimizer.groups`", ParameterGroup, ""),
         RESUMING.rstrip(),
         *_rules(),
@@ -57,6 +58,8 @@ def _sections() -> Iterator[str]:
             title = f"`{key}: {name.default}`" if name and get_origin(name.annotation) is Literal else f"`{key}`"
             if title == "`loss: cross_entropy`":
                 title = "`loss`"
+            if issubclass(model, OwnPart):
+                title = f"`{key}: FILE.py:NAME`"
             yield from _table(title, model, f"{key}.")
 
 
@@ -107,7 +110,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
         return [annotation]
     if get_origin(annotation) in (Union, types.UnionType):
         return [model for part in get_args(annotation) for model in _models(part)]
-    return []
+    return _models(get_args(annotation)[0]) if get_origin(annotation) is Annotated else []
 
 
 if __name__ == "__main__":

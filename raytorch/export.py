@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raytorch import serialization
 from raytorch.config.export_formats import ExportFormat
 from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError, UserError
-from raytorch.models.networks import MODELS, Architecture
+from raytorch.models.networks import Architecture, Code
 from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.storage import RunFolder
@@ -40,12 +40,14 @@ def require_packages(kinds: Sequence[ExportFormat]) -> None:
         import raytorch.onnx  # noqa: F401
 
 
-def export_run(folder: RunFolder, kind: ExportFormat, path: Path, *, verify: bool = True) -> list[Difference]:
+def export_run(
+    folder: RunFolder, kind: ExportFormat, path: Path, *, verify: bool = True, code: Code = None
+) -> list[Difference]:
     """Export the model in a run's latest checkpoint. Raises as :func:`load_run` and :func:`export_model` do."""
-    return export_model(*load_run(folder), kind, path, verify=verify)
+    return export_model(*load_run(folder, code), kind, path, verify=verify)
 
 
-def load_run(folder: RunFolder) -> tuple[nn.Module, Architecture]:
+def load_run(folder: RunFolder, code: Code = None) -> tuple[nn.Module, Architecture]:
     """The model in a run's latest checkpoint, on the CPU, and what it was built from.
 
     Raises:
@@ -58,7 +60,8 @@ def load_run(folder: RunFolder) -> tuple[nn.Module, Architecture]:
             f"{folder} has no complete checkpoint to export; resume it", remedies=[Remedy("resume", str(folder))]
         )
     with folder.local_copy(name, [MODEL_FILE]) as copy:
-        return serialization.load_model(copy / MODEL_FILE), serialization.read_architecture(copy / MODEL_FILE)
+        architecture = serialization.read_architecture(copy / MODEL_FILE, code=code)
+        return serialization.load_model(copy / MODEL_FILE, code=architecture.code), architecture
 
 
 def export_finished(
@@ -115,7 +118,8 @@ def export_model(
 
             onnx.check(partial)
             return onnx.verify(model, inputs, partial, axes=axes)
-        return require_agreement(model, _READERS[kind](partial), fresh_inputs(inputs, axes), names=_OUTPUTS)
+        again = _READERS[kind](partial, architecture)
+        return require_agreement(model, again, fresh_inputs(inputs, axes), names=_OUTPUTS)
 
 
 def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
@@ -123,7 +127,7 @@ def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
 
     A model's class may bring its own, as ``example_inputs(input_shape)`` and ``axes``; otherwise it reads images.
     """
-    model, shape = MODELS[architecture.config.name], architecture.input_shape
+    model, shape = architecture.maker, architecture.input_shape
     with torch.random.fork_rng(devices=[]):
         make = getattr(model, "example_inputs", None)
         inputs = make(shape) if make else {"images": torch.randn(2, *shape)}
@@ -151,10 +155,10 @@ def _write(
         serialization.save_model(model, path, architecture)
 
 
-_READERS: dict[ExportFormat, Callable[[Path], Callable[..., Any]]] = {
-    "torchscript": lambda path: serialization.load_torchscript(path, trust=True),  # this module wrote them
-    "pt2": lambda path: serialization.load_program(path, trust=True).module(),
-    "safetensors": serialization.load_model,
+_READERS: dict[ExportFormat, Callable[[Path, Architecture], Callable[..., Any]]] = {
+    "torchscript": lambda path, _: serialization.load_torchscript(path, trust=True),  # this module wrote them
+    "pt2": lambda path, _: serialization.load_program(path, trust=True).module(),
+    "safetensors": lambda path, architecture: serialization.load_model(path, code=architecture.code),
 }
 
 

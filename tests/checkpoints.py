@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raytorch.config import Checkpointing, MlpModel
+from raytorch.config import MlpModel, Ranking
 from raytorch.models.networks import Architecture
 from raytorch.runs.storage import RunFolder
 from raytorch.training.checkpoints import Checkpoints, SavedState, _stage, open_checkpoint
@@ -16,6 +16,7 @@ NAME = "checkpoint_00000003"
 ANOTHER = "delete that checkpoint to resume from the one before it"
 CPU = torch.device("cpu")
 ANY = Architecture(MlpModel(), (1, 8, 8), 10)
+BY_ACCURACY = Ranking("accuracy", higher_is_better=True)
 
 
 def small_model(fill: float = 1.0) -> nn.Module:
@@ -39,9 +40,9 @@ def manifest(step: int, accuracy: float | None = None) -> dict[str, Any]:
     return {"step": step, "epoch": 0.5, "metrics": metrics, "evaluated": accuracy is not None}
 
 
-def keeper(folder: RunFolder, **config: Any) -> Checkpoints:
+def keeper(folder: RunFolder, keep: int = 2, ranking: Ranking = BY_ACCURACY) -> Checkpoints:
     """Rank 0's checkpoints, after a start in that folder."""
-    checkpoints = Checkpoints(folder, Checkpointing(**config), lambda: None)
+    checkpoints = Checkpoints(folder, keep, ranking, lambda: None)
     checkpoints.recover()
     return checkpoints
 

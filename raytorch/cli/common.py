@@ -24,6 +24,9 @@ Overrides = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Workers, in place of scaling.workers.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run and its folder.")]
+ChangedCode = Annotated[
+    bool, typer.Option("--changed-code", help="Go on with code of your own that has changed since the last checkpoint.")
+]
 Storage = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -60,7 +63,7 @@ def _remedy(remedy: Remedy) -> str:
         "follow": "raytorch logs -f",
         "prepare": f"raytorch data prepare {remedy.of} --root",
     }
-    call = calls.get(remedy.name, f"--{remedy.name}")
+    call = calls.get(remedy.name, f"--{remedy.name.replace('_', '-')}")
     return f"{call} {shlex.quote(from_here(remedy.value))}" if remedy.value else call
 
 

@@ -40,6 +40,7 @@ def submit(
     workers: common.Workers = None,
     name: common.Name = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue a run, by its name or path.")] = None,
+    changed_code: common.ChangedCode = False,
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Give the job an environment variable that is set here, in secret."),
@@ -85,7 +86,7 @@ def submit(
         if resume:
             # Without a file that says where, a run that is given by its name alone was found in runs.
             run = resume if target or "/" in resume else f"runs/{resume}"
-            job = client.resume(run, config, env=env or [])
+            job = client.resume(run, config, changed_code=changed_code, env=env or [])
         else:
             job = client.submit(config, name=name, env=env or [])
     _show_submitted(job, address, as_json, wait)

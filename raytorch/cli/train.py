@@ -25,6 +25,7 @@ def train(
     storage: Annotated[
         str | None, typer.Option(help="Folder or URI that holds the runs, in place of the file's.")
     ] = None,
+    changed_code: common.ChangedCode = False,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default one is started here.")] = None,
     as_json: common.AsJson = False,
 ) -> int:
@@ -39,7 +40,9 @@ def train(
         name = timed_name(changed.name)
     with ProgressDisplay(common.progress, split(resume or name or "")[1]) as display:
         if resume:
-            result = api.resume(resume, changed, storage=storage, address=address, watch=display)
+            result = api.resume(
+                resume, changed, storage=storage, changed_code=changed_code, address=address, watch=display
+            )
         else:
             result = api.train(changed, name=name, storage=storage, address=address, watch=display)
     if not display.has_news:

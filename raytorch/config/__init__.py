@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from raytorch.system.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from raytorch.config.code_snapshot import *
     from raytorch.config.data import *
+    from raytorch.config.metrics import *
     from raytorch.config.models import *
     from raytorch.config.optimization import *
+    from raytorch.config.own_parts import *
     from raytorch.config.run import *
     from raytorch.config.section import *
     from raytorch.config.sweep import *
@@ -26,6 +29,7 @@ __all__ = [
     "Averaging",
     "Checkpointing",
     "Cifar10Data",
+    "CodeSnapshot",
     "ConflictError",
     "ConstantSchedule",
     "Conv3dModel",
@@ -38,6 +42,7 @@ __all__ = [
     "ImageData",
     "Logging",
     "Loss",
+    "Metric",
     "MlpModel",
     "MnistData",
     "MnistStripsData",
@@ -45,8 +50,13 @@ __all__ = [
     "MovingMnistData",
     "OneCycleSchedule",
     "Optimizer",
+    "OwnLoss",
+    "OwnMetric",
+    "OwnModel",
+    "OwnPart",
     "Parameter",
     "ParameterGroup",
+    "Ranking",
     "ResNet18Model",
     "RmsProp",
     "RnnModel",
@@ -65,4 +75,16 @@ __all__ = [
     "WorkerRange",
 ]
 
-__getattr__ = lazy_exports(__name__, __all__, "data", "models", "optimization", "run", "section", "sweep")
+__getattr__ = lazy_exports(
+    __name__,
+    __all__,
+    "code_snapshot",
+    "data",
+    "metrics",
+    "models",
+    "optimization",
+    "own_parts",
+    "run",
+    "section",
+    "sweep",
+)

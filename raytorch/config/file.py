@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from raytorch.config import yaml_tree as tree
 from raytorch.config.json_schema import whole_schema
 from raytorch.config.messages import explain, must_be
+from raytorch.config.own_code import find_own_code
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section
+from raytorch.errors import ConfigError
 
 Config = TypeVar("Config", bound=Section)
 _LEAST = "give at least epochs or steps"
@@ -31,12 +33,28 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError, whose message has a line for each problem. It starts with ``FILE:LINE: KEY:``, or with
     ``override KEY=VALUE: KEY:`` where an override is to blame.
     """
-    return _changed(read(path, RunConfig, _LEAST), overrides)
+    return _changed(read(path, RunConfig, _LEAST), overrides, Path(path).parent)
 
 
-def from_data(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """As :func:`load_config`, of a dictionary of the same keys."""
-    return _changed(compose(_written(dict(data)).encode(), tree.DICTIONARY, RunConfig, _LEAST), overrides)
+def from_data(data: Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None) -> RunConfig:
+    """As :func:`load_config`, of a dictionary; own code is found from ``folder``, by default the current one."""
+    root = compose(_written(dict(data)).encode(), tree.DICTIONARY, RunConfig, _LEAST)
+    return _changed(root, overrides, folder or Path())
+
+
+def with_own_code(config: RunConfig, folder: Path | None = None) -> RunConfig:
+    """``config`` with the code that its own parts name, as it is now; found as :func:`from_data` does.
+
+    Raises ConfigError if it is not there, or does not take the configuration's arguments.
+    """
+    if not config.references:
+        return config
+    try:
+        return from_data(config.model_dump(mode="json"), folder=folder)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{config.name} is of code of your own, which is looked for in the project of the current folder: {error}"
+        ) from None
 
 
 def one_line(value: Any) -> str:
@@ -65,10 +83,10 @@ def _plain(data: Any) -> Any:
     return data.tolist() if hasattr(data, "tolist") else data
 
 
-def _changed(root: yaml.MappingNode, overrides: Sequence[str]) -> RunConfig:
+def _changed(root: yaml.MappingNode, overrides: Sequence[str], folder: Path) -> RunConfig:
     for override in overrides:
         apply_override(root, override, RunConfig)
-    return validate(root, RunConfig)
+    return validate_run(root, folder)
 
 
 def dump_config(config: Section) -> str:
@@ -107,6 +125,12 @@ def compose(raw: bytes, name: str, kind: type[Section], least: str) -> yaml.Mapp
 def parse(raw: bytes, name: str, kind: type[Config]) -> Config:
     """The configuration in the content of the file ``name``. Raises ConfigError."""
     return validate(compose(raw, name, kind, "it is damaged"), kind)
+
+
+def validate_run(root: yaml.MappingNode, folder: Path) -> RunConfig:
+    """The run that a tree stands for, with the own code that it names from ``folder``. Raises ConfigError."""
+    own = find_own_code(root, folder)
+    return own.settled(validate(root, own.schema)) if own else validate(root, RunConfig)
 
 
 def validate(root: yaml.MappingNode, kind: type[Config]) -> Config:

@@ -18,13 +18,14 @@ def schema(kind: type[Section] = RunConfig) -> Fragment:
         # The name tells the variants of a section apart: Python code may leave it out, a file may not.
         if "const" in section["properties"].get("name", {}):
             section["required"] = ["name"]
-    for section in (run if kind is RunConfig else definitions["RunConfig"])["properties"].values():
-        if isinstance(section["default"], dict) and "name" in section["default"]:
+    for section in (run if issubclass(kind, RunConfig) else definitions["RunConfig"])["properties"].values():
+        if isinstance(section.get("default"), dict) and "name" in section["default"]:
             # As RunConfig does, accept ``optimizer: adam`` for ``optimizer: {name: adam}``.
-            variants = section.pop("oneOf", None) or [{"$ref": section.pop("$ref")}]
+            variants = _alternatives({key: section.pop(key) for key in ("oneOf", "$ref") if key in section})
             section.pop("discriminator", None)
-            names = enumerated([_resolve(variant, definitions)["properties"]["name"] for variant in variants])
-            section["anyOf"] = [{"enum": names}, *variants]
+            names = [_resolve(variant, definitions)["properties"]["name"] for variant in variants]
+            own = [name for name in names if not enumerated([name])]
+            section["anyOf"] = [{"enum": enumerated(names)}, *own, *variants]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **run, "title": "raytorch run"}
 
 
@@ -50,7 +51,7 @@ def allowed_at(alternatives: list[Fragment], part: str | int) -> list[Fragment]:
         found = [item_of(a) for a in alternatives if a.get("type") == "array"]
     else:
         found = [a["properties"][part] for a in alternatives if part in a.get("properties", ())]
-        found += [a["additionalProperties"] for a in alternatives if a.get("additionalProperties")]
+        found += [a["additionalProperties"] for a in alternatives if isinstance(a.get("additionalProperties"), dict)]
     return [alternative for fragment in found for alternative in _alternatives(fragment)]
 
 
@@ -71,4 +72,4 @@ def item_of(array: Fragment) -> Fragment:
 
 def enumerated(alternatives: list[Fragment]) -> list[str]:
     """The values that the schema enumerates."""
-    return [name for a in alternatives for name in a.get("enum", [a["const"]] if "const" in a else [])]
+    return [str(name) for a in alternatives for name in a.get("enum", [a["const"]] if "const" in a else [])]

@@ -68,14 +68,16 @@ def must_be(alternatives: list[Fragment], node: yaml.Node) -> str:
 
 def _describe(alternatives: list[Fragment]) -> str:
     """Say in plain words what the schema allows: 'a whole number of at least 1 or {min: ..., max: ...}'."""
-    names = enumerated(alternatives)
+    names = list(dict.fromkeys(enumerated(alternatives)))
     words = [f"one of {', '.join(names)}"] if names else []
     words += [_form(alternative) for alternative in alternatives if not enumerated([alternative])]
     return " or ".join(dict.fromkeys(words))
 
 
 def _form(fragment: Fragment) -> str:
-    match fragment["type"]:
+    match fragment.get("type"):
+        case None:
+            return "any value"
         case "integer":
             return f"a whole number{_bounds(fragment)}"
         case "number":
@@ -89,7 +91,7 @@ def _form(fragment: Fragment) -> str:
             count = (
                 "" if least is None else f" of {least}" if fragment.get("maxItems") == least else f" of {least} or more"
             )
-            each = f", each {_describe([item_of(fragment)])}" if item_of(fragment) else ""
+            each = f", each {_describe(allowed_at([fragment], 0))}" if item_of(fragment) else ""
             return f"a list{count}{each}"
         case "object":
             return _mapping_form(fragment)
@@ -102,7 +104,7 @@ def _mapping_form(fragment: Fragment) -> str:
         return f"{{{', '.join(f'{key}: ...' for key in fragment['required'])}}}"
     if "properties" in fragment:
         return f"a mapping with keys among {', '.join(fragment['properties'])}"
-    return f"a mapping of {fragment['minProperties']} or more keys"
+    return f"a mapping of {fragment['minProperties']} or more keys" if "minProperties" in fragment else "a mapping"
 
 
 def _bounds(number: Fragment) -> str:

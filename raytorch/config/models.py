@@ -2,19 +2,22 @@
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from raytorch.config.optimization import LOSSES
+from raytorch.config.own_parts import OwnModel, own_or_shipped
 from raytorch.config.section import ConflictError, Fraction, Section
 
 
 class ImageModel(Section):
     """Base of all models."""
 
-    reads: ClassVar[str] = "images"
-    """The kind of input, as data sets name theirs."""
-    losses: ClassVar[tuple[str, ...]] = LOSSES
-    """Those that it can be trained by."""
+    reads: ClassVar[str | None] = "images"
+    """The kind of input, as data sets name theirs; None for any."""
+    losses: ClassVar[tuple[str, ...] | None] = LOSSES
+    """Those of raytorch's that it can be trained by; None for any."""
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """Those that it brings, of each of which a higher value is better."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Refuse inputs of ``shape``, (C, H, W), of clips (C, T, H, W), that it cannot read. Raises ConflictError."""
@@ -162,3 +165,7 @@ Model = Annotated[
     Field(discriminator="name"),
 ]
 MODELS: tuple[type[ImageModel], ...] = get_args(get_args(Model)[0])
+ModelPart = Annotated[
+    Annotated[Model, Tag("shipped")] | Annotated[OwnModel, Tag("own")],
+    Discriminator(own_or_shipped),
+]

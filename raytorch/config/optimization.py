@@ -2,8 +2,18 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Strict, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Strict,
+    Tag,
+    model_validator,
+)
 
+from raytorch.config.own_parts import OwnLoss, own_or_shipped
 from raytorch.config.section import ConflictError, Fraction, Section
 
 LossName = Literal["cross_entropy", "bce", "bce_with_logits", "mse"]
@@ -27,6 +37,12 @@ class Loss(Section):
                 "name",
             )
         return self
+
+
+LossPart = Annotated[
+    Annotated[Loss, Tag("shipped")] | Annotated[OwnLoss, Tag("own")],
+    Discriminator(own_or_shipped),
+]
 
 
 class ParameterGroup(Section):

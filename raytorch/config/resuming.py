@@ -30,6 +30,7 @@ RULES: dict[str, Rule] = {
     "data.download": Rule(OnResume.APPLIED),
     "model": Rule(OnResume.REFUSED, "the weights are of the model that was trained"),
     "loss": Rule(OnResume.APPLIED, "losses and accuracies before and after are of different measures"),
+    "metrics": Rule(OnResume.APPLIED, "from the next evaluation on"),
     "optimizer": Rule(OnResume.APPLIED, "from the next step on; a momentum that was off begins at zero"),
     "optimizer.name": Rule(OnResume.REFUSED, "what one optimizer remembers is of no use to another"),
     "schedule": Rule(OnResume.APPLIED, "as if it had been so from the start: the next step's rate is the new one's"),

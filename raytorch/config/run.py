@@ -14,15 +14,20 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     Tag,
     model_validator,
 )
 
+from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.data import DATA, Data, DigitsData
 from raytorch.config.export_formats import ExportFormat
-from raytorch.config.models import MODELS, MlpModel, Model
-from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, Optimizer, Schedule
+from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
+from raytorch.config.models import MODELS, MlpModel, ModelPart
+from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, LossPart, Optimizer, Schedule
+from raytorch.config.own_parts import OwnPart
 from raytorch.config.section import ConflictError, Section, name_alone
+from raytorch.system.near_names import did_you_mean
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -118,15 +123,17 @@ class Checkpointing(Section):
     """Optimizer steps between two checkpoints within an epoch; null saves only by epochs."""
     keep: PositiveInt = 2
     """Checkpoints to keep: the best, and always the latest."""
-    best_by: Literal["accuracy", "loss"] = "accuracy"
-    """Test metric by which checkpoints are ranked; checkpoints within an epoch rank below all evaluated ones."""
+    best_by: str | None = None
+    """Metric of the run, or ``loss``, by which checkpoints are ranked, by its value on the test split; null takes the
+    first metric, or the loss of a run that has none. Checkpoints within an epoch rank below all evaluated ones."""
 
 
 class EarlyStopping(Section):
     """When a run ends before its last epoch or step, as it no longer gets better."""
 
-    metric: Literal["accuracy", "loss"] = "accuracy"
-    """Test metric that has to get better: a higher accuracy or a lower loss."""
+    metric: str | None = None
+    """Metric of the run, or ``loss``, that has to get better on the test split; null takes the first metric, or the
+    loss of a run that has none."""
     patience: PositiveInt
     """Evaluations in a row without a better one after which the run ends; there is one after each epoch."""
     min_change: NonNegativeFloat = 0.0
@@ -179,10 +186,13 @@ class RunConfig(Section):
     """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
     data: Annotated[Data, BeforeValidator(name_alone)] = DigitsData()
     """Data set."""
-    model: Annotated[Model, BeforeValidator(name_alone)] = MlpModel()
+    model: Annotated[ModelPart, BeforeValidator(name_alone)] = MlpModel()
     """Model."""
-    loss: Annotated[Loss, BeforeValidator(name_alone)] = Loss()
+    loss: Annotated[LossPart, BeforeValidator(name_alone)] = Loss()
     """Loss."""
+    metrics: list[Annotated[MetricPart, BeforeValidator(name_alone, json_schema_input_type=str | MetricPart)]] = []
+    """Metrics on the test split beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
+    that the model brings, which is the accuracy for those that ship."""
     optimizer: Annotated[Optimizer, BeforeValidator(name_alone)] = AdamW()
     """Optimizer."""
     schedule: Annotated[Schedule, BeforeValidator(name_alone)] = ConstantSchedule()
@@ -220,6 +230,58 @@ class RunConfig(Section):
     ``onnx``, ``torchscript``, ``pt2``, ``safetensors``."""
     storage: str = "runs"
     """Folder or URI (s3://..., gs://...) below which the run's folder is made; all workers must reach it."""
+
+    _code: CodeSnapshot | None = PrivateAttr(default=None)
+
+    @property
+    def code(self) -> CodeSnapshot | None:
+        """The user's own code that it names, as it was when the configuration was read; no key of the file."""
+        return self._code
+
+    def with_code(self, code: CodeSnapshot | None) -> "RunConfig":
+        """The same run with ``code``."""
+        copy = self.model_copy()
+        copy._code = code
+        return copy
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the parts that are the user's own: ``FILE.py:NAME``."""
+        return [part.name for part in (self.model, self.loss, *self.metrics) if isinstance(part, OwnPart)]
+
+    @property
+    def judged_by(self) -> list[Metric | OwnMetric]:
+        """The metrics of the run: those that it lists, or all that its model brings."""
+        return self.metrics or [Metric(name=name) for name in self.model.metrics]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Labels of the metrics of the run, in their order, without the loss."""
+        return tuple(metric.label for metric in self.judged_by)
+
+    @property
+    def ranking(self) -> Ranking:
+        """The order of the run's checkpoints, by ``checkpoint.best_by``."""
+        return self.ranking_by(self.checkpoint.best_by)
+
+    def ranking_by(self, name: str | None) -> Ranking:
+        """The order of evaluations by the metric of that name or label, by default by the first, or by the loss if
+        there is none.
+
+        Raises:
+            ConflictError: The run has no such metric.
+
+        Example:
+            >>> RunConfig(epochs=1).ranking_by("loss")
+            Ranking(label='loss', higher_is_better=False)
+        """
+        for metric in self.judged_by:
+            if name in (None, metric.name, metric.label):
+                return Ranking(metric.label, metric.better == "higher")
+        if name in (None, LOSS_LABEL):
+            return Ranking(LOSS_LABEL, higher_is_better=False)
+        names = (*self.metric_names, LOSS_LABEL)
+        raise ConflictError(f"no metric {name} in this run; one of {', '.join(names)}{did_you_mean(name, names)}")
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "RunConfig":
@@ -264,7 +326,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":
         reads, kind = self.model.reads, self.data.kind
-        if reads != kind:
+        if reads is not None and reads != kind:
             data = " or ".join(each.model_fields["name"].default for each in DATA if each.kind == reads)
             models = " or ".join(each.model_fields["name"].default for each in MODELS if each.reads == kind)
             raise ConflictError(
@@ -286,10 +348,41 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _loss_fits_model(self) -> "RunConfig":
-        if self.loss.name not in self.model.losses:
+        if self.model.losses is not None and isinstance(self.loss, Loss) and self.loss.name not in self.model.losses:
             raise ConflictError(
                 f"model {self.model.name} needs loss {' or '.join(self.model.losses)}, not {self.loss.name}",
                 "loss.name",
                 "model.name",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit_model(self) -> "RunConfig":
+        for metric in self.metrics:
+            if ":" not in metric.name and metric.name not in self.model.metrics:
+                there = ", ".join(self.model.metrics)
+                raise ConflictError(
+                    f"model {self.model.name} has no metric {metric.name}; one of {there}"
+                    f"{did_you_mean(metric.name, self.model.metrics)}",
+                    "metrics",
+                    "model.name",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_have_labels_of_their_own(self) -> "RunConfig":
+        names = self.metric_names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConflictError(f"two metrics are called {twice}; leave one out, or rename it", "metrics")
+        return self
+
+    @model_validator(mode="after")
+    def _rankings_are_there(self) -> "RunConfig":
+        stop_metric = self.stop.metric if self.stop else None
+        for key, name in (("checkpoint.best_by", self.checkpoint.best_by), ("stop.metric", stop_metric)):
+            try:
+                self.ranking_by(name)
+            except ConflictError as error:
+                raise ConflictError(str(error), key) from None
         return self

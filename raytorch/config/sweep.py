@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from itertools import product
 from math import exp, log, prod
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, Strict, model_serializer, model_validator
 
+from raytorch.config.metrics import Ranking
 from raytorch.config.run import RunConfig, RunName
 from raytorch.config.section import ConflictError, Section
 
@@ -104,8 +105,9 @@ class SweepConfig(Section):
     trials: PositiveInt = 1
     """Times that values are drawn; each time there is a trial for every point of the grids, all with the values that
     were drawn, so that the points can be compared; one if there are no grids. A sweep has at most 10,000 trials."""
-    metric: Literal["accuracy", "loss"] = "accuracy"
-    """Test metric by which trials are compared: the highest accuracy or the lowest loss."""
+    metric: str | None = None
+    """Metric of the run, or ``loss``, by which trials are compared, by its value on the test split; null takes the
+    first metric, or the loss of a run that has none. Every trial must have it."""
     asha: Asha | None = None
     """Stop trials early that do worse than others after as many epochs; null trains all to their end."""
     concurrency: PositiveInt | None = None
@@ -117,6 +119,11 @@ class SweepConfig(Section):
     """Seed of the values that are drawn; the same seed gives the same trials. The trials' own seed is the run's."""
     storage: str = "runs"
     """Folder or URI below which the sweep's folder is made, with its trials' in it; all workers must reach it."""
+
+    @property
+    def ranking(self) -> Ranking:
+        """The order of the trials."""
+        return self.run.ranking_by(self.metric)
 
     def draw(self) -> list[dict[str, Any]]:
         """The parameters of every trial: with each draw, one for every point of the grids."""
@@ -141,6 +148,14 @@ class SweepConfig(Section):
         for key in ("name", "storage"):
             if key in self.parameters:
                 raise ConflictError(f"{key} cannot vary: it is where a trial's folder is", "parameters")
+        return self
+
+    @model_validator(mode="after")
+    def _metric_is_there(self) -> "SweepConfig":
+        try:
+            self.run.ranking_by(self.metric)
+        except ConflictError as error:
+            raise ConflictError(str(error), "metric") from None
         return self
 
     @model_validator(mode="after")

@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raytorch.config import ConflictError, Model
+from raytorch.config import CodeSnapshot, ConflictError, OwnModel, own_code
+from raytorch.config.models import ModelPart
+from raytorch.config.own_calls import imported, own_call
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ConfigError
 from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
@@ -19,27 +22,71 @@ from raytorch.models.objectives import digit_accuracy, strip_loss
 
 _BEGIN = 11  # what the decoder reads before the first digit
 
+Code: TypeAlias = own_code.Code
+"""The code of a model of a user's own, or the file or folder that has it."""
+
+
+class _Description(BaseModel):
+    """What is kept of an architecture beside a model's weights."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    config: ModelPart
+    input_shape: tuple[int, ...]
+    num_classes: int
+    code: dict[str, str] | None = None
+    """Of a model of a user's own, the SHA-256 of each file of its code."""
+
 
 @dataclass(frozen=True)
 class Architecture:
     """All that a model is built from, to be kept beside its weights."""
 
-    config: Model
+    config: ModelPart
     input_shape: tuple[int, ...]
     """Of one input: (channels, height, width), for clips (channels, frames, height, width)."""
     num_classes: int
     """Of these seq2seq takes no note, as it writes the ten digits."""
+    code: CodeSnapshot | None = field(default=None, repr=False)
+    """Of a model of the user's own, the code that it is in."""
+
+    @property
+    def maker(self) -> Callable[..., nn.Module]:
+        """The class or function that makes the model. Raises ConfigError if own code has none of that name."""
+        return MODELS.get(self.config.name) or imported(self.config.name, self.code)
+
+    @classmethod
+    def from_json(cls, text: str, code: Code = None) -> "Architecture":
+        """What :meth:`to_json` wrote. Raises ValidationError, and ProjectError if ``code`` is not that of then."""
+        described = _Description.model_validate_json(text)
+        own = isinstance(described.config, OwnModel)
+        snapshot = own_code.same_code(described.config.name, described.code or {}, code) if own else None
+        return cls(described.config, described.input_shape, described.num_classes, snapshot)
+
+    def to_json(self) -> str:
+        """Write it down, with the digests of its code in place of that."""
+        digests = self.code.digests() if self.code else None
+        described = _Description(
+            config=self.config, input_shape=self.input_shape, num_classes=self.num_classes, code=digests
+        )
+        return described.model_dump_json(exclude={"code"} if digests is None else None)
 
     def build(self) -> nn.Module:
         """A new model, with PyTorch's default initialization from the global generator.
 
-        Raises ConfigError if the input does not fit.
+        Raises ConfigError if the input does not fit, or its own code does not take its arguments.
         """
-        try:
-            self.config.check_input(self.input_shape)
-        except ConflictError as error:
-            raise ConfigError(f"model.{error}") from None
-        return MODELS[self.config.name](self.input_shape, self.num_classes, **self.config.model_dump(exclude={"name"}))
+        facts: dict[str, Any] = {"input_shape": self.input_shape, "num_classes": self.num_classes}
+        if not isinstance(self.config, OwnModel):
+            try:
+                self.config.check_input(self.input_shape)
+            except ConflictError as error:
+                raise ConfigError(f"model.{error}") from None
+            return self.maker(**facts, **self.config.model_dump(exclude={"name"}))
+        model = own_call("model", self.config, self.code, facts)()
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model.name: {self.config.name} makes a {type(model).__name__}, not a torch.nn.Module")
+        return model
 
 
 class MLP(nn.Sequential):

@@ -1,23 +1,27 @@
 """What a run minimizes and what it measures: functions of a model and a batch.
 
-A loss returns one number per sample, float32 (B,), or their mean. A metric returns ``(sum, count)``, which are added up
-over batches and workers and divided once. A batch is what the data set gives: ``(inputs, targets)`` of a shipped one. A
+A loss or metric returns one number per sample, (B,), or their mean, (), or ``(sum, count)`` where samples are not what
+is counted: tokens, say. What is reported, and what a loss is minimized as, is the sum over all batches and workers,
+divided once by the count of them all. A batch is what the data set gives: ``(inputs, targets)`` of a shipped one. A
 model's class may have losses and metrics of its own for the names that a run gives, as ``losses`` and ``metrics``.
 
 Losses are computed in float32, also within autocast: bf16 has too few digits for logarithms, and PyTorch refuses binary
 cross-entropy there.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raytorch.config import Loss, RunConfig
+from raytorch.config import CodeSnapshot, Loss, Metric, OwnLoss, OwnMetric, RunConfig
+from raytorch.config.own_calls import own_call
 from raytorch.config.run import smallest_batch
 from raytorch.datasets.in_memory import END, PAD, Dataset
 from raytorch.errors import ConfigError
@@ -25,28 +29,97 @@ from raytorch.losses import LOSSES
 
 Share = tuple[Tensor, Tensor]
 """A sum, and the count of what was added up."""
-LossFunction = Callable[[Any, Any], Tensor]
-Metric = Callable[[Any, Any], Share]
+LossFunction = Callable[[Any, Any], Tensor | Share]
+MetricFunction = Callable[[Any, Any], Tensor | Share]
 
 
-def loss_function(config: Loss, model: nn.Module) -> LossFunction:
-    """The loss of that name: the model's own, or one of a classification."""
+def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot | None = None) -> LossFunction:
+    """The loss of that name: one in the user's ``code``, the model's own, or one of a classification.
+
+    Raises ConfigError if a loss of the user's own does not take its arguments.
+    """
+    if isinstance(config, OwnLoss):
+        return own_call("loss", config, code, positional=2)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
-    own: Mapping[str, Callable[..., Tensor]] = getattr(model, "losses", {})
+    own: Mapping[str, Callable[..., Tensor | Share]] = getattr(type(model), "losses", {})
     return partial(own.get(config.name) or partial(classification_loss, name=config.name), **options)
 
 
-def metrics_of(model: nn.Module) -> dict[str, Metric]:
-    """What a model is judged by beside its loss, by name."""
-    return dict(getattr(model, "metrics", {"accuracy": accuracy}))
+def metrics_of(
+    metrics: Sequence[Metric | OwnMetric], model: nn.Module, code: CodeSnapshot | None = None
+) -> dict[str, MetricFunction]:
+    """What a run judges a model by beside its loss, by label: all that the model brings where it names none.
+
+    Raises ConfigError: the model has no such metric, or one in the user's ``code`` does not take its arguments.
+    """
+    brought: Mapping[str, MetricFunction] = getattr(type(model), "metrics", {"accuracy": accuracy})
+    judges: dict[str, MetricFunction] = {}
+    for metric in metrics:
+        if isinstance(metric, OwnMetric):
+            judges[metric.label] = own_call("metrics", metric, code, positional=2)
+        elif metric.name in brought:
+            judges[metric.label] = brought[metric.name]
+        else:
+            raise ConfigError(f"metrics: the model has no metric {metric.name}; one of {', '.join(brought)}")
+    return judges or dict(brought)
 
 
-def total(value: Tensor | Share, samples: int) -> Tensor:
-    """What a loss or metric returned of ``samples`` samples, as sum and count: float64 (2,), without gradients."""
+def checked(value: Any, samples: int, name: str) -> Tensor | Share:
+    """What a loss or metric called ``name`` returned of ``samples`` samples, numbers as tensors.
+
+    Raises TypeError for what is none of the forms that there are.
+    """
+    is_tuple = isinstance(value, tuple)
+    numbers = [_number(part) for part in (value if is_tuple else [value])]
+    shapes = [None if number is None else tuple(number.shape) for number in numbers]
+    if is_tuple and shapes == [(), ()]:
+        return cast(Share, tuple(numbers))
+    if not is_tuple and shapes[0] in ((), (samples,)):
+        return cast(Tensor, numbers[0])
+    raise TypeError(
+        f"{name} returned {_form(value)} for {samples} samples; return a tensor of a number for each, ({samples},), "
+        "their mean, (), or a tuple (sum, count) of two numbers"
+    )
+
+
+def _number(value: Any) -> Tensor | None:
+    if isinstance(value, Real):
+        return torch.tensor(float(value), dtype=torch.float64)
+    return value if isinstance(value, Tensor) else None
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_form, value))})"
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def valid_count(count: Tensor) -> Tensor:
+    """A count in float64; NaN in place of one that is negative or infinite, which :func:`ratio` refuses."""
+    count = count.detach().double()
+    return count.where((count >= 0) & count.isfinite(), math.nan)
+
+
+def total(value: Any, samples: int, name: str) -> Tensor:
+    """What a loss or metric called ``name`` returned of ``samples`` samples, as sum and count: float64 (2,).
+
+    Raises TypeError; see :func:`checked`.
+    """
+    value = checked(value, samples, name)
     if isinstance(value, Tensor):
         sums = value.detach().double()
-        value = sums.sum() if sums.dim() else sums * samples, torch.full_like(sums.sum(), samples)
-    return torch.stack([part.detach().double() for part in value])
+        return torch.stack([sums.sum() if sums.dim() else sums * samples, torch.full_like(sums.sum(), samples)])
+    return torch.stack([value[0].detach().double(), valid_count(value[1]).to(value[0].device)])
+
+
+def ratio(number: float, count: float, name: str) -> float:
+    """``number`` over the count of all workers; 0 where nothing was counted.
+
+    Raises ValueError if a count was no count.
+    """
+    if math.isnan(count):
+        raise ValueError(f"{name} returned a negative or infinite count; return (sum, count), the count at least 0")
+    return number / count if count else 0.0
 
 
 class EachCallOnce:

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raytorch.config import RunConfig, RunName, StoredData
-from raytorch.config.file import parse
+from raytorch.config.code_snapshot import changed_files
+from raytorch.config.file import parse, with_own_code
 from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.config.run import LONGEST_NAME, NAME_FORM
 from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
@@ -17,6 +18,9 @@ from raytorch.runs.checkpoint_manifest import CHECKPOINT_MANIFEST, latest_checkp
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.status import MonitorHandle
 from raytorch.runs.storage import RunFolder, absolute, is_in_job, is_relative, locate
+
+CODE_FOLDER = "code"
+"""Copies of the user's own code in a run's folder: one for each step at which it was changed."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,21 @@ class RunPlan:
     """The summary of a run that has come to this configuration's end already: nothing is left to do."""
     is_new: bool = True
     """False if it goes on with what is there, of which there may be nothing in the folder of a new run."""
+    changed_code: bool = False
+    """True if it may go on with other code of the user's own than its latest checkpoint was saved by."""
+    new_code_at: int | None = 0
+    """The optimizer step from which on the code is this; None if that is recorded already."""
 
     @property
     def folder(self) -> RunFolder:
         """The run's folder."""
         return RunFolder(self.config.storage, self.config.name)
+
+    def record_code(self) -> None:
+        """Copy the user's own code into the run's folder, if it is new. It is never run from there."""
+        if self.config.code and self.new_code_at is not None:
+            for file, text in self.config.code.sources.items():
+                self.folder.write_text(f"{CODE_FOLDER}/step-{self.new_code_at}/{file}", text)
 
 
 @dataclass(frozen=True)
@@ -77,17 +91,21 @@ def checked_name(name: str) -> str:
         raise ConfigError(f"name {name!r}: must be {NAME_FORM}") from None
 
 
-def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "runs") -> RunPlan:
+def plan_resume(
+    run: str, config: RunConfig | None = None, *, storage: str = "runs", changed_code: bool = False
+) -> RunPlan:
     """Plan to continue a run from its latest complete checkpoint; one that has saved none yet starts again.
 
     ``run`` is its name or path, ``config`` a changed configuration in place of its own, and without it ``storage`` is
-    where a name is looked for. Raises RunNotFoundError, CheckpointError for a checkpoint of another format, and
-    ConfigError where the run's own configuration is unreadable, or a key has changed that must not (see
-    :mod:`raytorch.config.resuming`).
+    where a name is looked for, and the current folder's project where code of the user's own is: a run's folder has a
+    copy, which is not run. Raises RunNotFoundError, CheckpointError for a checkpoint of another format, and ConfigError
+    where the run's own configuration is unreadable, a key has changed that must not (see
+    :mod:`raytorch.config.resuming`), or own code has, unless ``changed_code`` allows for that.
     """
     folder = find_run(run, config.storage if config else storage)
     finished, before = None, recorded_config(folder)
-    config = placed(config, folder.name, folder.storage) if config else before
+    new_code_at: int | None = 0
+    config = placed(config, folder.name, folder.storage) if config else with_own_code(before)
     latest, source = latest_checkpoint(folder), CONFIG_FILE
     if latest:
         manifest, source = read_manifest(folder, latest), f"{latest}/{CHECKPOINT_MANIFEST}"
@@ -101,7 +119,15 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
                 f"{folder} ended early ({finished['ended_early']}) and would do so again at once; to go on, give "
                 f"{more_to_do(finished)}"
             )
-        finished = finished if config == before else None
+        finished = finished if config.with_code(None) == before.with_code(None) else None
+        changes = changed_files(manifest.code, config.code.digests() if config.code else {})
+        if changes and not (finished or changed_code):
+            raise ConfigError(
+                f"the code of the run that is resumed ({folder.file(source)}) was other than it is: "
+                f"{', '.join(changes)}; bring it back, a copy is in {folder.file(CODE_FOLDER)}, or go on with the new",
+                remedies=[Remedy("changed_code")],
+            )
+        new_code_at = manifest.step if changes else None
     refused = [
         f"{key} is {there} in the run that is resumed ({folder.file(source)}) and cannot become {here}: "
         f"{rule_of(key).remark}; give it as it was, or begin a new run"
@@ -109,7 +135,7 @@ def plan_resume(run: str, config: RunConfig | None = None, *, storage: str = "ru
     ]
     if refused:
         raise ConfigError("\n".join(refused))
-    return RunPlan(config, finished, is_new=False)
+    return RunPlan(config, finished, is_new=False, changed_code=changed_code, new_code_at=new_code_at)
 
 
 def more_to_do(summary: Mapping[str, Any]) -> str:

@@ -121,6 +121,8 @@ class CheckpointManifest(_Record):
     seconds: dict[str, float] = {}
     """Spent until then, by phase."""
     config: dict[str, Any] = {}
+    code: dict[str, str] = {}
+    """The SHA-256 of each file of the user's own code, by its path in the project."""
 
 
 class SweepRecord(_Record):

@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
 from raytorch.errors import ConfigError, ModelFileError
-from raytorch.models.networks import Architecture
+from raytorch.models.networks import Architecture, Code
 from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
 from raytorch.serialization.refusals import StrPath, explaining_damage
 from raytorch.serialization.weights import save_tensors
+from raytorch.system.python_files import ProjectError
 
 METADATA_KEY = "raytorch"
 """Where a safetensors file's metadata has the model's architecture, as JSON."""
@@ -20,7 +21,6 @@ _LARGEST_CONSTANTS = 64 * 2**20
 """Bytes that a model may hold beside its file's weights; the shipped ones have kilobytes."""
 _MOST_TENSORS = 25_000
 """Tensors of a model at most: each layer that is outlined takes far more memory than its line in a file's header."""
-_architectures = TypeAdapter(Architecture)
 
 
 def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> None:
@@ -35,17 +35,24 @@ def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> N
             f"{path} would have {len(state):,} tensors, and a model that can be read again has at most "
             f"{_MOST_TENSORS:,}: write them with save_tensors; nothing was written"
         )
-    save_tensors(state, path, {METADATA_KEY: _architectures.dump_json(architecture).decode()})
+    save_tensors(state, path, {METADATA_KEY: architecture.to_json()})
 
 
-def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:
+def load_model(path: StrPath, device: torch.device | str = "cpu", *, code: Code = None) -> nn.Module:
     """The model that :func:`save_model` wrote, in evaluation mode; a run's checkpoints have one, too.
 
+    Args:
+        path: The file.
+        device: Where its weights go.
+        code: Of a model of your own the file or folder that has its code, of which the model's file has the digests
+            alone: a file of weights never runs code that you have not named.
+
     Raises:
-        ModelFileError: The file is missing, damaged, of another format, or its weights are not its architecture's.
+        ModelFileError: The file is missing, damaged, of another format, or its weights are not its architecture's; or
+            it is of other code than that.
     """
     path = Path(path)
-    architecture, header = _described(path)
+    architecture, header = _described(path, code)
     _check_fit(path, header, architecture)
     with torch.random.fork_rng(devices=[]):
         model = architecture.build()
@@ -57,16 +64,16 @@ def load_model(path: StrPath, device: torch.device | str = "cpu") -> nn.Module:
     return model.to(device).eval()
 
 
-def read_architecture(path: StrPath) -> Architecture:
-    """Read what a file of :func:`save_model` says of its model.
+def read_architecture(path: StrPath, *, code: Code = None) -> Architecture:
+    """Read what a file of :func:`save_model` says of its model; ``code`` is as for :func:`load_model`.
 
     Raises:
         ModelFileError: It says nothing, or what no model can be built from.
     """
-    return _described(Path(path))[0]
+    return _described(Path(path), code)[0]
 
 
-def _described(path: Path) -> tuple[Architecture, dict[str, Any]]:
+def _described(path: Path, code: Code) -> tuple[Architecture, dict[str, Any]]:
     """The architecture that a file names, and its header."""
     require(path, FileKind.SAFETENSORS)
     header = read_safetensors_header(path)
@@ -77,7 +84,9 @@ def _described(path: Path) -> tuple[Architecture, dict[str, Any]]:
             "build the model yourself and give it load_weights(path)"
         )
     try:
-        return _architectures.validate_json(text, strict=True), header
+        return Architecture.from_json(text, code), header
+    except ProjectError as error:
+        raise ModelFileError(f"{path} cannot be built: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -89,7 +98,7 @@ def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -
     there = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     if len(there) > _MOST_TENSORS:
         raise _unfit(path, f"{len(there):,} tensors are more than the {_MOST_TENSORS:,} that a model has")
-    fields = architecture.config.model_dump()
+    fields = {} if architecture.code else architecture.config.model_dump()
     depths = [len(value) for value in fields.values() if isinstance(value, list)]
     depths += [value for name, value in fields.items() if name.endswith("layers")]
     if max(depths, default=0) > len(there):  # each layer has weights

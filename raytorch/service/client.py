@@ -16,9 +16,10 @@ from urllib.parse import quote
 import raytorch
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config, load_config
+from raytorch.config.project import JOB_MARK
 from raytorch.errors import JobError, Remedy, RunExistsError, RunNotFoundError, UserError
 from raytorch.runs.catalog import SUMMARY_FILE
-from raytorch.runs.plan import checked_name, more_to_do, plan_resume, timed_name
+from raytorch.runs.plan import RunPlan, checked_name, more_to_do, plan_resume, timed_name
 from raytorch.runs.storage import BASE, RunFolder, join, locate, split
 from raytorch.service import secrets
 from raytorch.service.dashboard import DashboardConnection
@@ -26,10 +27,10 @@ from raytorch.service.destination import Destination, EntrypointResources
 from raytorch.service.job import DIGEST, KIND, RUN, Job, JobKind, describe, failure_of, started_at, summary_of
 from raytorch.service.logs import BLOCK, JobLog, behind, states, whole
 from raytorch.service.packages import mark, pack
-from raytorch.service.projects import collect_files, is_text, shown
+from raytorch.service.projects import Project, collect_files, is_text, shown
 from raytorch.system.temporary_folders import temporary_folder
 
-CONFIG_NAME = "run.yaml"
+CONFIG_NAME = "raytorch-run.yaml"
 STOP_WAIT_S = 120
 """Seconds between asking a driver to end and killing it: the workers save a last checkpoint in them."""
 
@@ -74,12 +75,15 @@ class Client:
         name = _named(name, config.name)
         return self._submit_run(Destination(self._connection), config, name, env)
 
-    def resume(self, run: str, config: RunConfig | None = None, *, env: Iterable[str] = ()) -> Job:
+    def resume(
+        self, run: str, config: RunConfig | None = None, *, changed_code: bool = False, env: Iterable[str] = ()
+    ) -> Job:
         """Send an earlier run to be continued from its latest checkpoint; see :func:`raytorch.runs.plan.plan_resume`.
 
         Args:
             run: The run's name or path; its folder has to be readable from here.
             config: A changed configuration (more epochs, other workers); by default the run's own.
+            changed_code: Whether it may go on with code of your own that has changed since its latest checkpoint.
             env: As for :meth:`submit`.
 
         Raises:
@@ -87,13 +91,13 @@ class Client:
         """
         there = Destination(self._connection)
         there.require_reached(run if config is None or "/" in run else config.storage, "run")
-        plan = plan_resume(run, config)
+        plan = plan_resume(run, config, changed_code=changed_code)
         if plan.finished is not None:
             raise UserError(
                 f"{plan.folder} has finished and nothing is left to do; to go on, give {more_to_do(plan.finished)}; "
                 f"what it came to is in {plan.folder.file(SUMMARY_FILE)}"
             )
-        return self._submit_run(there, plan.config, plan.config.name, env, resumed=plan.folder)
+        return self._submit_run(there, plan.config, plan.config.name, env, resumed=plan)
 
     def submit_script(
         self,
@@ -140,16 +144,13 @@ class Client:
         command = shlex.join(["python", "-m", "raytorch.service.script", run, "--", called, *arguments])
 
         def fill(archive: Path) -> str:
-            project = collect_files(root, inside)
-            project.left_out.extend(f"{shown(file)} (gone meanwhile)" for file in pack(root, project.files, archive))
-            if told := project.told():
-                logger.warning(told)
+            _pack_project(collect_files(root, inside), archive)
             return sha256(archive.read_bytes()).hexdigest()
 
         return self._send(name, "script", run, command, fill, env, resources)
 
     def _submit_run(
-        self, there: Destination, config: RunConfig, name: str, env: Iterable[str], resumed: RunFolder | None = None
+        self, there: Destination, config: RunConfig, name: str, env: Iterable[str], resumed: RunPlan | None = None
     ) -> Job:
         digest = sha256(dump_config(config).encode()).hexdigest()
         config = there.config(config)
@@ -163,14 +164,19 @@ class Client:
 
         def fill(archive: Path) -> str:
             folder = archive.parent / "run"
-            folder.mkdir()
-            (folder / CONFIG_NAME).write_text(dump_config(config), encoding="utf-8")
-            pack(folder, {Path(CONFIG_NAME): folder / CONFIG_NAME}, archive)
+            project = collect_files(Path(config.code.root)) if config.code else Project(folder)
+            own = {JOB_MARK: "", **config.code.sources} if config.code else {}
+            for file, text in {CONFIG_NAME: dump_config(config), **own}.items():
+                project.files[Path(file)] = folder / file
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_text(text, encoding="utf-8", newline="")
+            _pack_project(project, archive)
             return digest
 
         job_id, how = name, f"--name {name}"
         if resumed:
-            job_id, how = _named(None, name), f"--resume {shlex.quote(resumed.address)}"
+            job_id, how = _named(None, name), f"--resume {shlex.quote(resumed.folder.address)}"
+            how += " --changed-code" if resumed.changed_code else ""
         command = f"python -m raytorch train {CONFIG_NAME} {how}"
         return self._send(job_id, "train", run, command, fill, env, EntrypointResources())
 
@@ -330,6 +336,14 @@ def _runtime_environment(run: str, values: Mapping[str, str], staging: Path) -> 
         environment["worker_process_setup_hook"] = secrets.HOOK
         environment["env_vars"][secrets.MARK] = "1"
     return environment
+
+
+def _pack_project(project: Project, archive: Path) -> None:
+    """Write a project's files into the archive of a job, and warn of what is left out."""
+    gone = pack(project.root, project.files, archive)
+    project.left_out.extend(f"{shown(file)} (gone meanwhile)" for file in gone)
+    if told := project.told():
+        logger.warning(told)
 
 
 def _require_ranks(job: Job) -> RunFolder:

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from raytorch.config import Parameter, RunConfig, SweepConfig
+from raytorch.config import ConflictError, Parameter, RunConfig, SweepConfig
 from raytorch.config import yaml_tree as tree
-from raytorch.config.file import apply_override, compose, graft, read, validate
+from raytorch.config.file import apply_override, compose, graft, read, validate, validate_run
+from raytorch.config.own_code import PARTS, settle_reference
 from raytorch.errors import ConfigError
 
 LEAST = "give a run and its parameters"
@@ -58,23 +59,28 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         >>> sweep = load_sweep("configs/sweeps/digits.yaml", ["trials=4"])
     """
     root = read(path, SweepConfig, LEAST)
-    _insert_run(root, Path(path).parent)
+    folder = _insert_run(root, Path(path).parent)
     for override in overrides:
         apply_override(root, override, SweepConfig)
-    return _drawn(root)
+    _settle_references(root, folder)
+    return _drawn(root, folder)
 
 
 def recorded_sweep(raw: bytes, name: str) -> Sweep:
-    """The sweep in the content of a sweep's record, the file ``name``, which has the run in it and names no file."""
-    return _drawn(compose(raw, name, SweepConfig, LEAST))
+    """The sweep in the content of a sweep's record, the file ``name``, which has the run in it and names no file.
+
+    Code of the user's own is found from the current folder.
+    """
+    return _drawn(compose(raw, name, SweepConfig, LEAST), Path())
 
 
-def _drawn(root: yaml.MappingNode) -> Sweep:
+def _drawn(root: yaml.MappingNode, folder: Path) -> Sweep:
+    """The sweep of a tree, whose run names own code from ``folder``."""
     config = validate(root, SweepConfig)
     for parameters in config.probes():
-        _vary(root, config, parameters)
+        _vary(root, config, parameters, folder)
     drawn = enumerate(config.draw())
-    return Sweep(config, tuple(Trial(number, each, _vary(root, config, each)) for number, each in drawn))
+    return Sweep(config, tuple(Trial(number, each, _vary(root, config, each, folder)) for number, each in drawn))
 
 
 def is_sweep(path: str | Path) -> bool:
@@ -86,8 +92,11 @@ def is_sweep(path: str | Path) -> bool:
     return tree.pair(root, "parameters") is not None
 
 
-def _insert_run(root: yaml.MappingNode, folder: Path) -> None:
-    """Put the run's tree in place of its file's name; its keys still know the line of the file that they are in."""
+def _insert_run(root: yaml.MappingNode, folder: Path) -> Path:
+    """Put the run's tree in place of its file's name; its keys still know the line of the file that they are in.
+
+    Returns the folder of the run's file, or the sweep's if that has the run in it.
+    """
     key, value = tree.pair(root, "run") or (None, None)
     if key and isinstance(value, yaml.ScalarNode) and value.tag == tree.STR:
         try:
@@ -97,9 +106,33 @@ def _insert_run(root: yaml.MappingNode, folder: Path) -> None:
                 *(f"{tree.at(key.start_mark)}: run: {line}" for line in str(error).split("\n"))
             ) from None
         tree.put(root, key, run)
+        return (folder / Path(value.value).expanduser()).parent
+    return folder
 
 
-def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any]) -> RunConfig:
+def _settle_references(root: yaml.MappingNode, folder: Path) -> None:
+    """Name own code from its project's root, as the sweep's record does, whatever folder it is read from again."""
+    for key in PARTS:
+        places: list[tree.Key] = [("run", key)]
+        for name in (key, f"{key}.name"):
+            for kind in ("grid", "choice"):
+                places += _items(root, ("parameters", name, kind))
+        if key == "metrics":
+            places = [item for place in places for item in _items(root, place)]
+        for place in places:
+            there = tree.find(root, (*place, "name"))
+            if not there.rest:
+                settle_reference(there.node, (key, place[-1]) if key == "metrics" else (key,), folder)
+
+
+def _items(root: yaml.MappingNode, place: tree.Key) -> list[tree.Key]:
+    """The places of the items of a list, if there is one."""
+    there = tree.find(root, place)
+    is_list = isinstance(there.node, yaml.SequenceNode) and not there.rest
+    return [(*place, number) for number in range(len(there.node.value))] if is_list else []
+
+
+def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any], folder: Path) -> RunConfig:
     """The run with these values of its keys; of a key and one inside it, the inner is set last and so has its say."""
     base = tree.find(root, ("run",)).node
     run = yaml.MappingNode(tree.MAP, list(base.value), base.start_mark, base.end_mark)
@@ -113,7 +146,13 @@ def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any
                 raise tree.report([tree.Problem(place.mark, keys, text)])
         grafted[keys] = _node(root, config.parameters[key], key, parameters[key])
         graft(run, list(keys), grafted[keys], place.mark, RunConfig)
-    return validate(run, RunConfig)
+    trial = validate_run(run, folder)
+    try:
+        trial.ranking_by(config.ranking.label)
+    except ConflictError as error:
+        mark = tree.find(root, ("metric",)).mark
+        raise tree.report([tree.Problem(mark, ("metric",), f"a trial lacks it: {error}")]) from None
+    return trial
 
 
 def _node(root: yaml.MappingNode, parameter: Parameter, key: str, value: Any) -> yaml.Node:

@@ -19,8 +19,9 @@ def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> 
     lines = -(-(1 + len(varied)) // columns)
     figure = new_figure(title, 4.6 * columns, 3.6 * lines)
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    styles = _styles(results, find_best(results, config.metric))
-    _draw_curves(axes[0], config.metric, results, styles)
+    metric = config.ranking.label
+    styles = _styles(results, find_best(results, metric))
+    _draw_curves(axes[0], metric, results, styles)
     for place, key in zip(axes[1:], varied, strict=False):
         _draw_parameter(place, config, key, results, styles)
     for place in axes[1 + len(varied) :]:
@@ -38,7 +39,7 @@ def _draw_curves(axes: Any, metric: str, results: Sequence[TrialResult], styles:
     scale(axes, "y", values)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title(f"test {metric}", fontsize=10)
+    axes.set_title(escaped_line(f"test {metric}"), fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7)
@@ -48,12 +49,13 @@ def _draw_parameter(
     axes: Any, config: SweepConfig, key: str, results: Sequence[TrialResult], styles: Sequence[dict[str, Any]]
 ) -> None:
     """Where the trials ended over one parameter; values that are no numbers stand side by side."""
+    metric = config.ranking.label
     values = [result.trial.parameters[key] for result in results]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     names = list(dict.fromkeys(map(str, config.parameters[key].values)))
     ends: list[float] = []
     for result, value, style in zip(results, values, styles, strict=True):
-        if (end := result.last(config.metric)) is not None:
+        if (end := result.last(metric)) is not None:
             ends.append(end)
             axes.plot(value if numeric else names.index(str(value)), ends[-1], **(style | {"linestyle": ""}))
     scale(axes, "y", ends)
@@ -65,7 +67,7 @@ def _draw_parameter(
         axes.set_xticks(range(len(names)), [escaped_line(name) for name in names])
         axes.margins(x=0.2)
     axes.set_xlabel(key)
-    axes.set_title(f"last test {config.metric}", fontsize=10)
+    axes.set_title(escaped_line(f"last test {metric}"), fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
 
 

@@ -23,6 +23,6 @@ def write_results(folder: RunFolder, config: SweepConfig, results: Sequence[Tria
         folder.write_bytes(PICTURE_FILE, picture(folder.name, config, results))
     except MissingPackageError as error:
         logger.warning("there is no picture of the sweep: %s", error)
-    best = find_best(results, config.metric)
+    best = find_best(results, config.ranking.label)
     if best:
         folder.write_text(BEST_FILE, best_config(folder, config, best))

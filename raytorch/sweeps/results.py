@@ -8,6 +8,7 @@ from typing import Any
 
 from raytorch.config import SweepConfig
 from raytorch.config.file import dump_config
+from raytorch.config.metrics import LOSS_LABEL
 from raytorch.runs.catalog import CONFIG_FILE, read_evaluations, read_summary
 from raytorch.runs.plan import placed
 from raytorch.runs.status import Evaluation
@@ -70,8 +71,8 @@ def find_best(results: Sequence[TrialResult], metric: str) -> TrialResult | None
     """The finished trial with the best last evaluation, by the other metrics among equals; None if there is none."""
 
     def rank(result: TrialResult) -> list[float]:
-        last = result.history[-1].metrics
-        return [-last[name] if name == "loss" else last[name] for name in dict.fromkeys([metric, *last])]
+        run, last = result.trial.config, result.history[-1].metrics
+        return [run.ranking_by(name).score(last) for name in dict.fromkeys([metric, *run.metric_names, LOSS_LABEL])]
 
     finished = [result for result in results if result.state == "finished" and result.last(metric) is not None]
     return max(finished, key=rank, default=None)
@@ -95,6 +96,7 @@ def results_csv(results: Sequence[TrialResult]) -> str:
 
 def best_config(folder: RunFolder, config: SweepConfig, best: TrialResult) -> str:
     """The best trial as a run of its own; on like workers it gives the same numbers again."""
-    value = best.last(config.metric)
+    metric = config.ranking.label
+    value = best.last(metric)
     run = placed(best.trial.config, f"{config.name[:LONGEST_BASE]}-best", config.storage)
-    return f"# {best.trial.name} of the sweep {folder.name}: test {config.metric} {value:.4f}\n{dump_config(run)}"
+    return f"# {best.trial.name} of the sweep {folder.name}: test {metric} {value:.4f}\n{dump_config(run)}"

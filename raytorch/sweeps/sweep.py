@@ -149,7 +149,7 @@ def _finished_record(plan: SweepPlan) -> dict[str, Any] | None:
     record, results = before.model_dump(exclude_unset=True), plan.results(before.stopped_after())
     if record.get("state") != "finished" or not all(result.is_over for result in results):
         return None
-    return record | _outcome(plan.folder, results, plan.sweep.config.metric)
+    return record | _outcome(plan.folder, results, plan.sweep.config.ranking.label)
 
 
 def _outcome(folder: RunFolder, results: Sequence[TrialResult], metric: str) -> dict[str, Any]:
@@ -218,10 +218,9 @@ def _tune(plan: SweepPlan, trial_monitor: Any, over: Sequence[bool], stopped: di
     config = plan.sweep.config
     trials, folder = plan.sweep.trials, plan.folder.address
     configs = [placed(trial.config, trial.name, folder) for trial in trials]
-    mode = "max" if config.metric == "accuracy" else "min"
-    trainable = tune.with_parameters(
-        TrialRun, runs=configs, over=over, metric=config.metric, trial_monitor=trial_monitor
-    )
+    metric, higher_is_better = config.ranking
+    mode = "max" if higher_is_better else "min"
+    trainable = tune.with_parameters(TrialRun, runs=configs, over=over, metric=metric, trial_monitor=trial_monitor)
     with temporary_folder() as scratch, _without_output():
         tune.Tuner(
             # A byte, for Tune refuses nothing at all: the run's workers hold what it needs.
@@ -287,7 +286,7 @@ class _LiveSweepRecord(LiveRecord):
 
     def __init__(self, plan: SweepPlan) -> None:
         before = _read_before(plan.folder)
-        super().__init__(plan.folder, RECORD_FILE, metric=plan.sweep.config.metric)
+        super().__init__(plan.folder, RECORD_FILE, metric=plan.sweep.config.ranking.label)
         kept = before.model_dump(exclude_unset=True, exclude={"error"})
         self.content = kept | self.content | ({"started": before.started} if before.started else {})
         self._config, self._seconds_before = plan.sweep.config, before.seconds
@@ -337,7 +336,7 @@ class _LiveSweepRecord(LiveRecord):
             StorageError: It could not be written down.
         """
         write_results(self.folder, self._config, results)
-        outcome = _outcome(self.folder, results, self._config.metric)
+        outcome = _outcome(self.folder, results, self._config.ranking.label)
         cut_short = stopping and not all(result.is_over or result.state == "failed" for result in results)
         state = "stopped" if cut_short else "finished" if outcome["best"] else "failed"
         content = self.require_written(self.close(state, **outcome))

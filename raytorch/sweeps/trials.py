@@ -62,7 +62,7 @@ class TrialRun(tune.Trainable):
             yield self._told(last)
         if not self._over[number] and not ray.get(self._trial_monitor.report.remote(number, {"state": "starting"})):
             RunFolder(*split(config.storage)).make(config.name)  # unless the sweep's own folder is gone
-            plan = plan_resume(folder.address) if folder.exists(CONFIG_FILE) else RunPlan(config)
+            plan = plan_resume(folder.address, config) if folder.exists(CONFIG_FILE) else RunPlan(config)
             self._run = BackgroundRun(number, plan, self._trial_monitor)
             for last in iter(self._run.evaluations.get, None):
                 yield self._told(last)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raytorch.config import RunConfig
+from raytorch.config import CodeSnapshot, RunConfig
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.file import from_data, one_line
 from raytorch.config.file import load_config as load_file
@@ -42,26 +42,34 @@ class Result:
     summary: dict[str, Any]
     address: str = field(default="", repr=False, compare=False)
     """Where :meth:`model` and the others read: ``path`` with the secrets of its storage's address, if it has some."""
+    code: CodeSnapshot | None = field(default=None, repr=False, compare=False)
+    """The user's own code that a run of this process was trained by."""
 
-    def model(self) -> Any:
+    def model(self, *, code: str | Path | None = None) -> Any:
         """Load the model of the run's latest checkpoint, on the CPU and in evaluation mode, as an ``nn.Module``.
+
+        Args:
+            code: Of a model of your own the file or folder that has its code; by default the current folder.
 
         Raises:
             RunNotFoundError: The run has no complete checkpoint.
-            ModelFileError: The checkpoint's weights are damaged.
+            ModelFileError: The checkpoint's weights are damaged, or of other code.
         """
         from raytorch.export import load_run
 
         with _own_errors():
-            return load_run(self._folder)[0].eval()
+            return load_run(self._folder, code or self.code or Path())[0].eval()
 
-    def export(self, kind: ExportFormat, path: str | Path, *, verify: bool = True) -> list[Any]:
+    def export(
+        self, kind: ExportFormat, path: str | Path, *, verify: bool = True, code: str | Path | None = None
+    ) -> list[Any]:
         """Export the model of the run's latest checkpoint; see :func:`raytorch.export.export_model`.
 
         Args:
             kind: ``onnx``, ``torchscript``, ``pt2`` or ``safetensors``.
             path: The file to write.
             verify: Whether the file is read again, and what it computes compared with the model.
+            code: As for :meth:`model`.
 
         Returns:
             How far each output is off, as a :class:`~raytorch.serialization.comparison.Difference`.
@@ -76,7 +84,7 @@ class Result:
         if kind not in SUFFIXES:
             raise UserError(f"a format is one of {', '.join(SUFFIXES)}, not {kind!r}")
         with _own_errors():
-            return export_run(self._folder, kind, Path(path), verify=verify)
+            return export_run(self._folder, kind, Path(path), verify=verify, code=code or self.code or Path())
 
     def history(self) -> list[dict[str, Any]]:
         """Read the lines of the run's ``metrics.jsonl``, oldest first: ``step``, ``epoch``, ``split``, ``loss``, ..."""
@@ -135,6 +143,7 @@ def resume(
     overrides: Overrides = (),
     workers: int | None = None,
     storage: str | Path | None = None,
+    changed_code: bool = False,
     address: str | None = None,
     watch: StatusCallback = lambda status: None,
 ) -> Result:
@@ -146,6 +155,7 @@ def resume(
         overrides: Changes to the configuration, such as ``{"epochs": 10}``.
         workers: Workers, in place of ``scaling.workers``.
         storage: Where to look for a run that is given by its name; by default the configuration's, else ``runs``.
+        changed_code: Whether it may go on with code of your own that has changed since its latest checkpoint.
         address: As for :func:`train`.
         watch: As for :func:`train`.
 
@@ -162,7 +172,8 @@ def resume(
         if config is None and changes:
             config = recorded_config(catalog.find_run(place, str(storage or "runs")))
         changed = None if config is None else load(config, changes)
-        return _run(plan_resume(place, changed, storage=str(storage or "runs")), address, watch)
+        plan = plan_resume(place, changed, storage=str(storage or "runs"), changed_code=changed_code)
+        return _run(plan, address, watch)
 
 
 def load(config: Config, overrides: Overrides = ()) -> RunConfig:
@@ -180,7 +191,8 @@ def load(config: Config, overrides: Overrides = ()) -> RunConfig:
     """
     changes = _as_texts(overrides)
     if isinstance(config, RunConfig):
-        config = config.model_dump(mode="json")
+        folder = Path(config.code.root) if config.code else None
+        return from_data(config.model_dump(mode="json"), changes, folder)
     if not isinstance(config, str | Path | Mapping):
         raise ConfigError(f"a configuration is a YAML file, a dictionary or a RunConfig, not {config!r}")
     return from_data(config, changes) if isinstance(config, Mapping) else load_file(config, changes)
@@ -222,13 +234,12 @@ def find_run(run: str | Path | Result, storage: str | Path = "runs") -> Result:
 
 
 def _run(plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
-    return _result(run_training(plan, address=address, watch=watch), plan.folder)
+    return _result(run_training(plan, address=address, watch=watch), plan.folder, plan.config.code)
 
 
-def _result(summary: dict[str, Any], folder: RunFolder) -> Result:
-    return Result(
-        summary["name"], summary["path"], summary["state"], summary.get("metrics", {}), summary, folder.address
-    )
+def _result(summary: dict[str, Any], folder: RunFolder, code: CodeSnapshot | None = None) -> Result:
+    metrics = summary.get("metrics", {})
+    return Result(summary["name"], summary["path"], summary["state"], metrics, summary, folder.address, code)
 
 
 def _place(run: str | Path | Result) -> str:

@@ -14,7 +14,6 @@ nothing else is written down of it.
 
 import json
 import logging
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from raytorch.config import Checkpointing
+from raytorch.config import Ranking
 from raytorch.errors import CheckpointError, ModelFileError, Remedy, RunNotFoundError, StorageError
 from raytorch.models.networks import Architecture
 from raytorch.runs import checkpoint_manifest
@@ -53,12 +52,13 @@ class Checkpoints:
 
     Args:
         folder: The run's folder.
-        config: How many to keep, and by what they are ranked.
+        keep: How many, of the best and the latest.
+        ranking: The order of those that were evaluated.
         on_saved: Called once a checkpoint is complete in the folder.
     """
 
-    def __init__(self, folder: RunFolder, config: Checkpointing, on_saved: Callable[[], object]) -> None:
-        self._folder, self._config, self._on_saved = folder, config, on_saved
+    def __init__(self, folder: RunFolder, keep: int, ranking: Ranking, on_saved: Callable[[], object]) -> None:
+        self._folder, self._keep, self._ranking, self._on_saved = folder, keep, ranking, on_saved
         self._kept: dict[str, tuple[float, int]] = {}
         """The complete checkpoints, by name, each with what it is ranked by."""
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -133,15 +133,14 @@ class Checkpoints:
         """Keep the best, and the latest."""
         ranked = sorted(self._kept, key=self._kept.__getitem__)
         latest = max(self._kept, key=checkpoint_manifest.checkpoint_step, default=None)
-        for name in ranked[: -self._config.keep]:
+        for name in ranked[: -self._keep]:
             if name != latest:
                 self._folder.delete(name)
                 del self._kept[name]
 
     def _rank(self, name: str, metrics: dict[str, float]) -> tuple[float, int]:
         """Higher is better: by the metric, and without one of its own below all that have; among equals the newer."""
-        value = metrics.get(self._config.best_by, math.nan) * (1 if self._config.best_by == "accuracy" else -1)
-        return -math.inf if math.isnan(value) else value, checkpoint_manifest.checkpoint_step(name)
+        return self._ranking.score(metrics), checkpoint_manifest.checkpoint_step(name)
 
 
 @contextmanager

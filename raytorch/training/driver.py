@@ -34,9 +34,14 @@ def run_training(
     with ray_for([plan.config], address=address, module="raytorch.cluster.worker_group"), plan.folder.claimed():
         if plan.is_new:  # another process may have run there while Ray was started
             require_free(plan.folder)
-        elif (finished := plan_resume(plan.folder.address, plan.config).finished) is not None:
+        elif (finished := _replanned(plan).finished) is not None:
             return dict(finished)
         return _supervise(plan, record, watch, work or _train_on_worker)
+
+
+def _replanned(plan: RunPlan) -> RunPlan:
+    """The plan of a resumed run as its folder is now."""
+    return plan_resume(plan.folder.address, plan.config, changed_code=plan.changed_code)
 
 
 def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: WorkerFunction) -> dict[str, Any]:

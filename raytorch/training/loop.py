@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from raytorch.config.metrics import LOSS_LABEL
+from raytorch.config.own_calls import imported
 from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load_dataset
 from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
 from raytorch.distributed.ddp import broadcast_buffers, data_parallel, gradient_sync
@@ -25,7 +27,7 @@ from raytorch.distributed.process_group import leaving_process_group
 from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import DivergedError
 from raytorch.models.networks import Architecture
-from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, require_enough_samples, total
+from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, ratio, require_enough_samples, total
 from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
@@ -34,6 +36,7 @@ from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
 from raytorch.training.averaging import WeightAverage
+from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
 from raytorch.training.monitor import DriverLink, reporting_failures
 from raytorch.training.precision import Precision, choose_attention
@@ -55,13 +58,13 @@ def train_on_worker(
 
     ``make_trainer`` makes this worker's trainer, by default a :class:`Trainer`.
     """
-    worker = Worker.current()
+    worker, code = Worker.current(), job.plan.config.code
     job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
     with (
         reporting_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
         closing(LiveFiles(job.plan.folder)) as files,
         log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
-        reporting_failures(job.monitor, worker.rank, failure_cause),
+        reporting_failures(job.monitor, worker.rank, failure_cause, code.root if code else None),
         leaving_process_group(),
     ):
         with closing((make_trainer or Trainer)(job, worker, files)) as run:
@@ -87,6 +90,9 @@ class Trainer:
         choose_attention(device)
         keep_freed_memory()
 
+        for name in config.references:  # what is wrong with it is found before data is read
+            imported(name, config.code)
+
         self.train_set = load_dataset(config.data, "train", device)
         self.test_set = load_dataset(config.data, "test", device)
         self.loader = TrainLoader(
@@ -101,9 +107,12 @@ class Trainer:
         self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
 
         self.precision = Precision.choose(config.precision, device)
-        self.architecture = Architecture(config.model, self.train_set.input_shape, self.train_set.num_classes)
+        self.architecture = Architecture(
+            config.model, self.train_set.input_shape, self.train_set.num_classes, config.code
+        )
         self.model = self.precision.to_memory_format(self.architecture.build().to(device))
-        self.loss, self.judges = loss_function(config.loss, self.model), metrics_of(self.model)
+        self.loss = loss_function(config.loss, self.model, config.code)
+        self.judges = metrics_of(config.metrics, self.model, config.code)
         require_enough_samples(config, self.loss, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
@@ -117,7 +126,8 @@ class Trainer:
 
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
-        self.patience = Patience(config.stop)
+        self.batch_loss = BatchLoss(self.model, worker)
+        self.patience = Patience(config)
         self.agreement = StopAgreement(lambda numbers: all_reduce(torch.tensor(numbers, device=device)).tolist())
         self.request = DriverRequest.CONTINUE
         self.clock = PhaseClock()
@@ -153,14 +163,12 @@ class Trainer:
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self.worker.device)
         for number, batch in enumerate(micro_batches, start=1):
             with gradient_sync(self.net, enabled=number == len(micro_batches)):
                 with self.precision.autocast():
-                    losses = self.loss(self.net, self.precision.layout_of(batch.content))
-                part = losses.mean() * batch.weight
-                self.backward(part)
-            loss += part.detach()
+                    value = self.loss(self.net, self.precision.layout_of(batch.content))
+                self.backward(self.batch_loss.part(value, batch))
+        loss = self.batch_loss.finish()
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
@@ -223,18 +231,20 @@ class Trainer:
             model = self.average.model
             broadcast_buffers(model)
             model.eval()
-            judges: dict[str, Callable[..., Any]] = {**self.judges, "loss": self.loss}
+            judges: dict[str, Callable[..., Any]] = {**self.judges, LOSS_LABEL: self.loss}
             totals = torch.zeros(len(judges), 2, dtype=torch.float64, device=self.worker.device)
             for batch in evaluation_batches(
                 self.test_set, batch_size=EVALUATION_BATCH, rank=self.worker.rank, world_size=self.worker.world_size
             ):
                 content, once = self.precision.layout_of(batch.content), EachCallOnce(model)
                 with self.precision.autocast():
-                    totals += torch.stack([total(judge(once, content), batch.samples) for judge in judges.values()])
+                    values = {name: judge(once, content) for name, judge in judges.items()}
+                parts = [total(value, batch.samples, name) for name, value in values.items()]
+                totals += torch.stack([part.to(totals.device) for part in parts])
             model.train()
-            sums, counts = all_reduce(totals).unbind(1)
-        self.metrics = dict(zip(judges, (sums / counts).tolist(), strict=True))
-        self._refuse_nonfinite([self.metrics["loss"]], self.step, "test loss")
+            sums = all_reduce(totals).tolist()
+        self.metrics = {name: ratio(part, count, name) for name, (part, count) in zip(judges, sums, strict=True)}
+        self._refuse_nonfinite([self.metrics[LOSS_LABEL]], self.step, "test loss")
         logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
         if self.log:
             self.log.write("test", self.step, self.epochs_done, self.metrics)
@@ -267,6 +277,7 @@ class Trainer:
                 "evaluated": evaluated,
                 "seconds": self.clock.read(),
                 "config": self.config.model_dump(mode="json"),
+                "code": self.config.code.digests() if self.config.code else {},
                 "versions": versions(),
             }
             self.checkpoints.save(self.average.model, self.architecture, state, manifest)
@@ -283,7 +294,8 @@ class Trainer:
         newest = None
         if self.worker.rank == 0:
             ray.get(self.job.monitor.begin_attempt.remote())
-            self.checkpoints = Checkpoints(self.folder, self.config.checkpoint, self.job.monitor.saved.remote)
+            keep, ranking = self.config.checkpoint.keep, self.config.ranking
+            self.checkpoints = Checkpoints(self.folder, keep, ranking, self.job.monitor.saved.remote)
             newest = self.checkpoints.recover()
         agreed = torch.tensor(checkpoint_step(newest) if newest else -1, device=self.worker.device)
         step = int(broadcast(agreed))  # all begin with what rank 0 has found

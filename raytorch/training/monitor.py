@@ -137,17 +137,20 @@ class DriverLink:
 
 
 @contextmanager
-def reporting_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[BaseException], Cause]) -> Iterator[None]:
+def reporting_failures(
+    monitor: MonitorHandle, rank: int, cause_of: Callable[[BaseException], Cause], project: str | None = None
+) -> Iterator[None]:
     """Pass an exception in the block on to the driver, and log it, before it is raised further.
 
-    Of blocks inside each other the innermost does that. ``cause_of`` is :func:`raytorch.distributed.failure_cause`.
+    Of blocks inside each other the innermost does that. ``cause_of`` is :func:`raytorch.distributed.failure_cause`,
+    ``project`` the folder of the user's own code, from which on a traceback tells the user something.
     """
     try:
         yield
     except Exception as error:
         if getattr(error, _TOLD, False):
             raise
-        text = _own_traceback(error)
+        text = _own_traceback(error, project)
         logger.error("rank %d failed\n%s", rank, text)  # noqa: TRY400 - without Ray's frames
         failure = WorkerFailure(
             rank=rank,
@@ -165,8 +168,12 @@ def reporting_failures(monitor: MonitorHandle, rank: int, cause_of: Callable[[Ba
         raise
 
 
-def _own_traceback(error: BaseException) -> str:
-    """The traceback from the first frame below Ray's and this module's, without its middle if it is very long."""
+def _own_traceback(error: BaseException, project: str | None) -> str:
+    """The traceback without its middle if it is very long: from the first frame in the user's own code if there is
+    one, else below Ray's and this module's.
+    """
     summary = traceback.TracebackException.from_exception(error)
-    summary.stack = traceback.StackSummary.from_list([frame for frame in summary.stack if frame.filename != __file__])
+    frames = [frame for frame in summary.stack if frame.filename != __file__]
+    own = [place for place, frame in enumerate(frames) if project and frame.filename.startswith(f"{project}/")]
+    summary.stack = traceback.StackSummary.from_list(frames[min(own, default=0) :])
     return cut("".join(summary.format()).rstrip())

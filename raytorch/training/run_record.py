@@ -21,7 +21,7 @@ class RunRecord(LiveRecord):
 
     def __init__(self, plan: RunPlan) -> None:
         super().__init__(plan.folder, seed=plan.config.seed, versions=versions())
-        self._config = plan.config
+        self._plan = plan
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -31,7 +31,8 @@ class RunRecord(LiveRecord):
             for key in ("error", "ended_early"):
                 before.pop(key, None)
             self.content = before | self.content
-        self.folder.write_text(CONFIG_FILE, dump_config(self._config))
+        self.folder.write_text(CONFIG_FILE, dump_config(self._plan.config))
+        self._plan.record_code()
         with super().writing():
             yield
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
-from raytorch.config import EarlyStopping
+from raytorch.config import RunConfig
 from raytorch.errors import CheckpointError
 from raytorch.runs.status import MonitorHandle, RunStatus
 from raytorch.system.processes import living_children
@@ -75,11 +75,12 @@ def steps_ahead(steps: int, seconds: float) -> int:
 class Patience:
     """Ends a run whose metric no longer gets better, on every worker after the same evaluation, as all see its numbers.
 
-    Does nothing without a configuration.
+    Does nothing in a run that is not to stop early.
     """
 
-    def __init__(self, config: EarlyStopping | None) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config.stop
+        self._ranking = config.ranking_by(config.stop.metric if config.stop else None)
         self._best: float | None = None
         self._waited = 0
 
@@ -92,29 +93,31 @@ class Patience:
         """Take an evaluation into account."""
         if self._config is None:
             return
-        value = metrics[self._config.metric] * (-1 if self._config.metric == "loss" else 1)
-        if value > (-math.inf if self._best is None else self._best + self._config.min_change):  # NaN is no better
-            self._best, self._waited = value, 0
+        score = self._ranking.score(metrics)
+        if score > (-math.inf if self._best is None else self._best + self._config.min_change):
+            self._best, self._waited = score, 0
         else:
             self._waited += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What has been seen, as JSON has it."""
-        return {"metric": self._config and self._config.metric, "best": self._best, "waited": self._waited}
+        order = self._ranking._asdict() if self._config else {"label": None}
+        return {"metric": order.pop("label"), **order, "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken; with another metric, begin anew. Raises CheckpointError."""
         best, waited = state.get("best"), state.get("waited", 0)
         if not isinstance(best, float | None) or type(waited) is not int or waited < 0:
             raise CheckpointError(f"the checkpoint's evaluations for early stopping, {waited!r:.99}, are damaged")
-        if self._config and state.get("metric") == self._config.metric:
+        order = state.get("metric"), state.get("higher_is_better", self._ranking.higher_is_better)
+        if self._config and order == self._ranking:
             self._best, self._waited = best, waited
 
     def reason(self) -> str | None:
         """Why the run has ended early, if it has."""
         if self._config is None or not self.is_over:
             return None
-        return f"no better {self._config.metric} in {self._waited} evaluation{'s' if self._waited > 1 else ''}"
+        return f"no better {self._ranking.label} in {self._waited} evaluation{'s' if self._waited > 1 else ''}"
 
 
 def abandon_workers(fit: Any, error: Exception) -> None:

@@ -24,7 +24,8 @@ PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 ROOMS = {
     "system": [
         "allocator background deletion environment lazy_exports near_names processes regular_files safe_text",
-        "temporary_folders terminal",
+        "python_files temporary_folders terminal",
+        "project_modules",
     ],
     "errors": [],
     # torch, no ray
@@ -35,11 +36,14 @@ ROOMS = {
         "attention conv rnn transformer",
     ],
     "config": [
-        "export_formats section yaml_tree",
-        "data optimization",
+        "annotations export_formats project section yaml_tree",
+        "code_snapshot signature",
+        "own_section",
+        "own_parts",
+        "data metrics optimization",
         "models",
         "run",
-        "json_schema resuming sweep",
+        "json_schema own_calls own_code resuming sweep",
         "messages",
         "file",
     ],
@@ -84,7 +88,7 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging checkpoints launch precision reproducibility schedules stopping",
+        "averaging batch_loss checkpoints launch precision reproducibility schedules stopping",
         "monitor",
         "failures loop",
         "run_record",

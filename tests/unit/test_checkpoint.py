@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import (
     ANY,
+    BY_ACCURACY,
     CPU,
     NAME,
     STATE,
@@ -26,7 +27,7 @@ from pyarrow import fs
 from torch import nn
 
 from raytorch import training
-from raytorch.config import Checkpointing
+from raytorch.config import Ranking
 from raytorch.errors import StorageError
 from raytorch.runs import storage
 from raytorch.runs.checkpoint_manifest import is_complete_checkpoint, latest_checkpoint
@@ -82,7 +83,7 @@ def test_a_local_checkpoint_is_in_place_when_it_has_been_saved_and_can_be_read_b
 
 def test_a_checkpoint_is_told_of_once_it_is_complete(folder: RunFolder) -> None:
     told: list[Any] = []
-    checkpoints = Checkpoints(folder, Checkpointing(), lambda: told.append(latest_checkpoint(folder)))
+    checkpoints = Checkpoints(folder, 2, BY_ACCURACY, lambda: told.append(latest_checkpoint(folder)))
     checkpoints.recover()
     for step in (3, 6):
         checkpoints.save(small_model(), ANY, STATE, manifest(step))
@@ -183,26 +184,26 @@ def test_a_store_that_fails_meanwhile_is_told_by_the_next_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("config", "kept"),
+    ("keep", "kept"),
     [
-        ({"keep": 1}, [3, 6]),  # the best, and always the latest
-        ({"keep": 2}, [3, 4, 6]),
-        ({"keep": 3}, [3, 4, 5, 6]),
-        ({"keep": 9}, [1, 2, 3, 4, 5, 6]),
+        (1, [3, 6]),  # the best, and always the latest
+        (2, [3, 4, 6]),
+        (3, [3, 4, 5, 6]),
+        (9, [1, 2, 3, 4, 5, 6]),
     ],
 )
-@pytest.mark.parametrize("best_by", ["accuracy", "loss"])
+@pytest.mark.parametrize("ranking", [BY_ACCURACY, Ranking("loss", higher_is_better=False)])
 def test_the_best_are_kept_and_always_the_latest(
-    folder: RunFolder, config: dict[str, Any], kept: list[int], best_by: str
+    folder: RunFolder, keep: int, kept: list[int], ranking: Ranking
 ) -> None:
-    checkpoints = keeper(folder, best_by=best_by, **config)
+    checkpoints = keeper(folder, keep, ranking)
     for step, accuracy in enumerate([0.5, 0.6, 0.9, 0.8, 0.7, None], start=1):
         checkpoints.save(small_model(), ANY, STATE, manifest(step, accuracy))
         checkpoints.wait()
     assert there(folder) == kept
-    keeper(folder, best_by=best_by, **config)
+    keeper(folder, keep, ranking)
     assert there(folder) == kept
-    keeper(folder, best_by=best_by, keep=1)  # what is on the disk goes by the configuration of the day
+    keeper(folder, 1, ranking)  # what is on the disk goes by the configuration of the day
     assert there(folder) == [3, 6]
 
 
@@ -240,7 +241,7 @@ def test_there_are_never_more_than_two_beyond_those_to_keep(folder: RunFolder, m
 def test_a_checkpoint_that_was_complete_when_the_kill_came_is_put_in_place(local: RunFolder) -> None:
     stage(local)
     assert latest_checkpoint(local) is None
-    assert Checkpoints(local, Checkpointing(), lambda: None).recover() == latest_checkpoint(local) == NAME
+    assert Checkpoints(local, 2, BY_ACCURACY, lambda: None).recover() == latest_checkpoint(local) == NAME
     assert local.folders() == [NAME]
 
 

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 
 from raytorch import config
 from raytorch.config import ConflictError, RunConfig, Scaling, Section
+from raytorch.config.json_schema import schema
 
 IMAGES = "mlp or convnet or resnet18 or rnn or vit"
 DATA = "digits or mnist or cifar10"
+TAKEN = ", which metrics.jsonl has for something else; rename it"
 
 
 def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
@@ -45,8 +47,8 @@ def test_every_section_and_field_is_described(section: type[Section]) -> None:
 def test_every_variant_is_valid_by_its_name_alone(key: str) -> None:
     partners = {"conv3d": {"data": "moving_mnist"}, "seq2seq": {"data": "mnist_strips"}}
     partners |= {"moving_mnist": {"model": "conv3d"}, "mnist_strips": {"model": "seq2seq"}}
-    names = RunConfig.model_json_schema()["properties"][key]["discriminator"]["mapping"]
-    for name in names:
+    (names, *_) = schema()["properties"][key]["anyOf"]
+    for name in names["enum"]:
         run = RunConfig.model_validate({"epochs": 1, key: name, **partners.get(name, {})})
         assert getattr(run, key).name == name
 
@@ -144,6 +146,20 @@ def test_a_config_does_not_change() -> None:
             "nesterov needs a momentum above 0",
             "nesterov",
         ),
+        (
+            {"checkpoint": {"best_by": "acuracy"}},
+            "no metric acuracy in this run; one of accuracy, loss (did you mean 'accuracy'?)",
+            "checkpoint.best_by",
+        ),
+        (
+            {"stop": {"metric": "f2", "patience": 1}, "metrics": ["mine.py:f1"]},
+            "no metric f2 in this run; one of f1, loss",
+            "stop.metric",
+        ),
+        ({"metrics": ["f2"]}, "model mlp has no metric f2; one of accuracy", "metrics"),
+        ({"metrics": ["a.py:f1", "b.py:f1"]}, "two metrics are called f1; leave one out, or rename it", "metrics"),
+        ({"metrics": ["a.py:loss"]}, f"a metric cannot be called loss{TAKEN}", "name"),
+        ({"metrics": ["a.py:step"]}, f"a metric cannot be called step{TAKEN}", "name"),
         ({"scaling": {"workers": {"min": 3, "max": 2}}}, "min (3) must not exceed max (2)", "min"),
         (
             {"scaling": {"backend": "nccl"}},

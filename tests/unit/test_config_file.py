@@ -160,6 +160,11 @@ def test_the_schema_is_one_that_editors_understand() -> None:
         ({"epochs": 1, "model": "vit", "loss": "mse", "data": "mnist", "optimizer": "sgd", "schedule": "step"}, True),
         ({"model": {"name": "vit", "dim": 8}, "scaling": {"workers": {"min": 1, "max": 2}}}, True),
         ({"optimizer": {"name": "adam", "betas": [0.9, 0.99]}, "scaling": {"workers": 2}}, True),
+        (
+            {"metrics": ["accuracy", {"name": "mine.py:error", "better": "lower"}], "checkpoint": {"best_by": None}},
+            True,
+        ),
+        ({"metrics": [{"better": "lower"}]}, False),
         ({"model": "vitt"}, False),
         ({"model": {"dim": 8}}, False),
         ({"model": {"name": "mlp", "dim": 8}}, False),

@@ -47,12 +47,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("optimizer: 3", f"optimizer: must be {OPTIMIZERS} or {{name: ...}}, not 3"),
         (
             "loss: {name: mes}",
-            "loss.name: must be one of cross_entropy, bce, bce_with_logits, mse, not 'mes' (did you mean 'mse'?)",
+            "loss.name: must be one of cross_entropy, bce, bce_with_logits, mse or FILE.py:NAME of your own, "
+            "not 'mes' (did you mean 'mse'?)",
         ),
         (
             "loss: [mse]",
-            "loss: must be one of cross_entropy, bce, bce_with_logits, mse "
-            "or a mapping with keys among name, label_smoothing, not a list of 1",
+            "loss: must be one of cross_entropy, bce, bce_with_logits, mse or FILE.py:NAME of your own "
+            "or a mapping with keys among name, label_smoothing or {name: ...}, not a list of 1",
         ),
         ("precision: fp64", "precision: must be one of auto, fp32, bf16, not 'fp64'"),
         # numbers and booleans
@@ -104,6 +105,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("scaling: {workers: {min: 0, max: 1}}", "scaling.workers.min: must be a whole number of at least 1, not 0"),
         ("scaling: {workers: {min: 3, max: 2}}", "scaling.workers.min: min (3) must not exceed max (2)"),
+        # metrics
+        ("metrics: accuracy", "metrics: must be a list, each text or {name: ...}, not 'accuracy'"),
+        ("metrics: [3]", "metrics[0]: must be text or {name: ...}, not 3; quote it: '3'"),
+        ("metrics: [{better: lower}]", "metrics[0].name: missing; must be a metric's name or text"),
+        (
+            "metrics: [{name: accuracy, better: lowr}]",
+            "metrics[0].better: must be one of higher, lower, not 'lowr' (did you mean 'lower'?)",
+        ),
+        (
+            "metrics: [time]",
+            "metrics[0]: a metric cannot be called time, which metrics.jsonl has for something else; rename it",
+        ),
+        ("checkpoint: {best_by: f2}", "checkpoint.best_by: no metric f2 in this run; one of accuracy, loss"),
+        ("checkpoint: {best_by: 3}", "checkpoint.best_by: must be text or null, not 3; quote it: '3'"),
         # values that do not go together
         ("model: {name: vit, heads: 3}", "model.heads: dim (64) must be a multiple of heads (3)"),
         (
@@ -191,7 +206,8 @@ def test_every_problem_is_reported_at_once() -> None:
         "run.yaml:4: optimizer.lr: must be a number above 0, not -1",
         "run.yaml:5: optimizer.beta: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay, groups "
         "(did you mean 'betas'?)",
-        "run.yaml:6: model: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq, not 'mpl' "
+        "run.yaml:6: model: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq or FILE.py:NAME "
+        "of your own, not 'mpl' "
         "(did you mean 'mlp'?)",
     ]
 
@@ -365,7 +381,8 @@ def test_only_a_config_or_a_config_error_comes_out_of_any_text() -> None:
         ("scaling.workers.min=2", "scaling.workers.max: missing; must be a whole number of at least 1"),
         (
             "model.name=vitt",
-            "model.name: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq, not 'vitt' "
+            "model.name: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq or FILE.py:NAME "
+            "of your own, not 'vitt' "
             "(did you mean 'vit'?)",
         ),
         ("model.name=rnn", "model.heads: unknown key; allowed: name, cell, hidden, layers, bidirectional, dropout"),

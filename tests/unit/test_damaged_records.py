@@ -26,7 +26,7 @@ from in_process import local_session
 from torch import nn
 
 from raytorch.cli.runs import _row
-from raytorch.config import Checkpointing, RunConfig
+from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
 from raytorch.errors import RaytorchError
 from raytorch.models.networks import Architecture
@@ -143,7 +143,7 @@ def write_run(config: RunConfig, name: str) -> None:
         "config": plan.config.model_dump(mode="json"),
         "versions": {"torch": "2"},
     }
-    Checkpoints(folder, Checkpointing(), lambda: None).save(architecture.build(), architecture, state, manifest)
+    Checkpoints(folder, 2, config.ranking, lambda: None).save(architecture.build(), architecture, state, manifest)
 
 
 def write_sweep(storage: Path, root: Path) -> None:
@@ -195,7 +195,7 @@ def go_on(place: Place) -> None:
     plan = place.plan
     with plan.folder.claimed():
         plan.folder.delete("checkpoint_manager_snapshot.json")
-        name = Checkpoints(plan.folder, plan.config.checkpoint, lambda: None).recover()
+        name = Checkpoints(plan.folder, plan.config.checkpoint.keep, plan.config.ranking, lambda: None).recover()
         if name:
             _require_more_to_do(plan.config, read_manifest(plan.folder, name), "")
 
@@ -253,7 +253,7 @@ def go_on_with_the_sweep(place: Place, plan: SweepPlan | None = None) -> None:
         results = plan.results(record.stopped)
         json.dumps([result.row() for result in results])
         plan.folder.write_text("results.csv", results_csv(results))
-        best = find_best(results, plan.sweep.config.metric)
+        best = find_best(results, plan.sweep.config.ranking.label)
         if best:
             plan.folder.write_text("best.yaml", best_config(plan.folder, plan.sweep.config, best))
 

@@ -57,6 +57,9 @@ def test_configurations_are_valid(text: str, tmp_path: Path) -> None:
     shown = tmp_path / "sweeps/shown.yaml"  # `run: ../quickstart.yaml`
     shown.parent.mkdir()
     shown.write_text(text, encoding="utf-8")
+    for block in blocks("python"):  # '# nets.py', which it names
+        if name := re.match(r"# (\w+\.py)\n", block.values[0]):
+            (shown.parent / name[1]).write_text(block.values[0], encoding="utf-8")
     (load_sweep if text.startswith("run:") else config_file.load_config)(shown)
 
 

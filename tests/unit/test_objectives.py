@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch import datasets
-from raytorch.config import DigitsData, ResNet18Model, RunConfig
+from raytorch.config import DigitsData, Loss, Metric, ResNet18Model, RunConfig
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import TrainLoader
 from raytorch.errors import ConfigError
 from raytorch.models.networks import END, PAD, Architecture, Seq2Seq
-from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, require_enough_samples, total
+from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, ratio, require_enough_samples, total
 
 LABELS = torch.tensor([3, 1, 0, 2])
 STRIPS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])
@@ -21,12 +21,14 @@ STRIPS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, P
 
 def loss_of(model: nn.Module, batch: Any, loss: Any = "cross_entropy") -> Tensor:
     """The loss of each sample."""
-    return loss_function(RunConfig.model_validate({"epochs": 1, "loss": loss}).loss, model)(model, batch)
+    losses = loss_function(RunConfig.model_validate({"epochs": 1, "loss": loss}).loss, model)(model, batch)
+    assert isinstance(losses, Tensor)
+    return losses
 
 
 def accuracy_of(model: nn.Module, batch: Any) -> list[float]:
     """What counts as right, and what counts."""
-    return total(metrics_of(model)["accuracy"](model, batch), len(batch[1])).tolist()
+    return total(metrics_of([], model)["accuracy"](model, batch), len(batch[1]), "accuracy").tolist()
 
 
 class _Says(nn.Module):
@@ -134,17 +136,80 @@ def test_totals_of_parts_add_up_to_that_of_the_batch(
     config = RunConfig.model_validate({"epochs": 1, "model": name, "data": data})
     model = Architecture(config.model, shape, 5).build().eval()
     inputs = torch.randn(4, *shape)
-    for judge in (loss_function(config.loss, model), *metrics_of(model).values()):
+    for judge in (loss_function(config.loss, model), *metrics_of([], model).values()):
         whole, first, rest = (
-            total(judge(model, (inputs[part], targets[part])), len(targets[part]))
+            total(judge(model, (inputs[part], targets[part])), len(targets[part]), "loss")
             for part in (slice(None), slice(1), slice(1, None))
         )
         assert (whole.dtype, whole.requires_grad) == (torch.float64, False)
         torch.testing.assert_close(whole, first + rest, rtol=1e-5, atol=0)
 
 
-def test_a_mean_counts_as_often_as_it_has_samples() -> None:
-    assert total(torch.tensor(0.5), 8).tolist() == [4, 8]
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.tensor(0.5), [4, 8]),  # a mean, as often as it has samples
+        (0.5, [4, 8]),
+        (torch.arange(8), [28, 8]),
+        (torch.arange(8) > 2, [5, 8]),
+        ((torch.tensor(3.5), torch.tensor(5)), [3.5, 5]),
+        ((0.1, 3), [0.1, 3]),
+        ((torch.tensor(0.0), 0), [0, 0]),
+    ],
+)
+def test_the_forms_that_a_loss_or_metric_may_return(value: Any, expected: list[float]) -> None:
+    assert total(value, 8, "f1").tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        (None, "NoneType"),
+        ({"f1": 0.5}, "dict"),
+        (torch.zeros(8, 5), "a tensor (8, 5)"),
+        (torch.zeros(7), "a tensor (7,)"),
+        ((torch.tensor(1.0),), "(a tensor ())"),
+        ((1.0, 2, 3), "(float, int, int)"),
+        ((1.0, None), "(float, NoneType)"),
+        ((torch.zeros(8), torch.ones(8)), "(a tensor (8,), a tensor (8,))"),
+    ],
+)
+def test_other_forms_are_refused_with_those_that_there_are(value: Any, form: str) -> None:
+    with pytest.raises(TypeError) as failure:
+        total(value, 8, "f1")
+    assert str(failure.value) == (
+        f"f1 returned {form} for 8 samples; return a tensor of a number for each, (8,), their mean, (), or a tuple "
+        "(sum, count) of two numbers"
+    )
+
+
+@pytest.mark.parametrize("count", [-1, float("nan"), float("inf"), torch.tensor(-0.5)])
+def test_a_count_that_is_none_is_refused_also_among_others(count: Any) -> None:
+    sums, counts = (total((1.0, 9), 8, "f1") + total((1.0, count), 8, "f1")).tolist()
+    with pytest.raises(ValueError, match=r"^f1 returned a negative or infinite count; return \(sum, count\)"):
+        ratio(sums, counts, "f1")
+
+
+def test_of_nothing_the_ratio_is_zero() -> None:
+    assert (ratio(3.0, 4.0, "f1"), ratio(0.0, 0.0, "f1"), ratio(float("nan"), 0.0, "f1")) == (0.75, 0, 0)
+
+
+def test_a_run_is_judged_by_the_metrics_that_it_names() -> None:
+    class Judged(_Writes):
+        metrics = {"accuracy": 1, "f1": 2}  # type: ignore[dict-item, assignment]  # noqa: RUF012
+
+    model = Judged(torch.eye(5)[:4])
+    assert metrics_of([], model) == {"accuracy": 1, "f1": 2}
+    assert metrics_of([Metric(name="f1")], model) == {"f1": 2}
+    with pytest.raises(ConfigError, match=r"^metrics: the model has no metric f2; one of accuracy, f1$"):
+        metrics_of([Metric(name="f2")], model)
+
+
+def test_what_a_model_holds_under_these_names_is_its_own_business() -> None:
+    model = nn.Linear(2, 2)
+    model.metrics, model.losses = [1.0], nn.ModuleList()  # type: ignore[assignment]
+    assert list(metrics_of([], model)) == ["accuracy"]
+    assert loss_function(Loss(), model)
 
 
 def test_a_loss_and_a_metric_of_a_batch_share_a_call() -> None:

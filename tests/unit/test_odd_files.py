@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from raytorch.config import Checkpointing, RunConfig
+from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
 from raytorch.errors import CheckpointError, RecordError
 from raytorch.models.networks import Architecture
@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> RunFolder:
     plan.folder.write_text(
         "metrics.jsonl", '{"step": 1, "epoch": 1.0, "split": "test", "accuracy": 0.5, "loss": 0.2}\n'
     )
-    checkpoints = Checkpoints(plan.folder, Checkpointing(), lambda: None)
+    checkpoints = Checkpoints(plan.folder, 2, plan.config.ranking, lambda: None)
     architecture = Architecture(plan.config.model, (1, 2, 2), 2)
     for step in (1, 2):
         manifest = {"step": step, "metrics": {}, "evaluated": False, "config": plan.config.model_dump(mode="json")}
@@ -80,8 +80,9 @@ def test_a_checkpoint_with_something_odd_in_it_is_incomplete(
     with pytest.raises(CheckpointError), open_checkpoint(folder, "checkpoint_00000002") as saved:
         [saved.model(torch.device("cpu")), saved.state()]
     assert latest_checkpoint(folder) == "checkpoint_00000001"
-    assert plan_resume(str(folder)).config.name == "trial-000"
-    assert Checkpoints(folder, Checkpointing(), lambda: None).recover() == "checkpoint_00000001"
+    config = plan_resume(str(folder)).config
+    assert config.name == "trial-000"
+    assert Checkpoints(folder, 2, config.ranking, lambda: None).recover() == "checkpoint_00000001"
     assert [name for name in folder.folders() if name.startswith("checkpoint_")] == ["checkpoint_00000001"]
 
 

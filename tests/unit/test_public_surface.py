@@ -14,14 +14,24 @@ from raytorch import errors
 from raytorch.cli.main import app
 
 COMMANDS = {
-    "train": ["config", "--set", "--workers", "--name", "--resume", "--storage", "--address", "--json"],
+    "train": [
+        "config",
+        "--set",
+        "--workers",
+        "--name",
+        "--resume",
+        "--storage",
+        "--changed-code",
+        "--address",
+        "--json",
+    ],
     "validate": ["files", "--set"],
     "schema": [],
     "scale": ["config", "--workers", "--mode", "--set", "--steps", "--warmup", "--out", "--address", "--json"],
     "sweep": ["file", "--set", "--name", "--resume", "--storage", "--address", "--json"],
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
-    "export": ["run", "--format", "--out", "--verify", "--storage"],
+    "export": ["run", "--format", "--out", "--verify", "--code", "--storage"],
     "submit": [
         "target",
         "arguments",
@@ -29,6 +39,7 @@ COMMANDS = {
         "--workers",
         "--name",
         "--resume",
+        "--changed-code",
         "--env",
         "--storage",
         "--entrypoint-cpus",
@@ -54,11 +65,12 @@ EXPORTS = {
     """,
     "raytorch.cluster": "joined_ray",
     "raytorch.config": """
-        Adam AdamW Asha AttentionModel Augment Averaging Checkpointing Cifar10Data ConflictError ConstantSchedule
-        Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData Logging Loss MlpModel
-        MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer Parameter ParameterGroup
-        ResNet18Model RmsProp RnnModel RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule
-        StoredData SweepConfig VitModel Warmup WorkerRange
+        Adam AdamW Asha AttentionModel Augment Averaging Checkpointing Cifar10Data CodeSnapshot ConflictError
+        ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData
+        Logging Loss Metric MlpModel MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer
+        OwnLoss OwnMetric OwnModel OwnPart Parameter ParameterGroup Ranking ResNet18Model RmsProp RnnModel
+        RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig VitModel
+        Warmup WorkerRange
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset prepare

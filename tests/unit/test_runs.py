@@ -115,7 +115,9 @@ def test_the_latest_complete_checkpoint_counts(config: RunConfig) -> None:
 
 def test_a_run_is_resumed_by_name_or_path_with_its_own_configuration(config: RunConfig, tmp_path: Path) -> None:
     started(config)
-    expected = RunPlan(plan_run(config, "other").config.model_copy(update={"name": "mine"}), is_new=False)
+    expected = RunPlan(
+        plan_run(config, "other").config.model_copy(update={"name": "mine"}), is_new=False, new_code_at=None
+    )
     assert plan_resume("mine", storage=config.storage) == expected
     assert plan_resume(f"{tmp_path}/runs/mine") == expected
     assert plan_resume(f"{tmp_path}/runs/mine/") == expected

@@ -230,6 +230,18 @@ def test_a_parameter_that_the_run_cannot_have(parameter: str, message: str) -> N
             "sweep.yaml:3: asha.reduction: must be a number above 1, not 1",
         ),
         (
+            "run: {epochs: 1}\nparameters: {seed: {grid: [1]}}\nmetric: f1",
+            "sweep.yaml:3: metric: no metric f1 in this run; one of accuracy, loss",
+        ),
+        (
+            "run: {epochs: 1}\nparameters: {metrics: {grid: [[accuracy], [own.py:f1]]}}\nmetric: accuracy",
+            "sweep.yaml:3: metric: a trial lacks it: no metric accuracy in this run; one of f1, loss",
+        ),
+        (
+            "run: {epochs: 1}\nparameters: {metrics: {grid: [[accuracy], [own.py:f2]]}}",
+            "sweep.yaml:2: metrics[0].name: own.py has no f2 at its top level",
+        ),
+        (
             "run: {epochs: 1}\nparameters: {seed: {grid: [1, 2]}}\ntrials: 1000000000",
             "sweep.yaml:3: trials: 2,000,000,000 trials are more than the 10,000 that a sweep may have; draw fewer, or "
             "list less in the grids",
@@ -237,6 +249,7 @@ def test_a_parameter_that_the_run_cannot_have(parameter: str, message: str) -> N
     ],
 )
 def test_a_sweep_that_cannot_be(text: str, message: str) -> None:
+    Path("own.py").write_text("def f1(model, batch): ...\n", encoding="utf-8")
     assert problem(text) == message
 
 

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from raytorch.config import Parameter, SweepConfig
+from raytorch.config import Parameter, RunConfig, SweepConfig
 from raytorch.config.file import dump_config, load_config
 from raytorch.errors import ConfigError, RunExistsError, RunNotFoundError
 from raytorch.runs.plan import placed
@@ -108,6 +108,26 @@ def test_the_best_is_the_best_that_finished(folder: RunFolder) -> None:
     place.write_text("metrics.jsonl", place.read_bytes("metrics.jsonl").decode().replace(str(1 - 0.9), "0.01"))
     assert find_best(results(folder), "accuracy").trial.number == 2  # type: ignore[union-attr]  # of equals
     assert find_best(results(folder)[1:2], "accuracy") is None
+
+
+def test_the_best_is_so_by_a_metric_of_any_name_and_of_its_own_order(folder: RunFolder) -> None:
+    metrics = ["f1", {"name": "mine.py:errors", "better": "lower"}]
+    run = RunConfig.model_validate({"epochs": 3, "metrics": ["mine.py:f1", metrics[1]]})
+    config = CONFIG.model_copy(update={"run": run})
+    for number, (f1, errors) in enumerate([(0.5, 3.0), (0.75, 4.0), (0.75, 2.0)]):
+        write_trial(folder, number, "finished", [])
+        line = {"split": "test", "step": 1, "epoch": 1.0, "f1": f1, "errors": errors, "loss": 1.0}
+        RunFolder(str(folder), f"trial-{number:03}").write_text("metrics.jsonl", json.dumps(line) + "\n")
+    found = [read_result(folder, Trial(n, trial.parameters, run), False) for n, trial in enumerate(SWEEP.trials)]
+    assert config.ranking.label == "f1"
+    for metric, number in (("f1", 2), ("errors", 2), ("loss", 2)):
+        best = find_best(found, metric)
+        assert best
+        assert best.trial.number == number, metric
+    write_results(folder, config, found)
+    best_file = (Path(folder.path) / "best.yaml").read_text(encoding="utf-8")
+    assert best_file.startswith("# trial-002 of the sweep swept: test f1 0.7500\n")
+    assert b"test_f1,test_errors,test_loss" in (Path(folder.path) / "results.csv").read_bytes()
 
 
 def test_the_files(folder: RunFolder) -> None:

@@ -13,10 +13,11 @@ import torch
 from pyarrow import fs
 from whole_runs import SMALL_RUN, assert_bitwise_equal
 
-from raytorch.config import RunConfig
+from raytorch.config.file import from_data
 from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError, ConfigError
 from raytorch.runs import storage
+from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
@@ -49,10 +50,17 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.backends.cudnn.deterministic = deterministic
 
 
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, where a run's own code is."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
     """Train the small run on one worker, from its newest checkpoint on."""
     run = SMALL_RUN | {"scaling": {"workers": 1}, "checkpoint": {"every_steps": 10}} | changes
-    config = RunConfig.model_validate(run | {"name": name, "storage": "s3://bucket"})
+    config = from_data(run | {"name": name, "storage": "s3://bucket"})
     folder = RunFolder(config.storage, config.name)
     with closing(LiveFiles(folder)) as files:
         part = Trainer(WorkerJob(RunPlan(config), told or Monitor()), Worker(0, 1, torch.device("cpu")), files)
@@ -110,6 +118,33 @@ def test_a_run_ends_when_it_no_longer_gets_better_and_goes_on_with_more_patience
     assert latest_checkpoint(folder) == "checkpoint_00000120"
     train("early", epochs=9, stop=None)
     assert latest_checkpoint(folder) == "checkpoint_00000216"
+
+
+def test_a_loss_of_a_sum_and_a_count_trains_and_is_reported_as_the_mean_of_its_numbers(
+    project: Path,
+) -> None:
+    changes: dict[str, Any] = {"epochs": 1, "accumulate": 2, "clip_norm": 0.5, "optimizer": {"name": "sgd", "lr": 0.1}}
+    own = "def total(model, batch):\n    losses = cross_entropy(model(batch[0]), batch[1], reduction='none')\n"
+    own += "    return losses.sum(), len(losses)\n"
+    (project / "mine.py").write_text(f"from torch.nn.functional import cross_entropy\n{own}", encoding="utf-8")
+    means, sums = train("means", **changes), train("sums", loss="mine.py:total", **changes)
+    torch.testing.assert_close(final(sums), final(means))
+    for ours, theirs in zip(read_history(sums), read_history(means), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours.get("accuracy") == theirs.get("accuracy")
+
+
+def test_metrics_of_the_runs_own_choice_are_measured_and_rank_checkpoints(project: Path) -> None:
+    own = "values = iter([3.0, 1.0, 2.0, 4.0])\ndef errors(model, batch):\n    return next(values), 1\n"
+    (project / "mine.py").write_text(own, encoding="utf-8")
+    metrics = [{"name": "mine.py:errors", "better": "lower"}]
+    checkpoint = {"keep": 1, "best_by": "errors"}
+    folder = train("own", metrics=metrics, epochs=4, checkpoint=checkpoint, stop={"patience": 2})
+    assert [line["errors"] for line in read_history(folder) if line["split"] == "test"] == [3.0, 1.0, 2.0, 4.0]
+    assert [name for name in folder.folders() if name.startswith("checkpoint")] == [
+        "checkpoint_00000048",  # the best
+        "checkpoint_00000096",
+    ]
 
 
 def test_a_checkpoint_behind_the_end_has_nothing_left_to_train() -> None:

@@ -1,0 +1,79 @@
+"""Metrics: what a model is judged by beside its loss, and the order of evaluations by one of them."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from raytorch.config.own_parts import OwnPart, own_or_shipped
+from raytorch.config.own_section import OwnSection
+from raytorch.config.section import ConflictError, Section
+
+LOSS_LABEL = "loss"
+"""Label of the loss among what a model is judged by."""
+RECORD_KEYS = ("step", "epoch", "split", "time")
+"""Keys of a line of ``metrics.jsonl`` that say of what it is."""
+
+
+class BaseMetric(Section):
+    """A number by which the model is judged on the test split, beside its loss."""
+
+    name: str
+    """The metric."""
+    better: Literal["higher", "lower"] = "higher"
+    """The better of two values."""
+
+    @property
+    def label(self) -> str:
+        """Name of its values in records and pictures: ``f1`` for the function f1 of a file, ``tagger.py:f1``."""
+        return self.name.rpartition(":")[2]
+
+    @model_validator(mode="after")
+    def _label_is_free(self) -> "BaseMetric":
+        if self.label in (LOSS_LABEL, *RECORD_KEYS):
+            raise ConflictError(
+                f"a metric cannot be called {self.label}, which metrics.jsonl has for something else; rename it", "name"
+            )
+        return self
+
+
+class Metric(BaseMetric):
+    """A metric that the model brings."""
+
+    name: Annotated[str, Field(pattern=r"^[^:./\\]+$", json_schema_extra={"patternErrorMessage": "a metric's name"})]
+    """The metric: one of the model's own."""
+
+
+class OwnMetric(BaseMetric, OwnPart):
+    """A metric of the user's own: a function of a model and a batch; see :mod:`raytorch.models.objectives`."""
+
+    model_config = OwnPart.model_config
+
+
+class OwnMetricSection(BaseMetric, OwnSection):
+    """Base of the sections of own metrics whose signature is known."""
+
+
+MetricPart = Annotated[
+    Annotated[Metric, Tag("shipped")] | Annotated[OwnMetric, Tag("own")],
+    Discriminator(own_or_shipped),
+]
+
+
+class Ranking(NamedTuple):
+    """The order of evaluations by one of their numbers."""
+
+    label: str
+    """The number's name in an evaluation."""
+    higher_is_better: bool
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """How good an evaluation is: the higher the better, and minus infinity without the number, or for NaN.
+
+        Example:
+            >>> Ranking("loss", higher_is_better=False).score({"loss": 0.25})
+            -0.25
+        """
+        value = metrics.get(self.label, math.nan) * (1 if self.higher_is_better else -1)
+        return -math.inf if math.isnan(value) else value

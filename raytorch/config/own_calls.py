@@ -1,0 +1,100 @@
+"""Code of a user's own, imported from the sources that travel with a run, and called as shipped parts are."""
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from raytorch.config.code_snapshot import CodeSnapshot
+from raytorch.config.own_parts import OwnPart
+from raytorch.config.own_section import arguments_of, section_of
+from raytorch.config.signature import signature_of
+from raytorch.errors import ConfigError
+from raytorch.system.near_names import did_you_mean
+from raytorch.system.project_modules import ProjectModules
+from raytorch.system.python_files import ProjectError
+
+_lock = threading.Lock()
+_installed: tuple[CodeSnapshot, ProjectModules] | None = None
+
+
+def imported(name: str, code: CodeSnapshot | None) -> Any:
+    """What ``FILE.py:NAME`` stands for in ``code``, which takes the place of whatever code was imported so before.
+
+    Raises ConfigError if there is no such file or name; what the user's own code raises comes as it is.
+    """
+    global _installed
+    file, _, attribute = name.rpartition(":")
+    if code is None or file not in code.sources:
+        raise ConfigError(f"{name}: the code of the run has no such file")
+    with _lock:
+        if _installed is None or _installed[0] != code:
+            if _installed:
+                _installed[1].uninstall()
+            modules = ProjectModules(code.root, code.sources, code.entries)
+            modules.install()
+            _installed = code, modules
+        return _installed[1].load(file, attribute)
+
+
+def own_call(
+    key: str, part: OwnPart, code: CodeSnapshot | None, given: Mapping[str, Any] = {}, positional: int = 0
+) -> Callable[..., Any]:
+    """What a part names, to be called with its arguments and those of ``given`` that it has parameters for.
+
+    Args:
+        key: Where the part stands in the configuration, for messages.
+        part: The part.
+        code: Where what it names is.
+        given: What is known without it, by name.
+        positional: How many arguments are given at each call, in front.
+
+    Raises:
+        ConfigError: It has no such parameters, or requires others.
+    """
+    function = imported(part.name, code)
+    parameters = _parameters(key, function)[positional:]
+    names = [parameter.name for parameter in parameters]
+    arguments = {name: value for name, value in given.items() if name in names}
+    arguments |= _typed(key, part, code, positional or list(given))
+    problems = [
+        f"{key}.{name}: unknown key; allowed: {', '.join(names)}{did_you_mean(name, names)}"
+        for name in arguments
+        if name not in names
+    ]
+    problems += [
+        f"{key}.{parameter.name}: missing; {part.name} requires it"
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.name not in arguments
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return partial(function, **arguments)
+
+
+def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, skip: int | list[str]) -> dict[str, Any]:
+    """A part's arguments, of the types that its signature says where that is plain: tuples where JSON has lists."""
+    arguments = part.arguments
+    file, _, name = part.name.rpartition(":")
+    try:
+        signature = signature_of(code.sources[file], name) if code else None
+        if signature is None:
+            return arguments
+        return arguments_of(section_of(signature, part.name, skip).model_validate(arguments))
+    except (ProjectError, ValidationError) as error:
+        raise ConfigError(f"{key}: {part.name} does not take these arguments: {error}") from None
+
+
+def _parameters(key: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+    if not callable(function):
+        raise ConfigError(f"{key}.name: is a {type(function).__name__}, which cannot be called")
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise ConfigError(
+            f"{key}.name: takes any keyword, so that a misspelt one would not be told; wrap it in a function that "
+            "names the arguments it takes"
+        )
+    return [parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]

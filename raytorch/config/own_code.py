@@ -1,0 +1,169 @@
+"""A run's own code: found where its file names it, checked by its signatures without being run, and read to be sent."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import or_
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Discriminator, Tag, create_model
+
+from raytorch.config import yaml_tree as tree
+from raytorch.config.code_snapshot import CodeSnapshot, changed_files, snapshot
+from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
+from raytorch.config.own_parts import OwnLoss, OwnModel, OwnModelSection, OwnPart
+from raytorch.config.own_section import OwnSection, arguments_of, section_of
+from raytorch.config.project import Project, Reference, is_reference
+from raytorch.config.run import RunConfig
+from raytorch.config.section import Section, name_alone
+from raytorch.config.signature import signature_of
+from raytorch.system.python_files import ProjectError
+
+PARTS: dict[str, type[OwnPart]] = {"model": OwnModel, "loss": OwnLoss, "metrics": OwnMetric}
+"""The keys of a run that may name code of the user's own; ``metrics`` is a list of such parts."""
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """The own code that a run's file names."""
+
+    project: Project
+    references: dict[tree.Key, Reference]
+    """By key of the run: ``("model",)``, ``("metrics", 0)``."""
+    nodes: dict[tree.Key, yaml.Node]
+    """Where each is named."""
+
+    @cached_property
+    def schema(self) -> type[RunConfig]:
+        """The schema of a run with these very parts. Raises ConfigError where their code can have no keys."""
+        sections = {key: self._section(key) for key in self.references}
+        fields: dict[str, Any] = {
+            str(key[0]): (Annotated[section, BeforeValidator(name_alone)], ...)
+            for key, section in sections.items()
+            if key[1:] == ()
+        }
+        metrics = [Annotated[section, Tag(self.nodes[key].value)] for key, section in sections.items() if key[1:]]
+        if metrics:
+            fields["metrics"] = (list[_one_of(metrics)], ...)  # type: ignore[misc]
+        return create_model("RunConfig", __base__=RunConfig, **fields)
+
+    def settled(self, config: RunConfig) -> RunConfig:
+        """A run of :attr:`schema` as any other, with the code; its references are from the project's root.
+
+        Raises ConfigError where code that they import cannot be read.
+        """
+        fields: dict[str, Any] = {key: getattr(config, key) for key in RunConfig.model_fields}
+        fields["metrics"] = list(config.metrics)
+        for (name, *place), reference in self.references.items():
+            key = str(name)
+            parts: Any = fields[key] if place else fields
+            at = place[0] if place else key
+            parts[at] = _settled(PARTS[key], parts[at], reference)
+        with placing(*next(iter(self.nodes.items()))):
+            code = snapshot(self.project, self.references.values())
+        return RunConfig.model_validate(fields).with_code(code)
+
+    def _section(self, key: tree.Key) -> type[Section]:
+        """The keys of a part; any where its signature is known only when it is run."""
+        reference, node = self.references[key], self.nodes[key]
+        with placing(key, node):
+            signature = signature_of(self.project.read(reference.file), reference.name)
+            if signature is None:
+                return PARTS[str(key[0])]
+            if key[0] == "model":
+                return section_of(signature, node.value, base=OwnModelSection, skip=OwnModelSection.facts)
+            base = OwnMetricSection if key[0] == "metrics" else OwnSection
+            return section_of(signature, node.value, base=base, skip=2)  # the model and a batch
+
+
+def _settled(kind: type[OwnPart], part: Any, reference: Reference) -> OwnPart:
+    """A part of a strict schema as one that names its code from the project's root."""
+    arguments = arguments_of(part) if isinstance(part, OwnSection) else part.arguments
+    keys = {key: getattr(part, key) for key in kind.model_fields if key != "name"}
+    return kind(name=str(reference), **keys, **arguments)
+
+
+def _one_of(own: list[Any]) -> Any:
+    """The type of a metric that is one of ``own``, by its name, or a shipped one."""
+    shipped: Any = Annotated[Metric, Tag("shipped")]
+    kinds = reduce(or_, own, shipped)
+    return Annotated[kinds, Discriminator(_own_name), BeforeValidator(name_alone)]
+
+
+def _own_name(part: Any) -> str:
+    name = part.get("name") if isinstance(part, dict) else getattr(part, "name", None)
+    return name if isinstance(name, str) and is_reference(name) else "shipped"
+
+
+def find_own_code(root: yaml.MappingNode, folder: Path) -> OwnCode | None:
+    """The own code that a run's tree names from ``folder``; None if all is shipped. Raises ConfigError."""
+    listed = tree.find(root, ("metrics",))
+    count = len(listed.node.value) if isinstance(listed.node, yaml.SequenceNode) and not listed.rest else 0
+    keys: list[tree.Key] = [("model",), ("loss",), *(("metrics", number) for number in range(count))]
+    named = {key: tree.find(root, (*key, "name")) for key in keys}
+    nodes = {key: there.node for key, there in named.items() if not there.rest and is_own(there.node)}
+    if not nodes:
+        return None
+    project = Project.of(folder)
+    return OwnCode(project, {key: _resolved(project, key, node, folder) for key, node in nodes.items()}, nodes)
+
+
+def settle_reference(node: yaml.Node, key: tree.Key, folder: Path) -> None:
+    """Change the name of a part from ``folder`` to that from its project's root, if it is a user's own."""
+    if is_own(node):
+        node.value = str(_resolved(Project.of(folder), key, node, folder))
+
+
+def is_own(node: yaml.Node) -> bool:
+    """Tell whether a node names a part of a user's own."""
+    return node.tag == tree.STR and is_reference(node.value)
+
+
+@contextmanager
+def placing(key: tree.Key, node: yaml.Node) -> Iterator[None]:
+    """Tell what is wrong with own code as a problem of the part at ``key`` of a run, which ``node`` names."""
+    try:
+        yield
+    except ProjectError as error:
+        raise tree.report([tree.Problem(node.start_mark, (*key, "name"), str(error))]) from None
+
+
+def _resolved(project: Project, key: tree.Key, node: yaml.Node, folder: Path) -> Reference:
+    with placing(key, node):
+        return project.resolve(node.value, folder)
+
+
+Code = str | PathLike[str] | CodeSnapshot | None
+"""The code of a part of a user's own, or the file or folder that has it."""
+
+
+def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot:
+    """The code of what is named from its project's root, if its files have these digests. Raises ProjectError."""
+    if code is None:
+        raise ProjectError(
+            f"it is of {name}, a model of your own, and holds no code: give the file or folder that has it, as "
+            f"code={name.partition(':')[0]!r}"
+        )
+    there = code if isinstance(code, CodeSnapshot) else _find(name, Path(code).resolve())
+    if changes := changed_files(digests, there.digests()):
+        raise ProjectError(
+            f"it was saved by other code than that in {there.root}: {', '.join(changes)}; give that of then, of which "
+            "a run keeps a copy in its folder code"
+        )
+    return there
+
+
+def _find(name: str, place: Path) -> CodeSnapshot:
+    """The code of what is named, of the project that ``place`` is the root of, or a file or folder in."""
+    file = PurePosixPath(name.partition(":")[0])
+    root = Project.of(place).root
+    if place.parts[-len(file.parts) :] == file.parts:
+        root = place.parents[len(file.parts) - 1]
+    elif (place / file).is_file():
+        root = place
+    project = Project(root)
+    return snapshot(project, [project.resolve(name, root)])

@@ -1,0 +1,79 @@
+"""Parts of a run that its user has written: ``FILE.py:NAME`` stands where a shipped part has its name.
+
+A configuration that holds them is checked against their signatures as its file is read; see
+:mod:`raytorch.config.own_code`.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, model_validator
+
+from raytorch.config.own_section import OwnSection
+from raytorch.config.project import is_reference
+from raytorch.config.section import ConflictError, Section
+
+REFERENCE_FORM = "FILE.py:NAME of your own"
+
+
+class OwnPart(Section):
+    """A class or function in a file of the user's project, and the arguments to call it with."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
+
+    name: Annotated[
+        str, Field(pattern=r"^[^:]+\.py:[^:.]+$", json_schema_extra={"patternErrorMessage": REFERENCE_FORM})
+    ]
+    """The file, relative to the configuration's folder or the project's, and a name at its top level."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it is to be called with: all keys that are not raytorch's."""
+        return self.model_dump(exclude=set(type(self).model_fields))
+
+
+class OwnModel(OwnPart):
+    """A model: a class or function that returns a ``torch.nn.Module``.
+
+    Of the data's facts, such as ``input_shape`` and ``num_classes``, it gets those that it has parameters for.
+    """
+
+    reads: ClassVar[str | None] = None
+    """Any kind of input."""
+    losses: ClassVar[tuple[str, ...] | None] = None
+    """Any."""
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """As those of the shipped models, unless the run names others."""
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Whether it can read inputs of ``shape`` is for its own code to say."""
+
+
+class OwnModelSection(OwnSection):
+    """Base of the sections of own models whose signature is known."""
+
+    facts: ClassVar[tuple[str, ...]] = ("input_shape", "num_classes")
+    """Parameters that the data gives."""
+    reads: ClassVar[None] = None
+    losses: ClassVar[None] = None
+    metrics: ClassVar[tuple[str, ...]] = OwnModel.metrics
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """As of :class:`OwnModel`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _facts_are_given(cls, section: Any) -> Any:
+        for fact in cls.facts:
+            if isinstance(section, dict) and fact in section:
+                raise ConflictError("is given by the data; leave it out", fact)
+        return section
+
+
+class OwnLoss(OwnPart):
+    """A loss: a function of a model and a batch; see :mod:`raytorch.models.objectives`."""
+
+
+def own_or_shipped(part: Any) -> str:
+    """The tag of a part, by its name: ``own`` for a reference to a file, else ``shipped``."""
+    name = part.get("name") if isinstance(part, dict) else getattr(part, "name", None)
+    return "own" if isinstance(name, str) and is_reference(name) else "shipped"

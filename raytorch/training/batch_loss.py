@@ -1,0 +1,65 @@
+"""The loss of a global batch, and its gradient, of whatever the micro-batches of all workers return."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raytorch.config.metrics import LOSS_LABEL
+from raytorch.datasets import MicroBatch
+from raytorch.distributed.collectives import all_reduce
+from raytorch.distributed.worker import Worker
+from raytorch.models.objectives import checked, ratio, valid_count
+
+
+class BatchLoss:
+    """The loss of one global batch after the other, as if a single worker had computed each at once.
+
+    Numbers of samples are weighted by the samples that a micro-batch has, and DDP averages their gradients. How much
+    the sums of ``(sum, count)`` weigh is known when all of the batch are counted: their gradients are divided then.
+    """
+
+    def __init__(self, model: nn.Module, worker: Worker) -> None:
+        self._model, self._worker = model, worker
+        self._loss = torch.zeros((), device=worker.device)
+        self._counts: list[Tensor] = []
+        self._has_counts: bool | None = None
+
+    def part(self, value: Any, batch: MicroBatch) -> Tensor:
+        """What to call ``backward`` on of a micro-batch, for which the loss returned ``value``.
+
+        Raises:
+            TypeError: It is none of the forms that a loss may return, or another than before.
+            ValueError: It has no gradient.
+        """
+        returned = checked(value, max(1, batch.samples), LOSS_LABEL)
+        losses, count = returned if isinstance(returned, tuple) else (returned, None)
+        if self._has_counts not in (None, count is not None):
+            raise TypeError("loss returned (sum, count) for some batches and a tensor for others; return one of them")
+        self._has_counts = count is not None
+        if not losses.requires_grad:
+            raise ValueError("loss has no gradient; compute it by the model, without detach, item or no_grad")
+        if count is None:
+            part = losses.mean() * batch.weight
+        else:
+            is_here = float(batch.weight > 0)  # what keeps an idle worker in step is another worker's sample
+            part = losses * is_here
+            self._counts.append(valid_count(count).to(self._worker.device) * is_here)
+        self._loss += part.detach()
+        return part
+
+    def finish(self) -> Tensor:
+        """Finish the gradients after the last backward pass; returns the loss, whose mean over workers is the batch's.
+
+        A collective operation where the loss returns ``(sum, count)``. A batch in which nothing is counted has a loss
+        and gradients of 0. Raises ValueError for what is no count, on every worker.
+        """
+        loss, counts = self._loss, self._counts
+        self._loss, self._counts = torch.zeros_like(loss), []
+        if not counts:
+            return loss
+        scale = ratio(self._worker.world_size, float(all_reduce(torch.stack(counts).sum())), LOSS_LABEL)
+        tensors = [loss, *(each.grad for each in self._model.parameters() if each.grad is not None)]
+        for tensor in tensors:
+            tensor.mul_(scale) if scale else tensor.zero_()  # 0 * NaN is NaN
+        return loss

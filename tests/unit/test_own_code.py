@@ -1,0 +1,186 @@
+"""Parts of a run that are a user's own: found, checked by their signatures without being run, and read to be sent."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raytorch
+from raytorch.config import Ranking, RunConfig
+from raytorch.config.file import dump_config, load_config
+from raytorch.errors import ConfigError
+from raytorch.sweeps.file import load_sweep
+
+NET = """
+import pathlib
+from torch import nn
+from torch.nn import functional as F
+
+pathlib.Path(__file__).with_name("trace").touch()
+
+class Net(nn.Module):
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, width: int = 8, act: str = "relu"):
+        super().__init__()
+
+def net(num_classes: int, depth: int):
+    return nn.Identity()
+
+def smooth(model, batch, *, smoothing: float = 0.1):
+    images, labels = batch
+    return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+
+def top(model, batch, *, k: int = 5):
+    images, labels = batch
+    return (model(images).topk(k).indices == labels[:, None]).sum(), len(labels)
+"""
+RUN = """epochs: 1
+model:
+  name: net.py:Net
+  width: 16
+loss: {name: net.py:smooth, smoothing: 0.2}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project's folder, with code and a run that names it."""
+    (tmp_path / ".git").mkdir()
+    write(tmp_path / "net.py", NET)
+    write(tmp_path / "run.yaml", RUN)
+    return tmp_path
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value).replace(f"{path.parent}/", "")
+
+
+def test_a_part_of_ones_own_has_the_defaults_of_its_signature(project: Path) -> None:
+    config = load_config(project / "run.yaml", ["model.act=gelu"])
+    assert config.model.model_dump() == {"name": "net.py:Net", "width": 16, "act": "gelu"}
+    assert config.loss.model_dump() == {"name": "net.py:smooth", "smoothing": 0.2}
+    assert config.code is not None
+    assert (config.code.root, list(config.code.sources)) == (str(project), ["net.py"])
+    assert not (project / "trace").exists()
+
+
+def test_metrics_of_ones_own_rank(project: Path) -> None:
+    text = RUN + "metrics: [{name: net.py:top, k: 3}, accuracy, {name: net.py:smooth, better: lower}]\n"
+    config = load_config(write(project / "judged.yaml", text))
+    assert [metric.model_dump() for metric in config.metrics] == [
+        {"name": "net.py:top", "better": "higher", "k": 3},
+        {"name": "accuracy", "better": "higher"},
+        {"name": "net.py:smooth", "better": "lower", "smoothing": 0.1},
+    ]
+    assert config.metric_names == ("top", "accuracy", "smooth")
+    assert config.ranking == Ranking("top", higher_is_better=True)
+    assert config.ranking_by("smooth") == Ranking("smooth", higher_is_better=False)
+    bad = write(project / "bad.yaml", text.replace("k: 3", "j: 3").replace("better: lower", "better: less"))
+    assert refusal(bad).splitlines() == [
+        "bad.yaml:6: metrics[0].j: unknown key; allowed: name, better, k",
+        "bad.yaml:6: metrics[2].better: must be one of higher, lower, not 'less'",
+    ]
+    alone = write(project / "alone.yaml", RUN + "metrics: [net.py:top]\ncheckpoint: {best_by: topp}\n")
+    assert refusal(alone) == (
+        "alone.yaml:7: checkpoint.best_by: no metric topp in this run; one of top, loss (did you mean 'top'?)"
+    )
+
+
+def test_a_name_alone(project: Path) -> None:
+    config = load_config(write(project / "short.yaml", "epochs: 1\nmodel: net.py:Net\n"))
+    assert config.model.model_dump() == {"name": "net.py:Net", "width": 8, "act": "relu"}
+
+
+def test_a_configuration_in_a_folder_of_the_project(project: Path) -> None:
+    write(project / "nets/wide.py", "class Wide:\n    def __init__(self, width: int = 3): ...\n")
+    beside = load_config(write(project / "nets/a.yaml", "epochs: 1\nmodel: wide.py:Wide\n"))
+    assert beside.model.name == "nets/wide.py:Wide"
+    assert load_config(write(project / "nets/b.yaml", "epochs: 1\nmodel: net.py:Net\n")).model.name == "net.py:Net"
+    again = write(project / "runs/again/config.yaml", dump_config(beside))
+    assert load_config(again) == beside
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.widht=3", "model.widht: unknown key; allowed: name, width, act (did you mean 'width'?)"),
+        ("model.width=wide", "model.width: must be a whole number, not 'wide'"),
+        ("model.width=true", "model.width: must be a whole number, not the boolean true"),
+        ("model.num_classes=3", "model.num_classes: is given by the data; leave it out"),
+        ("model=net.py:net", "model.depth: missing; must be a whole number"),
+        ("model=net.py:Nte", "model.name: net.py has no Nte at its top level (did you mean 'net'?)"),
+        ("model=nett.py:Net", "model.name: no file nett.py in "),
+        ("model=os:system", "model.name: must be FILE.py:NAME, as in nets.py:Net, not 'os:system'"),
+        ("model=../net.py:Net", "model.name: ../net.py has a '..'"),
+        ("model=/tmp/net.py:Net", "model.name: /tmp/net.py is an absolute path"),
+        ("loss.smothing=0.2", "loss.smothing: unknown key; allowed: name, smoothing (did you mean 'smoothing'?)"),
+        (
+            "loss=focal",
+            "loss: must be one of cross_entropy, bce, bce_with_logits, mse or FILE.py:NAME of your own",
+        ),
+    ],
+)
+def test_mistakes_are_told_as_those_of_shipped_parts(project: Path, change: str, message: str) -> None:
+    told = refusal(project / "run.yaml", change)
+    assert told.startswith(f"override {change}: {message}"), told
+    assert told.count("\n") == 0
+    assert not (project / "trace").exists()
+
+
+def test_mistakes_are_told_with_their_lines(project: Path) -> None:
+    path = write(project / "wrong.yaml", RUN.replace("width: 16", "widht: 16").replace("0.2", "much"))
+    assert refusal(path).splitlines() == [
+        "wrong.yaml:4: model.widht: unknown key; allowed: name, width, act (did you mean 'width'?)",
+        "wrong.yaml:5: loss.smoothing: must be a number, not 'much'",
+    ]
+
+
+def test_code_that_is_not_valid_python(project: Path) -> None:
+    write(project / "net.py", NET + "def broken(:\n")
+    assert refusal(project / "run.yaml").startswith("run.yaml:3: model.name: net.py:")
+
+
+def test_a_dictionary_and_the_front_door(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    given: dict[str, Any] = {"epochs": 1, "model": {"name": "net.py:Net", "width": 4}}
+    config = raytorch.load(given, {"model.width": 5})
+    assert config.model.model_dump() == {"name": "net.py:Net", "width": 5, "act": "relu"}
+    monkeypatch.chdir("/")
+    assert raytorch.load(config, {"model.width": 6}).model.model_dump()["width"] == 6
+    assert raytorch.load(config) == config
+
+
+def test_a_sweep_over_arguments_and_parts_of_ones_own(project: Path) -> None:
+    write(project / "nets/other.py", "def other(num_classes: int, *, width: int = 2): ...\n")
+    write(project / "nets/run.yaml", "epochs: 1\nmodel: {name: net.py:Net, width: 3}\n")
+    text = "run: nets/run.yaml\nparameters:\n  model.name: {grid: [net.py:Net, other.py:other]}\n"
+    text += "  model.width: {choice: [4]}\n"
+    sweep = load_sweep(write(project / "sweep.yaml", text))
+    assert [trial.config.model.name for trial in sweep.trials] == ["net.py:Net", "nets/other.py:other"]
+    assert [sorted(trial.config.code.sources) for trial in sweep.trials if trial.config.code] == [
+        ["net.py"],
+        ["nets/other.py"],
+    ]
+    bad = write(project / "bad.yaml", text.replace("model.width: {choice: [4]}", "model.widht: {choice: [4]}"))
+    with pytest.raises(ConfigError, match=r"bad.yaml:4: model.widht: unknown key; allowed: name, width, act"):
+        load_sweep(bad)
+    assert not (project / "trace").exists()
+
+
+def test_commands_run_no_code(project: Path) -> None:
+    for command in (["validate", "run.yaml"], ["train", "run.yaml", "--set", "model.widht=3"]):
+        subprocess.run([sys.executable, "-m", "raytorch", *command], cwd=project, check=False, timeout=60)
+    assert not (project / "trace").exists()
+
+
+def test_a_shipped_run_has_no_code() -> None:
+    assert RunConfig(epochs=1).code is None
