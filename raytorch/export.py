@@ -128,9 +128,14 @@ def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
     A model's class may bring its own, as ``example_inputs(input_shape)`` and ``axes``; otherwise it reads images.
     """
     model, shape = architecture.maker, architecture.input_shape
+    make = getattr(model, "example_inputs", None)
+    if make is None and shape is None:
+        raise ExportError(
+            f"nothing says what {architecture.config.name} reads: let its class have example_inputs(input_shape), "
+            "which returns inputs by name, or the data set's facts an input_shape"
+        )
     with torch.random.fork_rng(devices=[]):
-        make = getattr(model, "example_inputs", None)
-        inputs = make(shape) if make else {"images": torch.randn(2, *shape)}
+        inputs = make(shape) if make else {"images": torch.randn(2, *(shape or ()))}
     return inputs, getattr(model, "axes", batch_axes(inputs))
 
 

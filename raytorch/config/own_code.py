@@ -15,15 +15,23 @@ from pydantic import BeforeValidator, Discriminator, Tag, create_model
 from raytorch.config import yaml_tree as tree
 from raytorch.config.code_snapshot import CodeSnapshot, changed_files, snapshot
 from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
-from raytorch.config.own_parts import OwnLoss, OwnModel, OwnModelSection, OwnPart
+from raytorch.config.own_parts import (
+    OwnData,
+    OwnDataSection,
+    OwnLoss,
+    OwnModel,
+    OwnModelSection,
+    OwnPart,
+    ShownModelSection,
+)
 from raytorch.config.own_section import OwnSection, arguments_of, section_of
 from raytorch.config.project import Project, Reference, is_reference
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section, name_alone
-from raytorch.config.signature import signature_of
+from raytorch.config.signature import REQUIRED, signature_of
 from raytorch.system.python_files import ProjectError
 
-PARTS: dict[str, type[OwnPart]] = {"model": OwnModel, "loss": OwnLoss, "metrics": OwnMetric}
+PARTS: dict[str, type[OwnPart]] = {"data": OwnData, "model": OwnModel, "loss": OwnLoss, "metrics": OwnMetric}
 """The keys of a run that may name code of the user's own; ``metrics`` is a list of such parts."""
 
 
@@ -74,10 +82,18 @@ class OwnCode:
             signature = signature_of(self.project.read(reference.file), reference.name)
             if signature is None:
                 return PARTS[str(key[0])]
-            if key[0] == "model":
-                return section_of(signature, node.value, base=OwnModelSection, skip=OwnModelSection.facts)
-            base = OwnMetricSection if key[0] == "metrics" else OwnSection
-            return section_of(signature, node.value, base=base, skip=2)  # the model and a batch
+            match key[0]:
+                case "data":
+                    return section_of(signature, node.value, base=OwnDataSection, skip=1)  # the split
+                case "model" if ("data",) in self.references:  # which may give it any of its parameters
+                    required = [each.name for each in signature.parameters if each.default is REQUIRED]
+                    return section_of(signature, node.value, base=OwnModelSection, optional=required)
+                case "model":
+                    return section_of(signature, node.value, base=ShownModelSection, skip=ShownModelSection.facts)
+                case "metrics":
+                    return section_of(signature, node.value, base=OwnMetricSection, skip=2)  # the model and a batch
+                case _:
+                    return section_of(signature, node.value, skip=2)
 
 
 def _settled(kind: type[OwnPart], part: Any, reference: Reference) -> OwnPart:
@@ -103,7 +119,7 @@ def find_own_code(root: yaml.MappingNode, folder: Path) -> OwnCode | None:
     """The own code that a run's tree names from ``folder``; None if all is shipped. Raises ConfigError."""
     listed = tree.find(root, ("metrics",))
     count = len(listed.node.value) if isinstance(listed.node, yaml.SequenceNode) and not listed.rest else 0
-    keys: list[tree.Key] = [("model",), ("loss",), *(("metrics", number) for number in range(count))]
+    keys: list[tree.Key] = [("data",), ("model",), ("loss",), *(("metrics", number) for number in range(count))]
     named = {key: tree.find(root, (*key, "name")) for key in keys}
     nodes = {key: there.node for key, there in named.items() if not there.rest and is_own(there.node)}
     if not nodes:

@@ -31,6 +31,34 @@ class OwnPart(Section):
         return self.model_dump(exclude=set(type(self).model_fields))
 
 
+Readers = Annotated[int, Field(ge=0)]
+
+
+class OwnData(OwnPart):
+    """A data set: a class whose instances, one for the split ``train`` and one for ``test``, have a length and samples.
+
+    It is called with the split and its own keys. ``root`` among them is a folder, as of the shipped data sets.
+    """
+
+    kind: ClassVar[None] = None
+    """Any kind of input."""
+    input_shape: ClassVar[None] = None
+    """Known when it is read."""
+
+    readers: Readers = 0
+    """Processes of each worker that read samples ahead; 0 reads them where they are trained on."""
+
+
+class OwnDataSection(OwnSection):
+    """Base of the sections of own data sets whose signature is known."""
+
+    kind: ClassVar[None] = None
+    input_shape: ClassVar[None] = None
+
+    readers: Readers = 0
+    """Processes of each worker that read samples ahead."""
+
+
 class OwnModel(OwnPart):
     """A model: a class or function that returns a ``torch.nn.Module``.
 
@@ -51,14 +79,19 @@ class OwnModel(OwnPart):
 class OwnModelSection(OwnSection):
     """Base of the sections of own models whose signature is known."""
 
-    facts: ClassVar[tuple[str, ...]] = ("input_shape", "num_classes")
-    """Parameters that the data gives."""
     reads: ClassVar[None] = None
     losses: ClassVar[None] = None
     metrics: ClassVar[tuple[str, ...]] = OwnModel.metrics
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """As of :class:`OwnModel`."""
+
+
+class ShownModelSection(OwnModelSection):
+    """The same, on a data set that ships."""
+
+    facts: ClassVar[tuple[str, ...]] = ("input_shape", "num_classes")
+    """Parameters that the data gives."""
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytorch.config import RunConfig, RunName, StoredData
+from raytorch.config import OwnData, RunConfig, RunName, StoredData
 from raytorch.config.code_snapshot import changed_files
 from raytorch.config.file import parse, with_own_code
 from raytorch.config.resuming import refused_changes, rule_of
@@ -183,12 +183,12 @@ def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
 
     Raises UserError for data below a submitted job's folder, where none was sent.
     """
-    data = config.data
-    if isinstance(data, StoredData):
-        if is_in_job() and is_relative(data.root):
+    data, root = config.data, getattr(config.data, "root", None)
+    if isinstance(data, StoredData | OwnData) and isinstance(root, str):
+        if is_in_job() and is_relative(root):
             raise UserError(
-                f"data.root: {data.root} would be in the job's own folder on the cluster, where data is not sent; give "
+                f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give "
                 "the folder in full, as all nodes reach it, e.g. data.root=/shared/data"
             )
-        data = data.model_copy(update={"root": absolute(data.root)})
+        data = data.model_copy(update={"root": absolute(root)})
     return config.model_copy(update={"name": name, "storage": locate(storage), "data": data})

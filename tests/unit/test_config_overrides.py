@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from config_texts import problems
 
+from raytorch.config import RunConfig
+
+TOP = ", ".join(RunConfig.model_fields)
 NAME = "1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
 
 
