@@ -31,7 +31,9 @@ class OwnPart(Section):
         return self.model_dump(exclude=set(type(self).model_fields))
 
 
-Readers = Annotated[int, Field(ge=0)]
+Readers = Annotated[
+    int, Field(ge=0, description="Processes of each worker that read samples ahead; 0 reads them where they are used.")
+]
 
 
 class OwnData(OwnPart):
@@ -46,7 +48,6 @@ class OwnData(OwnPart):
     """Known when it is read."""
 
     readers: Readers = 0
-    """Processes of each worker that read samples ahead; 0 reads them where they are trained on."""
 
 
 class OwnDataSection(OwnSection):
@@ -56,7 +57,6 @@ class OwnDataSection(OwnSection):
     input_shape: ClassVar[None] = None
 
     readers: Readers = 0
-    """Processes of each worker that read samples ahead."""
 
 
 class OwnModel(OwnPart):
