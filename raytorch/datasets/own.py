@@ -26,6 +26,8 @@ from raytorch.errors import ConfigError
 
 AHEAD = 2
 """Batches that each reader has ready."""
+_BATCH, _SAMPLE = 0, 1
+"""What random numbers are for."""
 
 
 class OwnDataset:
@@ -52,9 +54,7 @@ class OwnDataset:
         """The batches that are asked for, read ahead if there are readers for that."""
         if self._readers == 0:
             for request in requests:
-                with _own_random_numbers():
-                    batch = self._batches[request]
-                yield _moved(batch, self._target)
+                yield _moved(self._batches[request], self._target)
             return
         pinned = self._target.type == "cuda"
         loader: Iterable[Any] = DataLoader(
@@ -93,36 +93,37 @@ class _Batches(Dataset[Any]):
         self._takes_rng = _takes_rng(self._whole or data.__getitem__)
 
     def __getitem__(self, request: Request) -> Any:
-        if self._whole:
-            return self._whole(request.indices, **({"rng": self._rng(request, 0)} if self._takes_rng else {}))
-        return self._collate(
-            [self._sample(request, number, index) for number, index in enumerate(request.indices.tolist())]
-        )
+        with _seeded(self._sequence(request, 0, _BATCH)):
+            if self._whole:
+                return self._whole(request.indices, **self._rng(request, 0))
+            indices = request.indices.tolist()
+            return self._collate([self._sample(request, number, index) for number, index in enumerate(indices)])
 
     def _sample(self, request: Request, number: int, index: int) -> Any:
-        """A sample, for which all random numbers follow from its place, whoever reads it."""
-        rng = self._rng(request, number)
-        seed = int(rng.bit_generator.seed_seq.generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        return self._data.__getitem__(index, rng=rng) if self._takes_rng else self._data[index]
+        return self._data.__getitem__(index, **self._rng(request, number)) if self._takes_rng else self._data[index]
 
-    def _rng(self, request: Request, number: int) -> np.random.Generator:
-        key = (request.epoch, request.place + number)
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._seed, spawn_key=key)))
+    def _rng(self, request: Request, number: int) -> dict[str, np.random.Generator]:
+        """The argument ``rng`` for one of the samples, if it is taken."""
+        if not self._takes_rng:
+            return {}
+        return {"rng": np.random.Generator(np.random.PCG64(self._sequence(request, number, _SAMPLE)))}
+
+    def _sequence(self, request: Request, number: int, use: int) -> np.random.SeedSequence:
+        """What the random numbers of a sample follow from, whoever reads it: its place in the order of the epoch."""
+        return np.random.SeedSequence(self._seed, spawn_key=(request.epoch, request.place + number, use))
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Leave the generators of the process as they are: the model's dropout draws from them."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
+    """Seed the generators that a data set may draw from; PyTorch's, which dropout draws from, is as it was after it."""
+    seed, state = int(sequence.generate_state(1)[0]), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        torch.set_rng_state(state)
 
 
 def _takes_rng(function: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raytorch.config import CodeSnapshot, RunConfig
 from raytorch.config.export_formats import ExportFormat
-from raytorch.config.file import from_data, one_line
+from raytorch.config.file import from_data, one_line, with_own_code
 from raytorch.config.file import load_config as load_file
 from raytorch.errors import ConfigError, StorageError, UserError, is_storage_fault
 from raytorch.runs import catalog
@@ -191,6 +191,7 @@ def load(config: Config, overrides: Overrides = ()) -> RunConfig:
     """
     changes = _as_texts(overrides)
     if isinstance(config, RunConfig):
+        config = config if config.code else with_own_code(config)
         folder = Path(config.code.root) if config.code else None
         return from_data(config.model_dump(mode="json"), changes, folder)
     if not isinstance(config, str | Path | Mapping):

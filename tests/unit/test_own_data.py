@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Rows:
-    """Numbers, of which every one is read with noise from wherever a data set may draw it."""
+    """Numbers, each with noise of its own, and with noise from wherever a data set may draw it."""
 
     facts = {"inputs": 2}  # noqa: RUF012
 
@@ -30,10 +30,9 @@ class Rows:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        own = rng.random() if rng else 0.0
-        noise = [random.random(), np.random.rand(), float(torch.rand(())), own]
-        return {"index": index, "noise": torch.tensor(noise, dtype=torch.float64)}
+    def __getitem__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
+        return {"index": index, "noise": rng.random(), "drawn": torch.tensor(drawn, dtype=torch.float64)}
 
 
 class Whole(Rows):
@@ -63,8 +62,8 @@ def epochs(data: Any, world_size: int = 1, readers: int = 0, count: int = 2, **o
     return seen
 
 
-def joined(batches: list[dict[str, Tensor]]) -> tuple[list[int], Tensor]:
-    return torch.cat([batch["index"] for batch in batches]).tolist(), torch.cat([batch["noise"] for batch in batches])
+def joined(batches: list[dict[str, Tensor]], noise: str = "noise") -> tuple[list[int], Tensor]:
+    return torch.cat([batch["index"] for batch in batches]).tolist(), torch.cat([batch[noise] for batch in batches])
 
 
 @pytest.mark.parametrize(
@@ -81,6 +80,13 @@ def test_samples_and_their_random_numbers_are_the_same_whoever_reads_them(
     assert noise.unique().numel() == noise.numel()  # each sample of each epoch has its own
 
 
+def test_what_is_drawn_from_common_generators_is_the_same_for_as_many_workers() -> None:
+    _, drawn = joined(epochs(Rows(), 2), "drawn")
+    _, again = joined(epochs(Rows(), 2, readers=2), "drawn")
+    assert torch.equal(again, drawn)
+    assert drawn.unique().numel() == drawn.numel()
+
+
 def test_a_resumed_loader_goes_on_at_the_exact_next_batch() -> None:
     def loader() -> TrainLoader:
         return TrainLoader(OwnDataset(Rows(), CPU, readers=1), batch_size=6)
@@ -93,24 +99,17 @@ def test_a_resumed_loader_goes_on_at_the_exact_next_batch() -> None:
     again.load_state_dict(first.state_dict())
     rest = [step[0].content for step in again.remaining()]
     assert joined(rest)[0] == joined(whole[2:])[0]
-    assert torch.equal(joined(rest)[1], joined(whole[2:])[1])
+    for noise in ("noise", "drawn"):
+        assert torch.equal(joined(rest, noise)[1], joined(whole[2:], noise)[1])
 
 
 @pytest.mark.parametrize("readers", [0, 1])
-def test_the_generators_of_the_process_are_left_alone(readers: int) -> None:
-    def numbers() -> list[float]:
-        return [random.random(), np.random.rand(), float(torch.rand(()))]
-
-    def seed() -> None:
-        random.seed(1)
-        np.random.seed(1)
-        torch.manual_seed(1)
-
-    seed()
-    expected = numbers()
-    seed()
+def test_the_generator_of_the_models_dropout_is_left_alone(readers: int) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
     epochs(Rows(), readers=readers)
-    assert numbers() == expected
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_evaluation_reads_each_sample_once_with_the_same_numbers() -> None:
@@ -129,7 +128,7 @@ def test_evaluation_reads_each_sample_once_with_the_same_numbers() -> None:
 
 def test_whole_batches_and_a_collate_of_ones_own() -> None:
     class Ragged(Rows):
-        def __getitem__(self, index: int, rng: Any = None) -> Any:
+        def __getitem__(self, index: int, rng: Any) -> Any:
             return torch.full((index + 1,), index)
 
         def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
