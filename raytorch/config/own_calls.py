@@ -17,7 +17,8 @@ from raytorch.system.near_names import did_you_mean
 from raytorch.system.project_modules import ProjectModules
 from raytorch.system.python_files import ProjectError
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # code that is imported may load a model of a user's own
+_importing = False
 _installed: tuple[CodeSnapshot, ProjectModules] | None = None
 
 
@@ -26,18 +27,27 @@ def imported(name: str, code: CodeSnapshot | None) -> Any:
 
     Raises ConfigError if there is no such file or name; what the user's own code raises comes as it is.
     """
-    global _installed
+    global _importing, _installed
     file, _, attribute = name.rpartition(":")
     if code is None or file not in code.sources:
         raise ConfigError(f"{name}: the code of the run has no such file")
     with _lock:
         if _installed is None or _installed[0] != code:
+            if _importing:
+                raise ConfigError(
+                    f"{name}: is of other code than that which is being imported; load it in a function that is called "
+                    "later"
+                )
             if _installed:
                 _installed[1].uninstall()
             modules = ProjectModules(code.root, code.sources, code.entries)
             modules.install()
             _installed = code, modules
-        return _installed[1].load(file, attribute)
+        outer, _importing = _importing, True
+        try:
+            return _installed[1].load(file, attribute)
+        finally:
+            _importing = outer
 
 
 def own_call(

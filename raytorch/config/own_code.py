@@ -149,6 +149,10 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
             f"code={name.partition(':')[0]!r}"
         )
     there = code if isinstance(code, CodeSnapshot) else _find(name, Path(code).resolve())
+    file = name.rpartition(":")[0]
+    if file not in there.sources:
+        raise ProjectError(f"it is of {name}, and the code in {there.root} has no such file")
+    there = there.needed_by(file)
     if changes := changed_files(digests, there.digests()):
         raise ProjectError(
             f"it was saved by other code than that in {there.root}: {', '.join(changes)}; give that of then, of which "
@@ -158,12 +162,18 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
 
 
 def _find(name: str, place: Path) -> CodeSnapshot:
-    """The code of what is named, of the project that ``place`` is the root of, or a file or folder in."""
+    """The code of what is named, of the project that ``place`` is the root of, or a folder in; or the file itself.
+
+    A file of weights names no other file than that of the user's choice, where that is a file.
+    """
     file = PurePosixPath(name.partition(":")[0])
+    is_named = not file.is_absolute() and place.parts[-len(file.parts) :] == file.parts
+    if place.is_file() and not is_named:
+        raise ProjectError(f"it is of {name}, and {place} is another file; give that, or the folder that has it")
     root = Project.of(place).root
-    if place.parts[-len(file.parts) :] == file.parts:
+    if is_named:
         root = place.parents[len(file.parts) - 1]
-    elif (place / file).is_file():
+    elif Project(place).is_file(str(file)):
         root = place
     project = Project(root)
     return snapshot(project, [project.resolve(name, root)])
