@@ -82,6 +82,11 @@ def own_call(
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+    try:
+        inspect.signature(function).bind(*range(positional), **arguments)
+    except TypeError as error:  # it takes fewer by position, or one by position alone
+        given_first = "with the model and a batch, and " if positional else ""
+        raise ConfigError(f"{key}: {part.name} cannot be called {given_first}with these arguments: {error}") from None
     return partial(function, **arguments)
 
 
@@ -101,7 +106,12 @@ def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, skip: int | list[
 def _parameters(key: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
     if not callable(function):
         raise ConfigError(f"{key}.name: is a {type(function).__name__}, which cannot be called")
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # of what is written in C
+        raise ConfigError(
+            f"{key}.name: does not tell what it takes; wrap it in a function that names its arguments"
+        ) from None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise ConfigError(
             f"{key}.name: takes any keyword, so that a misspelt one would not be told; wrap it in a function that "

@@ -76,6 +76,11 @@ class OwnCode:
                 return PARTS[str(key[0])]
             if key[0] == "model":
                 return section_of(signature, node.value, base=OwnModelSection, skip=OwnModelSection.facts)
+            if len(signature.by_position) < 2 and not signature.any_more:
+                raise ProjectError(
+                    f"a {'metric' if key[1:] else 'loss'} is called with the model and a batch, and {reference} (line "
+                    f"{signature.line}) does not take two arguments by position; write a function that does"
+                )
             base = OwnMetricSection if key[0] == "metrics" else OwnSection
             return section_of(signature, node.value, base=base, skip=2)  # the model and a batch
 

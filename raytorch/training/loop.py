@@ -112,7 +112,7 @@ class Trainer:
         )
         self.model = self.precision.to_memory_format(self.architecture.build().to(device))
         self.loss = loss_function(config.loss, self.model, config.code)
-        self.judges = metrics_of(config.metrics, self.model, config.code)
+        self.judges = metrics_of(config.judged_by, self.model, config.code)
         require_enough_samples(config, self.loss, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.

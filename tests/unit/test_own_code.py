@@ -182,5 +182,24 @@ def test_commands_run_no_code(project: Path) -> None:
     assert not (project / "trace").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "kind", "line"),
+    [
+        ("class judge:\n    def __init__(self, gamma=2.0): ...\n", "loss", 2),
+        ("def judge(outputs): ...\n", "metric", 1),
+        ("def judge(*, model, batch): ...\n", "metric", 1),
+    ],
+)
+def test_what_cannot_take_a_model_and_a_batch_is_refused(project: Path, source: str, kind: str, line: int) -> None:
+    write(project / "judge.py", source)
+    change = "loss=judge.py:judge" if kind == "loss" else "metrics=[judge.py:judge]"
+    assert (
+        f"a {kind} is called with the model and a batch, and judge.py:judge (line {line}) does not take two arguments"
+        in refusal(project / "run.yaml", change)
+    )
+    write(project / "judge.py", "def judge(*given): ...\n")
+    assert load_config(project / "run.yaml", [change]).references
+
+
 def test_a_shipped_run_has_no_code() -> None:
     assert RunConfig(epochs=1).code is None
