@@ -16,6 +16,7 @@ from raytorch.config import yaml_tree as tree
 from raytorch.config.json_schema import whole_schema
 from raytorch.config.messages import explain, must_be
 from raytorch.config.own_code import find_own_code
+from raytorch.config.project import Project
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section
 from raytorch.errors import ConfigError
@@ -43,14 +44,14 @@ def from_data(data: Mapping[str, Any], overrides: Sequence[str] = (), folder: Pa
 
 
 def with_own_code(config: RunConfig, folder: Path | None = None) -> RunConfig:
-    """``config`` with the code that its own parts name, as it is now; found as :func:`from_data` does.
+    """``config`` with the code that its own parts name, as it is now, in the project that ``folder`` belongs to.
 
     Raises ConfigError if it is not there, or does not take the configuration's arguments.
     """
     if not config.references:
         return config
     try:
-        return from_data(config.model_dump(mode="json"), folder=folder)
+        return from_data(config.model_dump(mode="json"), folder=Project.of(folder or Path()).root)
     except ConfigError as error:
         raise ConfigError(
             f"{config.name} is of code of your own, which is looked for in the project of the current folder: {error}"
