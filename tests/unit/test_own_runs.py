@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from run_folders import started
 
+from raytorch.cli.common import config_from_options
 from raytorch.config.file import dump_config, from_data
 from raytorch.errors import UserError
 from raytorch.export import load_run
@@ -35,6 +36,21 @@ def test_a_finished_run_whose_code_takes_a_tuple_has_nothing_left_to_do() -> Non
     folder = started(config, code=config.code.digests())
     folder.write_json("summary.json", {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "step": 5})
     assert plan_resume(folder.path).finished is not None
+
+
+def test_a_change_of_what_is_recorded_leaves_its_code_to_be_found_from_the_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever folder of the project a run is resumed in."""
+    Path(".git").mkdir()
+    Path("sub").mkdir()
+    for file, default in (("net.py", 1), ("sub/net.py", 2)):
+        Path(file).write_text(f"def net(num_classes: int, *, width: int = {default}): ...\n", encoding="utf-8")
+    config = from_data({"epochs": 1, "model": "net.py:net"})
+    folder = started(config)
+    monkeypatch.chdir("sub")
+    changed = config_from_options(None, ["epochs=2"], None, None, folder.path)
+    assert (changed.epochs, changed.model, changed.code) == (2, config.model, config.code)
 
 
 @pytest.fixture
