@@ -20,6 +20,7 @@ from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError
 from raytorch.models.networks import Architecture, Code
 from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
+from raytorch.runs.plan import require_code_elsewhere
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, batch_axes, evaluating, fresh_inputs, require_agreement
 from raytorch.system.deletion import delete_tree
@@ -61,6 +62,7 @@ def load_run(folder: RunFolder, code: Code = None) -> tuple[nn.Module, Architect
         )
     with folder.local_copy(name, [MODEL_FILE]) as copy:
         architecture = serialization.read_architecture(copy / MODEL_FILE, code=code)
+        require_code_elsewhere(architecture.code, folder)
         return serialization.load_model(copy / MODEL_FILE, code=architecture.code), architecture
 
 

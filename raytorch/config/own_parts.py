@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
-from raytorch.config.own_section import OwnSection
+from raytorch.config.own_section import OwnArguments, OwnSection
 from raytorch.config.project import is_reference
-from raytorch.config.section import ConflictError, Section
+from raytorch.config.section import ConflictError
 
 REFERENCE_FORM = "FILE.py:NAME of your own"
 
 
-class OwnPart(Section):
+class OwnPart(OwnArguments):
     """A class or function in a file of the user's project, and the arguments to call it with."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})

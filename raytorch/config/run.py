@@ -281,7 +281,7 @@ class RunConfig(Section):
             Ranking(label='loss', higher_is_better=False)
         """
         for metric in self.judged_by:
-            if name in (None, metric.name, metric.label):
+            if name is None or metric.is_called(name):
                 return Ranking(metric.label, metric.better == "higher")
         if name in (None, LOSS_LABEL):
             return Ranking(LOSS_LABEL, higher_is_better=False)

@@ -74,8 +74,9 @@ class Architecture:
         return cls(described.config, described.input_shape, described.num_classes, snapshot, described.facts)
 
     def to_json(self) -> str:
-        """Write it down, with the digests of its code in place of that."""
-        digests = self.code.digests() if self.code else None
+        """Write it down, with the digests of its code in place of that; a run's other code is not the model's."""
+        own = self.code if isinstance(self.config, OwnModel) else None
+        digests = own.needed_by(self.config.name.rpartition(":")[0]).digests() if own else None
         described = _Description(
             config=self.config,
             input_shape=self.input_shape,

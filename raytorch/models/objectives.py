@@ -42,8 +42,9 @@ def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot |
     if isinstance(config, OwnLoss):
         return own_call("loss", config, code, positional=2)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
-    own: Mapping[str, Callable[..., Tensor | Share]] = getattr(type(model), "losses", {})
-    return partial(own.get(config.name) or partial(classification_loss, name=config.name), **options)
+    return partial(
+        _brought(model, "losses").get(config.name) or partial(classification_loss, name=config.name), **options
+    )
 
 
 def metrics_of(
@@ -53,7 +54,7 @@ def metrics_of(
 
     Raises ConfigError: the model has no such metric, or one in the user's ``code`` does not take its arguments.
     """
-    brought: Mapping[str, MetricFunction] = getattr(type(model), "metrics", {"accuracy": accuracy})
+    brought = {"accuracy": accuracy, **_brought(model, "metrics")}
     judges: dict[str, MetricFunction] = {}
     for metric in metrics:
         if isinstance(metric, OwnMetric):
@@ -63,6 +64,12 @@ def metrics_of(
         else:
             raise ConfigError(f"metrics: the model has no metric {metric.name}; one of {', '.join(brought)}")
     return judges
+
+
+def _brought(model: nn.Module, kind: str) -> Mapping[str, Callable[..., Tensor | Share]]:
+    """What a model's class has as ``losses`` or ``metrics``; nothing where that is something else of its author's."""
+    there = getattr(type(model), kind, None)
+    return there if isinstance(there, Mapping) else {}
 
 
 def checked(value: Any, samples: int, name: str) -> Tensor | Share:

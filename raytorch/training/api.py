@@ -169,9 +169,10 @@ def resume(
     with _own_errors():
         place = _place(run)
         changes = _changes(overrides, workers, storage)
-        if config is None and changes:
-            config = recorded_config(catalog.find_run(place, str(storage or "runs")))
         changed = None if config is None else load(config, changes)
+        if config is None and changes:
+            recorded = recorded_config(catalog.find_run(place, str(storage or "runs")))
+            changed = with_own_code(recorded, changes)
         plan = plan_resume(place, changed, storage=str(storage or "runs"), changed_code=changed_code)
         return _run(plan, address, watch)
 

@@ -67,29 +67,6 @@ def test_a_ray_train_script_runs_unchanged_with_its_project_and_its_secret(clust
     assert (cluster.home / "runs" / "script" / "logs" / "driver.log").read_text(encoding="utf-8") in log
 
 
-def test_a_run_of_own_code_is_sent_with_its_project(cluster: Cluster, client: Client) -> None:
-    project = cluster.home / "own"
-    (project / "nets").mkdir(parents=True)
-    (project / "nets/net.py").write_text(OWN_MODEL, encoding="utf-8")
-    (project / "nets/layers.py").write_text("from torch import nn\n\nLINEAR = nn.Linear\n", encoding="utf-8")
-    (project / "width.txt").write_text("16", encoding="utf-8")
-    keys = "epochs: 1\nmodel: {name: nets/net.py:Net, bias: false}\nscaling: {workers: 2}\n"
-    (project / "run.yaml").write_text(f"{keys}storage: {cluster.home}/runs\n", encoding="utf-8")
-    assert raytorch(cluster, "submit", str(project / "run.yaml"), "--name", "own").returncode == 0
-    assert client.wait("own").state == "finished", client.logs("own")
-    told = raytorch(cluster, "submit", "--resume", "own", "--set", "epochs=2")  # from another folder than the project's
-    assert told.returncode == 2
-    assert "is of code of your own, which is looked for in the project of the current folder" in told.stderr
-    again = raytorch(cluster, "submit", "--resume", f"{cluster.home}/runs/own", "--set", "epochs=2", at=project)
-    assert again.returncode == 0, again.stderr
-    job = client.wait(again.stdout.split()[1])
-    assert job.state == "finished", client.logs(job.id)
-    assert client.result(job.id)["epochs"] == 2
-    model = find_run("own", cluster.home / "runs").model(code=project)
-    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
-    assert [model.first.out_features, model.layer.out_features] == [16, 10]
-
-
 def test_a_run_that_is_stopped_saves_a_last_checkpoint(cluster: Cluster, client: Client) -> None:
     # A small checkpoint seldom, so that the last one is made by the stop.
     endless = ["epochs=100000", "model=mlp", "scaling.workers=1"]
@@ -252,3 +229,26 @@ def test_secrets_are_in_no_log_and_no_record(cluster: Cluster, client: Client) -
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_own_code_is_sent_with_its_project(cluster: Cluster, client: Client) -> None:
+    project = cluster.home / "own"
+    (project / "nets").mkdir(parents=True)
+    (project / "nets/net.py").write_text(OWN_MODEL, encoding="utf-8")
+    (project / "nets/layers.py").write_text("from torch import nn\n\nLINEAR = nn.Linear\n", encoding="utf-8")
+    (project / "width.txt").write_text("16", encoding="utf-8")
+    keys = "epochs: 1\nmodel: {name: nets/net.py:Net, bias: false}\nscaling: {workers: 2}\n"
+    (project / "run.yaml").write_text(f"{keys}storage: {cluster.home}/runs\n", encoding="utf-8")
+    assert raytorch(cluster, "submit", str(project / "run.yaml"), "--name", "own").returncode == 0
+    assert client.wait("own").state == "finished", client.logs("own")
+    told = raytorch(cluster, "submit", "--resume", "own", "--set", "epochs=2")  # from another folder than the project's
+    assert told.returncode == 2
+    assert "is of code of your own, which is looked for in the project of the current folder" in told.stderr
+    again = raytorch(cluster, "submit", "--resume", f"{cluster.home}/runs/own", "--set", "epochs=2", at=project)
+    assert again.returncode == 0, again.stderr
+    job = client.wait(again.stdout.split()[1])
+    assert job.state == "finished", client.logs(job.id)
+    assert client.result(job.id)["epochs"] == 2
+    model = find_run("own", cluster.home / "runs").model(code=project)
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert [model.first.out_features, model.layer.out_features] == [16, 10]
