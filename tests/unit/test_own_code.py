@@ -225,7 +225,7 @@ def test_what_cannot_take_a_model_and_a_batch_is_refused(project: Path, source: 
     write(project / "judge.py", source)
     change = "loss=judge.py:judge" if kind == "loss" else "metrics=[judge.py:judge]"
     assert (
-        f"a {kind} is called with the model and a batch, and judge.py:judge (line {line}) does not take two arguments"
+        f"a {kind} is called with the model and a batch, and judge.py:judge (line {line}) does not take 2 arguments"
         in refusal(project / "run.yaml", change)
     )
     write(project / "judge.py", "def judge(*given): ...\n")
