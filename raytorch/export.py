@@ -20,6 +20,7 @@ from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError
 from raytorch.models.networks import Architecture, Code
 from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
+from raytorch.runs.plan import require_code_elsewhere
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, batch_axes, evaluating, fresh_inputs, require_agreement
 from raytorch.system.deletion import delete_tree
@@ -61,6 +62,7 @@ def load_run(folder: RunFolder, code: Code = None) -> tuple[nn.Module, Architect
         )
     with folder.local_copy(name, [MODEL_FILE]) as copy:
         architecture = serialization.read_architecture(copy / MODEL_FILE, code=code)
+        require_code_elsewhere(architecture.code, folder)
         return serialization.load_model(copy / MODEL_FILE, code=architecture.code), architecture
 
 
@@ -128,9 +130,14 @@ def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
     A model's class may bring its own, as ``example_inputs(input_shape)`` and ``axes``; otherwise it reads images.
     """
     model, shape = architecture.maker, architecture.input_shape
+    make = getattr(model, "example_inputs", None)
+    if make is None and shape is None:
+        raise ExportError(
+            f"nothing says what {architecture.config.name} reads: let its class have example_inputs(input_shape), "
+            "which returns inputs by name, or the data set's facts an input_shape"
+        )
     with torch.random.fork_rng(devices=[]):
-        make = getattr(model, "example_inputs", None)
-        inputs = make(shape) if make else {"images": torch.randn(2, *shape)}
+        inputs = make(shape) if make else {"images": torch.randn(2, *(shape or ()))}
     return inputs, getattr(model, "axes", batch_axes(inputs))
 
 

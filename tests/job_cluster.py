@@ -16,6 +16,10 @@ import pytest
 
 BIN = Path(sys.executable).parent
 TESTS = Path(__file__).resolve().parent
+QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
+SECRET = "f4fb3fcf-a-secret"
+JOBS = int(os.environ.get("RAYTORCH_TEST_JOBS", "4"))
+"""Jobs that are sent at once; the suite is content with few."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def raytorch(cluster: Cluster, *arguments: str, at: Path | None = None) -> subpr
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen"
         time.sleep(0.2)

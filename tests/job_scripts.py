@@ -88,3 +88,22 @@ import sys
 sys.stdout.buffer.write(b"x" * 5_000_000 + b"\\ncaf\\xe9\\xe2\\x80\\xa8end\\nthe last words")
 sys.exit(3)
 """
+
+
+OWN_MODEL = """
+from pathlib import Path
+
+from .layers import LINEAR
+from torch import nn
+
+WIDTH = int((Path(__file__).parents[1] / "width.txt").read_text())
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int, *, bias: bool = True):
+        super().__init__()
+        self.first, self.layer = LINEAR(64, WIDTH), LINEAR(WIDTH, num_classes, bias=bias)
+
+    def forward(self, images):
+        return self.layer(self.first(images.flatten(1)).relu())
+"""

@@ -29,3 +29,14 @@ def started(config: RunConfig, name: str = "mine", **saved: Any) -> RunFolder:
     saved |= {"config": plan.config.model_dump(mode="json")}
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | saved), encoding="utf-8")
     return plan.folder
+
+
+def finished(config: RunConfig, step: int = 5) -> RunFolder:
+    folder = started(config)
+    write_end_of(folder, step)
+    return folder
+
+
+def write_end_of(folder: RunFolder, step: int = 5) -> None:
+    summary = {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "step": step, "metrics": {"accuracy": 0.5}}
+    folder.write_text("summary.json", json.dumps(summary))

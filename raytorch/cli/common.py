@@ -76,6 +76,7 @@ def config_from_options(
     storage: str = "runs",
 ) -> Any:
     """The configuration that the command line describes; None for a run that is resumed with its own."""
+    from raytorch.config.file import with_own_code
     from raytorch.runs.catalog import find_run
     from raytorch.runs.plan import recorded_config
     from raytorch.training.api import load
@@ -87,4 +88,4 @@ def config_from_options(
         return load(file, changes)
     if not resume:
         raise UserError("give a configuration file, e.g. configs/quickstart.yaml, or --resume RUN")
-    return load(recorded_config(find_run(resume, storage)), changes) if changes else None
+    return with_own_code(recorded_config(find_run(resume, storage)), changes) if changes else None

@@ -50,6 +50,7 @@ __all__ = [
     "MovingMnistData",
     "OneCycleSchedule",
     "Optimizer",
+    "OwnData",
     "OwnLoss",
     "OwnMetric",
     "OwnModel",

@@ -2,9 +2,8 @@
 
 import ast
 import hashlib
-import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -33,6 +32,10 @@ class CodeSnapshot:
         """The SHA-256 of each file, in UTF-8."""
         return {file: hashlib.sha256(text.encode()).hexdigest() for file, text in self.sources.items()}
 
+    def needed_by(self, file: str) -> "CodeSnapshot":
+        """The part of it that a snapshot of a reference to ``file`` alone would have."""
+        return _collected(self.root, self.sources.__getitem__, self.sources.__contains__, (file,))
+
 
 def snapshot(project: Project, references: Iterable[Reference]) -> CodeSnapshot:
     """The files that are referred to, with every file of the project that their import statements name, at any depth.
@@ -46,8 +49,14 @@ def snapshot(project: Project, references: Iterable[Reference]) -> CodeSnapshot:
         ['nets/__init__.py', 'nets/layers.py', 'nets/tagger.py']
     """
     entries = tuple(sorted({reference.file for reference in references}))
-    sources = _Collection(project, entries).sources
-    return CodeSnapshot(str(project.root.resolve()), dict(sorted(sources.items())), entries)
+    return _collected(str(project.root.resolve()), project.read, project.is_file, entries)
+
+
+def _collected(
+    root: str, read: Callable[[str], str], is_file: Callable[[str], bool], entries: tuple[str, ...]
+) -> CodeSnapshot:
+    sources = _Collection(root, read, is_file, entries).sources
+    return CodeSnapshot(root, dict(sorted(sources.items())), entries)
 
 
 def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -83,8 +92,10 @@ class _Import:
 class _Collection:
     """Follows the imports from file to file."""
 
-    def __init__(self, project: Project, entries: Iterable[str]) -> None:
-        self._project = project
+    def __init__(
+        self, root: str, read: Callable[[str], str], is_file: Callable[[str], bool], entries: Iterable[str]
+    ) -> None:
+        self._root, self._text_of, self._is_file = root, read, is_file
         self._beside = sorted({posixpath.dirname(entry) for entry in entries} - {""})
         self._found_beside: dict[str, tuple[str, str]] = {}
         self.sources: dict[str, str] = {}
@@ -97,7 +108,7 @@ class _Collection:
         self._require_the_same_found_at_the_root()
 
     def _read(self, file: str) -> str:
-        text = self.sources[file] = self._project.read(file)
+        text = self.sources[file] = self._text_of(file)
         self._size += len(text.encode())
         if len(self.sources) > MOST_FILES or self._size > MOST_BYTES:
             raise ProjectError(
@@ -141,16 +152,13 @@ class _Collection:
         either = [(f"{path}/__init__.py", f"{path}.py") for path in paths]
         return [file for names in either if (file := next(filter(self._is_file, names), None))]
 
-    def _is_file(self, file: str) -> bool:
-        return os.path.isfile(self._project.root / file)  # noqa: PTH113 - which says no for what may not be asked
-
     def _require_the_same_found_at_the_root(self) -> None:
         """Refuse what is beside a reference where the root has a module of that name, which would be found first."""
         at_root = {file.partition("/")[0].removesuffix(".py") for file in self.sources}
         for top, (where, file) in self._found_beside.items():
             if top in at_root:
                 raise ProjectError(
-                    f"{where}: {top} means both {file} and what is imported as {top} from {self._project.root}; import "
+                    f"{where}: {top} means both {file} and what is imported as {top} from {self._root}; import "
                     "it by its path from there"
                 )
 

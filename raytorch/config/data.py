@@ -2,8 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
+from raytorch.config.own_parts import OwnData, own_or_shipped
 from raytorch.config.section import ConflictError, Section
 
 
@@ -135,3 +136,7 @@ class MnistStripsData(StoredData):
 
 Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData, Field(discriminator="name")]
 DATA: tuple[type[ImageData], ...] = get_args(get_args(Data)[0])
+DataPart = Annotated[
+    Annotated[Data, Tag("shipped")] | Annotated[OwnData, Tag("own")],
+    Discriminator(own_or_shipped),
+]

@@ -16,6 +16,7 @@ from raytorch.config import yaml_tree as tree
 from raytorch.config.json_schema import whole_schema
 from raytorch.config.messages import explain, must_be
 from raytorch.config.own_code import find_own_code
+from raytorch.config.project import Project
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section
 from raytorch.errors import ConfigError
@@ -42,16 +43,18 @@ def from_data(data: Mapping[str, Any], overrides: Sequence[str] = (), folder: Pa
     return _changed(root, overrides, folder or Path())
 
 
-def with_own_code(config: RunConfig, folder: Path | None = None) -> RunConfig:
-    """``config`` with the code that its own parts name, as it is now; found as :func:`from_data` does.
+def with_own_code(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
+    """What a run has recorded, changed, with the code that its own parts name, as the current folder's project has it.
 
     Raises ConfigError if it is not there, or does not take the configuration's arguments.
     """
-    if not config.references:
+    if not (config.references or overrides):
         return config
     try:
-        return from_data(config.model_dump(mode="json"), folder=folder)
+        return from_data(config.model_dump(mode="json"), overrides, Project.of(Path()).root)
     except ConfigError as error:
+        if overrides:
+            raise
         raise ConfigError(
             f"{config.name} is of code of your own, which is looked for in the project of the current folder: {error}"
         ) from None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -28,6 +29,16 @@ class BaseMetric(Section):
     def label(self) -> str:
         """Name of its values in records and pictures: ``f1`` for the function f1 of a file, ``tagger.py:f1``."""
         return self.name.rpartition(":")[2]
+
+    def is_called(self, name: str) -> bool:
+        """Tell whether it has this label, or this name: also as a file says it, from a folder inside the project.
+
+        Example:
+            >>> OwnMetric(name="nets/tagger.py:f1").is_called("tagger.py:f1")
+            True
+        """
+        given, own = PurePosixPath(name).parts, PurePosixPath(self.name).parts
+        return name == self.label or given == own[-len(given) :]
 
     @model_validator(mode="after")
     def _label_is_free(self) -> "BaseMetric":

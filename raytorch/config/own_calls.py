@@ -17,7 +17,8 @@ from raytorch.system.near_names import did_you_mean
 from raytorch.system.project_modules import ProjectModules
 from raytorch.system.python_files import ProjectError
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # code that is imported may load a model of a user's own
+_importing = False
 _installed: tuple[CodeSnapshot, ProjectModules] | None = None
 
 
@@ -26,18 +27,27 @@ def imported(name: str, code: CodeSnapshot | None) -> Any:
 
     Raises ConfigError if there is no such file or name; what the user's own code raises comes as it is.
     """
-    global _installed
+    global _importing, _installed
     file, _, attribute = name.rpartition(":")
     if code is None or file not in code.sources:
         raise ConfigError(f"{name}: the code of the run has no such file")
     with _lock:
         if _installed is None or _installed[0] != code:
+            if _importing:
+                raise ConfigError(
+                    f"{name}: is of other code than that which is being imported; load it in a function that is called "
+                    "later"
+                )
             if _installed:
                 _installed[1].uninstall()
             modules = ProjectModules(code.root, code.sources, code.entries)
             modules.install()
             _installed = code, modules
-        return _installed[1].load(file, attribute)
+        outer, _importing = _importing, True
+        try:
+            return _installed[1].load(file, attribute)
+        finally:
+            _importing = outer
 
 
 def own_call(
@@ -72,6 +82,11 @@ def own_call(
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+    try:
+        inspect.signature(function).bind(*range(positional), **arguments)
+    except TypeError as error:  # it takes fewer by position, or one by position alone
+        given_first = "with the model and a batch, and " if positional else ""
+        raise ConfigError(f"{key}: {part.name} cannot be called {given_first}with these arguments: {error}") from None
     return partial(function, **arguments)
 
 
@@ -91,7 +106,12 @@ def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, skip: int | list[
 def _parameters(key: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
     if not callable(function):
         raise ConfigError(f"{key}.name: is a {type(function).__name__}, which cannot be called")
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # of what is written in C
+        raise ConfigError(
+            f"{key}.name: does not tell what it takes; wrap it in a function that names its arguments"
+        ) from None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise ConfigError(
             f"{key}.name: takes any keyword, so that a misspelt one would not be told; wrap it in a function that "

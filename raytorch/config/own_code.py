@@ -15,15 +15,23 @@ from pydantic import BeforeValidator, Discriminator, Tag, create_model
 from raytorch.config import yaml_tree as tree
 from raytorch.config.code_snapshot import CodeSnapshot, changed_files, snapshot
 from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
-from raytorch.config.own_parts import OwnLoss, OwnModel, OwnModelSection, OwnPart
+from raytorch.config.own_parts import (
+    OwnData,
+    OwnDataSection,
+    OwnLoss,
+    OwnModel,
+    OwnModelSection,
+    OwnPart,
+    ShownModelSection,
+)
 from raytorch.config.own_section import OwnSection, arguments_of, section_of
 from raytorch.config.project import Project, Reference, is_reference
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section, name_alone
-from raytorch.config.signature import signature_of
+from raytorch.config.signature import REQUIRED, Signature, signature_of
 from raytorch.system.python_files import ProjectError
 
-PARTS: dict[str, type[OwnPart]] = {"model": OwnModel, "loss": OwnLoss, "metrics": OwnMetric}
+PARTS: dict[str, type[OwnPart]] = {"data": OwnData, "model": OwnModel, "loss": OwnLoss, "metrics": OwnMetric}
 """The keys of a run that may name code of the user's own; ``metrics`` is a list of such parts."""
 
 
@@ -74,10 +82,30 @@ class OwnCode:
             signature = signature_of(self.project.read(reference.file), reference.name)
             if signature is None:
                 return PARTS[str(key[0])]
-            if key[0] == "model":
-                return section_of(signature, node.value, base=OwnModelSection, skip=OwnModelSection.facts)
-            base = OwnMetricSection if key[0] == "metrics" else OwnSection
-            return section_of(signature, node.value, base=base, skip=2)  # the model and a batch
+            match key[0]:
+                case "data":
+                    _require_positional(reference, signature, 1, "a data set is called with the split")
+                    return section_of(signature, node.value, base=OwnDataSection, skip=1)
+                case "model" if ("data",) in self.references:  # which may give it any of its parameters
+                    required = [each.name for each in signature.parameters if each.default is REQUIRED]
+                    return section_of(signature, node.value, base=OwnModelSection, optional=required)
+                case "model":
+                    return section_of(signature, node.value, base=ShownModelSection, skip=ShownModelSection.facts)
+                case _:
+                    is_metric = key[0] == "metrics"
+                    called = f"a {'metric' if is_metric else 'loss'} is called with the model and a batch"
+                    _require_positional(reference, signature, 2, called)
+                    base = OwnMetricSection if is_metric else OwnSection
+                    return section_of(signature, node.value, base=base, skip=2)
+
+
+def _require_positional(reference: Reference, signature: Signature, count: int, called: str) -> None:
+    """Refuse what cannot be called with so many arguments in front. Raises ProjectError."""
+    if len(signature.by_position) < count and not signature.any_more:
+        raise ProjectError(
+            f"{called}, and {reference} (line {signature.line}) does not take {count} argument"
+            f"{'s' if count > 1 else ''} by position; write one that does"
+        )
 
 
 def _settled(kind: type[OwnPart], part: Any, reference: Reference) -> OwnPart:
@@ -103,7 +131,7 @@ def find_own_code(root: yaml.MappingNode, folder: Path) -> OwnCode | None:
     """The own code that a run's tree names from ``folder``; None if all is shipped. Raises ConfigError."""
     listed = tree.find(root, ("metrics",))
     count = len(listed.node.value) if isinstance(listed.node, yaml.SequenceNode) and not listed.rest else 0
-    keys: list[tree.Key] = [("model",), ("loss",), *(("metrics", number) for number in range(count))]
+    keys: list[tree.Key] = [("data",), ("model",), ("loss",), *(("metrics", number) for number in range(count))]
     named = {key: tree.find(root, (*key, "name")) for key in keys}
     nodes = {key: there.node for key, there in named.items() if not there.rest and is_own(there.node)}
     if not nodes:
@@ -149,6 +177,10 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
             f"code={name.partition(':')[0]!r}"
         )
     there = code if isinstance(code, CodeSnapshot) else _find(name, Path(code).resolve())
+    file = name.rpartition(":")[0]
+    if file not in there.sources:
+        raise ProjectError(f"it is of {name}, and the code in {there.root} has no such file")
+    there = there.needed_by(file)
     if changes := changed_files(digests, there.digests()):
         raise ProjectError(
             f"it was saved by other code than that in {there.root}: {', '.join(changes)}; give that of then, of which "
@@ -158,12 +190,18 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
 
 
 def _find(name: str, place: Path) -> CodeSnapshot:
-    """The code of what is named, of the project that ``place`` is the root of, or a file or folder in."""
+    """The code of what is named, of the project that ``place`` is the root of, or a folder in; or the file itself.
+
+    A file of weights names no other file than that of the user's choice, where that is a file.
+    """
     file = PurePosixPath(name.partition(":")[0])
+    is_named = not file.is_absolute() and place.parts[-len(file.parts) :] == file.parts
+    if place.is_file() and not is_named:
+        raise ProjectError(f"it is of {name}, and {place} is another file; give that, or the folder that has it")
     root = Project.of(place).root
-    if place.parts[-len(file.parts) :] == file.parts:
+    if is_named:
         root = place.parents[len(file.parts) - 1]
-    elif (place / file).is_file():
+    elif Project(place).is_file(str(file)):
         root = place
     project = Project(root)
     return snapshot(project, [project.resolve(name, root)])

@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
-from raytorch.config.own_section import OwnSection
+from raytorch.config.own_section import OwnArguments, OwnSection
 from raytorch.config.project import is_reference
-from raytorch.config.section import ConflictError, Section
+from raytorch.config.section import ConflictError
 
 REFERENCE_FORM = "FILE.py:NAME of your own"
 
 
-class OwnPart(Section):
+class OwnPart(OwnArguments):
     """A class or function in a file of the user's project, and the arguments to call it with."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
@@ -29,6 +29,34 @@ class OwnPart(Section):
     def arguments(self) -> dict[str, Any]:
         """What it is to be called with: all keys that are not raytorch's."""
         return self.model_dump(exclude=set(type(self).model_fields))
+
+
+Readers = Annotated[
+    int, Field(ge=0, description="Processes of each worker that read samples ahead; 0 reads them where they are used.")
+]
+
+
+class OwnData(OwnPart):
+    """A data set: a class whose instances, one for the split ``train`` and one for ``test``, have a length and samples.
+
+    It is called with the split and its own keys. ``root`` among them is a folder, as of the shipped data sets.
+    """
+
+    kind: ClassVar[None] = None
+    """Any kind of input."""
+    input_shape: ClassVar[None] = None
+    """Known when it is read."""
+
+    readers: Readers = 0
+
+
+class OwnDataSection(OwnSection):
+    """Base of the sections of own data sets whose signature is known."""
+
+    kind: ClassVar[None] = None
+    input_shape: ClassVar[None] = None
+
+    readers: Readers = 0
 
 
 class OwnModel(OwnPart):
@@ -51,14 +79,19 @@ class OwnModel(OwnPart):
 class OwnModelSection(OwnSection):
     """Base of the sections of own models whose signature is known."""
 
-    facts: ClassVar[tuple[str, ...]] = ("input_shape", "num_classes")
-    """Parameters that the data gives."""
     reads: ClassVar[None] = None
     losses: ClassVar[None] = None
     metrics: ClassVar[tuple[str, ...]] = OwnModel.metrics
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """As of :class:`OwnModel`."""
+
+
+class ShownModelSection(OwnModelSection):
+    """The same, on a data set that ships."""
+
+    facts: ClassVar[tuple[str, ...]] = ("input_shape", "num_classes")
+    """Parameters that the data gives."""
 
     @model_validator(mode="before")
     @classmethod

@@ -4,18 +4,30 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
-from raytorch.config.section import Section
-from raytorch.config.signature import REQUIRED, UNKNOWN, Default, Parameter, Signature
+from raytorch.config.section import ConflictError, Section
+from raytorch.config.signature import REQUIRED, UNKNOWN, Default, Parameter, Signature, is_json
 from raytorch.system.python_files import ProjectError
 
 PREFIX = "parameter_"
 """Beginning of the names of fields that cannot have their parameter's own."""
 
 
-class OwnSection(Section):
+class OwnArguments(Section):
+    """Base of sections with arguments for code of a user's own, which records keep as JSON."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _json_has_them(cls, section: Any) -> Any:
+        for key, value in section.items() if isinstance(section, dict) else ():
+            if not _is_finite(value):
+                raise ConflictError("must be of texts, finite numbers, lists and mappings, none of them in itself", key)
+        return section
+
+
+class OwnSection(OwnArguments):
     """Base of the sections that :func:`section_of` makes."""
 
     model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=False)
@@ -61,9 +73,15 @@ def arguments_of(section: OwnSection) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not UNKNOWN}
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return is_json(value)
+    except RecursionError:  # an alias stands inside what it repeats
+        return False
+
+
 def _keys(signature: Signature, skip: int | Collection[str]) -> Iterator[Parameter]:
-    by_position = [each.name for each in signature.parameters if each.kind != "keyword"]
-    skipped = by_position[:skip] if isinstance(skip, int) else skip
+    skipped = signature.by_position[:skip] if isinstance(skip, int) else skip
     for parameter in signature.parameters:
         by_position_alone = parameter.kind == "positional_only" and parameter.default is not REQUIRED
         if parameter.name not in skipped and not by_position_alone:

@@ -84,6 +84,10 @@ class Project:
             )
         return read_source(target, file)
 
+    def is_file(self, file: str) -> bool:
+        """Tell whether the project has a file."""
+        return os.path.isfile(self.root / file)  # noqa: PTH113 - which says no for what may not be asked
+
     def parse(self, file: str) -> ast.Module:
         """The syntax tree of a file of the project. Raises ProjectError."""
         return parse_source(self.read(file), file)

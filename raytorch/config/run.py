@@ -20,12 +20,13 @@ from pydantic import (
 )
 
 from raytorch.config.code_snapshot import CodeSnapshot
-from raytorch.config.data import DATA, Data, DigitsData
+from raytorch.config.data import DATA, DataPart, DigitsData, ImageData
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
 from raytorch.config.models import MODELS, MlpModel, ModelPart
 from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, LossPart, Optimizer, Schedule
 from raytorch.config.own_parts import OwnPart
+from raytorch.config.own_section import OwnSection
 from raytorch.config.section import ConflictError, Section, name_alone
 from raytorch.system.near_names import did_you_mean
 
@@ -184,7 +185,7 @@ class RunConfig(Section):
     """Name of the run and of its folder; a run without ``--name`` gets this name and the time."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
-    data: Annotated[Data, BeforeValidator(name_alone)] = DigitsData()
+    data: Annotated[DataPart, BeforeValidator(name_alone)] = DigitsData()
     """Data set."""
     model: Annotated[ModelPart, BeforeValidator(name_alone)] = MlpModel()
     """Model."""
@@ -247,12 +248,16 @@ class RunConfig(Section):
     @property
     def references(self) -> list[str]:
         """Names of the parts that are the user's own: ``FILE.py:NAME``."""
-        return [part.name for part in (self.model, self.loss, *self.metrics) if isinstance(part, OwnPart)]
+        parts = (self.data, self.model, self.loss, *self.metrics)
+        return [part.name for part in parts if isinstance(part, OwnPart)]
 
     @property
     def judged_by(self) -> list[Metric | OwnMetric]:
-        """The metrics of the run: those that it lists, or all that its model brings."""
-        return self.metrics or [Metric(name=name) for name in self.model.metrics]
+        """The metrics of the run: those that it lists, or all that its model brings, of which an own one has none for
+        own data.
+        """
+        is_own = isinstance(self.data, OwnPart | OwnSection) and isinstance(self.model, OwnPart | OwnSection)
+        return self.metrics or [Metric(name=name) for name in (() if is_own else self.model.metrics)]
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -276,7 +281,7 @@ class RunConfig(Section):
             Ranking(label='loss', higher_is_better=False)
         """
         for metric in self.judged_by:
-            if name in (None, metric.name, metric.label):
+            if name is None or metric.is_called(name):
                 return Ranking(metric.label, metric.better == "higher")
         if name in (None, LOSS_LABEL):
             return Ranking(LOSS_LABEL, higher_is_better=False)
@@ -308,7 +313,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _warmup_leaves_a_step(self) -> "RunConfig":
         warmup, steps = self.schedule.warmup_steps, self.most_steps
-        if warmup >= steps:
+        if steps is not None and warmup >= steps:
             raise ConflictError(
                 f"warmup_steps ({warmup:,}) must be below the steps of the run ({steps:,})",
                 "schedule.warmup_steps",
@@ -318,15 +323,20 @@ class RunConfig(Section):
         return self
 
     @property
-    def most_steps(self) -> int:
-        """Optimizer steps of the run; fewer where a data set's files hold less than is published."""
+    def most_steps(self) -> int | None:
+        """Optimizer steps of the run; fewer where a data set's files hold less than is published.
+
+        None for epochs of a data set of the user's own, whose length is known when it is read.
+        """
+        if self.steps or not isinstance(self.data, ImageData):
+            return self.steps
         samples = min(self.data.train_samples or self.data.train_size, self.data.train_size)
-        return self.steps or (self.epochs or 0) * steps_per_epoch(samples, self.batch_size)
+        return (self.epochs or 0) * steps_per_epoch(samples, self.batch_size)
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":
         reads, kind = self.model.reads, self.data.kind
-        if reads is not None and reads != kind:
+        if None not in (reads, kind) and reads != kind:
             data = " or ".join(each.model_fields["name"].default for each in DATA if each.kind == reads)
             models = " or ".join(each.model_fields["name"].default for each in MODELS if each.reads == kind)
             raise ConflictError(
@@ -339,6 +349,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _model_fits_input(self) -> "RunConfig":
+        if self.data.input_shape is None:
+            return self
         try:
             self.model.check_input(self.data.input_shape)
         except ConflictError as error:

@@ -63,10 +63,22 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a class or function takes, without ``self``, and the line on which that is written."""
+    """What a class or function takes, without ``self``, and the line on which that is written.
+
+    Attributes:
+        parameters: Those that have names.
+        line: The line.
+        any_more: Whether it takes any number of further arguments by position.
+    """
 
     parameters: tuple[Parameter, ...]
     line: int
+    any_more: bool = False
+
+    @property
+    def by_position(self) -> list[str]:
+        """Names of the parameters that can be given by position."""
+        return [parameter.name for parameter in self.parameters if parameter.kind != "keyword"]
 
 
 def signature_of(source: str, name: str) -> Signature | None:
@@ -133,7 +145,7 @@ class _File:
                 "told; name its parameters one by one"
             )
         own = int(bound and bool(taken.posonlyargs or taken.args))  # ``self``
-        return Signature(tuple(self._parameters(taken))[own:], function.lineno)
+        return Signature(tuple(self._parameters(taken))[own:], function.lineno, any_more=taken.vararg is not None)
 
     def _parameters(self, taken: ast.arguments) -> Iterator[Parameter]:
         places = [*taken.posonlyargs, *taken.args]
@@ -185,10 +197,10 @@ def _default(node: ast.expr | None) -> Any:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return UNKNOWN
-    return value if _is_plain(value) else UNKNOWN
+    return value if is_json(value) else UNKNOWN
 
 
-def _is_plain(value: Any) -> bool:
+def is_json(value: Any) -> bool:
     """Tell whether JSON has the value, if for tuples it has lists."""
     match value:
         case None | bool() | int() | str():
@@ -196,7 +208,7 @@ def _is_plain(value: Any) -> bool:
         case float():
             return math.isfinite(value)
         case list() | tuple():
-            return all(map(_is_plain, value))
+            return all(map(is_json, value))
         case dict():
-            return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+            return all(isinstance(key, str) and is_json(inner) for key, inner in value.items())
     return False

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from raytorch.datasets.files import *
     from raytorch.datasets.in_memory import *
     from raytorch.datasets.loader import *
+    from raytorch.datasets.own import *
     from raytorch.datasets.preparation import *
 
 __all__ = [
@@ -24,7 +25,8 @@ __all__ = [
     "count",
     "evaluation_batches",
     "load_dataset",
+    "load_split",
     "prepare",
 ]
 
-__getattr__ = lazy_exports(__name__, __all__, "files", "preparation", "in_memory", "loader")
+__getattr__ = lazy_exports(__name__, __all__, "files", "preparation", "in_memory", "loader", "own")

@@ -1,8 +1,31 @@
 """Operations on batches of raw pixels, as whole tensors: uint8 (B, C, H, W), or (B, C, T, H, W) for clips."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from raytorch.config import Augment
+
+
+class Draws(NamedTuple):
+    """Random numbers for the samples of a batch."""
+
+    augment: Augment
+    offset: Tensor
+    """Where each is cropped: see :func:`shift`."""
+    mirrored: Tensor
+    """Which are mirrored: see :func:`mirror`."""
+
+    def part(self, low: int, high: int) -> "Draws":
+        """Those of samples ``low`` to ``high``."""
+        return self._replace(offset=self.offset[low:high], mirrored=self.mirrored[low:high])
+
+    def change(self, pixels: Tensor) -> Tensor:
+        """Crop and mirror the images of the samples, as the configuration asks for."""
+        pixels = shift(pixels, self.offset, self.augment.crop) if self.augment.crop else pixels
+        return mirror(pixels, self.mirrored) if self.augment.flip else pixels
 
 
 def windows(planes: Tensor, plane: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:

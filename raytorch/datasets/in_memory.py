@@ -1,6 +1,6 @@
 """The data sets: labelled images held as bytes on one device, made into normalized batches as whole tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from raytorch.config import Data, StoredData
 from raytorch.datasets import files
-from raytorch.datasets.augmentation import windows
+from raytorch.datasets.augmentation import Draws, windows
 from raytorch.datasets.file_errors import CLASSES
 from raytorch.datasets.files import Split
 from raytorch.datasets.preparation import prepare
+from raytorch.datasets.requests import Request
 
 END = 10
 """Target after the last digit of a strip."""
@@ -76,9 +77,20 @@ class Dataset:
         """Keep the first ``samples`` only; the others stay as they are. None keeps all."""
         self._targets = self._targets[:samples]
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model is told of the data."""
+        return {"input_shape": self.input_shape, "num_classes": self.num_classes}
+
+    def read(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are asked for, one after the other."""
+        for request in requests:
+            yield self.batch(request.indices, request.draws)
+
+    def batch(self, index: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Inputs, float32 (B, *input_shape), and targets, int64 (B, ...); ``index``: int64 (B,), on the same device."""
-        return self.normalize(self.pixels(index)), self.targets(index)
+        pixels = self.pixels(index)
+        return self.normalize(draws.change(pixels) if draws else pixels), self.targets(index)
 
     def pixels(self, index: Tensor) -> Tensor:
         """Inputs before normalization, uint8 (B, *input_shape); 0 is black."""

@@ -4,7 +4,7 @@ All of it follows from the seed, the epoch and the position in the epoch, so tha
 also under another number of workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from raytorch.config import Augment
 from raytorch.config.run import steps_per_epoch
-from raytorch.datasets.augmentation import mirror, shift
-from raytorch.datasets.in_memory import Dataset
+from raytorch.datasets.augmentation import Draws
+from raytorch.datasets.requests import Request, Split
 from raytorch.errors import CheckpointError, ConfigError
 
 
@@ -44,7 +44,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Split,
         *,
         batch_size: int,
         micro_batches: int = 1,
@@ -57,7 +57,7 @@ class TrainLoader:
 
         Ranks need the same arguments but for ``rank``.
         """
-        if augment.flip and not dataset.mirrors:
+        if augment.flip and not getattr(dataset, "mirrors", True):
             raise ConfigError("data.augment.flip: must be false, as these inputs read differently when mirrored")
         self._dataset = dataset
         self._batch_size = batch_size
@@ -81,11 +81,14 @@ class TrainLoader:
 
         A :meth:`state_dict` taken while a step is worked on resumes at the step after it.
         """
-        while self.position < len(self._dataset):
-            start = self.position
-            is_last = start // self._batch_size >= self.steps_per_epoch - 1
-            self.position = len(self._dataset) if is_last else start + self._batch_size
-            yield self._step(start, self.position)
+        spans = list(self._spans())
+        parts = [[self._bounds(start, stop, part) for part in self._own_parts()] for start, stop in spans]
+        contents = self._dataset.read(self._requests(spans, parts))
+        for (start, stop), bounds in zip(spans, parts, strict=True):
+            self.position = stop
+            sizes = [high - low for low, high in bounds]
+            share = self._world_size / (stop - start)
+            yield [MicroBatch(next(contents), size, size * share) for size in sizes]
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, position and permutation, as integers and a tensor; the same on all ranks."""
@@ -110,48 +113,57 @@ class TrainLoader:
         self._permutation = permutation
         self._order = permutation.to(self._dataset.device)
 
-    def _step(self, start: int, stop: int) -> list[MicroBatch]:
-        draws = self._draw(start, stop - start) if self._augment.crop or self._augment.flip else None
-        first = self._rank * self._micro_batches
-        return [self._part(start, stop, part, draws) for part in range(first, first + self._micro_batches)]
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Where each of the remaining global batches begins and ends."""
+        start = self.position
+        while start < len(self._dataset):
+            is_last = start // self._batch_size >= self.steps_per_epoch - 1
+            stop = len(self._dataset) if is_last else start + self._batch_size
+            yield start, stop
+            start = stop
 
-    def _part(self, start: int, stop: int, part: int, draws: tuple[Tensor, Tensor] | None) -> MicroBatch:
+    def _own_parts(self) -> range:
+        first = self._rank * self._micro_batches
+        return range(first, first + self._micro_batches)
+
+    def _bounds(self, start: int, stop: int, part: int) -> tuple[int, int]:
         """One of the contiguous parts, as even as can be, of the global batch from ``start`` to ``stop``."""
         size, parts = stop - start, self._micro_batches * self._world_size
-        low, high = size * part // parts, size * (part + 1) // parts
-        samples = high - low
-        if low == high:  # a rank without a sample would leave the others waiting in their collectives
-            low, high = 0, 1
-        index = self._order[start + low : start + high]
-        pixels = self._dataset.pixels(index)
-        if draws:
-            offset, mirrored = (draw[low:high] for draw in draws)
-            pixels = shift(pixels, offset, self._augment.crop) if self._augment.crop else pixels
-            pixels = mirror(pixels, mirrored) if self._augment.flip else pixels
-        content = self._dataset.normalize(pixels), self._dataset.targets(index)
-        return MicroBatch(content, samples, samples * self._world_size / size)
+        return size * part // parts, size * (part + 1) // parts
 
-    def _draw(self, start: int, size: int) -> tuple[Tensor, Tensor]:
+    def _requests(
+        self, spans: Sequence[tuple[int, int]], parts: Sequence[Sequence[tuple[int, int]]]
+    ) -> Iterator[Request]:
+        for (start, stop), bounds in zip(spans, parts, strict=True):
+            draws = self._draw(start, stop - start) if self._augment.crop or self._augment.flip else None
+            for low, high in bounds:
+                if low == high:  # a rank without a sample would leave the others waiting in their collectives
+                    low, high = 0, 1
+                index = self._order[start + low : start + high]
+                yield Request(index, start + low, self.epoch + 1, draws and draws.part(low, high))
+
+    def _draw(self, start: int, size: int) -> Draws:
         """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""
         generator = self._generator(start)
         offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator)
         mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8)
-        return offset.to(self._dataset.device), mirrored.to(self._dataset.device)
+        return Draws(self._augment, offset.to(self._dataset.device), mirrored.to(self._dataset.device))
 
     def _generator(self, *position: int) -> torch.Generator:
         sequence = np.random.SeedSequence(self._seed, spawn_key=(self.epoch, *position))
         return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
-def evaluation_batches(
-    dataset: Dataset, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[MicroBatch]:
+def evaluation_batches(dataset: Split, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
     """A rank's share, at most ``batch_size`` samples at a time, each of weight 1.
 
     The shares of all ranks cover the data set, each sample once. Ranks may get different numbers of batches, or none:
     sum over the ranks after the last batch and call no collective operation before.
     """
     end = len(dataset) * (rank + 1) // world_size
-    for start in range(len(dataset) * rank // world_size, end, batch_size):
-        index = torch.arange(start, min(start + batch_size, end), device=dataset.device)
-        yield MicroBatch(dataset.batch(index), len(index), 1.0)
+    spans = [
+        (start, min(start + batch_size, end)) for start in range(len(dataset) * rank // world_size, end, batch_size)
+    ]
+    requests = (Request(torch.arange(*span, device=dataset.device), span[0], epoch=0) for span in spans)
+    for (start, stop), content in zip(spans, dataset.read(requests), strict=True):
+        yield MicroBatch(content, stop - start, 1.0)

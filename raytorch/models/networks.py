@@ -1,7 +1,7 @@
 """The models that runs train; the fields of a model's section in the config are its keyword arguments."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -32,8 +32,9 @@ class _Description(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     config: ModelPart
-    input_shape: tuple[int, ...]
-    num_classes: int
+    input_shape: tuple[int, ...] | None
+    num_classes: int | None
+    facts: dict[str, Any] = {}
     code: dict[str, str] | None = None
     """Of a model of a user's own, the SHA-256 of each file of its code."""
 
@@ -43,12 +44,21 @@ class Architecture:
     """All that a model is built from, to be kept beside its weights."""
 
     config: ModelPart
-    input_shape: tuple[int, ...]
-    """Of one input: (channels, height, width), for clips (channels, frames, height, width)."""
-    num_classes: int
+    input_shape: tuple[int, ...] | None = None
+    """Of one input: (channels, height, width), for clips (channels, frames, height, width); None if nothing says so."""
+    num_classes: int | None = None
     """Of these seq2seq takes no note, as it writes the ten digits."""
     code: CodeSnapshot | None = field(default=None, repr=False)
     """Of a model of the user's own, the code that it is in."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else a data set of the user's own says of itself."""
+
+    @classmethod
+    def of(cls, config: ModelPart, facts: Mapping[str, Any], code: CodeSnapshot | None) -> "Architecture":
+        """The architecture of a model that is told these ``facts`` of the data."""
+        shape, classes = facts.get("input_shape"), facts.get("num_classes")
+        others = {name: value for name, value in facts.items() if name not in ("input_shape", "num_classes")}
+        return cls(config, None if shape is None else tuple(shape), classes, code, others)
 
     @property
     def maker(self) -> Callable[..., nn.Module]:
@@ -61,32 +71,45 @@ class Architecture:
         described = _Description.model_validate_json(text)
         own = isinstance(described.config, OwnModel)
         snapshot = own_code.same_code(described.config.name, described.code or {}, code) if own else None
-        return cls(described.config, described.input_shape, described.num_classes, snapshot)
+        return cls(described.config, described.input_shape, described.num_classes, snapshot, described.facts)
 
     def to_json(self) -> str:
-        """Write it down, with the digests of its code in place of that."""
-        digests = self.code.digests() if self.code else None
+        """Write it down, with the digests of its code in place of that; a run's other code is not the model's."""
+        own = self.code if isinstance(self.config, OwnModel) else None
+        digests = own.needed_by(self.config.name.rpartition(":")[0]).digests() if own else None
         described = _Description(
-            config=self.config, input_shape=self.input_shape, num_classes=self.num_classes, code=digests
+            config=self.config,
+            input_shape=self.input_shape,
+            num_classes=self.num_classes,
+            facts=dict(self.facts),
+            code=digests,
         )
-        return described.model_dump_json(exclude={"code"} if digests is None else None)
+        unsaid = {key for key, value in (("facts", self.facts), ("code", digests)) if not value}
+        return described.model_dump_json(exclude=unsaid)
 
     def build(self) -> nn.Module:
         """A new model, with PyTorch's default initialization from the global generator.
 
         Raises ConfigError if the input does not fit, or its own code does not take its arguments.
         """
-        facts: dict[str, Any] = {"input_shape": self.input_shape, "num_classes": self.num_classes}
-        if not isinstance(self.config, OwnModel):
-            try:
-                self.config.check_input(self.input_shape)
-            except ConflictError as error:
-                raise ConfigError(f"model.{error}") from None
-            return self.maker(**facts, **self.config.model_dump(exclude={"name"}))
-        model = own_call("model", self.config, self.code, facts)()
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"model.name: {self.config.name} makes a {type(model).__name__}, not a torch.nn.Module")
-        return model
+        told = {"input_shape": self.input_shape, "num_classes": self.num_classes, **self.facts}
+        facts = {name: value for name, value in told.items() if value is not None}
+        if isinstance(self.config, OwnModel):
+            model = own_call("model", self.config, self.code, facts)()
+            if not isinstance(model, nn.Module):
+                kind = type(model).__name__
+                raise ConfigError(f"model.name: {self.config.name} makes a {kind}, not a torch.nn.Module")
+            return model
+        if self.input_shape is None or self.num_classes is None:
+            raise ConfigError(
+                f"model.name: {self.config.name} has to know input_shape and num_classes; let the data set have them "
+                "in its facts"
+            )
+        try:
+            self.config.check_input(self.input_shape)
+        except ConflictError as error:
+            raise ConfigError(f"model.{error}") from None
+        return self.maker(self.input_shape, self.num_classes, **self.config.model_dump(exclude={"name"}))
 
 
 class MLP(nn.Sequential):

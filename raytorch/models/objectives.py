@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from raytorch.config import CodeSnapshot, Loss, Metric, OwnLoss, OwnMetric, RunConfig
 from raytorch.config.own_calls import own_call
 from raytorch.config.run import smallest_batch
-from raytorch.datasets.in_memory import END, PAD, Dataset
+from raytorch.datasets.in_memory import END, PAD
+from raytorch.datasets.requests import Request, Split
 from raytorch.errors import ConfigError
 from raytorch.losses import LOSSES
 
@@ -41,18 +42,19 @@ def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot |
     if isinstance(config, OwnLoss):
         return own_call("loss", config, code, positional=2)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
-    own: Mapping[str, Callable[..., Tensor | Share]] = getattr(type(model), "losses", {})
-    return partial(own.get(config.name) or partial(classification_loss, name=config.name), **options)
+    return partial(
+        _brought(model, "losses").get(config.name) or partial(classification_loss, name=config.name), **options
+    )
 
 
 def metrics_of(
     metrics: Sequence[Metric | OwnMetric], model: nn.Module, code: CodeSnapshot | None = None
 ) -> dict[str, MetricFunction]:
-    """What a run judges a model by beside its loss, by label: all that the model brings where it names none.
+    """What a run judges a model by beside its loss, by label.
 
     Raises ConfigError: the model has no such metric, or one in the user's ``code`` does not take its arguments.
     """
-    brought: Mapping[str, MetricFunction] = getattr(type(model), "metrics", {"accuracy": accuracy})
+    brought = {"accuracy": accuracy, **_brought(model, "metrics")}
     judges: dict[str, MetricFunction] = {}
     for metric in metrics:
         if isinstance(metric, OwnMetric):
@@ -61,7 +63,13 @@ def metrics_of(
             judges[metric.label] = brought[metric.name]
         else:
             raise ConfigError(f"metrics: the model has no metric {metric.name}; one of {', '.join(brought)}")
-    return judges or dict(brought)
+    return judges
+
+
+def _brought(model: nn.Module, kind: str) -> Mapping[str, Callable[..., Tensor | Share]]:
+    """What a model's class has as ``losses`` or ``metrics``; nothing where that is something else of its author's."""
+    there = getattr(type(model), kind, None)
+    return there if isinstance(there, Mapping) else {}
 
 
 def checked(value: Any, samples: int, name: str) -> Tensor | Share:
@@ -201,7 +209,7 @@ def _count(right: Tensor, counted: Tensor) -> Share:
 # -- batch normalization -----------------------------------------------------------------------------------------------
 
 
-def require_enough_samples(config: RunConfig, loss: LossFunction, model: nn.Module, dataset: Dataset) -> None:
+def require_enough_samples(config: RunConfig, loss: LossFunction, model: nn.Module, dataset: Split) -> None:
     """Refuse a split of batches that leaves a worker a single sample, for a model that cannot be trained on one.
 
     Batch normalization has nothing to compare it with; PyTorch says so when it comes to it, after a whole epoch. Raises
@@ -220,9 +228,9 @@ def require_enough_samples(config: RunConfig, loss: LossFunction, model: nn.Modu
     )
 
 
-def _takes_one(loss: LossFunction, model: nn.Module, dataset: Dataset) -> bool:
+def _takes_one(loss: LossFunction, model: nn.Module, dataset: Split) -> bool:
     """Tell whether the model can be trained on a single sample; leaves it as it is."""
-    batch = dataset.batch(torch.zeros(1, dtype=torch.int64, device=dataset.device))
+    [batch] = dataset.read([Request(torch.zeros(1, dtype=torch.int64, device=dataset.device), 0, epoch=0)])
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             loss(deepcopy(model).train(), batch)

@@ -1,15 +1,17 @@
 """Planning a run: a new one, or one that goes on from its latest checkpoint. Imports neither torch nor ray."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytorch.config import RunConfig, RunName, StoredData
+from raytorch.config import CodeSnapshot, OwnData, RunConfig, RunName, StoredData
 from raytorch.config.code_snapshot import changed_files
-from raytorch.config.file import parse, with_own_code
+from raytorch.config.file import dump_config, parse, with_own_code
 from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.config.run import LONGEST_NAME, NAME_FORM
 from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
@@ -45,8 +47,10 @@ class RunPlan:
     def record_code(self) -> None:
         """Copy the user's own code into the run's folder, if it is new. It is never run from there."""
         if self.config.code and self.new_code_at is not None:
+            place = f"{CODE_FOLDER}/step-{self.new_code_at}"
+            self.folder.delete(place)  # of an attempt that has saved nothing
             for file, text in self.config.code.sources.items():
-                self.folder.write_text(f"{CODE_FOLDER}/step-{self.new_code_at}/{file}", text)
+                self.folder.write_text(f"{place}/{file}", text)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def plan_resume(
     finished, before = None, recorded_config(folder)
     new_code_at: int | None = 0
     config = placed(config, folder.name, folder.storage) if config else with_own_code(before)
+    require_code_elsewhere(config.code, folder)
     latest, source = latest_checkpoint(folder), CONFIG_FILE
     if latest:
         manifest, source = read_manifest(folder, latest), f"{latest}/{CHECKPOINT_MANIFEST}"
@@ -119,7 +124,7 @@ def plan_resume(
                 f"{folder} ended early ({finished['ended_early']}) and would do so again at once; to go on, give "
                 f"{more_to_do(finished)}"
             )
-        finished = finished if config.with_code(None) == before.with_code(None) else None
+        finished = finished if dump_config(config) == dump_config(before) else None  # in which tuples are lists
         changes = changed_files(manifest.code, config.code.digests() if config.code else {})
         if changes and not (finished or changed_code):
             raise ConfigError(
@@ -136,6 +141,24 @@ def plan_resume(
     if refused:
         raise ConfigError("\n".join(refused))
     return RunPlan(config, finished, is_new=False, changed_code=changed_code, new_code_at=new_code_at)
+
+
+def require_code_elsewhere(code: CodeSnapshot | None, folder: RunFolder) -> None:
+    """Refuse code that a run's records name in the run's own folder, of which nothing is run. Raises UserError.
+
+    A folder inside it may be the code's project: that is said by the user, not by the records.
+    """
+    if code is None or not folder.is_local:
+        return
+    root, inside = Path(code.root), Path(os.path.realpath(folder.path))
+    if root != inside and root.is_relative_to(inside):
+        return
+    for file in code.sources:
+        if Path(os.path.realpath(root / file)).is_relative_to(inside):
+            raise UserError(
+                f"{folder} names code in its own folder, {file}, of which nothing is run; read it, and move it to "
+                "where you keep code of your own"
+            )
 
 
 def more_to_do(summary: Mapping[str, Any]) -> str:
@@ -183,12 +206,12 @@ def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
 
     Raises UserError for data below a submitted job's folder, where none was sent.
     """
-    data = config.data
-    if isinstance(data, StoredData):
-        if is_in_job() and is_relative(data.root):
+    data, root = config.data, getattr(config.data, "root", None)
+    if isinstance(data, StoredData | OwnData) and isinstance(root, str):
+        if is_in_job() and is_relative(root):
             raise UserError(
-                f"data.root: {data.root} would be in the job's own folder on the cluster, where data is not sent; give "
+                f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give "
                 "the folder in full, as all nodes reach it, e.g. data.root=/shared/data"
             )
-        data = data.model_copy(update={"root": absolute(data.root)})
+        data = data.model_copy(update={"root": absolute(root)})
     return config.model_copy(update={"name": name, "storage": locate(storage), "data": data})

@@ -191,7 +191,7 @@ def _sized(
         f"scaling.workers={workers}",
         f"batch_size={batch}",
         "epochs=null",
-        f"steps={max(base.most_steps, steps)}",
+        f"steps={max(base.most_steps or 0, steps)}",
     ]
     config = load_config(file, [*overrides, *changes])
     return config.model_copy(update={"storage": join(folder.storage, folder.name)})

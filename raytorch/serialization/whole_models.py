@@ -21,6 +21,8 @@ _LARGEST_CONSTANTS = 64 * 2**20
 """Bytes that a model may hold beside its file's weights; the shipped ones have kilobytes."""
 _MOST_TENSORS = 25_000
 """Tensors of a model at most: each layer that is outlined takes far more memory than its line in a file's header."""
+_UNBUILT = (ConfigError, RuntimeError, ValueError, TypeError, AssertionError, OverflowError)
+"""What is raised where a model cannot be built."""
 
 
 def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> None:
@@ -104,9 +106,8 @@ def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -
     if max(depths, default=0) > len(there):  # each layer has weights
         raise _unfit(path, f"{len(there)} tensors are too few for {max(depths)} layers")
     try:
-        with torch.device("meta"):  # shapes without memory
-            outline = architecture.build()
-    except (ConfigError, RuntimeError, ValueError, TypeError, AssertionError, OverflowError) as error:
+        outline = _outline(architecture)
+    except _UNBUILT as error:
         raise _unfit(path, f"its architecture cannot be built: {str(error).partition(chr(10))[0]}"[:300]) from None
     expected = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
     for name in sorted(expected.keys() | there.keys()):
@@ -115,6 +116,18 @@ def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -
     constants = sum(buffer.nbytes for name, buffer in outline.named_buffers() if name not in expected)
     if constants > _LARGEST_CONSTANTS:
         raise _unfit(path, f"its input_shape {architecture.input_shape} would take {constants:,} bytes of constants")
+
+
+def _outline(architecture: Architecture) -> nn.Module:
+    """The model, if it can be without memory; code of a user's own may compute with tensors while it makes one."""
+    try:
+        with torch.device("meta"):
+            return architecture.build()
+    except _UNBUILT:
+        if not architecture.code:
+            raise
+    with torch.random.fork_rng(devices=[]):
+        return architecture.build()
 
 
 def _unfit(path: Path, found: str) -> ModelFileError:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from raytorch.cluster.capacity import require_capacity, require_node, run_here
-from raytorch.config import RunConfig, StoredData
+from raytorch.config import OwnData, RunConfig, StoredData
 from raytorch.errors import UserError
 from raytorch.runs.plan import placed
 from raytorch.service.dashboard import DashboardConnection, Nodes
@@ -47,8 +47,9 @@ class Destination:
 
     def config(self, config: RunConfig) -> RunConfig:
         """``config`` with paths that hold on the cluster."""
-        if isinstance(config.data, StoredData):
-            self.require_reached(config.data.root, "data.root")
+        root = getattr(config.data, "root", None)
+        if isinstance(config.data, StoredData | OwnData) and isinstance(root, str):
+            self.require_reached(root, "data.root")
         self.require_reached(config.storage, "storage")
         return placed(config, config.name, config.storage)
 

@@ -14,6 +14,7 @@ from raytorch.config import ConflictError, Parameter, RunConfig, SweepConfig
 from raytorch.config import yaml_tree as tree
 from raytorch.config.file import apply_override, compose, graft, read, validate, validate_run
 from raytorch.config.own_code import PARTS, settle_reference
+from raytorch.config.project import Project
 from raytorch.errors import ConfigError
 
 LEAST = "give a run and its parameters"
@@ -63,19 +64,19 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     for override in overrides:
         apply_override(root, override, SweepConfig)
     _settle_references(root, folder)
-    return _drawn(root, folder)
+    return _drawn(root, Project.of(folder).root)
 
 
 def recorded_sweep(raw: bytes, name: str) -> Sweep:
     """The sweep in the content of a sweep's record, the file ``name``, which has the run in it and names no file.
 
-    Code of the user's own is found from the current folder.
+    Code of the user's own is found in the project of the current folder.
     """
-    return _drawn(compose(raw, name, SweepConfig, LEAST), Path())
+    return _drawn(compose(raw, name, SweepConfig, LEAST), Project.of(Path()).root)
 
 
 def _drawn(root: yaml.MappingNode, folder: Path) -> Sweep:
-    """The sweep of a tree, whose run names own code from ``folder``."""
+    """The sweep of a tree, whose run names own code from ``folder``, its project's root."""
     config = validate(root, SweepConfig)
     for parameters in config.probes():
         _vary(root, config, parameters, folder)
@@ -148,10 +149,16 @@ def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any
         graft(run, list(keys), grafted[keys], place.mark, RunConfig)
     trial = validate_run(run, folder)
     try:
-        trial.ranking_by(config.ranking.label)
+        ranking = trial.ranking_by(config.ranking.label)
     except ConflictError as error:
         mark = tree.find(root, ("metric",)).mark
         raise tree.report([tree.Problem(mark, ("metric",), f"a trial lacks it: {error}")]) from None
+    if ranking != config.ranking:
+        mark = tree.find(root, ("parameters", "metrics")).mark
+        text = (
+            f"of {ranking.label} the better of two values is another in a trial than in the run; leave one of them out"
+        )
+        raise tree.report([tree.Problem(mark, ("metrics",), text)])
     return trial
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from raytorch.config import CodeSnapshot, RunConfig
 from raytorch.config.export_formats import ExportFormat
-from raytorch.config.file import from_data, one_line
+from raytorch.config.file import from_data, one_line, with_own_code
 from raytorch.config.file import load_config as load_file
 from raytorch.errors import ConfigError, StorageError, UserError, is_storage_fault
 from raytorch.runs import catalog
@@ -169,9 +169,10 @@ def resume(
     with _own_errors():
         place = _place(run)
         changes = _changes(overrides, workers, storage)
-        if config is None and changes:
-            config = recorded_config(catalog.find_run(place, str(storage or "runs")))
         changed = None if config is None else load(config, changes)
+        if config is None and changes:
+            recorded = recorded_config(catalog.find_run(place, str(storage or "runs")))
+            changed = with_own_code(recorded, changes)
         plan = plan_resume(place, changed, storage=str(storage or "runs"), changed_code=changed_code)
         return _run(plan, address, watch)
 
@@ -191,6 +192,7 @@ def load(config: Config, overrides: Overrides = ()) -> RunConfig:
     """
     changes = _as_texts(overrides)
     if isinstance(config, RunConfig):
+        config = config if config.code else with_own_code(config)
         folder = Path(config.code.root) if config.code else None
         return from_data(config.model_dump(mode="json"), changes, folder)
     if not isinstance(config, str | Path | Mapping):

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from raytorch.cluster.capacity import require_resources
 from raytorch.cluster.joining import joined_ray, prepare_ray, starts_ray
-from raytorch.config import RunConfig
+from raytorch.config import ImageData, RunConfig
 from raytorch.datasets.files import check_dataset
 
 
@@ -23,7 +23,8 @@ def ray_for(
     """
     if starts_ray(address):
         for data in {repr(config.data): config.data for config in configs}.values():
-            check_dataset(data)
+            if isinstance(data, ImageData):  # whoever's own are read where they are trained on
+                check_dataset(data)
     prepare_ray(address)
     importing = threading.Thread(target=import_module, args=[module], daemon=True)
     importing.start()

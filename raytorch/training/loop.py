@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from raytorch.config import Augment, OwnData
 from raytorch.config.metrics import LOSS_LABEL
 from raytorch.config.own_calls import imported
-from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load_dataset
+from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load_split
 from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
 from raytorch.distributed.ddp import broadcast_buffers, data_parallel, gradient_sync
 from raytorch.distributed.exception_causes import failure_cause
@@ -92,9 +93,7 @@ class Trainer:
 
         for name in config.references:  # what is wrong with it is found before data is read
             imported(name, config.code)
-
-        self.train_set = load_dataset(config.data, "train", device)
-        self.test_set = load_dataset(config.data, "test", device)
+        self.train_set, self.test_set = load_split(config, "train", device), load_split(config, "test", device)
         self.loader = TrainLoader(
             self.train_set,
             batch_size=config.batch_size,
@@ -102,17 +101,15 @@ class Trainer:
             rank=worker.rank,
             world_size=worker.world_size,
             seed=config.seed,
-            augment=config.data.augment,
+            augment=Augment() if isinstance(config.data, OwnData) else config.data.augment,
         )
         self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
 
         self.precision = Precision.choose(config.precision, device)
-        self.architecture = Architecture(
-            config.model, self.train_set.input_shape, self.train_set.num_classes, config.code
-        )
+        self.architecture = Architecture.of(config.model, self.train_set.facts, config.code)
         self.model = self.precision.to_memory_format(self.architecture.build().to(device))
         self.loss = loss_function(config.loss, self.model, config.code)
-        self.judges = metrics_of(config.metrics, self.model, config.code)
+        self.judges = metrics_of(config.judged_by, self.model, config.code)
         require_enough_samples(config, self.loss, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.

@@ -61,8 +61,9 @@ ROOMS = {
         "archives cifar10_files idx_files",
         "files",
         "preparation",
+        "requests",
         "in_memory",
-        "loader",
+        "loader own",
     ],
     "models": [
         "objectives",

@@ -202,6 +202,13 @@ def test_code_that_is_recorded_already_is_not_recorded_again(run: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["step-0", "step-20"]
 
 
+def test_a_record_has_no_files_of_an_attempt_that_saved_nothing(run: Path) -> None:
+    recording(run)
+    write(run, net="def net(): ...")
+    folder = Path(recording(run).path, "code/step-0")
+    assert [path.name for path in folder.iterdir()] == ["net.py"]
+
+
 def test_a_link_in_the_place_of_the_record_is_not_followed(run: Path) -> None:
     (outside := run / "outside").mkdir()
     (run / "runs/mine").mkdir(parents=True)

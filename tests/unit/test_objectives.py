@@ -28,7 +28,9 @@ def loss_of(model: nn.Module, batch: Any, loss: Any = "cross_entropy") -> Tensor
 
 def accuracy_of(model: nn.Module, batch: Any) -> list[float]:
     """What counts as right, and what counts."""
-    return total(metrics_of([], model)["accuracy"](model, batch), len(batch[1]), "accuracy").tolist()
+    return total(
+        metrics_of([Metric(name="accuracy")], model)["accuracy"](model, batch), len(batch[1]), "accuracy"
+    ).tolist()
 
 
 class _Says(nn.Module):
@@ -136,7 +138,7 @@ def test_totals_of_parts_add_up_to_that_of_the_batch(
     config = RunConfig.model_validate({"epochs": 1, "model": name, "data": data})
     model = Architecture(config.model, shape, 5).build().eval()
     inputs = torch.randn(4, *shape)
-    for judge in (loss_function(config.loss, model), *metrics_of([], model).values()):
+    for judge in (loss_function(config.loss, model), *metrics_of(config.judged_by, model).values()):
         whole, first, rest = (
             total(judge(model, (inputs[part], targets[part])), len(targets[part]), "loss")
             for part in (slice(None), slice(1), slice(1, None))
@@ -199,8 +201,8 @@ def test_a_run_is_judged_by_the_metrics_that_it_names() -> None:
         metrics = {"accuracy": 1, "f1": 2}  # type: ignore[dict-item, assignment]  # noqa: RUF012
 
     model = Judged(torch.eye(5)[:4])
-    assert metrics_of([], model) == {"accuracy": 1, "f1": 2}
-    assert metrics_of([Metric(name="f1")], model) == {"f1": 2}
+    assert metrics_of([], model) == {}
+    assert metrics_of([Metric(name="f1"), Metric(name="accuracy")], model) == {"f1": 2, "accuracy": 1}
     with pytest.raises(ConfigError, match=r"^metrics: the model has no metric f2; one of accuracy, f1$"):
         metrics_of([Metric(name="f2")], model)
 
@@ -208,7 +210,7 @@ def test_a_run_is_judged_by_the_metrics_that_it_names() -> None:
 def test_what_a_model_holds_under_these_names_is_its_own_business() -> None:
     model = nn.Linear(2, 2)
     model.metrics, model.losses = [1.0], nn.ModuleList()  # type: ignore[assignment]
-    assert list(metrics_of([], model)) == ["accuracy"]
+    assert list(metrics_of([Metric(name="accuracy")], model)) == ["accuracy"]
     assert loss_function(Loss(), model)
 
 

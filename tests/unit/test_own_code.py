@@ -9,7 +9,7 @@ import pytest
 
 import raytorch
 from raytorch.config import Ranking, RunConfig
-from raytorch.config.file import dump_config, load_config
+from raytorch.config.file import dump_config, load_config, with_own_code
 from raytorch.errors import ConfigError
 from raytorch.sweeps.file import load_sweep
 
@@ -180,6 +180,56 @@ def test_commands_run_no_code(project: Path) -> None:
     for command in (["validate", "run.yaml"], ["train", "run.yaml", "--set", "model.widht=3"]):
         subprocess.run([sys.executable, "-m", "raytorch", *command], cwd=project, check=False, timeout=60)
     assert not (project / "trace").exists()
+
+
+def test_a_metric_may_be_named_as_its_file_is(project: Path) -> None:
+    """In a folder of the project a configuration names it from there, and is recorded as of the project's root."""
+    write(project / "nets/judge.py", "def top(model, batch): ...\n")
+    text = "epochs: 1\nmetrics: [accuracy, judge.py:top]\ncheckpoint: {best_by: judge.py:top}\n"
+    text += "stop: {metric: ./judge.py:top, patience: 1}\n"
+    run = write(project / "nets/run.yaml", text)
+    config = load_config(run)
+    assert config.ranking == Ranking("top", higher_is_better=True)
+    assert load_config(write(project / "again.yaml", dump_config(config))) == config
+    sweep = write(project / "sweep.yaml", "run: nets/run.yaml\nmetric: judge.py:top\nparameters: {seed: {grid: [1]}}\n")
+    assert load_sweep(sweep).config.ranking.label == "top"
+    wrong = "override checkpoint.best_by=other.py:top: checkpoint.best_by: no metric other.py:top in this run; one of "
+    assert refusal(run, "checkpoint.best_by=other.py:top").startswith(wrong)
+
+
+def test_a_sweep_names_its_code_once(project: Path) -> None:
+    """From the run's folder; a folder of the same name in that is another."""
+    write(project / "nets/net.py", "def net(num_classes: int, *, here: int = 1): ...\n")
+    write(project / "nets/nets/net.py", "def net(num_classes: int, *, there: int = 1): ...\n")
+    write(project / "nets/run.yaml", "epochs: 1\nmodel: net.py:net\n")
+    sweep = load_sweep(write(project / "sweep.yaml", "run: nets/run.yaml\nparameters: {seed: {grid: [1]}}\n"))
+    assert sweep.trials[0].config.model.model_dump() == {"name": "nets/net.py:net", "here": 1}
+
+
+def test_what_is_recorded_is_named_from_the_root(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(project / "run.yaml")
+    write(project / "sub/net.py", "def Net(num_classes: int): ...\n")
+    monkeypatch.chdir(project / "sub")
+    assert with_own_code(config.with_code(None)).model == config.model
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "line"),
+    [
+        ("class judge:\n    def __init__(self, gamma=2.0): ...\n", "loss", 2),
+        ("def judge(outputs): ...\n", "metric", 1),
+        ("def judge(*, model, batch): ...\n", "metric", 1),
+    ],
+)
+def test_what_cannot_take_a_model_and_a_batch_is_refused(project: Path, source: str, kind: str, line: int) -> None:
+    write(project / "judge.py", source)
+    change = "loss=judge.py:judge" if kind == "loss" else "metrics=[judge.py:judge]"
+    assert (
+        f"a {kind} is called with the model and a batch, and judge.py:judge (line {line}) does not take 2 arguments"
+        in refusal(project / "run.yaml", change)
+    )
+    write(project / "judge.py", "def judge(*given): ...\n")
+    assert load_config(project / "run.yaml", [change]).references
 
 
 def test_a_shipped_run_has_no_code() -> None:

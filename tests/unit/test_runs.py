@@ -3,13 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import add_checkpoint, started
+from run_folders import add_checkpoint, finished, started
 
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
@@ -19,7 +17,6 @@ from raytorch.runs.catalog import find_run
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run
 from raytorch.runs.storage import BASE, RunFolder
-from raytorch.training.driver import run_training
 
 
 @pytest.fixture
@@ -128,17 +125,6 @@ def test_a_changed_configuration_keeps_the_runs_name_and_place(config: RunConfig
     more = config.model_copy(update={"epochs": 9, "storage": "elsewhere", "name": "ignored"})
     plan = plan_resume(folder.path, more)
     assert (plan.config.epochs, str(plan.folder)) == (9, str(folder))
-
-
-def finished(config: RunConfig, step: int = 5) -> RunFolder:
-    folder = started(config)
-    write_end_of(folder, step)
-    return folder
-
-
-def write_end_of(folder: RunFolder, step: int = 5) -> None:
-    summary = {"state": "finished", "started": "2026-01-02T03:04:05+00:00", "step": step, "metrics": {"accuracy": 0.5}}
-    folder.write_text("summary.json", json.dumps(summary))
 
 
 def test_a_run_that_has_come_to_its_end_has_nothing_left_to_do(config: RunConfig) -> None:
@@ -346,61 +332,3 @@ def test_a_configuration_that_was_corrected_is_read_as_a_users_file_is(config: R
         "config.yaml", dump_config(config).replace("lr: 0.001", "lr: 1e-2").replace("digits", "2021-99-99", 1)
     )
     assert plan_resume(folder.path).config.optimizer.lr == 0.01
-
-
-# -- claimed later than planned ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Calls that are made while Ray starts, as by another process; no run may begin after them."""
-    calls: list[Any] = []
-
-    @contextmanager
-    def starting(*_: object, **__: object) -> Iterator[None]:
-        for call in calls:
-            call()
-        yield
-
-    monkeypatch.setattr("raytorch.training.driver.ray_for", starting)
-    monkeypatch.setattr("raytorch.training.driver._supervise", lambda *_: pytest.fail("it was run"))
-    return calls
-
-
-def files(folder: RunFolder) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in Path(folder.path).rglob("*") if path.name != ".lock" and path.is_file()
-    }
-
-
-def test_a_name_that_another_run_has_taken_meanwhile_is_refused(config: RunConfig, meanwhile: list[Any]) -> None:
-    plan = plan_run(config.model_copy(update={"seed": 8}), "mine")
-    meanwhile.append(lambda: there.update(files(finished(config))))
-    there: dict[str, bytes] = {}
-    with pytest.raises(RunExistsError, match=r"/mine exists already; take another name, or resume it$"):
-        run_training(plan)
-    assert files(plan.folder) == there != {}
-
-
-def test_a_resumed_run_that_has_finished_meanwhile_has_nothing_left_to_do(
-    config: RunConfig, meanwhile: list[Any]
-) -> None:
-    plan = plan_resume(started(config).path)
-    meanwhile.append(lambda: write_end_of(plan.folder))
-    summary = run_training(plan)
-    assert (plan.finished, summary["state"], summary["step"]) == (None, "finished", 5)
-
-
-def test_a_resumed_run_that_has_gone_further_meanwhile_is_not_cut_back(config: RunConfig, meanwhile: list[Any]) -> None:
-    plan = plan_resume(started(config).path)
-    meanwhile.append(lambda: shutil.rmtree(plan.folder.path))
-    meanwhile.append(lambda: started(config.model_copy(update={"epochs": 5}), epoch=3.0))
-    with pytest.raises(ConfigError, match=r"^epochs is 1, but the run that is resumed has done 3 already"):
-        run_training(plan)
-
-
-def test_a_resumed_run_that_is_gone_meanwhile_is_not_begun_anew(config: RunConfig, meanwhile: list[Any]) -> None:
-    plan = plan_resume(started(config).path)
-    meanwhile.append(lambda: shutil.rmtree(plan.folder.path))
-    with pytest.raises(RunNotFoundError, match="no run mine in"):
-        run_training(plan)

@@ -253,6 +253,16 @@ def test_a_sweep_that_cannot_be(text: str, message: str) -> None:
     assert problem(text) == message
 
 
+def test_trials_that_disagree_on_what_is_better_are_refused() -> None:
+    """They could not be compared."""
+    grid = "[[accuracy], [{name: accuracy, better: lower}]]"
+    told = problem(f"run: {{epochs: 2}}\nparameters:\n  metrics: {{grid: {grid}}}\n")
+    assert told == (
+        "sweep.yaml:3: metrics: of accuracy the better of two values is another in a trial than in the run; leave one "
+        "of them out"
+    )
+
+
 def test_a_mistake_in_the_runs_own_file_is_told_there() -> None:
     Path("mine.yaml").write_text("seed: 1\nepochs: 0\n", encoding="utf-8")
     told = problem("run: mine.yaml\nparameters: {seed: {grid: [1]}}")

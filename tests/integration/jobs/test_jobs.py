@@ -1,76 +1,28 @@
-"""Jobs on a cluster of a head without CPUs and two nodes of one CPU each: sent, followed, stopped, and told of later.
-
-The tests share the cluster and build on one another; the last one shuts it down.
-"""
+"""Jobs on a cluster: sent, followed, stopped and resumed."""
 
 import json
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
-from job_cluster import BIN, TESTS, Cluster, raytorch, running_cluster, wait_until
-from job_scripts import FAILING_STEP, ODD_SCRIPT, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
+import torch
+from job_cluster import BIN, JOBS, QUICKSTART, SECRET, Cluster, raytorch, wait_until
+from job_scripts import FAILING_STEP, ODD_SCRIPT, OWN_MODEL, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
-from raytorch import Client
+from raytorch import Client, find_run
 from raytorch.config.file import load_config
 from raytorch.errors import (
-    ClusterError,
-    JobNotFoundError,
-    PackageError,
     Remedy,
-    ResourceError,
-    RunExistsError,
     RunNotFoundError,
     UserError,
 )
-from raytorch.runs.catalog import list_runs
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
-from raytorch.runs.storage import RunFolder
 from raytorch.service import client as client_module
 from raytorch.service.job import failure_told
 
-QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
-SECRET = "f4fb3fcf-a-secret"
-JOBS = int(os.environ.get("RAYTORCH_TEST_JOBS", "4"))
-"""Jobs that are sent at once; the suite is content with few."""
 TINY = ["model=mlp", "epochs=1", "scaling.workers=1", "batch_size=256", "logging.tensorboard=false"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("API_KEY", SECRET)
-        with running_cluster(tmp_path_factory.mktemp("home"), environment) as there:
-            yield there
-
-
-@pytest.fixture(scope="module")
-def client(cluster: Cluster) -> Client:
-    return Client(cluster.url)
-
-
-@pytest.fixture(scope="module")
-def first(cluster: Cluster) -> str:
-    """The quickstart, sent by the command line while nothing else runs."""
-    sent = raytorch(cluster, "submit", str(QUICKSTART), "--set", "epochs=3", "--name", "first", "--env", "API_KEY")
-    assert (sent.returncode, sent.stderr) == (0, "")
-    assert sent.stdout.splitlines() == [
-        "job        first",
-        f"dashboard  {cluster.url}/#/jobs/first",
-        f"run        {cluster.home}/runs/first",
-        "follow     raytorch logs -f first",
-        "state      raytorch status first",
-        "result     raytorch result first",
-        "stop       raytorch stop first",
-    ]
-    return "first"
 
 
 def test_the_quickstart_is_followed_to_its_result(cluster: Cluster, client: Client, first: str) -> None:
@@ -279,124 +231,24 @@ def test_secrets_are_in_no_log_and_no_record(cluster: Cluster, client: Client) -
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
-def test_a_request_without_the_token_is_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in ("/api/jobs/", "/api/version", "/api/v0/nodes"):
-        with pytest.raises(HTTPError) as refusal:
-            urlopen(f"{cluster.url}{path}")
-        assert refusal.value.code == 401
-        refusal.value.close()
-    with pytest.raises(HTTPError) as refusal:
-        urlopen(Request(f"{cluster.url}/api/jobs/", headers={"Authorization": "Bearer wrong"}))
-    assert refusal.value.code == 403
-    refusal.value.close()
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    told = raytorch(cluster, "jobs")
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith(
-        f"the cluster at {cluster.url} refuses the token (HTTP 403); give the cluster's token"
-    )
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-    monkeypatch.setenv("HOME", str(cluster.home))
-    with pytest.raises(ClusterError, match=r"asks for a token, and there is none here \(HTTP 401\)"):
-        Client(cluster.url)
-
-
-JOINING = """
-import sys
-from raytorch.cluster.joining import joined_ray
-
-with joined_ray(sys.argv[1]):
-    import ray
-
-    print(ray.cluster_resources()["CPU"])
-"""
-
-
-def test_a_driver_takes_the_token_from_its_usual_places_for_any_address(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def join() -> tuple[str, str]:
-        command = [sys.executable, "-c", JOINING, cluster.head]
-        told = subprocess.run(command, capture_output=True, text=True, cwd=cluster.home, check=False)
-        return told.stdout, told.stderr.rstrip().rpartition("\n")[2]
-
-    assert join()[0] == "2.0\n"
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    start = f"raytorch.errors.ClusterError: the cluster at {cluster.head}"
-    assert join()[1].startswith(f"{start} refuses the token; give the cluster's token in one of RAY_AUTH_TOKEN, ")
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-    monkeypatch.setenv("HOME", str(cluster.home))
-    assert join()[1].startswith(f"{start} asks for a token, and there is none here; give ")
-
-
-def test_what_the_cluster_can_never_give_is_refused_at_once(cluster: Cluster, client: Client) -> None:
-    told = raytorch(cluster, "submit", str(QUICKSTART), "--workers", "3")
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr == (
-        "3 workers with 1 CPU each need 3 CPUs, but the cluster has 2; "
-        "lower scaling.workers or scaling.cpus_per_worker, or add nodes\n"
-    )
-    with pytest.raises(ResourceError, match=r" GPUs, but the cluster has 0; "):
-        client.submit(load_config(QUICKSTART, ["scaling.gpus_per_worker=1"]))
-    elastic = load_config(QUICKSTART, ["scaling.workers={min: 3, max: 4}"])
-    with pytest.raises(ResourceError, match="3 workers"):
-        client.submit(elastic)
-
-
-def test_mistakes_are_refused_before_anything_is_sent(
-    cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = len(client.jobs())
-    told = raytorch(cluster, "submit", str(QUICKSTART), "--set", "epochs=0")
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("override epochs=0: epochs: must be a whole number of at least 1")
-    with pytest.raises(RunExistsError, match=r"runs/first exists already; take another name"):
-        client.submit(load_config(QUICKSTART), name="first")
-    with pytest.raises(RunExistsError, match=r"has a job first already"):
-        client.submit(load_config(QUICKSTART, ["storage=/nowhere/at/all"]), name="first")
-    with pytest.raises(UserError, match=r"env NOT_SET_HERE: not set here"):
-        client.submit(load_config(QUICKSTART), env=["NOT_SET_HERE"])
-    with pytest.raises(UserError, match=r"nothing\.py: no such file"):
-        client.submit_script("nothing.py")
-    monkeypatch.setattr("raytorch.service.destination.run_here", lambda nodes: False)
-    with pytest.raises(UserError, match=r"^storage: runs is a folder of this machine, and the cluster at .* elsewhere"):
-        client.submit(load_config(QUICKSTART))
-    with pytest.raises(UserError, match=r"^run: runs/endless is a folder of this machine"):
-        client.resume("runs/endless")
-    assert len(client.jobs()) == before
-
-
-def test_a_project_that_is_too_large_is_refused(client: Client, tmp_path: Path) -> None:
-    (tmp_path / "train.py").touch()
-    with (tmp_path / "weights.bin").open("wb") as weights:
-        for _ in range(101):
-            weights.write(os.urandom(1 << 20))
-    with pytest.raises(PackageError, match=r"101\.0 MiB in 2 files, .* the 100\.0 MiB .* weights\.bin \(101\.0 MiB\)"):
-        client.submit_script(tmp_path / "train.py")
-
-
-def test_a_job_that_is_not_there(cluster: Cluster, client: Client) -> None:
-    for ask in (client.status, client.logs, client.follow, client.stop, client.result, client.wait):
-        with pytest.raises(JobNotFoundError, match="no job nothing on http"):
-            ask("nothing")
-    told = raytorch(cluster, "status", "nothing")
+def test_a_run_of_own_code_is_sent_with_its_project(cluster: Cluster, client: Client) -> None:
+    project = cluster.home / "own"
+    (project / "nets").mkdir(parents=True)
+    (project / "nets/net.py").write_text(OWN_MODEL, encoding="utf-8")
+    (project / "nets/layers.py").write_text("from torch import nn\n\nLINEAR = nn.Linear\n", encoding="utf-8")
+    (project / "width.txt").write_text("16", encoding="utf-8")
+    keys = "epochs: 1\nmodel: {name: nets/net.py:Net, bias: false}\nscaling: {workers: 2}\n"
+    (project / "run.yaml").write_text(f"{keys}storage: {cluster.home}/runs\n", encoding="utf-8")
+    assert raytorch(cluster, "submit", str(project / "run.yaml"), "--name", "own").returncode == 0
+    assert client.wait("own").state == "finished", client.logs("own")
+    told = raytorch(cluster, "submit", "--resume", "own", "--set", "epochs=2")  # from another folder than the project's
     assert told.returncode == 2
-    assert told.stderr == f"no job nothing on {cluster.url} (raytorch jobs)\n"
-
-
-def test_after_the_cluster_its_runs_still_tell_all(cluster: Cluster, client: Client) -> None:
-    cluster.shut_down()
-    told = raytorch(cluster, "runs", "--json")
-    assert (told.returncode, told.stderr) == (0, "")
-    states = {summary["name"]: summary["state"] for summary in json.loads(told.stdout)}
-    assert len(states) == 6 + JOBS
-    named = {name: states[name] for name in ("first", "script", "endless", "broken")}
-    assert named == {"first": "finished", "script": "finished", "endless": "stopped", "broken": "failed"}
-    assert {summary["name"]: summary["state"] for summary in list_runs(f"{cluster.home}/runs")} == states
-    assert RunFolder(f"{cluster.home}/runs", "first").read_bytes("logs/rank-0.log").decode()
-    assert raytorch(cluster, "report", "first").returncode == 0
-    with pytest.raises(ClusterError, match="no longer answers"):
-        client.jobs()
-    assert raytorch(cluster, "jobs").stderr.startswith(f"no Ray cluster answers at {cluster.url} ")
+    assert "is of code of your own, which is looked for in the project of the current folder" in told.stderr
+    again = raytorch(cluster, "submit", "--resume", f"{cluster.home}/runs/own", "--set", "epochs=2", at=project)
+    assert again.returncode == 0, again.stderr
+    job = client.wait(again.stdout.split()[1])
+    assert job.state == "finished", client.logs(job.id)
+    assert client.result(job.id)["epochs"] == 2
+    model = find_run("own", cluster.home / "runs").model(code=project)
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert [model.first.out_features, model.layer.out_features] == [16, 10]

@@ -1,0 +1,39 @@
+"""What a loader asks a data set for: the protocol of a split, of those that ship and of a user's own."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from raytorch.datasets.augmentation import Draws
+
+
+class Request(NamedTuple):
+    """The samples of a batch, and what their random numbers follow from."""
+
+    indices: Tensor
+    """Which, int64 (B,), on the data set's device."""
+    place: int
+    """That of the first among all samples of the epoch, in their order; the others follow it."""
+    epoch: int
+    """From 1; 0 is evaluation."""
+    draws: Draws | None = None
+    """Random numbers for the images of those that ship."""
+
+
+class Split(Protocol):
+    """The samples of one split."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes indices."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model is told of the data, by the names of its parameters."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, requests: Iterable[Request]) -> Iterator[Any]:
+        """The batches that are asked for, in their order; may take requests ahead."""

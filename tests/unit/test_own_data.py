@@ -1,0 +1,230 @@
+"""Data sets of a user's own: read in the same order, with the same random numbers, whoever reads them."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raytorch.config import RunConfig
+from raytorch.config.file import from_data
+from raytorch.datasets import TrainLoader, evaluation_batches, load_split
+from raytorch.datasets.own import OwnDataset
+from raytorch.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+class Rows:
+    """Numbers, each with noise of its own, and with noise from wherever a data set may draw it."""
+
+    facts = {"inputs": 2}  # noqa: RUF012
+
+    def __init__(self, length: int = 23) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
+        return {"index": index, "noise": rng.random(), "drawn": torch.tensor(drawn, dtype=torch.float64)}
+
+
+class Whole(Rows):
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return indices, indices * 2
+
+
+def epochs(data: Any, world_size: int = 1, readers: int = 0, count: int = 2, **options: Any) -> list[dict[str, Tensor]]:
+    """What all ranks are given in so many epochs, in the order of the global batches, without what idle ranks read."""
+    loaders = [
+        TrainLoader(
+            OwnDataset(data, CPU, seed=3, readers=readers),
+            batch_size=6,
+            rank=rank,
+            world_size=world_size,
+            seed=3,
+            **options,
+        )
+        for rank in range(world_size)
+    ]
+    seen: list[dict[str, Tensor]] = []
+    for _ in range(count):
+        for steps in zip(*(loader.remaining() for loader in loaders), strict=True):
+            seen += [part.content for parts in steps for part in parts if part.samples]
+        for loader in loaders:
+            loader.next_epoch()
+    return seen
+
+
+def joined(batches: list[dict[str, Tensor]], noise: str = "noise") -> tuple[list[int], Tensor]:
+    return torch.cat([batch["index"] for batch in batches]).tolist(), torch.cat([batch[noise] for batch in batches])
+
+
+@pytest.mark.parametrize(
+    ("world_size", "readers", "micro_batches"), [(1, 2, 1), (2, 0, 1), (3, 0, 2), (2, 1, 2), (7, 0, 1)]
+)
+def test_samples_and_their_random_numbers_are_the_same_whoever_reads_them(
+    world_size: int, readers: int, micro_batches: int
+) -> None:
+    index, noise = joined(epochs(Rows()))
+    others, same = joined(epochs(Rows(), world_size, readers, micro_batches=micro_batches))
+    assert others == index
+    assert torch.equal(same, noise)
+    assert sorted(index[:23]) == sorted(index[23:]) == list(range(23))
+    assert noise.unique().numel() == noise.numel()  # each sample of each epoch has its own
+
+
+def test_what_is_drawn_from_common_generators_is_the_same_for_as_many_workers() -> None:
+    _, drawn = joined(epochs(Rows(), 2), "drawn")
+    _, again = joined(epochs(Rows(), 2, readers=2), "drawn")
+    assert torch.equal(again, drawn)
+    assert drawn.unique().numel() == drawn.numel()
+
+
+def test_a_resumed_loader_goes_on_at_the_exact_next_batch() -> None:
+    def loader() -> TrainLoader:
+        return TrainLoader(OwnDataset(Rows(), CPU, readers=1), batch_size=6)
+
+    whole, first = [step[0].content for step in loader().remaining()], loader()
+    steps = first.remaining()
+    next(steps)
+    next(steps)
+    again = loader()
+    again.load_state_dict(first.state_dict())
+    rest = [step[0].content for step in again.remaining()]
+    assert joined(rest)[0] == joined(whole[2:])[0]
+    for noise in ("noise", "drawn"):
+        assert torch.equal(joined(rest, noise)[1], joined(whole[2:], noise)[1])
+
+
+@pytest.mark.parametrize("readers", [0, 1])
+def test_the_generator_of_the_models_dropout_is_left_alone(readers: int) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    epochs(Rows(), readers=readers)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluation_reads_each_sample_once_with_the_same_numbers() -> None:
+    data = OwnDataset(Rows(), CPU)
+
+    def seen(world_size: int) -> Iterator[dict[str, Tensor]]:
+        for rank in range(world_size):
+            for part in evaluation_batches(data, batch_size=5, rank=rank, world_size=world_size):
+                yield part.content
+
+    index, noise = joined(list(seen(1)))
+    assert index == list(range(23))
+    assert joined(list(seen(3)))[0] == index
+    assert torch.equal(joined(list(seen(3)))[1], noise)
+
+
+def test_whole_batches_and_a_collate_of_ones_own() -> None:
+    class Ragged(Rows):
+        def __getitem__(self, index: int, rng: Any) -> Any:
+            return torch.full((index + 1,), index)
+
+        def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
+            return {
+                "index": torch.stack([sample[0] for sample in samples]),
+                "lengths": torch.tensor(list(map(len, samples))),
+            }
+
+    pairs: Any = epochs(Whole(), count=1)
+    assert all(torch.equal(2 * index, double) for index, double in pairs)
+    ragged = epochs(Ragged(), count=1)
+    assert all(torch.equal(batch["index"] + 1, batch["lengths"]) for batch in ragged)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"__getitem__": lambda self, index: index}, "Odd has no length (__len__), so that a run could not be resumed"),
+        ({"__len__": lambda self: 3}, "Odd has neither samples (__getitem__) nor batches (batch)"),
+        ({"__len__": lambda self: 0, "batch": lambda self, indices: indices}, "Odd is empty"),
+        (
+            {"__len__": lambda self: 1, "batch": lambda self, indices: indices, "facts": {"mean": torch.ones(1)}},
+            "the facts of Odd must be a dictionary of what JSON has, not {'mean': tensor([1.])}",
+        ),
+    ],
+)
+def test_what_is_no_data_set_is_refused(members: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OwnDataset(type("Odd", (), members)(), CPU)
+    assert str(caught.value).startswith(f"data.name: {message}")
+
+
+# -- configuration -----------------------------------------------------------------------------------------------------
+
+TABLE = """
+import torch
+from torch import nn
+
+class Table:
+    def __init__(self, split: str, *, root: str = "table", columns: int = 4):
+        self.rows = torch.arange(40.0 if split == "train" else 20.0)[:, None].expand(-1, columns)
+        self.facts = {"columns": columns, "input_shape": [1, 1, columns], "num_classes": 2}
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batch(self, indices):
+        return self.rows[indices], indices % 2
+
+class Net(nn.Linear):
+    def __init__(self, columns: int, *, width: int = 3):
+        super().__init__(columns, 2)
+"""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "table.py").write_text(TABLE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(**keys: Any) -> RunConfig:
+    return from_data({"epochs": 1, "data": {"name": "table.py:Table", "columns": 6}, **keys})
+
+
+def test_a_run_on_data_of_ones_own(project: Path) -> None:
+    run = config(model="table.py:Net")
+    assert run.data.model_dump() == {"name": "table.py:Table", "readers": 0, "root": "table", "columns": 6}
+    assert run.model.model_dump() == {"name": "table.py:Net", "width": 3}
+    assert (run.metric_names, run.ranking.label, run.most_steps) == ((), "loss", None)
+    train, test = load_split(run, "train", CPU), load_split(run, "test", CPU)
+    assert (len(train), len(test), train.facts["columns"]) == (40, 20, 6)
+    assert config(model="mlp").metric_names == ("accuracy",)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"data": {"name": "table.py:Table", "colums": 3}},
+            "data.colums: unknown key; allowed: name, readers, root, col",
+        ),
+        (
+            {"data": {"name": "table.py:Table", "readers": -1}},
+            "data.readers: must be a whole number of at least 0, not",
+        ),
+        ({"data": "table.py:Tabel"}, "data.name: table.py has no Tabel at its top level (did you mean 'Table'?)"),
+        ({"model": {"name": "table.py:Net", "widht": 3}}, "model.widht: unknown key; allowed: name, columns, width"),
+        (
+            {"data": "mnits"},
+            "data: must be one of digits, mnist, cifar10, moving_mnist, mnist_strips or FILE.py:NAME of",
+        ),
+    ],
+)
+def test_mistakes_about_it(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**keys)
+    assert str(caught.value).removeprefix("the configuration: ").startswith(message)

@@ -1,0 +1,125 @@
+"""Models of a user's own in files: saved with the digests of their code, and built again from it."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raytorch.config.file import load_config
+from raytorch.config.own_calls import imported
+from raytorch.errors import ModelFileError
+from raytorch.models.networks import Architecture
+from raytorch.serialization import load_model, read_architecture
+from raytorch.serialization.whole_models import save_model
+
+NET = """
+import torch
+from torch import nn
+from layers import block
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes: int, *, widths: tuple[int, ...] = (4, 3)):
+        rates = [rate.item() for rate in torch.linspace(0, 0.5, len(widths))]
+        sizes = [4, *widths]
+        layers = [block(*pair, rate) for *pair, rate in zip(sizes, sizes[1:], rates)]
+        super().__init__(nn.Flatten(), *layers, nn.Linear(sizes[-1], num_classes))
+"""
+LAYERS = """
+from torch import nn
+
+def block(fan_in, fan_out, rate):
+    return nn.Sequential(nn.Linear(fan_in, fan_out), nn.Dropout(rate))
+"""
+LOSSES = """
+def loss(model, batch, *, scale: float = 1.0):
+    return scale * model(batch[0]).square().mean()
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a model and a loss, each in a file of its own."""
+    (tmp_path / ".git").mkdir()
+    write(tmp_path / "net.py", NET)
+    write(tmp_path / "layers.py", LAYERS)
+    write(tmp_path / "losses.py", LOSSES)
+    write(tmp_path / "run.yaml", "epochs: 1\nmodel: net.py:Net\nloss: losses.py:loss\n")
+    return tmp_path
+
+
+def saved(project: Path) -> Path:
+    """The file of weights that the project's run writes."""
+    config = load_config(project / "run.yaml")
+    architecture = Architecture(config.model, (1, 2, 2), 5, config.code)
+    save_model(architecture.build(), project / "model.safetensors", architecture)
+    return project / "model.safetensors"
+
+
+def test_a_model_needs_its_own_code_alone(project: Path) -> None:
+    """A loss in another file is of the run, and may change or be gone where its model is loaded."""
+    file = saved(project)
+    (project / "losses.py").unlink()
+    model = load_model(file, code=project / "net.py")
+    assert model(torch.zeros(2, 1, 2, 2)).shape == (2, 5)
+    again = read_architecture(file, code=project)
+    assert again.code
+    assert list(again.code.sources) == ["layers.py", "net.py"]
+    write(project / "layers.py", LAYERS.replace("Dropout(rate)", "Dropout(0.1)"))
+    with pytest.raises(ModelFileError, match=r"by other code than that in .*: layers.py has changed; give that of"):
+        load_model(file, code=project / "net.py")
+
+
+def test_a_model_that_computes_while_it_is_made_is_built_again(project: Path) -> None:
+    """The rates of its dropout are items of a tensor, which tensors without memory have not."""
+    model = load_model(saved(project), code=project)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0, 0.5]
+
+
+def test_a_file_of_weights_names_no_other_file_than_the_users(project: Path) -> None:
+    file = saved(project)
+    other = write(project / "other.py", "raise SystemExit('this code must not run')\nNet = None\n")
+    with pytest.raises(ModelFileError, match=r"is of net.py:Net, and .*/other.py is another file; give that, or "):
+        load_model(file, code=other)
+
+
+@pytest.mark.parametrize("name", ["/net.py:Net", "../net.py:Net", f"{'n' * 5000}.py:Net"])
+def test_a_damaged_name_is_refused(project: Path, name: str) -> None:
+    file = saved(project)
+    described = Architecture(load_config(project / "run.yaml").model.model_copy(update={"name": name}), (1, 2, 2), 5)
+    save_model(load_model(file, code=project), file, described)
+    for code in (project, project / "net.py", Path("/net.py")):
+        with pytest.raises(ModelFileError):
+            load_model(file, code=code)
+
+
+def test_code_that_is_imported_may_load_a_model(project: Path) -> None:
+    """As of a teacher; it does not wait for its own import to end."""
+    file = saved(project)
+    student = f"""
+from raytorch.serialization import load_model
+TEACHER = load_model({str(file)!r}, code={str(project)!r})
+def student(num_classes: int): ...
+"""
+    write(project / "student.py", student)
+    write(project / "student.yaml", "epochs: 1\nmodel: student.py:student\n")
+    config, told = load_config(project / "student.yaml"), []
+
+    def load() -> None:
+        try:
+            imported(config.model.name, config.code)
+        except ModelFileError as error:
+            told.append(str(error).partition("cannot be built: ")[2])
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(30)
+    why = "net.py:Net: is of other code than that which is being imported; load it in a function that is called later"
+    assert [text.partition("; expected")[0] for text in told] == [why]
