@@ -39,16 +39,13 @@ class OwnDataset:
     def __init__(self, data: Any, device: torch.device, *, seed: int = 0, readers: int = 0) -> None:
         """``seed`` is that of random numbers, ``readers`` how many processes read ahead. Raises ConfigError."""
         _require_protocol(data)
+        self.facts = _facts_of(data)
+        """What it says of itself to the model, as it is read again from JSON."""
         self._data, self._target, self._readers = data, device, readers
         self._batches = _Batches(data, seed)
 
     def __len__(self) -> int:
         return len(self._data)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What it says of itself to the model."""
-        return dict(getattr(self._data, "facts", {}))
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""
@@ -141,13 +138,19 @@ def _require_protocol(data: Any) -> None:
         raise ConfigError(f"data.name: {kind} has neither samples (__getitem__) nor batches (batch)")
     if len(data) == 0:
         raise ConfigError(f"data.name: {kind} is empty")
+
+
+def _facts_of(data: Any) -> dict[str, Any]:
     facts = getattr(data, "facts", {})
     try:
-        is_json = isinstance(facts, dict) and json.loads(json.dumps(facts, allow_nan=False)).keys() == facts.keys()
+        told = json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError):
-        is_json = False
-    if not is_json:
-        raise ConfigError(f"data.name: the facts of {kind} must be a dictionary of what JSON has, not {facts!r:.80}")
+        told = None
+    if not isinstance(told, dict):
+        raise ConfigError(
+            f"data.name: the facts of {type(data).__name__} must be a dictionary of what JSON has, not {facts!r:.80}"
+        )
+    return told
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

@@ -143,6 +143,23 @@ def test_whole_batches_and_a_collate_of_ones_own() -> None:
     assert all(torch.equal(batch["index"] + 1, batch["lengths"]) for batch in ragged)
 
 
+def test_facts_are_as_they_are_read_again() -> None:
+    class Told(Rows):
+        facts = {"input_shape": (1, 8, 8), "names": {0: "cat"}}  # noqa: RUF012
+
+    assert OwnDataset(Told(), CPU).facts == {"input_shape": [1, 8, 8], "names": {"0": "cat"}}
+
+
+def test_a_whole_batch_that_draws_has_numbers_of_its_own() -> None:
+    class Noisy(Rows):
+        def batch(self, indices: Tensor) -> Tensor:
+            return torch.stack([torch.rand(()).double(), torch.tensor(random.random()), torch.tensor(np.random.rand())])
+
+    drawn: Any = [epochs(Noisy(), readers=readers) for readers in (0, 2)]
+    assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))
+    assert torch.stack(drawn[0]).unique().numel() == 3 * len(drawn[0])
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
