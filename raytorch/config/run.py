@@ -142,11 +142,11 @@ class EarlyStopping(Section):
 
 
 class Averaging(Section):
-    """An exponential moving average of the weights, which is evaluated, saved and exported in their place."""
+    """An exponential moving average of weights and buffers, which is evaluated, saved and exported in their place."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Share of the average that a step leaves, the rest is of the newest weights; after n steps at most
-    (1 + n) / (10 + n), so that the first weights are soon forgotten."""
+    """Share of the average that a step leaves, the rest is of the newest weights. The first step's are the average, and
+    the n-th step after it leaves at most (1 + n) / (10 + n), so that they are soon forgotten."""
 
 
 class Failure(Section):
@@ -374,7 +374,7 @@ class RunConfig(Section):
             if ":" not in metric.name and metric.name not in self.model.metrics:
                 there = ", ".join(self.model.metrics)
                 raise ConflictError(
-                    f"model {self.model.name} has no metric {metric.name}; one of {there}"
+                    f"model {self.model.name} has no metric {metric.name}; one of {there}, or FILE.py:NAME"
                     f"{did_you_mean(metric.name, self.model.metrics)}",
                     "metrics",
                     "model.name",

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from raytorch.errors import ConfigError, ModelFileError
+from raytorch.errors import ConfigError, ModelFileError, Remedy
 from raytorch.models.networks import Architecture, Code
 from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
 from raytorch.serialization.refusals import StrPath, explaining_damage
@@ -88,7 +88,7 @@ def _described(path: Path, code: Code) -> tuple[Architecture, dict[str, Any]]:
     try:
         return Architecture.from_json(text, code), header
     except ProjectError as error:
-        raise ModelFileError(f"{path} cannot be built: {error}") from None
+        raise ModelFileError(f"{path} cannot be built: {error}", remedies=[Remedy("code")]) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
