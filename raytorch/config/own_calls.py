@@ -59,7 +59,7 @@ def own_call(
         key: Where the part stands in the configuration, for messages.
         part: The part.
         code: Where what it names is.
-        given: What is known without it, by name.
+        given: What is known without it, by name; it takes the place of defaults.
         positional: How many arguments are given at each call, in front.
 
     Raises:
@@ -68,13 +68,18 @@ def own_call(
     function = imported(part.name, code)
     parameters = _parameters(key, function)[positional:]
     names = [parameter.name for parameter in parameters]
-    arguments = {name: value for name, value in given.items() if name in names}
-    arguments |= _typed(key, part, code, positional or list(given))
+    arguments = _typed(key, part, code, positional)
     problems = [
         f"{key}.{name}: unknown key; allowed: {', '.join(names)}{did_you_mean(name, names)}"
         for name in arguments
         if name not in names
     ]
+    for parameter in parameters:
+        name = parameter.name
+        if name in given and arguments.get(name, parameter.default) == parameter.default:  # not set by the user
+            arguments[name] = given[name]
+        elif name in given:
+            problems.append(f"{key}.{name}: is given by the data, as {given[name]!r:.80}; leave it out")
     problems += [
         f"{key}.{parameter.name}: missing; {part.name} requires it"
         for parameter in parameters
@@ -90,7 +95,7 @@ def own_call(
     return partial(function, **arguments)
 
 
-def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, skip: int | list[str]) -> dict[str, Any]:
+def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, positional: int) -> dict[str, Any]:
     """A part's arguments, of the types that its signature says where that is plain: tuples where JSON has lists."""
     arguments = part.arguments
     file, _, name = part.name.rpartition(":")
@@ -98,7 +103,8 @@ def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, skip: int | list[
         signature = signature_of(code.sources[file], name) if code else None
         if signature is None:
             return arguments
-        return arguments_of(section_of(signature, part.name, skip).model_validate(arguments))
+        names = [parameter.name for parameter in signature.parameters]
+        return arguments_of(section_of(signature, part.name, positional, optional=names).model_validate(arguments))
     except (ProjectError, ValidationError) as error:
         raise ConfigError(f"{key}: {part.name} does not take these arguments: {error}") from None
 

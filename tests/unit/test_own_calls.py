@@ -46,7 +46,10 @@ def test_attributes_of_ones_own_class_are_no_losses_and_metrics_of_raytorchs() -
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("def made(num_classes, /): ...", "model: net.py:made cannot be called with these arguments: 'num_classes' "),
+        (
+            "def made(num_classes, /): ...",
+            "model: net.py:made does not take these arguments: takes num_classes by position alone (line 1), ",
+        ),
         ("made = iter", "model.name: does not tell what it takes; wrap it in a function that names its arguments"),
     ],
 )

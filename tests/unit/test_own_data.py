@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
 from raytorch.datasets import TrainLoader, evaluation_batches, load_split
 from raytorch.datasets.own import OwnDataset
 from raytorch.errors import ConfigError
+from raytorch.models.networks import Architecture
 
 CPU = torch.device("cpu")
 
@@ -220,6 +221,28 @@ def test_a_run_on_data_of_ones_own(project: Path) -> None:
     train, test = load_split(run, "train", CPU), load_split(run, "test", CPU)
     assert (len(train), len(test), train.facts["columns"]) == (40, 20, 6)
     assert config(model="mlp").metric_names == ("accuracy",)
+
+
+def built(**keys: Any) -> nn.Module:
+    run = config(**keys)
+    return Architecture.of(run.model, load_split(run, "train", CPU).facts, run.code).build()
+
+
+def test_facts_take_the_place_of_defaults_and_are_not_to_be_given(project: Path) -> None:
+    with (project / "table.py").open("a", encoding="utf-8") as file:
+        file.write("\ndef net(hidden: int, columns: int = 4, num_classes: int = 10):\n    ")
+        file.write("return nn.Sequential(nn.Linear(columns, hidden), nn.Linear(hidden, num_classes))\n")
+    net = built(model={"name": "table.py:net", "hidden": 5})
+    assert [tuple(parameter.shape) for parameter in net.parameters()] == [(5, 6), (5,), (2, 5), (2,)]
+    assert isinstance(built(model="table.py:Net"), nn.Linear)
+    with pytest.raises(ConfigError, match=r"^model.columns: is given by the data, as 6; leave it out$"):
+        built(model={"name": "table.py:net", "hidden": 5, "columns": 3})
+    with pytest.raises(ConfigError, match=r"^model.hidden: missing; table.py:net requires it$"):
+        built(model="table.py:net")
+    with pytest.raises(
+        ConfigError, match=r"^model.name: mlp has to know input_shape and num_classes; let the data set"
+    ):
+        Architecture.of(RunConfig(epochs=1).model, {}, None).build()
 
 
 @pytest.mark.parametrize(
