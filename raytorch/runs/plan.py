@@ -125,7 +125,7 @@ def plan_resume(
                 f"{more_to_do(finished)}"
             )
         finished = finished if dump_config(config) == dump_config(before) else None  # in which tuples are lists
-        changes = changed_files(manifest.code, config.code.digests() if config.code else {})
+        changes = code_changes(config, manifest)
         if changes and not (finished or changed_code):
             raise ConfigError(
                 f"the code of the run that is resumed ({folder.file(source)}) was other than it is: "
@@ -141,6 +141,11 @@ def plan_resume(
     if refused:
         raise ConfigError("\n".join(refused))
     return RunPlan(config, finished, is_new=False, changed_code=changed_code, new_code_at=new_code_at)
+
+
+def code_changes(config: RunConfig, manifest: CheckpointManifest) -> list[str]:
+    """How the code of the user's own differs from that which a checkpoint was saved by, a sentence for each file."""
+    return changed_files(manifest.code, config.code.digests() if config.code else {})
 
 
 def require_code_elsewhere(code: CodeSnapshot | None, folder: RunFolder) -> None:

@@ -14,10 +14,19 @@ from typing import Any
 from raytorch.cluster.capacity import scales_itself
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
-from raytorch.errors import RecordError, Remedy, RunExistsError, RunNotFoundError, StorageError, TrainingError
+from raytorch.errors import (
+    ConfigError,
+    RecordError,
+    Remedy,
+    RunExistsError,
+    RunNotFoundError,
+    StorageError,
+    TrainingError,
+)
 from raytorch.runs.catalog import SUMMARY_FILE
+from raytorch.runs.checkpoint_manifest import latest_checkpoint, read_manifest
 from raytorch.runs.live_record import LiveRecord
-from raytorch.runs.plan import checked_name, placed, timed_name
+from raytorch.runs.plan import CODE_FOLDER, checked_name, code_changes, placed, timed_name
 from raytorch.runs.records import SweepRecord, read_record
 from raytorch.runs.storage import RunFolder, split
 from raytorch.sweeps.file import Sweep, recorded_sweep
@@ -94,7 +103,7 @@ def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
 
     Raises:
         RunNotFoundError: There is no such sweep.
-        ConfigError: Its ``sweep.yaml`` is damaged.
+        ConfigError: Its ``sweep.yaml`` is damaged, or code of the user's own has changed since.
 
     Example:
         >>> run_sweep(plan_resumed_sweep("runs/digits-20261122-093625"))
@@ -104,7 +113,20 @@ def plan_resumed_sweep(sweep: str, storage: str = "runs") -> SweepPlan:
     folder = RunFolder(storage, sweep)
     if not folder.exists(SWEEP_FILE):
         raise RunNotFoundError(f"no sweep {sweep} in {storage}: it has no {SWEEP_FILE}")
-    return SweepPlan(recorded_sweep(folder.read_bytes(SWEEP_FILE), folder.file(SWEEP_FILE)), folder, is_new=False)
+    recorded = recorded_sweep(folder.read_bytes(SWEEP_FILE), folder.file(SWEEP_FILE))
+    for trial in recorded.trials:
+        _require_same_code(trial.config, RunFolder(folder.address, trial.name))
+    return SweepPlan(recorded, folder, is_new=False)
+
+
+def _require_same_code(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse other code of the user's own than a trial was trained by: it would be compared with the others."""
+    latest = latest_checkpoint(folder) if config.code else None
+    if latest and (changes := code_changes(config, read_manifest(folder, latest))):
+        raise ConfigError(
+            f"the code of {folder} was other than it is: {', '.join(changes)}; bring it back, a copy is in "
+            f"{folder.file(CODE_FOLDER)}, or begin a new sweep"
+        )
 
 
 def run_sweep(

@@ -8,12 +8,14 @@ from run_folders import started
 
 from raytorch.cli.common import config_from_options
 from raytorch.config.file import dump_config, from_data
-from raytorch.errors import UserError
+from raytorch.errors import ConfigError, UserError
 from raytorch.export import load_run
 from raytorch.models.networks import Architecture
-from raytorch.runs.plan import plan_resume
+from raytorch.runs.plan import placed, plan_resume
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.whole_models import save_model
+from raytorch.sweeps.file import load_sweep
+from raytorch.sweeps.sweep import plan_resumed_sweep, plan_sweep
 
 NET = """
 from torch import nn
@@ -51,6 +53,25 @@ def test_a_change_of_what_is_recorded_leaves_its_code_to_be_found_from_the_root(
     monkeypatch.chdir("sub")
     changed = config_from_options(None, ["epochs=2"], None, None, folder.path)
     assert (changed.epochs, changed.model, changed.code) == (2, config.model, config.code)
+
+
+def test_a_sweep_does_not_go_on_with_changed_code() -> None:
+    """Whose trials could not be compared with those that are done."""
+    Path("net.py").write_text(NET, encoding="utf-8")
+    run = "run: {epochs: 1, model: net.py:net}\nparameters: {model.widths: {grid: [[1], [2]]}}\n"
+    Path("sweep.yaml").write_text(run, encoding="utf-8")
+    plan = plan_sweep(load_sweep("sweep.yaml"), "sweep")
+    plan.folder.make()
+    plan.folder.write_text("sweep.yaml", dump_config(plan.sweep.config))
+    trial = placed(plan.sweep.trials[1].config, "trial-001", plan.folder.address)
+    assert trial.code
+    started(trial, "trial-001", code=trial.code.digests())
+    assert plan_resumed_sweep("sweep").sweep.trials[1].config.code == trial.code
+    Path("net.py").write_text(NET + "# changed\n", encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"sweep/trial-001 was other than it is: net.py has changed; bring it back, a"
+    ):
+        plan_resumed_sweep("sweep")
 
 
 @pytest.fixture
