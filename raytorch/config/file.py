@@ -48,16 +48,16 @@ def with_own_code(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig
 
     Raises ConfigError if it is not there, or does not take the configuration's arguments.
     """
-    if not (config.references or overrides):
-        return config
-    try:
-        return from_data(config.model_dump(mode="json"), overrides, Project.of(Path()).root)
-    except ConfigError as error:
-        if overrides:
-            raise
-        raise ConfigError(
-            f"{config.name} is of code of your own, which is looked for in the project of the current folder: {error}"
-        ) from None
+    content, root = config.model_dump(mode="json"), Project.of(Path()).root
+    if config.references:
+        try:
+            config = from_data(content, (), root)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{config.name} is of code of your own, which is looked for in the project of the current folder: "
+                f"{error}"
+            ) from None
+    return from_data(content, overrides, root) if overrides else config
 
 
 def one_line(value: Any) -> str:

@@ -76,11 +76,11 @@ def train_and_record(job: WorkerJob) -> None:
     from raytorch.training import loop
     from raytorch.training.stopping import DriverRequest
 
-    load, train_step = loop.load_dataset, loop.Trainer.train_step
+    load, train_step = loop.load_split, loop.Trainer.train_step
     given: list[int] = []
 
-    def load_recording(data: Any, split: str, device: Any) -> Any:
-        dataset = load(data, split, device)
+    def load_recording(config: Any, split: Any, device: Any) -> Any:
+        dataset: Any = load(config, split, device)
         if split == "train":
             targets = dataset.targets
             dataset.targets = lambda index: (given.extend(index.tolist()), targets(index))[1]
@@ -105,7 +105,7 @@ def train_and_record(job: WorkerJob) -> None:
         with Path(run.folder.file(f"given-{os.getpid()}.jsonl")).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    loop.load_dataset = load_recording  # type: ignore[assignment]
+    loop.load_split = load_recording
     loop.Trainer.train_step = step_recorded  # type: ignore[method-assign]
     loop.train_on_worker(job)
 
