@@ -12,6 +12,7 @@ from raytorch.system.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from raytorch.config.code_snapshot import *
     from raytorch.config.data import *
+    from raytorch.config.execution import *
     from raytorch.config.metrics import *
     from raytorch.config.models import *
     from raytorch.config.optimization import *
@@ -81,6 +82,7 @@ __getattr__ = lazy_exports(
     __all__,
     "code_snapshot",
     "data",
+    "execution",
     "metrics",
     "models",
     "optimization",

@@ -37,7 +37,7 @@ ROOMS = {
     ],
     "config": [
         "annotations export_formats project section yaml_tree",
-        "code_snapshot signature",
+        "code_snapshot execution signature",
         "own_section",
         "own_parts",
         "data metrics optimization",

@@ -1,9 +1,6 @@
 """Each folder of examples/ trains, ends bitwise equal when it is killed and resumed, and is exported."""
 
-import os
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ from safetensors.torch import load_file
 from whole_runs import assert_bitwise_equal, weights
 
 import raytorch
-from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import RunFolder, split
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -22,33 +18,41 @@ FILES = sorted(EXAMPLES.glob("*/*.yaml"))
 SHORT = {"epochs": 4, "schedule": "constant", "precision": "fp32", "checkpoint.every_steps": 3, "checkpoint.keep": 9}
 
 
-@pytest.fixture
-def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the runs are kept; the current folder is the project."""
-    monkeypatch.chdir(EXAMPLES.parent)
-    return str(tmp_path / "runs")
+KILLING_RANK_1 = """
+
+import os, pathlib, signal, torch.distributed
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+_steps = []
+
+
+def _kill_once(optimizer, *arguments):
+    _steps.append(optimizer)
+    mark = pathlib.Path({mark!r})
+    if len(_steps) == 13 and torch.distributed.is_initialized() and torch.distributed.get_rank() and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+register_optimizer_step_post_hook(_kill_once)
+"""
+"""Added to an example's code: once in all attempts, the second worker kills itself after its 13th optimizer step."""
 
 
 def trained(result: raytorch.Result) -> dict[str, torch.Tensor]:
     return weights(RunFolder(*split(result.path)))
 
 
-def killing_rank_1(killed: list[int]) -> Callable[[RunStatus], None]:
-    """What watches a run and kills a worker once, in its second epoch."""
-
-    def watch(status: RunStatus) -> None:
-        if not killed and status.attempts == 1 and (status.progress or {}).get("step", 0) > 8:
-            killed.append(status.pids[1])
-            os.kill(status.pids[1], signal.SIGKILL)
-
-    return watch
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
-def test_an_example_has_all_that_a_run_has(file: Path, storage: str, tmp_path: Path) -> None:
-    killed: list[int] = []
-    run = raytorch.train(file, overrides=SHORT, storage=storage, name="killed", watch=killing_rank_1(killed))
-    assert (run.state, run.summary["restarts"]) == ("finished", len(killed))
+def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(shutil.copytree(file.parent, tmp_path / "project")) / file.name
+    monkeypatch.chdir(file.parent)  # where resume looks for the code
+    storage = str(tmp_path / "runs")
+    [code] = file.parent.glob("*.py")
+    code.write_text(code.read_text("utf-8") + KILLING_RANK_1.format(mark=str(tmp_path / "killed")), "utf-8")
+
+    run = raytorch.train(file, overrides=SHORT, storage=storage, name="killed")
+    assert (run.state, run.summary["restarts"]) == ("finished", 1)
     whole = raytorch.train(file, overrides=SHORT | {"export": ["onnx"]}, storage=storage, name="whole")
     assert_bitwise_equal(trained(run), trained(whole))
     assert run.metrics == whole.metrics
