@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from raytorch.session import registry
     from raytorch.session.connect import connect
     from raytorch.training.api import Result, find_run, list_runs, load, resume, train
+    from raytorch.training.run import Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Client",
     "Result",
+    "Run",
     "RunConfig",
     "__version__",
     "autograd",
@@ -35,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "service.client",
+    "Run": "training.run",
     "RunConfig": "config.run",
     "connect": "session.connect",
     **dict.fromkeys(("Result", "find_run", "list_runs", "load", "resume", "train"), "training.api"),

@@ -7,6 +7,7 @@ image and the targets before it. The batch may have any size, and so may the tar
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from inspect import signature
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -18,12 +19,13 @@ from raytorch import serialization
 from raytorch.config.export_formats import ExportFormat
 from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError, UserError
 from raytorch.models.networks import Architecture, Code
-from raytorch.runs.checkpoint_manifest import MODEL_FILE, latest_checkpoint
+from raytorch.runs.checkpoint_manifest import THE_MODEL, latest_checkpoint, model_file, model_names, read_manifest
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.plan import require_code_elsewhere
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, batch_axes, evaluating, fresh_inputs, require_agreement
 from raytorch.system.deletion import delete_tree
+from raytorch.system.near_names import did_you_mean
 
 SUFFIXES: dict[ExportFormat, str] = {
     "onnx": ".onnx",
@@ -42,16 +44,25 @@ def require_packages(kinds: Sequence[ExportFormat]) -> None:
 
 
 def export_run(
-    folder: RunFolder, kind: ExportFormat, path: Path, *, verify: bool = True, code: Code = None
+    folder: RunFolder,
+    kind: ExportFormat,
+    path: Path,
+    *,
+    verify: bool = True,
+    code: Code = None,
+    model: str | None = None,
 ) -> list[Difference]:
-    """Export the model in a run's latest checkpoint. Raises as :func:`load_run` and :func:`export_model` do."""
-    return export_model(*load_run(folder, code), kind, path, verify=verify)
+    """Export a model in a run's latest checkpoint. Raises as :func:`load_run` and :func:`export_model` do."""
+    return export_model(*load_run(folder, code, model), kind, path, verify=verify)
 
 
-def load_run(folder: RunFolder, code: Code = None) -> tuple[nn.Module, Architecture]:
-    """The model in a run's latest checkpoint, on the CPU, and what it was built from.
+def load_run(folder: RunFolder, code: Code = None, model: str | None = None) -> tuple[nn.Module, Architecture]:
+    """A model in a run's latest checkpoint, on the CPU, and what it was built from.
+
+    ``model`` is its name, by default that of the only one, or of several ``model``.
 
     Raises:
+        UserError: There is no model of that name, or nothing says which of several.
         RunNotFoundError: The run has no complete checkpoint.
         ModelFileError: The checkpoint's weights are damaged, or do not say of which model they are.
     """
@@ -60,14 +71,24 @@ def load_run(folder: RunFolder, code: Code = None) -> tuple[nn.Module, Architect
         raise RunNotFoundError(
             f"{folder} has no complete checkpoint to export; resume it", remedies=[Remedy("resume", str(folder))]
         )
-    with folder.local_copy(name, [MODEL_FILE]) as copy:
-        architecture = serialization.read_architecture(copy / MODEL_FILE, code=code)
+    file = model_file(_chosen(model, model_names(read_manifest(folder, name).files), folder))
+    with folder.local_copy(name, [file]) as copy:
+        architecture = serialization.read_architecture(copy / file, code=code)
         require_code_elsewhere(architecture.code, folder)
-        return serialization.load_model(copy / MODEL_FILE, code=architecture.code), architecture
+        return serialization.load_model(copy / file, code=architecture.code), architecture
+
+
+def _chosen(model: str | None, there: list[str], folder: RunFolder) -> str:
+    """The name of the model that is meant among those that are there."""
+    chosen = model or (there[0] if len(there) == 1 else THE_MODEL)
+    if chosen in there or not there:  # of a damaged checkpoint, whose reader says what is missing
+        return chosen
+    near = did_you_mean(chosen, there) if model else ""
+    raise UserError(f"{folder} has no model {chosen}; give one of {', '.join(there)}{near}", remedies=[Remedy("model")])
 
 
 def export_finished(
-    model: nn.Module, architecture: Architecture, kinds: Sequence[ExportFormat], folder: Path
+    model: nn.Module, architecture: Architecture, kinds: Sequence[ExportFormat], folder: Path, name: str = THE_MODEL
 ) -> list[dict[str, Any]]:
     """Write the model of a run that has finished into ``folder`` in each of several formats; see :func:`export_model`.
 
@@ -75,7 +96,7 @@ def export_finished(
     """
     exports: list[dict[str, Any]] = []
     for kind in kinds:
-        path = folder / f"model{SUFFIXES[kind]}"
+        path = folder / f"{name}{SUFFIXES[kind]}"
         try:
             (difference,) = export_model(model, architecture, kind, path)
         except ExportError as error:
@@ -110,7 +131,7 @@ def export_model(
         >>> architecture = read_architecture("model.safetensors")
         >>> export_model(load_model("model.safetensors"), architecture, "pt2", Path("model.pt2"))
     """
-    inputs, axes = example(architecture)
+    inputs, axes = example(model, architecture)
     with _appearing(path) as partial:
         _write(model, architecture, kind, partial, inputs, axes)
         if not verify:
@@ -124,21 +145,24 @@ def export_model(
         return require_agreement(model, again, fresh_inputs(inputs, axes), names=_OUTPUTS)
 
 
-def example(architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
+def example(model: nn.Module, architecture: Architecture) -> tuple[dict[str, Tensor], Axes]:
     """Random inputs by name for a model of this architecture, two samples of each, and their changeable axes.
 
-    A model's class may bring its own, as ``example_inputs(input_shape)`` and ``axes``; otherwise it reads images.
+    A model's class may bring its own: ``axes``, and a method ``example_inputs``, which may take the input's shape.
+    Otherwise it reads images.
     """
-    model, shape = architecture.maker, architecture.input_shape
-    make = getattr(model, "example_inputs", None)
+    make, shape = getattr(model, "example_inputs", None), architecture.input_shape
     if make is None and shape is None:
         raise ExportError(
-            f"nothing says what {architecture.config.name} reads: let its class have example_inputs(input_shape), "
-            "which returns inputs by name, or the data set's facts an input_shape"
+            f"nothing says what {architecture.config.name} reads: let its class have a method example_inputs, which "
+            "returns inputs by name, or the data set's facts an input_shape"
         )
     with torch.random.fork_rng(devices=[]):
-        inputs = make(shape) if make else {"images": torch.randn(2, *(shape or ()))}
-    return inputs, getattr(model, "axes", batch_axes(inputs))
+        if make is None:
+            inputs = {"images": torch.randn(2, *(shape or ()))}
+        else:
+            inputs = make(shape) if signature(make).parameters else make()
+    return inputs, getattr(type(model), "axes", batch_axes(inputs))
 
 
 def _write(

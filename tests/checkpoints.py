@@ -31,7 +31,7 @@ STATE = {"optimizer": [{"exp_avg": torch.ones(3)}], "position": 7}
 
 def stage(folder: RunFolder, fill: float = 1.0) -> Path:
     """A checkpoint that is complete, and not in its place."""
-    return _stage(folder, small_model(fill), ANY, STATE, manifest(3))
+    return _stage(folder, {"model": (small_model(fill), ANY)}, STATE, manifest(3))
 
 
 def manifest(step: int, accuracy: float | None = None) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def keeper(folder: RunFolder, keep: int = 2, ranking: Ranking = BY_ACCURACY) -> 
 
 def save(folder: RunFolder, tmp_path: Path, fill: float = 1.0) -> Path:
     checkpoints = keeper(folder)
-    checkpoints.save(small_model(fill), ANY, STATE, manifest(3))
+    checkpoints.save({"model": (small_model(fill), ANY)}, STATE, manifest(3))
     checkpoints.wait()
     return tmp_path / "run" / NAME
 

@@ -41,7 +41,7 @@ train_step = Trainer.train_step
 
 
 def fail_on_rank_1(self, micro_batches):
-    if self.step == 5 and self.worker.rank == 1:
+    if self.run.step == 6 and self.run.worker.rank == 1:
         raise ArithmeticError("the user's own mistake")
     train_step(self, micro_batches)
 

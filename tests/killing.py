@@ -34,10 +34,12 @@ def tell_steps() -> None:
 
     def step_told(run: Any, micro_batches: Any) -> None:
         train_step(run, micro_batches)
-        if run.worker.rank == 0:
+        if run.run.worker.rank == 0:
             if not hasattr(run, "told"):
-                run.told = os.open(run.folder.file(STEP_FILE), os.O_WRONLY | os.O_CREAT)
-            os.pwrite(run.told, b"%8d" % run.step, 0)
+                run.told = os.open(
+                    RunFolder(run.config.storage, run.config.name).file(STEP_FILE), os.O_WRONLY | os.O_CREAT
+                )
+            os.pwrite(run.told, b"%8d" % run.run.step, 0)
 
     Trainer.train_step = step_told  # type: ignore[method-assign]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
+from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT
 from raytorch.runs.plan import plan_run
 from raytorch.runs.storage import RunFolder
 
@@ -16,7 +17,8 @@ def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
     path.mkdir(parents=True)
     for name in files:
         (path / name).write_bytes(b"abc")
-    (path / "checkpoint.json").write_text(json.dumps({"format": 2, "step": step, "files": files}), encoding="utf-8")
+    manifest = {"format": CHECKPOINT_FORMAT, "step": step, "files": files}
+    (path / "checkpoint.json").write_text(json.dumps(manifest), encoding="utf-8")
     return path
 
 

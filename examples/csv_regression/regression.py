@@ -56,10 +56,9 @@ class Net(nn.Module):
             hidden = hidden + block(hidden)
         return self.last(hidden).squeeze(1)
 
-    @staticmethod
-    def example_inputs(input_shape: Any) -> dict[str, Tensor]:
+    def example_inputs(self) -> dict[str, Tensor]:
         """What it is exported with."""
-        return {"rows": torch.randn(2, 5)}
+        return {"rows": torch.randn(2, self.first.in_features)}
 
 
 def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

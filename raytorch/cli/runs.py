@@ -59,6 +59,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write; by default RUN and the format's suffix.")] = None,
     verify: Annotated[bool, typer.Option(help="Compare the file's outputs with the model's.")] = True,
     code: Annotated[Path, typer.Option(help="File or folder that has the code of a model of your own.")] = Path(),
+    model: Annotated[str | None, typer.Option(help="Which model, of a loop that has several.")] = None,
     storage: Storage = "runs",
 ) -> None:
     """Export the model in a run's latest checkpoint."""
@@ -68,7 +69,7 @@ def export(
     from raytorch.export import SUFFIXES, export_run  # torch takes seconds, a run that is not there should not
 
     path = out or Path(f"{folder.name}{SUFFIXES[kind]}")
-    differences = export_run(folder, kind, path, verify=verify, code=code)
+    differences = export_run(folder, kind, path, verify=verify, code=code, model=model)
     say(output, path)
     for difference in differences:
         say(output, f"verified  {difference}")

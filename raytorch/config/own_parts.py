@@ -106,6 +106,10 @@ class OwnLoss(OwnPart):
     """A loss: a function of a model and a batch; see :mod:`raytorch.models.objectives`."""
 
 
+class OwnLoop(OwnPart):
+    """A loop: a function of a :class:`~raytorch.training.run.Run`, in place of raytorch's."""
+
+
 def own_or_shipped(part: Any) -> str:
     """The tag of a part, by its name: ``own`` for a reference to a file, else ``shipped``."""
     name = part.get("name") if isinstance(part, dict) else getattr(part, "name", None)

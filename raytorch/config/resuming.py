@@ -29,6 +29,8 @@ RULES: dict[str, Rule] = {
     "data.root": Rule(OnResume.APPLIED, "the same files in another place"),
     "data.download": Rule(OnResume.APPLIED),
     "model": Rule(OnResume.REFUSED, "the weights are of the model that was trained"),
+    "loop": Rule(OnResume.APPLIED, "its arguments; another loop is other code"),
+    "loop.name": Rule(OnResume.REFUSED, "what it has saved is of that loop"),
     "loss": Rule(OnResume.APPLIED, "losses and accuracies before and after are of different measures"),
     "metrics": Rule(OnResume.APPLIED, "from the next evaluation on"),
     "optimizer": Rule(OnResume.APPLIED, "from the next step on; a momentum that was off begins at zero"),

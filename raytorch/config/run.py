@@ -5,7 +5,7 @@ Example:
     128
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -13,6 +13,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -23,7 +25,7 @@ from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
 from raytorch.config.models import MODELS, MlpModel, ModelPart
 from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, LossPart, Optimizer, Schedule
-from raytorch.config.own_parts import OwnPart
+from raytorch.config.own_parts import OwnLoop, OwnPart
 from raytorch.config.own_section import OwnSection
 from raytorch.config.section import ConflictError, Section, name_alone
 from raytorch.system.near_names import did_you_mean
@@ -57,6 +59,10 @@ RunName = Annotated[
 ]
 
 
+REPLACED_BY_LOOP = ("data", "model", "loss", "optimizer", "schedule", "accumulate", "ema", "clip_norm")
+"""Keys of a run that a loop of the user's own decides."""
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -70,6 +76,9 @@ class RunConfig(Section):
     """Model."""
     loss: Annotated[LossPart, BeforeValidator(name_alone)] = Loss()
     """Loss."""
+    loop: Annotated[OwnLoop | None, BeforeValidator(name_alone)] = None
+    """A loop of your own, ``FILE.py:NAME``, in place of ``data``, ``model``, ``loss``, ``optimizer``, ``schedule`` and
+    what goes with them; ``metrics`` names what it evaluates."""
     metrics: list[Annotated[MetricPart, BeforeValidator(name_alone, json_schema_input_type=str | MetricPart)]] = []
     """Metrics on the test split beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
     that the model brings, which is the accuracy for those that ship."""
@@ -127,7 +136,7 @@ class RunConfig(Section):
     @property
     def references(self) -> list[str]:
         """Names of the parts that are the user's own: ``FILE.py:NAME``."""
-        parts = (self.data, self.model, self.loss, *self.metrics)
+        parts = (self.loop,) if self.loop else (self.data, self.model, self.loss, *self.metrics)
         return [part.name for part in parts if isinstance(part, OwnPart)]
 
     @property
@@ -135,6 +144,8 @@ class RunConfig(Section):
         """The metrics of the run: those that it lists, or all that its model brings, of which an own one has none for
         own data.
         """
+        if self.loop:
+            return self.metrics
         is_own = isinstance(self.data, OwnPart | OwnSection) and isinstance(self.model, OwnPart | OwnSection)
         return self.metrics or [Metric(name=name) for name in (() if is_own else self.model.metrics)]
 
@@ -169,11 +180,30 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "RunConfig":
-        if self.epochs is None and self.steps is None:
+        if self.epochs is None and self.steps is None and not self.loop:
             raise ConflictError("give epochs or steps", "epochs", "steps")
         if self.epochs is not None and self.steps is not None:
             raise ConflictError("give either epochs or steps, not both", "epochs", "steps")
         return self
+
+    @model_validator(mode="after")
+    def _loop_takes_the_place_of_others(self) -> "RunConfig":
+        if self.loop is None:
+            return self
+        for key in REPLACED_BY_LOOP:
+            if key in self.model_fields_set and getattr(self, key) != RunConfig.model_fields[key].default:
+                raise ConflictError(f"{key} is for raytorch's loop; {self.loop.name} decides it, leave it out", key)
+        for metric in self.metrics:
+            if ":" in metric.name:
+                raise ConflictError(
+                    f"with a loop, metrics are the names that it gives run.evaluated, not {metric.name}", "metrics"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_loop_decides(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = REPLACED_BY_LOOP if self.loop else ("loop",)
+        return {key: value for key, value in dump(self).items() if key not in left_out}
 
     @model_validator(mode="after")
     def _batch_feeds_every_worker(self) -> "RunConfig":
@@ -207,7 +237,7 @@ class RunConfig(Section):
 
         None for epochs of a data set of the user's own, whose length is known when it is read.
         """
-        if self.steps or not isinstance(self.data, ImageData):
+        if self.steps or self.loop or not isinstance(self.data, ImageData):
             return self.steps
         samples = min(self.data.train_samples or self.data.train_size, self.data.train_size)
         return (self.epochs or 0) * steps_per_epoch(samples, self.batch_size)
@@ -249,7 +279,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _metrics_fit_model(self) -> "RunConfig":
-        for metric in self.metrics:
+        for metric in () if self.loop else self.metrics:
             if ":" not in metric.name and metric.name not in self.model.metrics:
                 there = ", ".join(self.model.metrics)
                 raise ConflictError(

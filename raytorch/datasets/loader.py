@@ -37,6 +37,8 @@ class TrainLoader:
     """Endless epochs of a shuffled data set, every sample once in each, whatever the number of ranks.
 
     Attributes:
+        samples: samples of the data set.
+        batch_size: samples per optimizer step over all ranks.
         steps_per_epoch: optimizer steps in an epoch; the last has a smaller batch, or one of up to a quarter more.
         epoch: the current epoch, from 0.
         position: samples of the epoch that all ranks have been given, including those of the current step.
@@ -60,12 +62,13 @@ class TrainLoader:
         if augment.flip and not getattr(dataset, "mirrors", True):
             raise ConfigError("data.augment.flip: must be false, as these inputs read differently when mirrored")
         self._dataset = dataset
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._micro_batches = micro_batches
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
         self._augment = augment
+        self.samples = len(dataset)
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self.epoch = -1
         self.next_epoch()
@@ -117,8 +120,8 @@ class TrainLoader:
         """Where each of the remaining global batches begins and ends."""
         start = self.position
         while start < len(self._dataset):
-            is_last = start // self._batch_size >= self.steps_per_epoch - 1
-            stop = len(self._dataset) if is_last else start + self._batch_size
+            is_last = start // self.batch_size >= self.steps_per_epoch - 1
+            stop = len(self._dataset) if is_last else start + self.batch_size
             yield start, stop
             start = stop
 

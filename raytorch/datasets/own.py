@@ -9,16 +9,18 @@ sample's own.
 import inspect
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from raytorch.config import OwnData, RunConfig
+from raytorch.config import Data, OwnData, RunConfig, StoredData
 from raytorch.config.own_calls import own_call
 from raytorch.datasets.in_memory import load_dataset
 from raytorch.datasets.requests import Request, Split
@@ -78,6 +80,22 @@ def load_split(config: RunConfig, split: Literal["train", "test"], device: torch
         return load_dataset(data, split, device)
     made = own_call("data", data, config.code, positional=1)(split)
     return OwnDataset(made, device, seed=config.seed, readers=data.readers)
+
+
+def shipped_split(part: str | Mapping[str, Any], split: Literal["train", "test"], device: torch.device) -> Split:
+    """The split of a shipped data set, by its name or section. Raises ConfigError, and DataError as load_split does."""
+    section = {"name": part} if isinstance(part, str) else dict(part)
+    try:
+        data = TypeAdapter(Data).validate_python(section)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"][1:]))
+        raise ConfigError(
+            f"data{where and '.'}{where}: {first['msg']}; of a data set of your own give an instance"
+        ) from None
+    if isinstance(data, StoredData) and not Path(data.root).expanduser().is_absolute():
+        raise ConfigError(f"data.root: {data.root} must be given in full, as a worker may run in any folder")
+    return load_dataset(data, split, device)
 
 
 class _Batches(Dataset[Any]):

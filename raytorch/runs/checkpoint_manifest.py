@@ -1,22 +1,47 @@
 """The checkpoints in a run's folder: their names, what they list, and which are complete."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from raytorch.errors import CheckpointError, RecordError, RunNotFoundError
 from raytorch.runs.records import CheckpointManifest, read_record
 from raytorch.runs.storage import RunFolder
 
+THE_MODEL = "model"
+"""Name of the model of a run that has one."""
 MODEL_FILE = "model.safetensors"
-"""The file of a checkpoint that has the model's weights and architecture."""
+"""The file of a checkpoint that has its weights and architecture."""
+MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+"""Every name that a model of a loop can have."""
 CHECKPOINT_PREFIX = "checkpoint_"
 CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}([0-9]{{8}}|[1-9][0-9]{{8,11}})")
 """Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""
-CHECKPOINT_FORMAT = 2
-"""1 had a pickle of tensors, ``state.pt``."""
+CHECKPOINT_FORMAT = 3
+"""1 had a pickle of tensors, ``state.pt``; 2 the state of the shipped loop alone."""
 RESUME_FROM_ANOTHER = "delete that checkpoint to resume from the one before it"
+
+
+def model_file(name: str) -> str:
+    """The file of a checkpoint that has the model of that name."""
+    return MODEL_FILE if name == THE_MODEL else f"model-{name}.safetensors"
+
+
+def model_names(files: Collection[str]) -> list[str]:
+    """The names of the models that are among a checkpoint's files.
+
+    Example:
+        >>> model_names(["model-critic.safetensors", "model.safetensors", "state.json"])
+        ['critic', 'model']
+    """
+    found = [
+        THE_MODEL if file == MODEL_FILE else file.removeprefix("model-").removesuffix(".safetensors") for file in files
+    ]
+    return sorted(
+        name for name, file in zip(found, files, strict=True) if MODEL_NAME.fullmatch(name) and model_file(name) == file
+    )
 
 
 def latest_checkpoint(folder: RunFolder) -> str | None:

@@ -23,8 +23,9 @@ LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
 LONGEST_GAP = 2**24
 """Bytes of a line that is too long, at most, before the rest of the file is given up."""
-_NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "loss")}
-"""Keys that a line of each split has to have."""
+_SPLITS = ("train", "test")
+_NEEDED = ("step", "epoch")
+"""Keys that each line has to have."""
 _PLACE = ("step", "epoch", "split", "time")
 
 EVENTS_FLUSH_S = 30.0
@@ -178,9 +179,9 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     split = values.pop("split", None) if isinstance(values, dict) else None
-    if not isinstance(split, str) or split not in _NEEDED:
+    if not isinstance(split, str) or split not in _SPLITS:
         return None
-    needed = all(_is_number(values.get(key)) for key in _NEEDED[split])
+    needed = all(_is_number(values.get(key)) for key in _NEEDED)
     numbers = all(value is None or _is_number(value) for value in values.values())
     return {**values, "split": split} if needed and numbers and type(values["step"]) is int else None
 

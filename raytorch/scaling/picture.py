@@ -47,7 +47,7 @@ def _draw_rates(axes: Any, sizes: list[dict[str, Any]]) -> None:
 def _draw_shares(axes: Any, sizes: list[dict[str, Any]]) -> None:
     places, below = range(len(sizes)), [0.0] * len(sizes)
     for share, color in SHARES.items():
-        heights = [100 * size["shares"][share] for size in sizes]
+        heights = [100 * (size["shares"][share] or 0.0) for size in sizes]
         axes.bar(places, heights, bottom=below, width=0.6, color=color, label=share)
         below = [low + height for low, height in zip(below, heights, strict=True)]
     axes.set_title("share of time, %", fontsize=10)

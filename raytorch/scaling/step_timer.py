@@ -24,8 +24,9 @@ class StepTotals(NamedTuple):
     """From the request of the first batch to the end of the last step, without what lies between two epochs."""
     data: float
     """Seconds of them until a batch was there."""
-    communication: float
-    """Seconds of them from this worker's last gradient until it had the average over all workers."""
+    communication: float | None
+    """Seconds of them from this worker's last gradient until it had the average over all workers; None if no backward
+    pass was timed."""
 
 
 @dataclass
@@ -52,11 +53,14 @@ class StepTimer:
     same, but are private, and sampled.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        """``model`` is what DDP holds, or its parameters' owner; ``device`` the one that it trains on."""
+    def __init__(self, device: torch.device) -> None:
+        """``device`` is the one that the worker trains on."""
         self._on_gpu = device.type == "cuda"
         self._last_gradient = self._now()
         self._steps: list[_Step] = []
+
+    def watch(self, model: nn.Module) -> None:
+        """Time the gradients of a model: what DDP holds, or its parameters' owner."""
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # Runs before DDP's own hook, which starts the averaging and ends the pass with waiting for it.
@@ -82,12 +86,13 @@ class StepTimer:
         if self._on_gpu:
             torch.cuda.synchronize()
         steps = [step for step in self._steps[warmup:] if step.ended is not None]
+        waits = [wait for step in steps for wait in step.waits]
         return StepTotals(
             steps=len(steps),
             samples=sum(step.samples for step in steps),
             seconds=sum(_seconds(step.begun, step.ended) for step in steps if step.ended is not None),
             data=sum(_seconds(step.begun, step.ready) for step in steps),
-            communication=sum(_seconds(*wait) for step in steps for wait in step.waits),
+            communication=sum(_seconds(*wait) for wait in waits) if waits or not steps else None,
         )
 
     def _gradient_is_there(self, _: Tensor) -> None:

@@ -135,7 +135,8 @@ def measured(config: RunConfig, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Result of a timed run: seconds per step, samples per second over all workers, and the shares of time.
 
     Workers wait for each other in every step, so that all of them take the same time; the shares are means over them,
-    and sum to 1.
+    and sum to 1. What communication takes is None, and among computing, of a loop whose backward pass is not
+    ``run.backward``.
 
     Raises:
         TrainingError: The run has timed no step.
@@ -147,14 +148,16 @@ def measured(config: RunConfig, summary: Mapping[str, Any]) -> dict[str, Any]:
         raise TrainingError(
             f"{summary['path']} ended before a step was timed; lower warmup", remedies=[Remedy("warmup")]
         )
-    shares = {kind: sum(rank[kind] for rank in ranks) / seconds for kind in ("communication", "data")}
+    shares: dict[str, float | None] = {"data": sum(rank["data"] for rank in ranks) / seconds}
+    waits = [rank["communication"] for rank in ranks]
+    shares["communication"] = None if None in waits else sum(waits) / seconds
     return {
         "workers": len(ranks),
         "batch_size": config.batch_size,
         "steps": times["steps"],
         "step_s": seconds / len(ranks) / times["steps"],
         "samples_per_s": sum(rank["samples"] for rank in ranks) / (seconds / len(ranks)),
-        "shares": {"compute": 1 - sum(shares.values()), **shares},
+        "shares": {"compute": 1 - sum(share or 0.0 for share in shares.values()), **shares},
         "ranks": ranks,
         "path": summary["path"],
     }

@@ -37,6 +37,6 @@ def results_table(results: Mapping[str, Any]) -> Table:
             f"{size['speedup']:.2f}",
             f"{size['efficiency']:.0%}",
             f"{1000 * size['step_s']:.3g}",
-            *(f"{size['shares'][share]:.1%}" for share in SHARES),
+            *("-" if size["shares"][share] is None else f"{size['shares'][share]:.1%}" for share in SHARES),
         )
     return drawn

@@ -1,7 +1,8 @@
 """Nested state in two files that can run no code: its structure as JSON, its tensors as safetensors.
 
-In the JSON a tensor is ``{"$tensor": "3"}``, by its name in the safetensors file. Everything else is what JSON has:
-dictionaries with text as keys, lists, numbers, text, true, false and null. Numbers come back to the last bit.
+In the JSON a tensor is ``{"$tensor": "3"}``, by its name in the safetensors file, and a dictionary with numbers as keys
+``{"$items": [[1, "one"]]}``. Everything else is what JSON has: dictionaries with text as keys, lists, numbers, text,
+true, false and null. Numbers come back to the last bit, and tuples as lists.
 """
 
 import json
@@ -21,6 +22,7 @@ LARGEST_STRUCTURE = 16 * 2**20
 """Bytes of the JSON at most: room for the optimizer of some 100,000 parameters."""
 
 _TENSOR = "$tensor"
+_ITEMS = "$items"
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
@@ -29,23 +31,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
     Raises ModelFileError: there is more than could be read again; nothing is written then.
     """
     tensors: dict[str, Tensor] = {}
-
-    def packed(value: Any) -> Any:
-        match value:
-            case Tensor():
-                name = str(len(tensors))
-                tensors[name] = value
-                return {_TENSOR: name}
-            case dict() if not value.keys() & {_TENSOR} and all(isinstance(key, str) for key in value):
-                return {key: packed(part) for key, part in value.items()}
-            case dict():
-                raise TypeError(f"keys {[*value]!r:.99}; JSON takes text, and {_TENSOR} stands for a tensor")
-            case list():
-                return [packed(part) for part in value]
-            case _:
-                return value
-
-    text = json.dumps(packed(state))  # ASCII: a byte for each character
+    text = json.dumps(_packed(state, tensors))  # ASCII: a byte for each character
     if len(text) > LARGEST_STRUCTURE:
         raise ModelFileError(
             f"{folder / STRUCTURE_FILE} would have {len(text):,} bytes, and at most {LARGEST_STRUCTURE:,} can be read "
@@ -53,6 +39,31 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
         )
     save_tensors(tensors, folder / TENSORS_FILE)
     (folder / STRUCTURE_FILE).write_text(text, encoding="utf-8")
+
+
+def require_savable(state: Any) -> None:
+    """Raise TypeError for what :func:`save_state` cannot write."""
+    json.dumps(_packed(state, {}))
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    match value:
+        case Tensor():
+            name = str(len(tensors))
+            tensors[name] = value
+            return {_TENSOR: name}
+        case dict() if not value.keys() & {_TENSOR, _ITEMS} and all(isinstance(key, str) for key in value):
+            return {key: _packed(part, tensors) for key, part in value.items()}
+        case dict() if all(type(key) is int for key in value):
+            return {_ITEMS: [[key, _packed(part, tensors)] for key, part in value.items()]}
+        case dict():
+            raise TypeError(f"keys {[*value]!r:.99}; they must be text, or whole numbers, and {_TENSOR} is a tensor's")
+        case list() | tuple():
+            return [_packed(part, tensors) for part in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            raise TypeError(f"a {type(value).__name__}; what is saved is of tensors, numbers, text, lists and mappings")
 
 
 def load_saved_state(folder: Path) -> dict[str, Any]:
@@ -66,13 +77,17 @@ def load_saved_state(folder: Path) -> dict[str, Any]:
     tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / TENSORS_FILE).items()}
 
     def unpacked(value: Any) -> Any:
+        if isinstance(value, dict) and _TENSOR in value:
+            return tensors.pop(value[_TENSOR])
+        if isinstance(value, dict) and _ITEMS in value:
+            return {int(key): unpacked(it) for key, it in value[_ITEMS]}
         if isinstance(value, dict):
-            return tensors.pop(value[_TENSOR]) if _TENSOR in value else {key: unpacked(it) for key, it in value.items()}
+            return {key: unpacked(it) for key, it in value.items()}
         return [unpacked(it) for it in value] if isinstance(value, list) else value
 
     try:
         state = unpacked(structure)
-    except (KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise _damaged(
             path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or is nested too deep"
         ) from None

@@ -45,10 +45,11 @@ class Result:
     code: CodeSnapshot | None = field(default=None, repr=False, compare=False)
     """The user's own code that a run of this process was trained by."""
 
-    def model(self, *, code: str | Path | None = None) -> Any:
+    def model(self, name: str | None = None, *, code: str | Path | None = None) -> Any:
         """Load the model of the run's latest checkpoint, on the CPU and in evaluation mode, as an ``nn.Module``.
 
         Args:
+            name: Which model, of a loop that has several; see :meth:`raytorch.Run.model`.
             code: Of a model of your own the file or folder that has its code; by default the current folder.
 
         Raises:
@@ -58,10 +59,16 @@ class Result:
         from raytorch.export import load_run
 
         with _own_errors():
-            return load_run(self._folder, code or self.code or Path())[0].eval()
+            return load_run(self._folder, code or self.code or Path(), name)[0].eval()
 
     def export(
-        self, kind: ExportFormat, path: str | Path, *, verify: bool = True, code: str | Path | None = None
+        self,
+        kind: ExportFormat,
+        path: str | Path,
+        *,
+        verify: bool = True,
+        code: str | Path | None = None,
+        model: str | None = None,
     ) -> list[Any]:
         """Export the model of the run's latest checkpoint; see :func:`raytorch.export.export_model`.
 
@@ -70,6 +77,7 @@ class Result:
             path: The file to write.
             verify: Whether the file is read again, and what it computes compared with the model.
             code: As for :meth:`model`.
+            model: Which model, of a loop that has several.
 
         Returns:
             How far each output is off, as a :class:`~raytorch.serialization.comparison.Difference`.
@@ -84,7 +92,8 @@ class Result:
         if kind not in SUFFIXES:
             raise UserError(f"a format is one of {', '.join(SUFFIXES)}, not {kind!r}")
         with _own_errors():
-            return export_run(self._folder, kind, Path(path), verify=verify, code=code or self.code or Path())
+            place = Path(path)
+            return export_run(self._folder, kind, place, verify=verify, code=code or self.code or Path(), model=model)
 
     def history(self) -> list[dict[str, Any]]:
         """Read the lines of the run's ``metrics.jsonl``, oldest first: ``step``, ``epoch``, ``split``, ``loss``, ..."""

@@ -2,9 +2,10 @@
 
 A checkpoint is a folder ``checkpoint_<step>`` of the run with
 
-- ``model.safetensors``: the model's weights and buffers, and what it was built from,
-- ``state.json`` and ``state.safetensors``: optimizer, loader and random-number generators (see
-  :mod:`raytorch.serialization.nested_state`),
+- ``model.safetensors``: the model's weights and buffers, and what it was built from; of a loop with several models
+  ``model-<name>.safetensors`` for each,
+- ``state.json`` and ``state.safetensors``: what else the loop keeps, its place in the data and random-number generators
+  (see :mod:`raytorch.serialization.nested_state`),
 - ``checkpoint.json``: step, epoch, metrics, configuration, versions, and the size of each file; written last.
 
 Nothing in it can run code. It is made beside its place and moved there whole, so a process that is killed while it
@@ -16,7 +17,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +32,17 @@ from raytorch.config import Ranking
 from raytorch.errors import CheckpointError, ModelFileError, Remedy, RunNotFoundError, StorageError
 from raytorch.models.networks import Architecture
 from raytorch.runs import checkpoint_manifest
-from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT, CHECKPOINT_MANIFEST, MODEL_FILE, RESUME_FROM_ANOTHER
+from raytorch.runs.checkpoint_manifest import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_MANIFEST,
+    RESUME_FROM_ANOTHER,
+    THE_MODEL,
+    model_file,
+    model_names,
+)
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.storage import RunFolder
-from raytorch.serialization import load_tensors, save_model
+from raytorch.serialization import load_tensors, save_model, save_tensors
 from raytorch.serialization.nested_state import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
 from raytorch.system.safe_text import without_secrets
 from raytorch.system.temporary_folders import make_temporary
@@ -43,6 +51,10 @@ STAGING = ".saving-"
 
 _STAGED = re.compile(rf"{re.escape(STAGING)}[0-9a-f]{{32}}")
 logger = logging.getLogger("raytorch")
+
+
+Models = Mapping[str, tuple[nn.Module, Architecture | None]]
+"""By name a model, and what it was built from."""
 
 
 class Checkpoints:
@@ -87,23 +99,20 @@ class Checkpoints:
         self._prune()
         return max(self._kept, key=checkpoint_manifest.checkpoint_step, default=None)
 
-    def save(
-        self, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
-    ) -> None:
+    def save(self, models: Models, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Save a checkpoint: into a local folder at once, to an object store while training goes on.
 
         One that is still on its way there is waited for first. Raises StorageError, and ModelFileError for more than
         could be read again.
 
         Args:
-            model: The bare model, not its DDP wrapper.
-            architecture: What it was built from.
+            models: The bare models by name, not their DDP wrappers, each with what it was built from if that is known.
             state: Nested dictionaries and lists of tensors and of what JSON has.
             manifest: ``step``, ``metrics``, whether they are those of this very model (``evaluated``), and whatever
                 else a reader should know; JSON types only.
         """
         self.wait()
-        staged = _stage(self._folder, model, architecture, state, manifest)
+        staged = _stage(self._folder, models, state, manifest)
         if self._folder.is_local:
             self._publish(staged, manifest)
         else:
@@ -155,8 +164,9 @@ def open_checkpoint(folder: RunFolder, name: str) -> Iterator["SavedState"]:
     except RunNotFoundError:
         raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
     checkpoint_manifest.require_format(manifest, place)
-    files = (MODEL_FILE, STRUCTURE_FILE, TENSORS_FILE)
-    with _explaining_misfit(place), folder.local_copy(name, files) as path:
+    models = model_names(manifest.files)
+    files = (*map(model_file, models), STRUCTURE_FILE, TENSORS_FILE)
+    with explaining_misfit(place), folder.local_copy(name, files) as path:
         yield SavedState(path, manifest)
 
 
@@ -166,10 +176,16 @@ class SavedState:
     def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
         self._folder, self.manifest = folder, manifest
 
-    def model(self, device: torch.device) -> dict[str, Tensor]:
-        """The model's state dict on ``device``."""
-        with self._checked(MODEL_FILE):
-            return load_tensors(self._folder / MODEL_FILE, device)
+    @property
+    def models(self) -> list[str]:
+        """The names of the models that it has."""
+        return model_names(self.manifest.files)
+
+    def model(self, device: torch.device, name: str = THE_MODEL) -> dict[str, Tensor]:
+        """A model's state dict on ``device``."""
+        file = model_file(name)
+        with self._checked(file):
+            return load_tensors(self._folder / file, device)
 
     def state(self) -> dict[str, Any]:
         """The ``state`` that was given when it was saved, on the CPU."""
@@ -193,7 +209,8 @@ class SavedState:
 
 
 @contextmanager
-def _explaining_misfit(path: str) -> Iterator[None]:
+def explaining_misfit(path: str) -> Iterator[None]:
+    """Raise as CheckpointError that the checkpoint at ``path`` cannot be put to use in the block."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -206,13 +223,15 @@ def _explaining_misfit(path: str) -> Iterator[None]:
         ) from error
 
 
-def _stage(
-    folder: RunFolder, model: nn.Module, architecture: Architecture, state: dict[str, Any], manifest: dict[str, Any]
-) -> Path:
+def _stage(folder: RunFolder, models: Models, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
     """Write a checkpoint's files into a new folder, beside their place where the storage is local."""
     staged = Path(folder.make(f"{STAGING}{uuid4().hex}")) if folder.is_local else make_temporary()
     with _telling_faults(folder, staged):
-        save_model(model, staged / MODEL_FILE, architecture)
+        for name, (model, architecture) in models.items():
+            if architecture is None:
+                save_tensors(model.state_dict(), staged / model_file(name))
+            else:
+                save_model(model, staged / model_file(name), architecture)
         save_state(state, staged)
         sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
         text = without_secrets(json.dumps({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2))

@@ -121,6 +121,6 @@ def _build_trainer(job: WorkerJob, work: WorkerFunction) -> Any:
 
 
 def _train_on_worker(job: WorkerJob) -> None:
-    from raytorch.training.loop import train_on_worker  # torch is imported here, on the worker
+    from raytorch.training.worker import train_on_worker  # torch is imported here, on the worker
 
     train_on_worker(job)

@@ -85,6 +85,11 @@ class Patience:
         self._waited = 0
 
     @property
+    def label(self) -> str | None:
+        """The metric that has to get better; None in a run that is not to stop early."""
+        return self._ranking.label if self._config else None
+
+    @property
     def is_over(self) -> bool:
         """True if the run is to end."""
         return self._config is not None and self._waited >= self._config.patience

@@ -73,9 +73,14 @@ def train_and_record(job: WorkerJob) -> None:
 
     A group of one takes its time, so that there is some to add a node, and saves only when it is asked to.
     """
-    from raytorch.training import loop
+    from raytorch.training import loop, progress, worker
     from raytorch.training.stopping import DriverRequest
 
+    def save_is_due(self: Any) -> bool:
+        asked: bool = self.request is DriverRequest.SAVE
+        return asked if self.worker.world_size == 1 else is_due(self)
+
+    is_due = progress.RunProgress._save_is_due
     load, train_step = loop.load_split, loop.Trainer.train_step
     given: list[int] = []
 
@@ -86,11 +91,10 @@ def train_and_record(job: WorkerJob) -> None:
             dataset.targets = lambda index: (given.extend(index.tolist()), targets(index))[1]
         return dataset
 
-    def step_recorded(run: Any, micro_batches: Any) -> None:
-        train_step(run, micro_batches)
+    def step_recorded(trainer: Any, micro_batches: Any) -> None:
+        train_step(trainer, micro_batches)
+        run = trainer.run
         alone = run.worker.world_size == 1
-        if alone:
-            run.save_is_due = lambda: run.request is DriverRequest.SAVE
         time.sleep(0.2 if alone else 0.02)
         line = {
             "group": os.environ["MASTER_PORT"],
@@ -98,16 +102,17 @@ def train_and_record(job: WorkerJob) -> None:
             "rank": run.worker.rank,
             "workers": run.worker.world_size,
             "step": run.step,
-            "epoch": run.loader.epoch,
+            "epoch": trainer.batches.loader.epoch,
             "samples": given[:],
         }
         given.clear()
-        with Path(run.folder.file(f"given-{os.getpid()}.jsonl")).open("a", encoding="utf-8") as file:
+        with Path(job.plan.folder.file(f"given-{os.getpid()}.jsonl")).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     loop.load_split = load_recording
+    progress.RunProgress._save_is_due = save_is_due  # type: ignore[method-assign]
     loop.Trainer.train_step = step_recorded  # type: ignore[method-assign]
-    loop.train_on_worker(job)
+    worker.train_on_worker(job)
 
 
 class Trajectory:

@@ -32,10 +32,10 @@ ENDLESS = ["--set", "epochs=100000", "--set", "scaling.workers=1"]
 
 def train_and_tell_steps(job: WorkerJob) -> None:
     """Train, and write down each step."""
-    from raytorch.training import loop
+    from raytorch.training.worker import train_on_worker
 
     killing.tell_steps()
-    loop.train_on_worker(job)
+    train_on_worker(job)
 
 
 @pytest.mark.timeout(600 + 180 * KILLS)

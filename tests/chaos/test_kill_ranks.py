@@ -37,21 +37,22 @@ def take_part(config: RunConfig, rank: int, meeting: str) -> None:
     from raytorch.distributed import Worker
     from raytorch.runs.metrics import log_to_file
     from raytorch.runs.storage import LiveFiles, RunFolder
-    from raytorch.training import loop
+    from raytorch.training import parts, progress
+    from raytorch.training import worker as training
 
     ray.get = lambda answer: answer  # type: ignore[assignment]
-    loop.data_parallel = lambda net: DistributedDataParallel(net, broadcast_buffers=False)
+    parts.data_parallel = lambda net: DistributedDataParallel(net, broadcast_buffers=False)
     tell_steps()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     worker = Worker(rank, 2, torch.device("cpu"))
     log = f"logs/rank-{rank}.log"
     with closing(LiveFiles(RunFolder(config.storage, config.name))) as files, log_to_file(files.extend(log)):
-        part = loop.Trainer(WorkerJob(RunPlan(config), Silent()), worker, files)
+        training.prepare(config, worker)
+        part = progress.RunProgress(WorkerJob(RunPlan(config), Silent()), worker, files)
         try:
-            part.restore()
-            part.run()
+            training.follow_loop(part)
         except Exception:
-            loop.logger.exception("failed, as its peer was killed")
+            progress.logger.exception("failed, as its peer was killed")
             raise SystemExit(1) from None
         finally:
             part.close()
@@ -62,7 +63,7 @@ def train(run: RunPlan, meetings: Path, killer: Killer | None = None) -> int:
     """Train on two ranks and, when one has died, anew; answers how often that was."""
     run.folder.make()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["raytorch.training.loop", "torch.distributed"])
+    context.set_forkserver_preload(["raytorch.training.worker", "torch.distributed"])
     for attempt in range(KILLS + 1 if killer else 1):
         arguments = [(run.config, rank, str(meetings / f"{run.config.name}-{attempt}")) for rank in range(2)]
         ranks = [context.Process(target=take_part, args=each) for each in arguments]

@@ -70,12 +70,12 @@ def test_what_was_saved_comes_back(folder: RunFolder, tmp_path: Path) -> None:
 
 def test_weights_are_saved_contiguous_whatever_their_layout(local: RunFolder, tmp_path: Path) -> None:
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    keeper(local).save(model, ANY, {}, manifest(3))
+    keeper(local).save({"model": (model, ANY)}, {}, manifest(3))
     assert torch.equal(opened(tmp_path / "run" / NAME).model(CPU)["weight"], model.weight)
 
 
 def test_a_local_checkpoint_is_in_place_when_it_has_been_saved_and_can_be_read_by_others(local: RunFolder) -> None:
-    keeper(local).save(small_model(), ANY, STATE, manifest(3))  # and nobody waits for it
+    keeper(local).save({"model": (small_model(), ANY)}, STATE, manifest(3))  # and nobody waits for it
     assert latest_checkpoint(local) == NAME
     assert Path(local.file(NAME)).stat().st_mode == Path(local.path).stat().st_mode
     assert there(local) == [3]
@@ -86,7 +86,7 @@ def test_a_checkpoint_is_told_of_once_it_is_complete(folder: RunFolder) -> None:
     checkpoints = Checkpoints(folder, 2, BY_ACCURACY, lambda: told.append(latest_checkpoint(folder)))
     checkpoints.recover()
     for step in (3, 6):
-        checkpoints.save(small_model(), ANY, STATE, manifest(step))
+        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(step))
         checkpoints.wait()
     assert told == [NAME, "checkpoint_00000006"]
 
@@ -103,10 +103,10 @@ def test_training_goes_on_while_one_checkpoint_is_sent_and_waits_before_it_saves
 
     monkeypatch.setattr(RunFolder, "upload", upload_slowly)
     checkpoints = keeper(remote)
-    checkpoints.save(small_model(), ANY, STATE, manifest(3))  # returns, though nothing may be sent
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(3))  # returns, though nothing may be sent
     assert (sent, latest_checkpoint(remote)) == ([], None)
     Timer(0.1, may_go.set).start()
-    checkpoints.save(small_model(), ANY, STATE, manifest(6))
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(6))
     assert sent[0] == NAME
     checkpoints.wait()
     assert there(remote) == [3, 6]
@@ -118,7 +118,7 @@ def test_the_manifest_is_sent_last(remote: RunFolder, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(RunFolder, "write_text", killed)
     checkpoints = keeper(remote)
-    checkpoints.save(small_model(), ANY, STATE, manifest(3))
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(3))
     with pytest.raises(KeyboardInterrupt):
         checkpoints.wait()
     assert sorted(file.name for file in Path(remote.filesystem.base_path, "run", NAME).iterdir()) == [
@@ -139,7 +139,7 @@ def test_a_full_disk_is_told_and_no_half_of_a_checkpoint_stays_on_it(
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     checkpoints = keeper(folder)
-    checkpoints.save(small_model(), ANY, STATE, manifest(3))
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(3))
     checkpoints.wait()
 
     def full(*_: Any, **__: Any) -> None:
@@ -154,7 +154,7 @@ def test_a_full_disk_is_told_and_no_half_of_a_checkpoint_stays_on_it(
     with pytest.raises(
         StorageError, match=r"run: a checkpoint cannot be written: .*No space left on device; free space"
     ):
-        checkpoints.save(small_model(), ANY, STATE, manifest(6))
+        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(6))
     monkeypatch.undo()
     assert folder.folders() == [NAME]
     assert [*temporary.glob("*/*")] == []
@@ -174,9 +174,9 @@ def test_a_store_that_fails_meanwhile_is_told_by_the_next_checkpoint(
 
     checkpoints = keeper(remote)
     monkeypatch.setattr(RunFolder, "upload", fail)
-    checkpoints.save(small_model(), ANY, STATE, manifest(3))
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(3))
     with pytest.raises(StorageError, match=r"a checkpoint cannot be written: .*it went away"):
-        checkpoints.save(small_model(), ANY, STATE, manifest(6))
+        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(6))
     assert [*temporary.glob("*/*")] == []
 
 
@@ -198,7 +198,7 @@ def test_the_best_are_kept_and_always_the_latest(
 ) -> None:
     checkpoints = keeper(folder, keep, ranking)
     for step, accuracy in enumerate([0.5, 0.6, 0.9, 0.8, 0.7, None], start=1):
-        checkpoints.save(small_model(), ANY, STATE, manifest(step, accuracy))
+        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(step, accuracy))
         checkpoints.wait()
     assert there(folder) == kept
     keeper(folder, keep, ranking)
@@ -212,7 +212,7 @@ def test_among_those_that_were_not_evaluated_the_newest_are_kept_also_over_a_cha
 ) -> None:
     checkpoints = keeper(folder, keep=2)
     for step in (99_999_998, 99_999_999, 100_000_000):
-        checkpoints.save(small_model(), ANY, STATE, manifest(step))
+        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(step))
         checkpoints.wait()
     assert sorted(there(folder)) == [99_999_999, 100_000_000]
     assert latest_checkpoint(folder) == keeper(folder).recover() == "checkpoint_100000000"
@@ -229,7 +229,7 @@ def test_there_are_never_more_than_two_beyond_those_to_keep(folder: RunFolder, m
     monkeypatch.setattr(RunFolder, "delete", count)
     checkpoints = keeper(folder, keep=2)
     for step in range(1, 20):
-        checkpoints.save(small_model(), ANY, STATE, manifest(step, 1 / step if step % 3 == 0 else None))
+        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(step, 1 / step if step % 3 == 0 else None))
     checkpoints.wait()
     assert most == 4
     assert len(there(folder)) <= 3

@@ -137,7 +137,7 @@ def test_what_dump_writes_load_reads(values: dict[str, Any]) -> None:
 
 def test_dump_writes_everything_in_the_order_of_the_schema() -> None:
     text = dump_config(RunConfig(epochs=2))
-    assert list(yaml.safe_load(text)) == list(RunConfig.model_fields)
+    assert list(yaml.safe_load(text)) == [key for key in RunConfig.model_fields if key != "loop"]
     assert "model:\n  name: mlp\n  hidden: [128]\n  dropout: 0.0\n" in text
     assert "optimizer:\n  name: adamw\n  lr: 0.001\n  betas: [0.9, 0.999]\n  eps: 1.0e-08\n" in text
     assert "!" not in text

@@ -62,7 +62,7 @@ def test_an_older_format_is_refused_with_what_to_do(local: RunFolder, tmp_path: 
     with pytest.raises(CheckpointError) as failure:
         opened(path)
     assert str(failure.value) == (
-        f"{path} has format 1, which cannot be resumed; this raytorch reads format 2; resume it with the raytorch that "
+        f"{path} has format 1, which cannot be resumed; this raytorch reads format 3; resume it with the raytorch that "
         f"wrote it, or take its weights alone, with raytorch.serialization.load_model('{path}/model.safetensors')"
     )
 
@@ -138,10 +138,10 @@ def test_a_checkpoint_of_another_run_is_told(local: RunFolder, tmp_path: Path, u
     )
 
 
-@pytest.mark.parametrize("state", [{1: "a"}, {"a": {"$tensor": "b"}}, {"a": {1, 2}}])
+@pytest.mark.parametrize("state", [{1: "a", "b": 2}, {(1, 2): "a"}, {"a": {"$tensor": "b"}}, {"a": {1, 2}}])
 def test_what_json_would_change_is_not_saved(local: RunFolder, state: Any) -> None:
     with pytest.raises(TypeError):
-        keeper(local).save(small_model(), ANY, state, manifest(3))
+        keeper(local).save({"model": (small_model(), ANY)}, state, manifest(3))
 
 
 def test_weights_that_are_damaged_are_named(local: RunFolder, tmp_path: Path) -> None:

@@ -143,7 +143,9 @@ def write_run(config: RunConfig, name: str) -> None:
         "config": plan.config.model_dump(mode="json"),
         "versions": {"torch": "2"},
     }
-    Checkpoints(folder, 2, config.ranking, lambda: None).save(architecture.build(), architecture, state, manifest)
+    Checkpoints(folder, 2, config.ranking, lambda: None).save(
+        {"model": (architecture.build(), architecture)}, state, manifest
+    )
 
 
 def write_sweep(storage: Path, root: Path) -> None:

@@ -173,7 +173,8 @@ def accumulate_over_ddp(worker: Worker) -> None:
 def wait_for_a_slower_rank(worker: Worker) -> None:
     """The faster rank waits in its backward pass; both know how long it took."""
     net = DistributedDataParallel(nn.Linear(8, 8))
-    timer = StepTimer(net, CPU)
+    timer = StepTimer(CPU)
+    timer.watch(net)
     batch = [MicroBatch(torch.randn(4, 8), 4, 1.0)]
     for _ in timer.steps([batch] * 3):
         time.sleep(0.2 * worker.rank)

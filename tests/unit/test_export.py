@@ -105,7 +105,7 @@ def inputs(batch: int = 2) -> dict[str, Tensor]:
 
 
 def test_fresh_inputs_have_two_batch_sizes_and_valid_tokens() -> None:
-    given, axes = example(STRIPS)
+    given, axes = example(STRIPS.build(), STRIPS)
     small, large = fresh_inputs(given, axes)
     assert [small["images"].shape, large["images"].shape] == [(1, 1, 28, 56), (5, 1, 28, 56)]
     assert [small["targets"].shape, large["targets"].shape] == [(1, 4), (5, 8)]

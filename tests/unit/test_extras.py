@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
     save_model(architecture.build(), checkpoint / "model.safetensors", architecture)
     size = (checkpoint / "model.safetensors").stat().st_size
     (checkpoint / "checkpoint.json").write_text(
-        f'{{"format": 2, "step": 1, "files": {{"model.safetensors": {size}}}}}', encoding="utf-8"
+        f'{{"format": 3, "step": 1, "files": {{"model.safetensors": {size}}}}}', encoding="utf-8"
     )
     return folder
 

@@ -167,7 +167,7 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
         b'{"step": null, "epoch": 0.2, "split": "train"}',
         b'{"step": 2, "epoch": "0.2", "split": "train"}',
         b'{"step": 2, "epoch": 0.2, "split": "train", "loss": "low"}',
-        b'{"step": 2, "epoch": 0.2, "split": "test", "accuracy": 0.5}',
+        b'{"step": 2, "split": "test", "accuracy": 0.5}',
     ],
 )
 def test_an_odd_line_is_left_out_and_told(tmp_path: Path, line: bytes, caplog: pytest.LogCaptureFixture) -> None:

@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> RunFolder:
     architecture = Architecture(plan.config.model, (1, 2, 2), 2)
     for step in (1, 2):
         manifest = {"step": step, "metrics": {}, "evaluated": False, "config": plan.config.model_dump(mode="json")}
-        checkpoints.save(nn.Linear(2, 2), architecture, {"at": torch.ones(step)}, manifest)
+        checkpoints.save({"model": (nn.Linear(2, 2), architecture)}, {"at": torch.ones(step)}, manifest)
     return plan.folder
 
 

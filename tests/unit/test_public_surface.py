@@ -31,7 +31,7 @@ COMMANDS = {
     "sweep": ["file", "--set", "--name", "--resume", "--storage", "--address", "--json"],
     "runs": ["--storage", "--json"],
     "report": ["run", "--storage", "--out"],
-    "export": ["run", "--format", "--out", "--verify", "--code", "--storage"],
+    "export": ["run", "--format", "--out", "--verify", "--code", "--model", "--storage"],
     "submit": [
         "target",
         "arguments",
@@ -60,8 +60,8 @@ COMMANDS = {
 
 EXPORTS = {
     "raytorch": """
-        Client Result RunConfig __version__ autograd connect distributed errors find_run layers list_runs load losses
-        optimizers registry resume tensor_ops train
+        Client Result Run RunConfig __version__ autograd connect distributed errors find_run layers list_runs load
+        losses optimizers registry resume tensor_ops train
     """,
     "raytorch.cluster": "joined_ray",
     "raytorch.config": """

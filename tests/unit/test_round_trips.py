@@ -76,7 +76,7 @@ def test_what_is_read_again_computes_what_was_written(name: str, form: str, tmp_
     model = trained(architecture)
     read = FORMATS[form](architecture, model, tmp_path / "model.bin")  # the suffix decides nothing
     with torch.no_grad():
-        for inputs in fresh_inputs(*example(architecture)):
+        for inputs in fresh_inputs(*example(architecture.build(), architecture)):
             expected: Tensor = model(*inputs.values())
             found: Tensor = read(*inputs.values())
             assert found.dtype == expected.dtype

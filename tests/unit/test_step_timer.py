@@ -28,7 +28,8 @@ def batches(steps: int, samples: int = 4, pause: float = 0) -> Iterator[list[Mic
 
 def timed(model: nn.Module, steps: Iterator[list[MicroBatch]], pause: float = 0, warmup: int = 0) -> StepTotals:
     """Take the steps, each with a pause in its forward pass."""
-    timer = StepTimer(model, CPU)
+    timer = StepTimer(CPU)
+    timer.watch(model)
     for parts in timer.steps(steps):
         time.sleep(pause)
         for part in parts:
@@ -56,7 +57,7 @@ def test_steps_of_the_warm_up_are_left_out() -> None:
 
 
 def test_a_step_that_no_other_follows_is_left_out() -> None:
-    timer = StepTimer(nn.Linear(8, 8), CPU)
+    timer = StepTimer(CPU)
     for taken, _ in enumerate(timer.steps(batches(10)), start=1):
         if taken == 4:
             break

@@ -21,9 +21,11 @@ from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
-from raytorch.training import loop, monitor
+from raytorch.training import monitor, parts
 from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.loop import Trainer
+from raytorch.training.progress import RunProgress
+from raytorch.training.worker import follow_loop, prepare
 
 
 class Monitor:
@@ -41,7 +43,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An object store, and no Ray."""
     bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
-    monkeypatch.setattr(loop, "data_parallel", lambda model: model)
+    monkeypatch.setattr(parts, "data_parallel", lambda model: model)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
@@ -63,12 +65,10 @@ def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
     config = from_data(run | {"name": name, "storage": "s3://bucket"})
     folder = RunFolder(config.storage, config.name)
     with closing(LiveFiles(folder)) as files:
-        part = Trainer(WorkerJob(RunPlan(config), told or Monitor()), Worker(0, 1, torch.device("cpu")), files)
-        try:
-            part.restore()
-            part.run()
-        finally:
-            part.close()
+        worker = Worker(0, 1, torch.device("cpu"))
+        prepare(config, worker)
+        with closing(RunProgress(WorkerJob(RunPlan(config), told or Monitor()), worker, files)) as progress:
+            follow_loop(progress)
     return folder
 
 
@@ -178,7 +178,7 @@ def test_an_average_that_is_new_begins_with_the_weights_that_are_there() -> None
 
 def trained_weights(folder: RunFolder) -> dict[str, Any]:
     with open_checkpoint(folder, str(latest_checkpoint(folder))) as saved:
-        trained: dict[str, Any] = saved.state()["average"]["trained"]
+        trained: dict[str, Any] = saved.state()["averages"]["model"]["trained"]
     return trained
 
 

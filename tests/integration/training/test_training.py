@@ -92,7 +92,7 @@ def test_two_workers_equal_one_process_with_the_joined_batch(
 
 def train_slowly(job: WorkerJob) -> None:
     """Train with a pause after each step, so that there is time to stop in the middle of an epoch."""
-    from raytorch.training import loop
+    from raytorch.training import loop, worker
 
     train_step = loop.Trainer.train_step
 
@@ -101,7 +101,7 @@ def train_slowly(job: WorkerJob) -> None:
         time.sleep(0.3)
 
     loop.Trainer.train_step = step_and_pause  # type: ignore[method-assign]
-    loop.train_on_worker(job)
+    worker.train_on_worker(job)
 
 
 def test_a_run_stopped_by_hand_and_resumed_ends_with_the_same_bits(

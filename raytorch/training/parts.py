@@ -1,0 +1,167 @@
+"""What a loop has registered: its models, their averages, and whatever else a checkpoint keeps."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from raytorch.config import Averaging, CodeSnapshot, OwnModel, RunConfig
+from raytorch.distributed.ddp import broadcast_buffers, data_parallel
+from raytorch.distributed.worker import Worker
+from raytorch.errors import UserError
+from raytorch.models.networks import Architecture
+from raytorch.runs.checkpoint_manifest import MODEL_NAME
+from raytorch.serialization.nested_state import require_savable
+from raytorch.system.near_names import did_you_mean
+from raytorch.system.python_files import module_name
+from raytorch.training.averaging import WeightAverage
+from raytorch.training.checkpoints import Models
+from raytorch.training.precision import Precision
+from raytorch.training.run_state import Kept, Restored, Stateful
+
+
+@dataclass
+class Model:
+    """A model of a loop."""
+
+    bare: nn.Module
+    architecture: Architecture | None
+    """What it was built from, if that is known."""
+    average: WeightAverage | None = None
+
+    @property
+    def shown(self) -> nn.Module:
+        """What is evaluated, saved and exported: the average, if there is one."""
+        return self.average.model if self.average else self.bare
+
+
+class Parts:
+    """The parts of a loop by name; each is given what the checkpoint has of it as soon as it is registered."""
+
+    def __init__(self, config: RunConfig, worker: Worker, precision: Precision) -> None:
+        self._config, self._worker, self._precision = config, worker, precision
+        self.models: dict[str, Model] = {}
+        self.restored: Restored | None = None
+        """The checkpoint, until the loop has come to where it was saved."""
+        self._kept: dict[str, Stateful] = {}
+        self._averaged_at = 0
+
+    def add_model(self, name: str, module: Any, arguments: Mapping[str, Any]) -> nn.Module:
+        """Put a model on the worker's device, ready to be trained by all workers."""
+        self._require_new("run.model", name)
+        bare, architecture = _built(name, module, arguments, self._config.code)
+        if self._config.export and architecture is None:
+            raise UserError(
+                f"export: model {name} cannot be built again; give run.model its class and the arguments, as "
+                f"run.model({name!r}, Net, width=64), or leave export out"
+            )
+        bare = self._precision.to_memory_format(bare.to(self._worker.device))
+        if self.restored:
+            self.restored.load_model(name, bare)
+        self.models[name] = Model(bare, architecture)
+        # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
+        # so that a resumed run computes with the same ones.
+        net = cast(nn.Module, torch.compile(bare, dynamic=False)) if self._config.compile else bare
+        return data_parallel(net) if any(each.requires_grad for each in bare.parameters()) else net
+
+    def add_average(self, name: str, decay: float) -> nn.Module:
+        """Keep the moving average of a model's weights, and show it in the model's place."""
+        model = self.model(name)
+        model.average = WeightAverage(model.bare, Averaging(decay=decay))
+        if self.restored and name in self.restored.averages:
+            model.average.load_state_dict(self.restored.weights(name), self.restored.averages[name])
+        return model.average.model
+
+    def keep(self, name: str, part: Kept) -> Kept:
+        """Save a part with each checkpoint."""
+        self._require_new("run.keep", name)
+        try:
+            require_savable(part.state_dict())
+        except TypeError as error:
+            raise TypeError(f"{name}: its state_dict() cannot be saved: {error}") from None
+        if self.restored:
+            self.restored.load(name, part)
+        self._kept[name] = part
+        return part
+
+    def model(self, name: str) -> Model:
+        """The model of that name. Raises UserError if there is none."""
+        if name not in self.models:
+            names = ", ".join(self.models) or "none yet"
+            raise UserError(f"no model {name} in this run: {names}{did_you_mean(name, self.models)}")
+        return self.models[name]
+
+    def update_averages(self, step: int) -> None:
+        """Take the weights after an optimizer step into account, once."""
+        if step != self._averaged_at:
+            self._averaged_at = step
+            for model in self.models.values():
+                if model.average:
+                    model.average.update()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put all models into evaluation mode, with the same buffers on all workers and without gradients."""
+        shown = [model.shown for model in self.models.values()]
+        modes = [(module, module.training) for model in shown for module in model.modules()]
+        for model in shown:
+            broadcast_buffers(model)
+            model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def shown(self) -> Models:
+        """The models to save."""
+        return {name: (model.shown, model.architecture) for name, model in self.models.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside them."""
+        averages = {name: model.average.state_dict() for name, model in self.models.items() if model.average}
+        return {"kept": {name: part.state_dict() for name, part in self._kept.items()}, "averages": averages}
+
+    def _require_new(self, call: str, name: str) -> None:
+        if not MODEL_NAME.fullmatch(name):
+            raise UserError(
+                f"{call}: a name is of up to 64 letters, digits and _, and begins with a letter: not {name!r}"
+            )
+        if name in self.models or name in self._kept:
+            raise UserError(f"{call}: {name} is registered already; give each part of a run a name of its own")
+
+
+def _built(
+    name: str, module: Any, arguments: Mapping[str, Any], code: CodeSnapshot | None
+) -> tuple[nn.Module, Architecture | None]:
+    """A model, and what it can be built from again."""
+    if isinstance(module, nn.Module):
+        if arguments:
+            raise UserError(f"run.model: {name} is a module, which takes no {', '.join(arguments)}; give its class")
+        return module, None
+    if isinstance(module, Architecture):
+        return module.build(), module
+    reference = _reference(module, code)
+    try:
+        architecture = Architecture(OwnModel(name=reference, **arguments), code=code) if reference else None
+    except ValidationError:
+        raise UserError(
+            f"run.model: {name} has arguments that JSON has no form for, so that it could not be built again: "
+            f"{arguments!r:.200}; give the module itself"
+        ) from None
+    built = module(**arguments)
+    if not isinstance(built, nn.Module):
+        raise UserError(f"run.model: {name} must be a torch.nn.Module, or make one, not a {type(built).__name__}")
+    return built, architecture
+
+
+def _reference(function: Callable[..., Any], code: CodeSnapshot | None) -> str | None:
+    """``FILE.py:NAME`` of a class or function at the top level of the run's own code; None of any other."""
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", ".")
+    files = (file for file in (code.sources if code else ()) if module_name(file) == module)
+    return next((f"{file}:{name}" for file in files if "." not in name), None)

@@ -1,0 +1,383 @@
+"""How a run goes on from step to step on one worker: its place in the data, its records, checkpoints and end."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from raytorch.config import RunConfig
+from raytorch.config.metrics import LOSS_LABEL
+from raytorch.config.run import smallest_batch
+from raytorch.datasets import MicroBatch, TrainLoader
+from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
+from raytorch.distributed.worker import Worker, device_name
+from raytorch.errors import ConfigError, DivergedError, UserError
+from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
+from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, versions
+from raytorch.runs.plan import WorkerJob
+from raytorch.runs.status import Evaluation
+from raytorch.runs.storage import LiveFiles
+from raytorch.training.checkpoints import Checkpoints, explaining_misfit
+from raytorch.training.monitor import DriverLink
+from raytorch.training.parts import Parts
+from raytorch.training.precision import Precision
+from raytorch.training.reproducibility import generator_states, restore_generators
+from raytorch.training.run_state import Restored
+from raytorch.training.step_log import Number, StepLog, reduced
+from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
+
+EXPORT_FOLDER = "export"
+logger = logging.getLogger("raytorch")
+
+
+class RunStopped(BaseException):
+    """Leaves the loop of a run that was asked to stop, once it is saved."""
+
+
+class Batches:
+    """The batches of a number of optimizer steps, to be iterated over once.
+
+    Attributes:
+        steps_per_epoch: Optimizer steps in an epoch.
+        total: Optimizer steps from the first to the last batch, unless the run ends early.
+        samples: Of the data set.
+        smallest: Samples of the smallest batch over all workers.
+    """
+
+    def __init__(self, progress: "RunProgress", loader: TrainLoader, total: int) -> None:
+        self._progress, self.loader, self.total = progress, loader, total
+        self.steps_per_epoch, self.samples = loader.steps_per_epoch, loader.samples
+        self.smallest = smallest_batch(loader.samples, loader.batch_size)
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        return self._progress.take(self)
+
+
+class RunProgress:
+    """The part that a run has on one worker, beside its loop."""
+
+    def __init__(self, job: WorkerJob, worker: Worker, files: LiveFiles) -> None:
+        self.job, self.worker, self.files = job, worker, files
+        self.config, self.folder = job.plan.config, job.plan.folder
+        self.precision = Precision.choose(self.config.precision, worker.device)
+        self.parts = Parts(self.config, worker, self.precision)
+        self.log = StepLog(worker)
+        self.gauges: dict[str, Callable[[], float]] = {}
+        self.step = self.total_steps = 0
+        self.metrics: dict[str, float] = {}
+        self.loader: TrainLoader | None = None
+        """That of the newest batches."""
+        self._passes: list[int] = []
+        """After how many steps each iteration over batches began, oldest first."""
+        self._is_within = False
+        self._evaluated_at, self._saved_at = -1, (-1, -1)
+        self.patience = Patience(self.config)
+        self.agreement = StopAgreement(lambda it: all_reduce(torch.tensor(it, device=worker.device)).tolist())
+        self.request = DriverRequest.CONTINUE
+        self.clock, self.throughput = PhaseClock(), Throughput()
+        self.driver = DriverLink(job.monitor, worker.rank)
+        self.records: MetricsLog | None = None
+        self.checkpoints: Checkpoints | None = None
+
+    # -- beginning ---------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Find the newest checkpoint in the run's folder, if there is one, and open the records."""
+        newest = None
+        if self.worker.rank == 0:
+            ray.get(self.job.monitor.begin_attempt.remote())
+            keep, ranking = self.config.checkpoint.keep, self.config.ranking
+            self.checkpoints = Checkpoints(self.folder, keep, ranking, self.job.monitor.saved.remote)
+            newest = self.checkpoints.recover()
+        agreed = torch.tensor(checkpoint_step(newest) if newest else -1, device=self.worker.device)
+        step = int(broadcast(agreed))  # all begin with what rank 0 has found
+        if step >= 0:
+            self._restore(step)
+        if self.worker.rank == 0:
+            self.files.extend(METRICS_FILE).close()
+            wanted = self.config.logging.tensorboard
+            self.records = MetricsLog(self.files.path, resume_step=self.step, tensorboard=wanted)
+
+    def _restore(self, step: int) -> None:
+        may_differ = self.job.plan.changed_code
+        restored = Restored(self.folder, step, self.worker.device, may_differ=may_differ)
+        self.parts.restored = restored
+        with explaining_misfit(restored.name):
+            self.patience.load_state_dict(restored.state["patience"])
+            if not all(
+                type(began) is int and 0 <= began <= restored.manifest.step for began in restored.state["passes"]
+            ):
+                raise ValueError("passes")
+        self.step, self.metrics = restored.manifest.step, restored.manifest.metrics
+        self._evaluated_at = self.step if restored.manifest.evaluated else -1
+        self._saved_at = self.step, self._evaluated_at
+        self.clock = PhaseClock(restored.manifest.seconds)
+        logger.info("resumed from %s at step %d", checkpoint_name(step), self.step)
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    def take(self, batches: Batches) -> Iterator[list[MicroBatch]]:
+        """The batches, from the place on at which the checkpoint was saved; each ends the step before it."""
+        if self._is_within:
+            raise UserError("run.batches: the batches before these are not at their end; iterate over one at a time")
+        self.loader, self._is_within = batches.loader, True
+        try:
+            began = self._enter(batches.loader)
+            if began is not None:
+                self.total_steps = self.last_step(began, batches.total)
+                self.driver.report_progress(self._position())
+                yield from self._steps(batches.loader)
+        finally:
+            self._is_within = False
+
+    def last_step(self, began: int, total: int) -> int:
+        """The last of ``total`` steps after so many."""
+        return began + total
+
+    def _steps(self, loader: TrainLoader) -> Iterator[list[MicroBatch]]:
+        while not self.is_over():
+            for micro_batches in self.clock.waiting(loader.remaining()):
+                self.step += 1
+                yield micro_batches
+                self._finish_step(loader)
+                if self.is_over():
+                    break
+
+    def _enter(self, loader: TrainLoader) -> int | None:
+        """Go to the place of these batches; answers after how many steps they began, None if they are done."""
+        restored, number = self.parts.restored, len(self._passes)
+        began: list[int] = restored.state["passes"][number:] if restored else []
+        if restored is None or not began:
+            self._leave_restored()
+            if number == 0:  # from here on, dropout draws differently on each worker
+                torch.manual_seed(self.config.seed + 1 + self.worker.rank)
+            began = [self.step]
+        elif len(began) == 1:
+            with explaining_misfit(restored.name):
+                loader.load_state_dict(restored.state["loader"])
+                restore_generators(restored.state["generators"], self.worker, seed=self.config.seed + self.step)
+            self._leave_restored()
+        self._passes.append(began[0])
+        return began[0] if len(began) == 1 else None
+
+    def _leave_restored(self) -> None:
+        restored, self.parts.restored = self.parts.restored, None
+        if restored:
+            restored.close()
+
+    def _finish_step(self, loader: TrainLoader) -> None:
+        """Hear the driver, write metrics and save, if it is time; leaves the loop if the run is to stop."""
+        self.parts.update_averages(self.step)
+        self.driver.report_progress(self._position())
+        self.throughput.count(loader.epoch * loader.samples + loader.position, self.clock)
+        self._hear_the_driver()
+        if self.step % self.config.logging.every_steps == 0:
+            self.write_log()
+        every, exhausted = self.config.checkpoint.every_epochs, loader.position == loader.samples
+        if exhausted:
+            loader.next_epoch()
+        epoch_is_due = bool(exhausted and every and loader.epoch % every == 0)
+        stops = self.request is DriverRequest.STOP and not self.is_over()
+        if epoch_is_due or stops or self.is_over() or self._save_is_due():
+            self.save()
+        if exhausted or self._evaluated_at == self.step:
+            self.files.sync()
+        if stops:
+            raise RunStopped
+
+    def is_over(self) -> bool:
+        """True if there is nothing left to train in these batches."""
+        return self.step >= self.total_steps or self.patience.is_over
+
+    @property
+    def ends_epoch(self) -> bool:
+        """True in the last step of an epoch, and of the batches."""
+        at_end = self.loader is not None and self.loader.position == self.loader.samples
+        return self._is_within and (at_end or self.step >= self.total_steps)
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the data until now."""
+        return self.loader.epoch + self.loader.position / self.loader.samples if self.loader else 0.0
+
+    def _hear_the_driver(self) -> None:
+        """Every few seconds, learn from rank 0 whether the driver wants a checkpoint, or the run to end."""
+        self.request = DriverRequest.CONTINUE
+        if not self.agreement.count_step():
+            return
+        if self.worker.device.type == "cuda":
+            torch.cuda.synchronize(self.worker.device)  # steps that are only queued have no pace
+        self.request = self.agreement.agree(self.driver.take_request())
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of ``loss`` to the parameters'."""
+        torch.autograd.backward(loss)
+
+    def write_log(self) -> None:
+        """Write a line of what was logged since the last. Raises DivergedError for what is not finite."""
+        taken = self.log.take()
+        for name, line in taken.items():
+            self._refuse_nonfinite(name, line)
+        if self.records and taken:
+            values: dict[str, float | None] = {
+                name: sum(value for _, value in line) / len(line) for name, line in taken.items()
+            }
+            values |= {name: read() for name, read in self.gauges.items()}
+            values["samples_per_s"] = self.throughput.recent()
+            self.records.write("train", self.step, self.epochs_done, values)
+            self.driver.report_progress({**self._position(), **values})
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let the models be evaluated in the block."""
+        self.parts.update_averages(self.step)
+        self.write_log()
+        with self.clock.phase("evaluating"):
+            self.driver.report_progress({**self._position(), "phase": "evaluating"})
+            with self.parts.evaluating():
+                yield
+
+    def evaluated(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
+        """Take an evaluation of the models as they are."""
+        self.metrics = reduced(self.worker, metrics, "run.evaluated")
+        for needed in (self.config.ranking.label, self.patience.label):
+            if needed not in (None, *self.metrics):
+                raise ConfigError(
+                    f"run.evaluated: has no {needed}, by which checkpoints are ranked or the run ends early; give it, "
+                    f"or name one of {', '.join(self.metrics)} first in the configuration's metrics"
+                )
+        if LOSS_LABEL in self.metrics:
+            self._refuse_nonfinite("test loss", [(self.step, self.metrics[LOSS_LABEL])])
+        logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
+        if self.records:
+            self.records.write("test", self.step, self.epochs_done, self.metrics)
+        self.driver.report_evaluation(Evaluation(self.step, self.epochs_done, self.metrics))
+        self.patience.look(self.metrics)
+        self._evaluated_at = self.step
+        return self.metrics
+
+    def _refuse_nonfinite(self, name: str, values: Sequence[tuple[int, float]]) -> None:
+        for step, value in values:
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the {name} became {value} at step {step} of {self.total_steps}; {_advice(self.config)}"
+                )
+
+    def _position(self) -> dict[str, Any]:
+        return {
+            "phase": "training",
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "epoch": self.epochs_done,
+            "workers": self.worker.world_size,
+            "first_step_at": self.throughput.first_step_at,
+        }
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def _save_is_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        return bool(every and self.step % every == 0) or self.request is DriverRequest.SAVE
+
+    def save(self) -> None:
+        """Save all that the next step depends on."""
+        self.write_log()  # a diverged model must not become the latest checkpoint
+        self._saved_at = self.step, self._evaluated_at
+        with self.clock.phase("checkpointing"):
+            device = self.worker.device
+            generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
+            if not self.checkpoints:
+                return
+            own = {
+                "passes": self._passes,
+                "loader": self.loader and self.loader.state_dict(),
+                "patience": self.patience.state_dict(),
+                "generators": generators,
+            }
+            manifest = {
+                "step": self.step,
+                "epoch": self.epochs_done,
+                "metrics": self.metrics,
+                "evaluated": self._evaluated_at == self.step,
+                "seconds": self.clock.read(),
+                "config": self.config.model_dump(mode="json"),
+                "code": self.config.code.digests() if self.config.code else {},
+                "versions": versions(),
+            }
+            self.checkpoints.save(self.parts.shown(), self.parts.state() | own, manifest)
+
+    def finish(self, state: str) -> dict[str, Any]:
+        """End the run, ``finished`` or ``stopped``, and return what it came to."""
+        if state == "finished":
+            self._leave_restored()
+            self.parts.update_averages(self.step)
+            if self._saved_at != (self.step, self._evaluated_at):
+                self.save()
+        if self.checkpoints:
+            self.driver.report_progress({**self._position(), "phase": "saving"})
+            with self.clock.phase("checkpointing"):
+                self.checkpoints.wait()
+        return self.outcome(state, self.export() if state == "finished" else [])
+
+    def export(self) -> list[dict[str, Any]]:
+        """Rank 0 writes the finished models into ``export`` in each format that is asked for. Raises ExportError."""
+        if self.worker.rank > 0 or not self.config.export:
+            return []
+        from raytorch.export import export_finished  # onnxruntime takes a second to import
+
+        self.driver.report_progress({**self._position(), "phase": "exporting"})
+        exports: list[dict[str, Any]] = []
+        with self.clock.phase("exporting"):
+            for name, (shown, architecture) in self.parts.shown().items():
+                assert architecture
+                model = architecture.build()  # on the CPU, in PyTorch's own layout
+                model.load_state_dict(shown.state_dict())
+                exports += export_finished(
+                    model, architecture, self.config.export, self.files.make(EXPORT_FOLDER), name
+                )
+        self.files.sync()
+        return exports
+
+    def outcome(self, state: str, exports: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """Return what the run came to."""
+        return {
+            "state": state,
+            "ended_early": self.patience.reason(),
+            "metrics": self.metrics,
+            "step": self.step,
+            "epochs": round(self.epochs_done, 4),
+            "samples_per_s": self.throughput.overall(),
+            "seconds": self.clock.read(),
+            "first_step_at": self.throughput.first_step_at,
+            "exports": list(exports),
+            "workers": self.worker.world_size,
+            "device": device_name(self.worker.device),
+            "precision": self.precision.name,
+            "backend": self.config.scaling.resolved_backend,
+            "seed": self.config.seed,
+            "versions": versions(),
+        }
+
+    def close(self) -> None:
+        """Close the records."""
+        if self.records:
+            self.records.close()
+
+
+def _advice(config: RunConfig) -> str:
+    """What to do where a run diverges."""
+    if config.loop:
+        return "lower the loop's learning rate, clip the gradients, or try precision: fp32"
+    optimizer = config.optimizer
+    groups = ", and that of optimizer.groups" if any(group.lr for group in optimizer.groups) else ""
+    return (
+        f"lower optimizer.lr (now {optimizer.lr:g}{groups}), set clip_norm, add schedule.warmup_steps, or try "
+        "precision: fp32"
+    )

@@ -1,0 +1,265 @@
+"""A run as its loop sees it, on each worker: what it registers is saved and restored, and its batches carry it on.
+
+Every worker calls the loop with a :class:`Run` of its own. All of them take the same decisions (stop, save, give up),
+as these follow from numbers that are reduced over all workers. The shipped loop, :mod:`raytorch.training.loop`, and
+those that users write have the same means.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from raytorch.config import Augment, RunConfig
+from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches
+from raytorch.datasets.own import OwnDataset, shipped_split
+from raytorch.datasets.requests import Split
+from raytorch.distributed.worker import Worker
+from raytorch.errors import ConfigError
+from raytorch.training.progress import Batches, RunProgress
+from raytorch.training.run_state import Kept, OptimizerState
+from raytorch.training.step_log import Number
+
+EVALUATION_BATCH = 512
+"""Samples per forward pass of a worker in evaluation."""
+logger = logging.getLogger("raytorch")
+
+
+class Run:
+    """A run, in the hands of its loop on one worker.
+
+    Register models, optimizers and what else has a state, then iterate over :meth:`batches`. Between two batches the
+    run saves when a checkpoint is due, hears whether it should stop, and writes its metrics; after a restart it goes on
+    at the exact next batch. The loop is called from its beginning then: what is registered is given the state that the
+    checkpoint has of it.
+
+    Example:
+        >>> def main(run: Run, *, lr: float = 1e-3) -> None:
+        ...     net = run.model("model", Net, width=64)
+        ...     optimizer = run.optimizer("adam", torch.optim.Adam(net.parameters(), lr))
+        ...     for images, labels in run.batches(Digits("train"), epochs=10):
+        ...         loss = cross_entropy(net(images), labels)
+        ...         optimizer.zero_grad()
+        ...         run.backward(loss)
+        ...         optimizer.step()
+        ...         run.log(loss=loss)
+    """
+
+    def __init__(self, progress: RunProgress) -> None:
+        self._progress = progress
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self._progress.config
+
+    @property
+    def worker(self) -> Worker:
+        """This worker: its ``rank``, the ``world_size`` and its ``device``."""
+        return self._progress.worker
+
+    @property
+    def step(self) -> int:
+        """Number of the optimizer step that is worked on, from 1; after the batches, of those that were taken."""
+        return self._progress.step
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data until now, those of the batch that is worked on included."""
+        return self._progress.epochs_done
+
+    @property
+    def ends_epoch(self) -> bool:
+        """True in the last step of an epoch, and of the batches: when to evaluate."""
+        return self._progress.ends_epoch
+
+    def model(self, name: str, module: nn.Module | Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+        """Put a model on this worker's device, and average its gradients over the workers.
+
+        Args:
+            name: Its name in checkpoints; ``model`` is what is exported and loaded unless another is named.
+            module: The class, or a function that makes the model, with its ``arguments``, of texts, numbers, lists and
+                mappings: then it can be built again when it is loaded or exported. Or the module itself, whose weights
+                alone are saved.
+            arguments: What the class is called with.
+
+        Returns:
+            The model, with several workers within ``DistributedDataParallel``; see :meth:`bare`.
+
+        Raises:
+            UserError: The name is taken, or the arguments cannot be written down.
+            CheckpointError: The checkpoint that the run goes on from has no such model, or of other weights.
+        """
+        return self._progress.parts.add_model(name, module, arguments)
+
+    def bare(self, name: str) -> nn.Module:
+        """A registered model itself, without ``DistributedDataParallel`` around it: its own methods and attributes."""
+        return self._progress.parts.model(name).bare
+
+    def average(self, name: str, decay: float = 0.999) -> nn.Module:
+        """Keep the exponential moving average of a model's weights and buffers.
+
+        It is saved, loaded and exported in the model's place. Evaluate it within :meth:`evaluating`; it takes each
+        optimizer step into account when the next batch is asked for, or there.
+
+        Args:
+            name: The model's name.
+            decay: Share of the average that a step leaves, as for the key ``ema``.
+        """
+        return self._progress.parts.add_average(name, decay)
+
+    def optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Save an optimizer's state and settings with each checkpoint, and write down its learning rate."""
+        self._progress.parts.keep(name, OptimizerState(optimizer))
+        self.gauge(f"lr_{name}", lambda: float(optimizer.param_groups[-1]["lr"]))
+        return optimizer
+
+    def keep(self, name: str, part: Kept) -> Kept:
+        """Save whatever has ``state_dict`` and ``load_state_dict`` with each checkpoint: a schedule, a replay buffer.
+
+        Raises:
+            TypeError: Its state is of something else than tensors, numbers, texts, lists and mappings.
+        """
+        return self._progress.parts.keep(name, part)
+
+    def gauge(self, name: str, read: Callable[[], float]) -> None:
+        """Write down a number with each line of metrics, as rank 0 reads it then."""
+        self._progress.gauges[name] = read
+
+    def batches(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        readers: int = 0,
+    ) -> Iterator[Any]:
+        """This worker's share of shuffled batches, one for each optimizer step.
+
+        Args:
+            data: Of your own, with a length and ``__getitem__`` or ``batch``, as for the key ``data``; or :meth:`data`.
+            batch_size: Samples per optimizer step over all workers; by default the configuration's.
+            epochs: Passes over the data; by default the configuration's ``epochs`` or ``steps``.
+            steps: Optimizer steps, in place of epochs.
+            readers: Processes that read ahead.
+
+        Raises:
+            ConfigError: A batch would have no sample for one of the workers, or nothing says how many there are.
+        """
+        taken = self.steps(data, batch_size=batch_size, epochs=epochs, steps=steps, readers=readers)
+        if taken.smallest < self.worker.world_size:
+            raise ConfigError(
+                f"batch_size: {taken.samples:,} samples leave a batch of {taken.smallest} for {self.worker.world_size} "
+                "workers; take another batch_size, or run.steps, which weighs what each worker has"
+            )
+        for [batch] in taken:
+            yield batch.content
+
+    def steps(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        accumulate: int = 1,
+        epochs: int | None = None,
+        steps: int | None = None,
+        readers: int = 0,
+        augment: Augment = Augment(),  # noqa: B008 (frozen)
+    ) -> Batches:
+        """As :meth:`batches`, with a list of micro-batches for each optimizer step, each with its weight.
+
+        What is returned is iterated over once, and knows ``steps_per_epoch`` and the ``total`` of steps.
+        """
+        config = self.config
+        loader = TrainLoader(
+            self._split(data, readers),
+            batch_size=batch_size or config.batch_size,
+            micro_batches=accumulate,
+            rank=self.worker.rank,
+            world_size=self.worker.world_size,
+            seed=config.seed,
+            augment=augment,
+        )
+        if epochs is None and steps is None:
+            epochs, steps = config.epochs, config.steps
+        if epochs is None and steps is None:
+            raise ConfigError("epochs: say how many, or how many steps, in the configuration or to run.batches")
+        return Batches(self._progress, loader, steps if steps is not None else (epochs or 0) * loader.steps_per_epoch)
+
+    def data(self, name: str | Mapping[str, Any], split: Literal["train", "test"]) -> Split:
+        """A split of a shipped data set, for :meth:`batches`, :meth:`share` and :meth:`read`.
+
+        Args:
+            name: As the key ``data`` of a configuration: ``digits``, or a mapping such as ``{"name": "mnist", "root":
+                "/data"}``.
+            split: Which.
+
+        Raises:
+            ConfigError: There is no such data set, or its folder is not given in full.
+            DataError: Its files are not in order.
+        """
+        return shipped_split(name, split, self.worker.device)
+
+    def read(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[Any]:
+        """All batches of a data set in its order, the same on all workers."""
+        return (batch.content for batch in evaluation_batches(self._split(data, 0), batch_size=batch_size))
+
+    def share(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[Any]:
+        """This worker's share of a data set in its order, each sample once over all workers, for evaluation.
+
+        Workers may get different numbers of batches: call no collective operation between them.
+        """
+        return (batch.content for batch in self.share_of(data, batch_size))
+
+    def share_of(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[MicroBatch]:
+        """As :meth:`share`, with the number of samples of each batch."""
+        rank, world_size = self.worker.rank, self.worker.world_size
+        return evaluation_batches(self._split(data, 0), batch_size=batch_size, rank=rank, world_size=world_size)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context for forward passes in the configuration's ``precision``."""
+        return self._progress.precision.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()``; a scaling study times how long it waits for other workers."""
+        self._progress.backward(loss)
+
+    def log(self, **values: Number) -> None:
+        """Write down numbers of this step; a line of metrics has their means since the line before, over all workers.
+
+        Call it alike on all workers. No number is waited for: give tensors as they are.
+
+        Raises:
+            DivergedError: When the line is written, one of them is not finite.
+        """
+        self._progress.log.add(self.step, values)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put all models into evaluation mode in the block, with gradients off; its time counts as evaluation."""
+        with self._progress.evaluating():
+            yield
+
+    def evaluated(self, **metrics: Number | tuple[Number, Number]) -> dict[str, float]:
+        """Write down an evaluation, which ranks checkpoints, feeds sweeps and early stopping.
+
+        Args:
+            metrics: Each a number, of which the mean over the workers is taken, or ``(sum, count)``, of which all sums
+                are divided by all counts.
+
+        Returns:
+            The same numbers on all workers.
+
+        Raises:
+            ConfigError: The metric that checkpoints are ranked by is not among them.
+        """
+        return self._progress.evaluated(metrics)
+
+    def _split(self, data: Any, readers: int) -> Split:
+        if hasattr(data, "read"):
+            return cast(Split, data)
+        return OwnDataset(data, self.worker.device, seed=self.config.seed, readers=readers)

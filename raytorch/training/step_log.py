@@ -1,0 +1,92 @@
+"""Numbers that a loop logs step by step, averaged over the workers when they are written."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raytorch.distributed.collectives import all_reduce
+from raytorch.distributed.worker import Worker
+from raytorch.models.objectives import ratio
+
+Number = float | Tensor
+"""A number, or a tensor of one element."""
+
+
+class StepLog:
+    """What is logged between two lines of a run's metrics, by name and step, on this worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._values: dict[str, list[Tensor]] = {}
+        self._steps: dict[str, list[int]] = {}
+
+    def add(self, step: int, values: Mapping[str, Number]) -> None:
+        """Keep the numbers of an optimizer step; nothing waits for the device. Raises TypeError for what is none."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(_single(name, value))
+            self._steps.setdefault(name, []).append(step)
+
+    def take(self) -> dict[str, list[tuple[int, float]]]:
+        """The means over the workers of all that was kept since the last call, with their steps. Collective.
+
+        Raises ValueError, on every worker, where the workers have kept numbers of other names or steps.
+        """
+        values, steps = self._values, self._steps
+        self._values, self._steps = {}, {}
+        device = self._worker.device
+        require_the_same(self._worker, str(sorted(steps.items())), "run.log")
+        if not values:
+            return {}
+        names = sorted(values)
+        flat = torch.cat([torch.stack([each.to(device, torch.float64) for each in values[name]]) for name in names])
+        means = iter((all_reduce(flat) / self._worker.world_size).tolist())
+        return {name: [(step, next(means)) for step in steps[name]] for name in names}
+
+
+def reduced(worker: Worker, values: Mapping[str, Number | tuple[Number, Number]], asked: str) -> dict[str, float]:
+    """One number by name over all workers: the mean, of ``(sum, count)`` the sum of all sums by that of all counts.
+
+    A collective operation. 0 where nothing was counted. Raises ValueError, on every worker, where their names differ.
+    """
+    pairs = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in values.items()}
+    for name, pair in pairs.items():
+        if len(pair) != 2:
+            raise TypeError(f"{asked}: {name} must be a number or (sum, count), not {len(pair)} numbers")
+    require_the_same(worker, str(list(pairs)), asked)
+    if not pairs:
+        return {}
+    parts = [
+        torch.stack([_single(name, part).to(worker.device, torch.float64) for part in pairs[name]]) for name in pairs
+    ]
+    sums = all_reduce(torch.stack(parts)).tolist()
+    return {name: ratio(part, count, name) for name, (part, count) in zip(pairs, sums, strict=True)}
+
+
+def require_the_same(worker: Worker, text: str, asked: str) -> None:
+    """Refuse what differs between the workers, before they would wait for each other for ever. Collective.
+
+    Raises ValueError on every worker. What has another length is always found, other words but for one time in 65,521.
+    """
+    if worker.world_size == 1:
+        return
+    marks = torch.tensor([zlib.crc32(text.encode()) % 65_521, len(text)], dtype=torch.float64, device=worker.device)
+    sums = all_reduce(torch.cat([marks, marks**2]))
+    if not torch.equal(sums[:2] ** 2, sums[2:] * worker.world_size):
+        raise ValueError(
+            f"{asked} was given other names on other workers, or at other steps; call it on all of them alike: here "
+            f"it was {text:.500}"
+        )
+
+
+def _single(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().reshape(())
+    if isinstance(value, int | float):
+        return torch.tensor(float(value), dtype=torch.float64)
+    try:
+        return torch.tensor(float(value), dtype=torch.float64)  # of numpy, say
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or a tensor of one element, not {value!r:.99}") from None

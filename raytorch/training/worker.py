@@ -1,0 +1,73 @@
+"""A run on a worker, from its first message to the driver to its last."""
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+
+import ray
+import torch
+
+from raytorch.config import RunConfig
+from raytorch.config.own_calls import own_call
+from raytorch.distributed.exception_causes import failure_cause
+from raytorch.distributed.process_group import leaving_process_group
+from raytorch.distributed.worker import Worker
+from raytorch.runs.metrics import log_to_file
+from raytorch.runs.plan import WorkerJob
+from raytorch.runs.storage import LiveFiles
+from raytorch.system.allocator import keep_freed_memory
+from raytorch.training.loop import Trainer
+from raytorch.training.monitor import reporting_failures
+from raytorch.training.precision import choose_attention
+from raytorch.training.progress import RunProgress, RunStopped
+from raytorch.training.reproducibility import seed_everything
+from raytorch.training.run import Run
+
+MakeProgress = Callable[[WorkerJob, Worker, LiveFiles], RunProgress]
+
+
+def train_on_worker(job: WorkerJob, make_progress: MakeProgress = RunProgress) -> None:
+    """Train on this worker until the run is finished or stopped; rank 0 tells the monitor what it came to.
+
+    Every worker of a run calls it with the same job. ``make_progress`` decides how the run goes on from step to step.
+    """
+    worker, code = Worker.current(), job.plan.config.code
+    job.monitor.joined.remote(worker.rank, worker.world_size, os.getpid(), ray.get_runtime_context().get_node_id())
+    with (
+        reporting_failures(job.monitor, worker.rank, failure_cause),  # also that its files cannot be written
+        closing(LiveFiles(job.plan.folder)) as files,
+        log_to_file(files.extend(f"logs/rank-{worker.rank}.log")),
+        reporting_failures(job.monitor, worker.rank, failure_cause, code.root if code else None),
+        leaving_process_group(),
+    ):
+        prepare(job.plan.config, worker)
+        with closing(make_progress(job, worker, files)) as progress:
+            outcome = follow_loop(progress)
+        if worker.rank == 0:
+            ray.get(job.monitor.ended.remote(outcome))
+
+
+def prepare(config: RunConfig, worker: Worker) -> None:
+    """Set up this process for a run."""
+    if config.export:
+        from raytorch.export import require_packages
+
+        require_packages(config.export)
+    seed_everything(config.seed)
+    torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    choose_attention(worker.device)
+    keep_freed_memory()
+
+
+def follow_loop(progress: RunProgress) -> dict[str, object]:
+    """Call the loop of a run, the user's own or the shipped one, and return what the run came to."""
+    progress.begin()
+    run, own = Run(progress), progress.config.loop
+    try:
+        if own:
+            own_call("loop", own, progress.config.code, positional=1)(run)
+        else:
+            Trainer(run).train()
+    except RunStopped:
+        return progress.finish("stopped")
+    return progress.finish("finished")

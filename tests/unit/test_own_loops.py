@@ -1,0 +1,299 @@
+"""Loops of a user's own, on one worker and without Ray: what they are given, what is saved, and how they go on."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from whole_runs import assert_bitwise_equal
+
+from raytorch.config.file import dump_config, from_data
+from raytorch.distributed import Worker
+from raytorch.errors import CheckpointError, ConfigError, DivergedError, UserError
+from raytorch.export import load_run
+from raytorch.runs.catalog import read_history
+from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
+from raytorch.runs.plan import RunPlan, WorkerJob
+from raytorch.runs.storage import LiveFiles, RunFolder
+from raytorch.training import monitor, parts
+from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.progress import RunProgress
+from raytorch.training.worker import follow_loop, prepare
+
+CPU = torch.device("cpu")
+CODE = """
+import torch
+from torch import nn
+
+
+class Points:
+    def __init__(self, split):
+        self.x = torch.linspace(-1, 1, 40 if split == "train" else 10)[:, None]
+
+    def __len__(self):
+        return len(self.x)
+
+    def batch(self, indices):
+        return self.x[indices], self.x[indices] ** 2
+
+
+class Net(nn.Module):
+    def __init__(self, *, width: int = 8):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Dropout(0.1), nn.Linear(width, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+    @staticmethod
+    def example_inputs(input_shape):
+        return {"x": torch.randn(2, 1)}
+
+
+def main(run, *, width: int = 8, lr: float = 0.01, stop_at: int = 0):
+    net = run.model("student", Net, width=width)
+    teacher = run.model("teacher", nn.Linear(1, 1))
+    average = run.average("student", 0.9)
+    first = run.optimizer("first", torch.optim.Adam(net.parameters(), lr))
+    second = run.optimizer("second", torch.optim.SGD(teacher.parameters(), 0.1, momentum=0.9))
+    schedule = run.keep("schedule", torch.optim.lr_scheduler.MultiStepLR(first, [7, 11], 0.5))
+    for x, y in run.batches(Points("train"), epochs=4):
+        loss = (net(x) - y).square().mean() + (teacher(x) - net(x).detach()).square().mean()
+        for optimizer in (first, second):
+            optimizer.zero_grad()
+        run.backward(loss)
+        for optimizer in (first, second):
+            optimizer.step()
+        schedule.step()
+        run.log(loss=loss)
+        if run.step == stop_at:
+            raise KeyError("here")
+        if run.ends_epoch:
+            with run.evaluating():
+                errors = [(average(x) - y).square().sum() for x, y in run.share(Points("test"))]
+            run.evaluated(error=(sum(errors), 10))
+"""
+RUN: dict[str, Any] = {
+    "name": "own",
+    "loop": "loops.py:main",
+    "metrics": [{"name": "error", "better": "lower"}],
+    "batch_size": 10,
+    "checkpoint": {"every_steps": 3, "keep": 99},
+    "logging": {"every_steps": 2},
+}
+
+
+class Monitor:
+    """A monitor that listens to nobody."""
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: None)
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with loops in it, the current one; no Ray."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "data_parallel", lambda model: model)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
+    write(tmp_path, CODE)
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = deterministic
+
+
+def write(folder: Path, code: str) -> None:
+    (folder / "loops.py").write_text(code, encoding="utf-8")
+
+
+def follow(name: str, *, changed_code: bool = False, **changes: Any) -> tuple[RunFolder, dict[str, Any]]:
+    """Follow the loop on one worker, from the newest checkpoint on, and return the run's folder and outcome."""
+    config = from_data(RUN | changes | {"name": name, "storage": str(Path.cwd() / "runs")})
+    folder, worker = RunFolder(config.storage, config.name), Worker(0, 1, CPU)
+    folder.make()
+    prepare(config, worker)
+    with closing(LiveFiles(folder)) as files:
+        job = WorkerJob(RunPlan(config, changed_code=changed_code), Monitor())
+        with closing(RunProgress(job, worker, files)) as progress:
+            return folder, follow_loop(progress)
+
+
+def saved(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """The models of the newest checkpoint, and what else it has."""
+    with open_checkpoint(folder, str(latest_checkpoint(folder))) as content:
+        state = content.state()
+        kept = state["kept"] | {"averages": state["averages"]}
+        return content.model(CPU, "student"), content.model(CPU, "teacher"), kept
+
+
+def lines(folder: RunFolder) -> list[dict[str, Any]]:
+    """The run's metrics, but for what takes time."""
+    return [
+        {key: it for key, it in line.items() if key not in ("time", "samples_per_s")} for line in read_history(folder)
+    ]
+
+
+def test_a_loop_is_saved_with_all_that_it_registers_and_goes_on_with_the_same_bits() -> None:
+    whole, outcome = follow("whole")
+    assert (outcome["state"], outcome["step"], outcome["epochs"]) == ("finished", 16, 4)
+    assert set(outcome["metrics"]) == {"error"}
+    names = checkpoint_names(whole)
+    assert names == [f"checkpoint_{step:08d}" for step in (3, 4, 6, 8, 9, 12, 15, 16)]
+    with pytest.raises(KeyError, match="here"):
+        follow("parted", loop={"name": "loops.py:main", "stop_at": 11})
+    parted, _ = follow("parted")
+    for ours, theirs in zip(saved(parted), saved(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert lines(parted) == lines(whole)
+
+
+def test_its_lines_have_what_it_logs_and_the_learning_rates() -> None:
+    folder, _ = follow("logged", checkpoint={"every_epochs": 1})
+    train = [line for line in lines(folder) if line["split"] == "train"]
+    assert [line["step"] for line in train] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert set(train[0]) == {"step", "epoch", "split", "loss", "lr_first", "lr_second"}
+    assert [line["lr_first"] for line in train] == pytest.approx([0.01] * 3 + [0.005] * 2 + [0.0025] * 3)
+    tests = [line for line in lines(folder) if line["split"] == "test"]
+    assert [(line["step"], line["epoch"]) for line in tests] == [(4, 1.0), (8, 2.0), (12, 3.0), (16, 4.0)]
+
+
+def test_checkpoints_are_ranked_by_what_it_evaluates() -> None:
+    folder, _ = follow("ranked", checkpoint={"keep": 1})
+    errors = {line["step"]: line["error"] for line in lines(folder) if line["split"] == "test"}
+    best = min(errors, key=errors.__getitem__)
+    assert set(checkpoint_names(folder)) == {f"checkpoint_{step:08d}" for step in (best, 16)}
+
+
+def test_a_run_of_a_loop_ends_early() -> None:
+    _, outcome = follow("early", stop={"patience": 1, "min_change": 100.0})
+    assert outcome["step"] == 8
+    assert "error" in outcome["ended_early"]
+
+
+def test_a_model_that_was_given_as_a_class_is_built_again(project: Path) -> None:
+    folder, _ = follow("built", loop={"name": "loops.py:main", "width": 5})
+    net, architecture = load_run(folder, project, "student")
+    assert architecture.config.name == "loops.py:Net"
+    assert_bitwise_equal(net.state_dict(), saved(folder)[0])
+    with pytest.raises(UserError, match=r"no model generator; give one of student, teacher"):
+        load_run(folder, project, "generator")
+    with pytest.raises(UserError, match=r"no model model; give one of student, teacher"):
+        load_run(folder, project)
+
+
+def test_several_passes_over_data_go_on_in_the_one_that_was_left(project: Path) -> None:
+    two = (
+        CODE
+        + """
+def pretrained(run, *, stop_at: int = 0):
+    net = run.model("student", Net)
+    for phase in range(3):
+        head = run.model(f"head_{phase}", nn.Linear(1, 1))
+        optimizer = run.optimizer(f"adam_{phase}", torch.optim.Adam([*net.parameters(), *head.parameters()]))
+        for x, y in run.batches(Points("train"), steps=5):
+            optimizer.zero_grad()
+            (head(net(x)) - y).square().mean().backward()
+            optimizer.step()
+            if run.step == stop_at:
+                raise KeyError("here")
+"""
+    )
+    write(project, two)
+    changes: dict[str, Any] = {"metrics": [], "checkpoint": {"every_steps": 2, "keep": 99}}
+    whole, outcome = follow("whole", loop="loops.py:pretrained", **changes)
+    assert outcome["step"] == 15
+    for stop_at in (1, 5, 6, 9, 13):
+        name = f"parted-{stop_at}"
+        with pytest.raises(KeyError):
+            follow(name, loop={"name": "loops.py:pretrained", "stop_at": stop_at}, **changes)
+        parted, _ = follow(name, loop="loops.py:pretrained", **changes)
+        with open_checkpoint(whole, "checkpoint_00000015") as a, open_checkpoint(parted, "checkpoint_00000015") as b:
+            assert a.models == ["head_0", "head_1", "head_2", "student"] == b.models
+            for model in a.models:
+                assert_bitwise_equal(a.model(CPU, model), b.model(CPU, model))
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "told"),
+    [
+        ("run.model('a b', Net)", UserError, "a name is of up to 64 letters"),
+        (
+            "run.model('a', Net); run.keep('a', torch.optim.SGD(Net().parameters(), 1))",
+            UserError,
+            "a is registered already",
+        ),
+        ("run.model('a', Net(), width=3)", UserError, "takes no width; give its class"),
+        ("run.model('a', Net, width=torch.ones(1))", UserError, "no form for, so that it could not be built again"),
+        ("run.model('a', dict)", UserError, "must be a torch.nn.Module, or make one, not a dict"),
+        ("run.bare('a')", UserError, "no model a in this run: none yet"),
+        (
+            "run.keep('a', type('T', (), {'state_dict': lambda self: {'x': set()}})())",
+            TypeError,
+            "a: its state_dict.. cannot be",
+        ),
+        ("next(iter(run.batches(Points('train'))))", ConfigError, "epochs: say how many"),
+        ("run.log(loss=torch.ones(2))", TypeError, "loss must be a number or a tensor of one element"),
+        ("run.evaluated(other=1.0)", ConfigError, "has no error, by which checkpoints are ranked"),
+        ("run.evaluated(error=(1.0, -1.0, 2))", TypeError, "a number or .sum, count."),
+        (
+            "[list(run.batches(Points('train'), steps=2)) for _ in run.batches(Points('train'), steps=2)]",
+            UserError,
+            "one at a time",
+        ),
+        (
+            "[run.log(loss=1e999) for _ in run.batches(Points('train'), steps=2)]",
+            DivergedError,
+            "loss became inf at step 1 of 2",
+        ),
+    ],
+)
+def test_what_a_loop_does_wrong_is_told(project: Path, body: str, error: type[Exception], told: str) -> None:
+    write(project, f"{CODE}\ndef wrong(run):\n    {body}\n")
+    with pytest.raises(error, match=told):
+        follow("wrong", loop="loops.py:wrong")
+
+
+def test_a_checkpoint_of_other_parts_is_refused_unless_the_code_may_have_changed(project: Path) -> None:
+    follow("parts")
+    write(project, CODE.replace('"second"', '"renamed"'))
+    with pytest.raises(CheckpointError, match=r"has no renamed, though the loop registers it"):
+        follow("parts")
+    write(project, CODE.replace('    schedule = run.keep("schedule", ', "    schedule = ("))
+    with pytest.raises(CheckpointError, match=r"has schedule, which the loop has not registered"):
+        follow("parts")
+    _, outcome = follow("parts", changed_code=True)
+    assert outcome["step"] == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": "convnet"}, r"model is for raytorch's loop; loops.py:main decides it, leave it out"),
+        ({"optimizer": {"name": "sgd", "lr": 0.1}}, "optimizer is for raytorch's loop"),
+        ({"metrics": ["loops.py:main"]}, "the names that it gives run.evaluated"),
+        ({"loop": {"name": "loops.py:main", "widht": 3}}, r"loop.widht: unknown key; .*did you mean 'width'"),
+        ({"loop": {"name": "loops.py:main", "width": "x"}}, r"loop.width: "),
+        ({"loop": "loops.py:Mian"}, r"loop.name: .*did you mean 'main'"),
+        ({"loop": "os:system"}, "loop"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_a_loop_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        from_data(RUN | changes)
+
+
+def test_the_record_of_a_run_has_what_its_loop_takes_and_nothing_that_it_decides() -> None:
+    config = from_data(RUN)
+    text = dump_config(config)
+    assert "loop:\n  name: loops.py:main\n  width: 8\n  lr: 0.01\n" in text
+    assert not {"model", "data", "loss", "optimizer", "schedule"} & set(config.model_dump())
+    folder, _ = follow("recorded")
+    manifest = read_manifest(folder, str(latest_checkpoint(folder)))
+    assert manifest.config["loop"]["name"] == "loops.py:main"
+    assert list(manifest.code) == ["loops.py"]
