@@ -15,7 +15,6 @@ import ray
 import ray.train
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from raytorch.config import Augment, OwnData
 from raytorch.config.metrics import LOSS_LABEL
@@ -26,10 +25,8 @@ from raytorch.distributed.ddp import broadcast_buffers, data_parallel, gradient_
 from raytorch.distributed.exception_causes import failure_cause
 from raytorch.distributed.process_group import leaving_process_group
 from raytorch.distributed.worker import Worker, device_name
-from raytorch.errors import DivergedError
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, ratio, require_enough_samples, total
-from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
 from raytorch.runs.plan import WorkerJob
@@ -40,9 +37,9 @@ from raytorch.training.averaging import WeightAverage
 from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
 from raytorch.training.monitor import DriverLink, reporting_failures
+from raytorch.training.optimizer_steps import OptimizerSteps, diverged
 from raytorch.training.precision import Precision, choose_attention
 from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
-from raytorch.training.schedules import build_schedule
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
 
 EXPORT_FOLDER = "export"
@@ -115,10 +112,10 @@ class Trainer:
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(self.model, dynamic=False)) if config.compile else self.model
         self.net = data_parallel(net)
-        self.optimizer = build_optimizer(config.optimizer, self.model.named_parameters())
+        span = {"total_steps": self.total_steps, "steps_per_epoch": self.loader.steps_per_epoch}
+        self.steps = OptimizerSteps(config, self.model, self.precision, **span)
         self.average = WeightAverage(self.model, config.ema)
         self.step = 0
-        self.schedule = self._schedule()
         torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
 
         self.metrics: dict[str, float] = {}
@@ -159,20 +156,17 @@ class Trainer:
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.steps.zero_grad()
         for number, batch in enumerate(micro_batches, start=1):
             with gradient_sync(self.net, enabled=number == len(micro_batches)):
                 with self.precision.autocast():
                     value = self.loss(self.net, self.precision.layout_of(batch.content))
-                self.backward(self.batch_loss.part(value, batch))
+                self.backward(self.steps.scaled(self.batch_loss.part(value, batch)))
         loss = self.batch_loss.finish()
-        if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self.average.update()
-        self.schedule.step()
+        if self.steps.take():
+            self.average.update()
+            self.losses.append(loss)
         self.step += 1
-        self.losses.append(loss)
         self.driver.report_progress(self._position())
         self.throughput.count(self.loader.epoch * len(self.train_set) + self.loader.position, self.clock)
 
@@ -200,7 +194,7 @@ class Trainer:
         if self.log:
             values: dict[str, float | None] = {
                 "loss": sum(losses) / len(losses),
-                "lr": float(self.schedule.get_last_lr()[-1]),
+                "lr": self.steps.rate,
                 "samples_per_s": self.throughput.recent(),
             }
             self.log.write("train", self.step, self.epochs_done, values)
@@ -211,6 +205,7 @@ class Trainer:
         self.reduce_losses()
         self.evaluate()
         self.patience.look(self.metrics)
+        self.steps.after_evaluation(self.metrics)
         exhausted = self.epoch_is_over
         if exhausted:
             self.loader.next_epoch()
@@ -261,7 +256,7 @@ class Trainer:
             if not self.checkpoints:
                 return
             state = {
-                "optimizer": optimizer_state(self.optimizer, self.model.parameters()),
+                **self.steps.state_dict(),
                 "loader": self.loader.state_dict(),
                 "patience": self.patience.state_dict(),
                 "average": self.average.state_dict(),
@@ -308,19 +303,13 @@ class Trainer:
     def _load(self, content: SavedState) -> None:
         state = content.state()
         self.average.load_state_dict(content.model(self.worker.device), state.get("average", {}))
-        restore_optimizer(self.optimizer, state["optimizer"], self.model.parameters())
         self.loader.load_state_dict(state["loader"])
         self.patience.load_state_dict(state.get("patience", {}))  # which older checkpoints do not have
         self.step = content.manifest.step
-        self.schedule = self._schedule()
+        self.steps.load_state_dict(state, self.step)
         self.metrics = content.manifest.metrics
         self.clock = PhaseClock(content.manifest.seconds)
         restore_generators(state["generators"], self.worker, seed=self.config.seed + self.step)
-
-    def _schedule(self) -> LambdaLR:
-        """The schedule at :attr:`step`."""
-        span = {"total_steps": self.total_steps, "steps_per_epoch": self.loader.steps_per_epoch}
-        return build_schedule(self.config.schedule, self.optimizer, **span, step=self.step)
 
     @property
     def is_over(self) -> bool:
@@ -389,9 +378,4 @@ class Trainer:
     def _refuse_nonfinite(self, losses: list[float], first_step: int, kind: str = "loss") -> None:
         for step, loss in enumerate(losses, start=first_step):
             if not math.isfinite(loss):
-                config = self.config.optimizer
-                groups = ", and that of optimizer.groups" if any(group.lr for group in config.groups) else ""
-                raise DivergedError(
-                    f"the {kind} became {loss} at step {step} of {self.total_steps}; lower optimizer.lr (now "
-                    f"{config.lr:g}{groups}), set clip_norm, add schedule.warmup_steps, or try precision: fp32"
-                )
+                raise diverged(self.config, f"the {kind} became {loss} at step {step} of {self.total_steps}")
