@@ -1,5 +1,6 @@
 """Write docs/configuration.md from the schema: python docs/configuration.py"""
 
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def _default(field: FieldInfo, nested: list[type[BaseModel]]) -> str:
         return "required"
     if nested and isinstance(value, BaseModel):
         return f"`{value.name}`" if hasattr(value, "name") else "below"
-    return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "" if value is None else f"`{json.dumps(value) if isinstance(value, bool | tuple) else value}`"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

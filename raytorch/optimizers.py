@@ -1,62 +1,156 @@
 """Optimizers by the names that configs and sessions use, and their state in checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from raytorch.config import Optimizer, ParameterGroup
+from raytorch.config import Muon, Optimizer, ParameterGroup
 from raytorch.errors import CheckpointError, ConfigError
 from raytorch.system.near_names import did_you_mean
 
 MOST_NAMES = 12
 """Names of parameters that an error lists."""
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
+    "asgd": torch.optim.ASGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "adafactor": torch.optim.Adafactor,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rmsprop": torch.optim.RMSprop,
+    "rprop": torch.optim.Rprop,
+    "muon": torch.optim.Muon,
 }
 """Every optimizer by name: PyTorch's own classes."""
+Group = dict[str, Any]
+"""Parameters, as ``params``, and the settings that they have in common: a group of PyTorch's."""
 
 
 def build_optimizer(config: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """Build the optimizer that ``config`` names of parameters with their names; its fields are the class's arguments.
 
-    The first of its groups are the configuration's, the last has the parameters that none of them names.
+    The first of its groups are the configuration's, the last has the parameters that none of them names. Muon's has
+    each of them twice: those that AdamW trains come before all that Muon does.
 
     Raises:
-        ConfigError: No parameter is left for one of the groups.
+        ConfigError: No parameter is left for one of the groups, or there is none of a name that is given.
 
     Example:
         >>> from raytorch.config import AdamW
         >>> optimizer = build_optimizer(AdamW(lr=0.01), nn.Linear(2, 2).named_parameters())
     """
     named = dict(parameters)
-    groups: list[dict[str, Any]] = []
+    if isinstance(config, Muon):
+        return _build_muon(config, named)
+    groups = [{"params": [*there.values()], **settings} for there, settings in _grouped(config, named)]
+    return OPTIMIZERS[config.name](groups, **config.model_dump(exclude={"name", "groups"}))
+
+
+def _grouped(
+    config: Optimizer, named: Mapping[str, nn.Parameter]
+) -> list[tuple[dict[str, nn.Parameter], dict[str, float]]]:
+    """The parameters of each group by their names, with its settings; those that are left come last, with none."""
+    rest, groups = dict(named), []
     for number, group in enumerate(config.groups):
-        names = [name for name in named if fnmatchcase(name, group.match)]
-        if not names:
-            raise ConfigError(
-                f"optimizer.groups[{number}].match: no parameter{' that is left' if number else ''} has a name like "
-                f"{group.match!r}{did_you_mean(group.match, named)}; there are {', '.join(list(named)[:MOST_NAMES])}"
-                f"{', ...' if len(named) > MOST_NAMES else ''}"
-            )
-        groups.append({"params": [named.pop(name) for name in names], **_settings(group)})
-    rest = [{"params": list(named.values())}] if named else []
-    return OPTIMIZERS[config.name]([*groups, *rest], **config.model_dump(exclude={"name", "groups"}))
+        there = _matching(group.match, rest, f"optimizer.groups[{number}].match", " that is left" if number else "")
+        rest = {name: parameter for name, parameter in rest.items() if name not in there}
+        groups.append((there, _settings(group)))
+    return [*groups, (rest, {})] if rest else groups
+
+
+def _matching(pattern: str, named: Mapping[str, nn.Parameter], key: str, left: str = "") -> dict[str, nn.Parameter]:
+    found = {name: parameter for name, parameter in named.items() if fnmatchcase(name, pattern)}
+    if not found:
+        raise ConfigError(
+            f"{key}: no parameter{left} has a name like {pattern!r}{did_you_mean(pattern, named)}; there are "
+            f"{', '.join([*named][:MOST_NAMES])}{', ...' if len(named) > MOST_NAMES else ''}"
+        )
+    return found
 
 
 def _settings(group: ParameterGroup) -> dict[str, float]:
     return group.model_dump(exclude={"match"}, exclude_none=True)
 
 
+# -- Muon --------------------------------------------------------------------------------------------------------------
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon and AdamW as one optimizer: groups of ``torch.optim.Muon``, and before them groups of ``torch.optim.AdamW``.
+
+    Each of its groups says as ``is_muon`` whose it is. What both remember is its own ``state``, by parameter.
+
+    Args:
+        muon: Groups of matrices.
+        adamw: Groups of other parameters; may be empty.
+        settings: Arguments of ``torch.optim.Muon``.
+        others: Arguments of ``torch.optim.AdamW``.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> optimizer = MuonWithAdamW([{"params": [net.weight]}], [{"params": [net.bias]}], {"lr": 0.02}, {"lr": 3e-4})
+    """
+
+    def __init__(
+        self, muon: list[Group], adamw: list[Group], settings: Mapping[str, Any], others: Mapping[str, Any]
+    ) -> None:
+        self._parts: list[tuple[bool, torch.optim.Optimizer]] = []
+        if adamw:
+            self._parts.append((False, torch.optim.AdamW(adamw, **others)))
+        self._parts.append((True, torch.optim.Muon(muon, **settings)))
+        groups = [{**group, "is_muon": is_muon} for is_muon, part in self._parts for group in part.param_groups]
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for is_muon, part in self._parts:  # load_state_dict and schedulers replace what is here, so it is handed down
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group["is_muon"] == is_muon]
+            part.step()
+        return loss
+
+
+def _build_muon(config: Muon, named: Mapping[str, nn.Parameter]) -> MuonWithAdamW:
+    matrices = {name for name, parameter in named.items() if parameter.ndim == 2}
+    for number, pattern in enumerate(config.others.match):
+        matrices -= _matching(pattern, named, f"optimizer.others.match[{number}]").keys()
+    if not matrices:
+        raise ConfigError(
+            "optimizer.name: muon trains matrices, of which the model has none that optimizer.others does not name; "
+            "take adamw"
+        )
+    muon: list[Group] = []
+    adamw: list[Group] = []
+    for there, settings in _grouped(config, named):
+        for groups, is_muon in ((muon, True), (adamw, False)):
+            if chosen := [parameter for name, parameter in there.items() if (name in matrices) == is_muon]:
+                groups.append({"params": chosen, **settings})
+    return MuonWithAdamW(
+        muon,
+        adamw,
+        config.model_dump(exclude={"name", "groups", "others"}),
+        config.others.model_dump(exclude={"match"}),
+    )
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
     """Return what ``optimizer`` remembers of each of ``parameters``; its settings are not among it."""
-    state, numbers = optimizer.state_dict()["state"], _numbers(optimizer)
-    return [state.get(numbers[parameter], {}) for parameter in parameters]
+    return [dict(optimizer.state[parameter]) if parameter in optimizer.state else {} for parameter in parameters]
 
 
 def restore_optimizer(
@@ -67,46 +161,63 @@ def restore_optimizer(
     What only its present settings need (a momentum that was 0, say) begins with zeros. Raises CheckpointError for what
     was taken from another kind of optimizer, or one of other parameters.
     """
-    parameters, numbers = list(parameters), _numbers(optimizer)
+    parameters = list(parameters)
     if len(remembered) != len(parameters):
         raise CheckpointError(
             f"the checkpoint's optimizer has {len(remembered)} parameters, the model {len(parameters)}; resume with "
             "the model of the run that saved it"
         )
-    names = _remembered_names(optimizer)
-    pairs = zip(parameters, remembered, strict=True)
-    state = {numbers[parameter]: _fitted(parameter, there, names) for parameter, there in pairs if there}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = {parameter: number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
+    examples: dict[tuple[int, int], _Example] = {}
+    for parameter, there in zip(parameters, remembered, strict=True):
+        if there:
+            kind = (groups[parameter], parameter.ndim)
+            if kind not in examples:
+                examples[kind] = _Example(optimizer, optimizer.param_groups[kind[0]], parameter)
+            optimizer.state[parameter] = examples[kind].fitted(parameter, there)
 
 
-def _numbers(optimizer: torch.optim.Optimizer) -> dict[Tensor, int]:
-    """The number of each parameter in the optimizer's own state."""
-    groups = optimizer.param_groups
-    return {parameter: number for number, parameter in enumerate(it for group in groups for it in group["params"])}
+class _Example:
+    """What an optimizer remembers of a parameter of a group, as one that takes a step with a small one shows."""
+
+    SIZE = 2
+    """Of the small parameter, in each of its dimensions."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, group: Group, parameter: Tensor) -> None:
+        kind = type(optimizer)
+        if isinstance(optimizer, MuonWithAdamW):
+            kind = torch.optim.Muon if group["is_muon"] else torch.optim.AdamW
+        settings = {name: value for name, value in group.items() if name != "params"}
+        small = torch.zeros((self.SIZE,) * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
+        self._shown = _remembered(kind, small, settings)
+        self._always = _remembered(kind, small, {}).keys()
+
+    def fitted(self, parameter: Tensor, there: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of one parameter; what has its shape in its own layout in memory, where an optimizer is faster."""
+        if isinstance(there.get("step"), Tensor) != ("step" in self._shown) or self._always - there.keys():
+            raise CheckpointError(
+                "the checkpoint is of another kind of optimizer; resume with the optimizer of its run"
+            )
+        fitted: dict[str, Any] = {}
+        for name in sorted(self._shown):
+            shown, value = self._shown[name], there.get(name)
+            sizes = zip(parameter.shape, shown.shape, strict=False)  # a count of steps has no dimensions
+            shape = torch.Size(size if part == self.SIZE else part for size, part in sizes)
+            if value is not None and not (isinstance(value, Tensor) and value.shape == shape):
+                raise CheckpointError(
+                    f"the checkpoint's {name} does not fit the model; resume with the model of its run"
+                )
+            like = parameter if shape == parameter.shape else shown.new_empty(shape)
+            place = torch.zeros_like(like, dtype=shown.dtype, device=shown.device)
+            fitted[name] = place if value is None else place.copy_(value)
+        return fitted
 
 
-def _remembered_names(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Return what an optimizer of these settings remembers of a parameter, as one that takes a step shows."""
-    probe = nn.Parameter(torch.zeros(1))
-    probe.grad = torch.zeros(1)
-    build: Any = type(optimizer)
-    shown = build([probe])
-    shown.param_groups[0] |= {name: optimizer.param_groups[0][name] for name in optimizer.defaults}
-    shown.step()
-    return {name for name, value in shown.state[probe].items() if value is not None}
-
-
-def _fitted(parameter: Tensor, there: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """The state of one parameter, in its own layout in memory, where an optimizer is faster."""
-    if isinstance(there.get("step"), Tensor) != ("step" in names):
-        raise CheckpointError("the checkpoint is of another kind of optimizer; resume with the optimizer of its run")
-    fitted: dict[str, Any] = {}
-    for name in sorted(names):
-        value = there.get(name)
-        if name == "step" or value is None:
-            fitted[name] = torch.zeros_like(parameter) if value is None else value
-        elif not isinstance(value, Tensor) or value.shape != parameter.shape:
-            raise CheckpointError(f"the checkpoint's {name} does not fit the model; resume with the model of its run")
-        else:
-            fitted[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return fitted
+def _remembered(kind: type[torch.optim.Optimizer], values: Tensor, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    build: Any = kind
+    parameter = nn.Parameter(values.clone())
+    parameter.grad = torch.zeros_like(values)
+    optimizer = build([parameter])
+    optimizer.param_groups[0] |= settings
+    optimizer.step()
+    return {name: value for name, value in optimizer.state[parameter].items() if value is not None}

@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from raytorch.config.metrics import *
     from raytorch.config.models import *
     from raytorch.config.optimization import *
+    from raytorch.config.optimizers import *
     from raytorch.config.own_parts import *
     from raytorch.config.run import *
     from raytorch.config.section import *
     from raytorch.config.sweep import *
 
 __all__ = [
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "Asgd",
     "Asha",
     "AttentionModel",
     "Augment",
@@ -49,6 +55,9 @@ __all__ = [
     "MnistStripsData",
     "Model",
     "MovingMnistData",
+    "Muon",
+    "MuonOthers",
+    "NAdam",
     "OneCycleSchedule",
     "Optimizer",
     "OwnData",
@@ -58,10 +67,13 @@ __all__ = [
     "OwnPart",
     "Parameter",
     "ParameterGroup",
+    "PlateauSchedule",
+    "RAdam",
     "Ranking",
     "ResNet18Model",
     "RmsProp",
     "RnnModel",
+    "Rprop",
     "RunConfig",
     "RunName",
     "Scaling",
@@ -86,6 +98,7 @@ __getattr__ = lazy_exports(
     "metrics",
     "models",
     "optimization",
+    "optimizers",
     "own_parts",
     "run",
     "section",

@@ -1,4 +1,4 @@
-"""Losses, optimizers and learning-rate schedules."""
+"""Losses and learning-rate schedules."""
 
 from typing import Annotated, Literal, get_args
 
@@ -8,7 +8,6 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    Strict,
     Tag,
     model_validator,
 )
@@ -43,98 +42,6 @@ LossPart = Annotated[
     Annotated[Loss, Tag("shipped")] | Annotated[OwnLoss, Tag("own")],
     Discriminator(own_or_shipped),
 ]
-
-
-class ParameterGroup(Section):
-    """Parameters that are trained with other settings than the rest."""
-
-    match: Annotated[str, Field(min_length=1)]
-    """Pattern of their dotted names, in which ``*`` stands for any text: ``*.bias``, ``stem.*``."""
-    lr: PositiveFloat | None = None
-    """Peak learning rate; by default the optimizer's."""
-    weight_decay: NonNegativeFloat | None = None
-    """By default the optimizer's."""
-
-    @model_validator(mode="after")
-    def _sets_something(self) -> "ParameterGroup":
-        if self.lr is None and self.weight_decay is None:
-            raise ConflictError("give lr or weight_decay: the group has the optimizer's own otherwise", "match")
-        return self
-
-
-class Sgd(Section):
-    """torch.optim.SGD."""
-
-    name: Literal["sgd"] = "sgd"
-    """The optimizer."""
-    lr: PositiveFloat = 0.1
-    """Peak learning rate."""
-    momentum: Fraction = 0.9
-    """Momentum factor."""
-    nesterov: bool = False
-    """Use Nesterov momentum."""
-    weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty."""
-    groups: list[ParameterGroup] = []
-    """Parameters with a rate or weight decay of their own; each is in the first group that its name matches."""
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "Sgd":
-        if self.nesterov and not self.momentum:
-            raise ConflictError("nesterov needs a momentum above 0", "nesterov", "momentum")
-        return self
-
-
-class RmsProp(Section):
-    """torch.optim.RMSprop."""
-
-    name: Literal["rmsprop"] = "rmsprop"
-    """The optimizer."""
-    lr: PositiveFloat = 1e-3
-    """Peak learning rate."""
-    alpha: Fraction = 0.99
-    """Smoothing of the squared gradients."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator for stability."""
-    momentum: Fraction = 0.0
-    """Momentum factor."""
-    centered: bool = False
-    """Normalize by the gradient's variance."""
-    weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty."""
-    groups: list[ParameterGroup] = []
-    """Parameters with a rate or weight decay of their own; each is in the first group that its name matches."""
-
-
-class Adam(Section):
-    """torch.optim.Adam."""
-
-    name: Literal["adam"] = "adam"
-    """The optimizer."""
-    lr: PositiveFloat = 1e-3
-    """Peak learning rate."""
-    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator for stability."""
-    amsgrad: bool = False
-    """Use the AMSGrad variant."""
-    weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty."""
-    groups: list[ParameterGroup] = []
-    """Parameters with a rate or weight decay of their own; each is in the first group that its name matches."""
-
-
-class AdamW(Adam):
-    """torch.optim.AdamW."""
-
-    name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
-    """The optimizer."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay."""
-
-
-Optimizer = Annotated[Sgd | RmsProp | Adam | AdamW, Field(discriminator="name")]
 
 
 class Warmup(Section):
@@ -186,4 +93,26 @@ class OneCycleSchedule(Warmup):
     """Last learning rate, as a share of the peak."""
 
 
-Schedule = Annotated[ConstantSchedule | StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="name")]
+class PlateauSchedule(Warmup):
+    """The learning rate is multiplied by ``factor`` when evaluations get no better: PyTorch's ReduceLROnPlateau."""
+
+    name: Literal["plateau"] = "plateau"
+    """The schedule."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Multiplier at each change."""
+    patience: NonNegativeInt = 10
+    """Evaluations in a row without a better one that are put up with; the next one changes the rate."""
+    threshold: NonNegativeFloat = 1e-4
+    """By which share of the best so far an evaluation has to be better to count."""
+    cooldown: NonNegativeInt = 0
+    """Evaluations after a change that are not counted."""
+    min_lr: NonNegativeFloat = 0.0
+    """Lowest learning rate, also of groups."""
+    metric: str | None = None
+    """Metric of the run, or ``loss``, that has to get better on the test split; null takes the first metric, or the
+    loss of a run that has none."""
+
+
+Schedule = Annotated[
+    ConstantSchedule | StepSchedule | CosineSchedule | OneCycleSchedule | PlateauSchedule, Field(discriminator="name")
+]

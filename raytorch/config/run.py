@@ -24,7 +24,8 @@ from raytorch.config.execution import Averaging, Checkpointing, EarlyStopping, F
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
 from raytorch.config.models import MODELS, MlpModel, ModelPart
-from raytorch.config.optimization import AdamW, ConstantSchedule, Loss, LossPart, Optimizer, Schedule
+from raytorch.config.optimization import ConstantSchedule, Loss, LossPart, PlateauSchedule, Schedule
+from raytorch.config.optimizers import AdamW, Optimizer, Rprop
 from raytorch.config.own_parts import OwnLoop, OwnPart
 from raytorch.config.own_section import OwnSection
 from raytorch.config.section import ConflictError, Section, name_alone
@@ -86,9 +87,10 @@ class RunConfig(Section):
     """Optimizer."""
     schedule: Annotated[Schedule, BeforeValidator(name_alone)] = ConstantSchedule()
     """Learning-rate schedule."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of forward and backward: bf16 is autocast, weights stay fp32, and so do LSTMs on CPUs that
-    have them in fp32 alone; auto takes bf16 where the device has instructions for it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of forward and backward: bf16 and fp16 are autocast, fp16 with a loss that is scaled; weights stay
+    fp32, and so do LSTMs on CPUs that have them in fp32 alone. auto takes bf16 where the device has instructions for
+    it, else fp32."""
     compile: bool = False
     """Compile the model with torch.compile."""
     epochs: PositiveInt | None = None
@@ -231,6 +233,18 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _optimizer_heeds_the_schedule(self) -> "RunConfig":
+        if isinstance(self.optimizer, Rprop) and self.schedule != ConstantSchedule():
+            raise ConflictError(
+                "rprop finds the steps of each weight by itself, which no schedule and no warm-up changes; leave "
+                "schedule out, or take another optimizer",
+                "schedule.name",
+                "schedule",
+                "optimizer.name",
+            )
+        return self
+
     @property
     def most_steps(self) -> int | None:
         """Optimizer steps of the run; fewer where a data set's files hold less than is published.
@@ -300,8 +314,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rankings_are_there(self) -> "RunConfig":
-        stop_metric = self.stop.metric if self.stop else None
-        for key, name in (("checkpoint.best_by", self.checkpoint.best_by), ("stop.metric", stop_metric)):
+        named = {"checkpoint.best_by": self.checkpoint.best_by}
+        if self.stop:
+            named["stop.metric"] = self.stop.metric
+        if isinstance(self.schedule, PlateauSchedule):
+            named["schedule.metric"] = self.schedule.metric
+        for key, name in named.items():
             try:
                 self.ranking_by(name)
             except ConflictError as error:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from raytorch.config import Augment, OwnData
 from raytorch.config.metrics import LOSS_LABEL
@@ -13,12 +12,10 @@ from raytorch.datasets import MicroBatch, load_split
 from raytorch.distributed.ddp import gradient_sync
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, require_enough_samples, total
-from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_manifest import THE_MODEL
 from raytorch.training.batch_loss import BatchLoss
-from raytorch.training.precision import Precision
+from raytorch.training.optimizer_steps import OptimizerSteps
 from raytorch.training.run import Run
-from raytorch.training.schedules import build_schedule
 
 
 class Trainer:
@@ -43,14 +40,10 @@ class Trainer:
         metrics = metrics_of(config.judged_by, self.model, config.code)
         self.judges: dict[str, Callable[..., Any]] = {**metrics, LOSS_LABEL: self.loss}
         require_enough_samples(config, self.loss, self.model, self.train_set)
-        self.optimizer = build_optimizer(config.optimizer, self.model.named_parameters())
-        run.keep("optimizer", _Memory(self.optimizer, self.model))
         span = {"total_steps": self.batches.total, "steps_per_epoch": self.batches.steps_per_epoch}
-        self.schedule = build_schedule(config.schedule, self.optimizer, **span)
-        if run.step:
-            self.schedule = build_schedule(config.schedule, self.optimizer, **span, step=run.step)
-        run.gauge("lr", lambda: float(self.schedule.get_last_lr()[-1]))
-        self.layout = Precision.choose(config.precision, device).layout_of
+        self.steps = run.keep("optimizer", OptimizerSteps(config, self.model, run.precision, **span))
+        run.gauge("lr", lambda: self.steps.rate)
+        self.layout = run.precision.layout_of
         self.batch_loss = BatchLoss(self.model, run.worker)
 
     def train(self) -> None:
@@ -62,18 +55,17 @@ class Trainer:
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.steps.zero_grad()
         for number, batch in enumerate(micro_batches, start=1):
             with gradient_sync(self.net, enabled=number == len(micro_batches)):
                 with self.run.autocast():
                     value = self.loss(self.net, self.layout(batch.content))
-                self.run.backward(self.batch_loss.part(value, batch))
+                self.run.backward(self.steps.scaled(self.batch_loss.part(value, batch)))
         loss = self.batch_loss.finish()
-        if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        self.run.log(loss=loss)
+        if self.steps.take():
+            self.run.log(loss=loss)
+        else:
+            self.run.skipped()
 
     def evaluate(self) -> None:
         """Loss and metrics on the test split, each sample counted once over all workers."""
@@ -86,17 +78,4 @@ class Trainer:
                 for name, value in values.items():
                     part = total(value, batch.samples, name)
                     totals[name] = totals[name].to(part.device) + part
-            self.run.evaluated(**{name: (part[0], part[1]) for name, part in totals.items()})
-
-
-class _Memory:
-    """What an optimizer remembers of a model's parameters; its settings are the configuration's, which may change."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        self._optimizer, self._model = optimizer, model
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parameters": optimizer_state(self._optimizer, self._model.parameters())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        restore_optimizer(self._optimizer, state["parameters"], self._model.parameters())
+        self.steps.after_evaluation(self.run.evaluated(**{name: (it[0], it[1]) for name, it in totals.items()}))

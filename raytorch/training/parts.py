@@ -95,6 +95,10 @@ class Parts:
             raise UserError(f"no model {name} in this run: {names}{did_you_mean(name, self.models)}")
         return self.models[name]
 
+    def skip_averages(self, step: int) -> None:
+        """Take no note of an optimizer step."""
+        self._averaged_at = step
+
     def update_averages(self, step: int) -> None:
         """Take the weights after an optimizer step into account, once."""
         if step != self._averaged_at:

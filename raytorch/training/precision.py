@@ -1,4 +1,4 @@
-"""The arithmetic of forward and backward: fp32 or bf16 autocast, and the memory layout that is fastest for it."""
+"""The arithmetic of forward and backward: fp32, or autocast to bf16 or fp16, and the layout in memory that suits it."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,36 +13,48 @@ from torch.library import Library
 
 from raytorch.errors import ConfigError
 
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[PrecisionName, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
 
 @dataclass(frozen=True)
 class Precision:
     """How a worker computes; weights, gradients and optimizer state stay float32 either way."""
 
-    bf16: bool
+    name: PrecisionName
     device_type: str
 
     @classmethod
-    def choose(cls, name: Literal["auto", "fp32", "bf16"], device: torch.device) -> "Precision":
-        """The precision of that name; ``auto`` is bf16 where ``device`` has instructions for it. Raises ConfigError."""
+    def choose(cls, name: Literal["auto"] | PrecisionName, device: torch.device) -> "Precision":
+        """The precision of that name; ``auto`` is bf16 where ``device`` has instructions for it, else fp32.
+
+        Raises ConfigError.
+        """
         if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise ConfigError(
-                f"precision: bf16: {torch.cuda.get_device_name(device)} cannot compute in bfloat16; take fp32, or auto"
+                f"precision: bf16: {torch.cuda.get_device_name(device)} cannot compute in bfloat16; take fp16, fp32 or "
+                "auto"
             )
-        return cls(name == "bf16" or (name == "auto" and has_bf16(device)), device.type)
-
-    @property
-    def name(self) -> str:
-        """``bf16`` or ``fp32``."""
-        return "bf16" if self.bf16 else "fp32"
+        if name == "auto":
+            name = "bf16" if has_bf16(device) else "fp32"
+        return cls(name, device.type)
 
     @property
     def channels_last(self) -> bool:
-        """True if convolutions compute faster with channels last: on CPUs, and in bf16 everywhere."""
-        return self.bf16 or self.device_type == "cpu"
+        """True if convolutions compute faster with channels last: on CPUs, and in 16 bits everywhere."""
+        return self.name != "fp32" or self.device_type == "cpu"
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for forward passes; see :func:`autocast`."""
-        return autocast(self.device_type, torch.bfloat16) if self.bf16 else nullcontext()
+        return nullcontext() if self.name == "fp32" else autocast(self.device_type, DTYPES[self.name])
+
+    def loss_scaler(self) -> torch.amp.GradScaler | None:
+        """What keeps gradients in the range of fp16; None for the others, which have float32's."""
+        return torch.amp.GradScaler(self.device_type) if self.name == "fp16" else None
 
     def to_memory_format(self, module: nn.Module) -> nn.Module:
         """``module`` with its convolutions' weights in the layout of :meth:`layout`, in place."""

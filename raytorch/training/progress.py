@@ -10,7 +10,6 @@ import ray
 import torch
 from torch import Tensor
 
-from raytorch.config import RunConfig
 from raytorch.config.metrics import LOSS_LABEL
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import MicroBatch, TrainLoader
@@ -24,6 +23,7 @@ from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
 from raytorch.training.checkpoints import Checkpoints, explaining_misfit
 from raytorch.training.monitor import DriverLink
+from raytorch.training.optimizer_steps import diverged
 from raytorch.training.parts import Parts
 from raytorch.training.precision import Precision
 from raytorch.training.reproducibility import generator_states, restore_generators
@@ -266,9 +266,10 @@ class RunProgress:
     def _refuse_nonfinite(self, name: str, values: Sequence[tuple[int, float]]) -> None:
         for step, value in values:
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"the {name} became {value} at step {step} of {self.total_steps}; {_advice(self.config)}"
-                )
+                what = f"the {name} became {value} at step {step} of {self.total_steps}"
+                if not self.config.loop:
+                    raise diverged(self.config, what)
+                raise DivergedError(f"{what}; lower the learning rate, clip gradients, or try precision: fp32")
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -369,15 +370,3 @@ class RunProgress:
         """Close the records."""
         if self.records:
             self.records.close()
-
-
-def _advice(config: RunConfig) -> str:
-    """What to do where a run diverges."""
-    if config.loop:
-        return "lower the loop's learning rate, clip the gradients, or try precision: fp32"
-    optimizer = config.optimizer
-    groups = ", and that of optimizer.groups" if any(group.lr for group in optimizer.groups) else ""
-    return (
-        f"lower optimizer.lr (now {optimizer.lr:g}{groups}), set clip_norm, add schedule.warmup_steps, or try "
-        "precision: fp32"
-    )

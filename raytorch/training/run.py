@@ -19,6 +19,7 @@ from raytorch.datasets.own import OwnDataset, shipped_split
 from raytorch.datasets.requests import Split
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError
+from raytorch.training.precision import Precision
 from raytorch.training.progress import Batches, RunProgress
 from raytorch.training.run_state import Kept, OptimizerState
 from raytorch.training.step_log import Number
@@ -60,6 +61,11 @@ class Run:
     def worker(self) -> Worker:
         """This worker: its ``rank``, the ``world_size`` and its ``device``."""
         return self._progress.worker
+
+    @property
+    def precision(self) -> Precision:
+        """How the configuration's ``precision`` computes on this worker's device."""
+        return self._progress.precision
 
     @property
     def step(self) -> int:
@@ -227,6 +233,10 @@ class Run:
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``; a scaling study times how long it waits for other workers."""
         self._progress.backward(loss)
+
+    def skipped(self) -> None:
+        """Say that this step left the weights as they were, so that averages take no note of it."""
+        self._progress.parts.skip_averages(self.step)
 
     def log(self, **values: Number) -> None:
         """Write down numbers of this step; a line of metrics has their means since the line before, over all workers.

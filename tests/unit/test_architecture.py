@@ -40,7 +40,7 @@ ROOMS = {
         "code_snapshot execution signature",
         "own_section",
         "own_parts",
-        "data metrics optimization",
+        "data metrics optimization optimizers",
         "models",
         "run",
         "json_schema own_calls own_code resuming sweep",
@@ -90,7 +90,7 @@ ROOMS = {
     ],
     "training": [
         "averaging batch_loss checkpoints launch precision reproducibility schedules step_log stopping",
-        "monitor run_state",
+        "monitor optimizer_steps run_state",
         "failures parts",
         "progress",
         "run",

@@ -15,11 +15,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from raytorch.config.file import from_data
 from raytorch.datasets import MicroBatch
 from raytorch.distributed import Worker, gradient_sync
 from raytorch.distributed.collectives import all_reduce
 from raytorch.models.objectives import ratio, total
 from raytorch.training.batch_loss import BatchLoss
+from raytorch.training.optimizer_steps import OptimizerSteps
+from raytorch.training.precision import Precision
 
 CPU = torch.device("cpu")
 PAD = -1
@@ -125,6 +128,37 @@ def measure_as_one_process(worker: Worker) -> None:
     assert ratio(*all_reduce(sums).tolist(), "accuracy") == right / counted
 
 
+def train_in_fp16_as_in_fp32(worker: Worker) -> None:
+    """As plain PyTorch but for rounding; a gradient that overflows on one worker has all of them leave a step out."""
+    reference, model, precision = net(), net(), Precision("fp16", "cpu")
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if worker.world_size > 1 else model
+    config = from_data({"steps": 20, "optimizer": {"name": "sgd", "lr": 0.5}, "clip_norm": 0.1, "precision": "fp16"})
+    plain = torch.optim.SGD(reference.parameters(), lr=0.5, momentum=0.9)
+    steps = OptimizerSteps(config, model, precision, total_steps=20, steps_per_epoch=20)
+    batch_loss, left_out, taken = BatchLoss(model, worker), 12, list[int]()
+    for step, batch in enumerate(batches()):
+        steps.zero_grad()
+        for number, micro_batch in enumerate(parts(batch, worker), start=1):
+            with gradient_sync(wrapped, enabled=number == MICRO_BATCHES):
+                with precision.autocast():
+                    value, count = token_loss(wrapped, micro_batch.content)
+                overflow = torch.inf if step == left_out and worker.rank == worker.world_size - 1 else 1.0
+                torch.autograd.backward(steps.scaled(batch_loss.part((value * overflow, count), micro_batch)))
+        batch_loss.finish()
+        is_taken = steps.take()
+        assert all_reduce(torch.tensor(float(is_taken))) == is_taken * worker.world_size
+        if is_taken:
+            taken.append(step)
+            plain.zero_grad()
+            torch.autograd.backward(expected_loss(token_loss, reference, batch))
+            nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
+            plain.step()
+    assert len(taken) > 10  # sums are large: until their scale is found, steps are left out
+    assert left_out not in taken
+    for own, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        assert_close(own, expected, rtol=0, atol=0.01)
+
+
 def count_nothing(worker: Worker) -> None:
     """A loss that is not even a number where nothing is counted leaves the weights alone."""
     model = nn.Linear(1, 1)
@@ -148,6 +182,7 @@ def refuse_a_count_of_another_worker(worker: Worker) -> None:
 def check_all(worker: Worker) -> None:
     for loss, optimizer in ((token_loss, "sgd"), (token_loss, "adamw"), (sample_loss, "sgd"), (mean_loss, "sgd")):
         train_as_plain_pytorch(worker, loss, optimizer)
+    train_in_fp16_as_in_fp32(worker)
     measure_as_one_process(worker)
     count_nothing(worker)
     refuse_a_count_of_another_worker(worker)

@@ -15,6 +15,7 @@ from config_texts import read
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config, load_config
 from raytorch.config.json_schema import schema
+from raytorch.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [
@@ -150,7 +151,7 @@ def test_the_schema_is_one_that_editors_understand() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     assert schema()["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema()["title"] == "raytorch run"
-    assert schema()["properties"]["optimizer"]["anyOf"][0] == {"enum": ["sgd", "rmsprop", "adam", "adamw"]}
+    assert schema()["properties"]["optimizer"]["anyOf"][0] == {"enum": [*OPTIMIZERS]}
 
 
 @pytest.mark.parametrize(

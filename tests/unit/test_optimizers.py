@@ -1,38 +1,63 @@
-"""Optimizers and schedules, step by step against PyTorch's own."""
+"""Optimizers, step by step against PyTorch's own."""
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
-from torch.optim import lr_scheduler
+from torch import Tensor, nn
 
 from raytorch.config import (
+    Adadelta,
+    Adafactor,
+    Adagrad,
     Adam,
+    Adamax,
     AdamW,
-    ConstantSchedule,
-    CosineSchedule,
-    OneCycleSchedule,
+    Asgd,
+    Muon,
+    MuonOthers,
+    NAdam,
     Optimizer,
     ParameterGroup,
+    RAdam,
     RmsProp,
-    Schedule,
+    Rprop,
     Sgd,
-    StepSchedule,
 )
 from raytorch.errors import CheckpointError, ConfigError
 from raytorch.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
-from raytorch.training.schedules import build_schedule, schedule_factor
+from raytorch.serialization.nested_state import load_saved_state, save_state
 
-OPTIMIZER_CASES = [
-    (Sgd(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.1), torch.optim.SGD),
-    (RmsProp(lr=0.01, alpha=0.9, momentum=0.5, centered=True), torch.optim.RMSprop),
+OPTIMIZER_CASES: list[tuple[Optimizer, type[torch.optim.Optimizer]]] = [
+    (Sgd(lr=0.02, momentum=0.8, nesterov=True, weight_decay=0.1), torch.optim.SGD),
+    (Sgd(lr=0.02, momentum=0.8, dampening=0.3), torch.optim.SGD),
+    (Asgd(lr=0.05, lambd=0.01, alpha=0.5, t0=2, weight_decay=0.1), torch.optim.ASGD),
     (Adam(lr=0.02, betas=(0.8, 0.9), amsgrad=True, weight_decay=0.1), torch.optim.Adam),
     (AdamW(lr=0.02, eps=1e-6, weight_decay=0.2), torch.optim.AdamW),
+    (NAdam(lr=0.02, betas=(0.8, 0.9), momentum_decay=0.1, weight_decay=0.1), torch.optim.NAdam),
+    (RAdam(lr=0.02, decoupled_weight_decay=True, weight_decay=0.1), torch.optim.RAdam),
+    (Adamax(lr=0.02, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1), torch.optim.Adamax),
+    (Adafactor(lr=0.05, beta2_decay=-0.6, eps=(1e-6, 1e-2), d=1.5, weight_decay=0.1), torch.optim.Adafactor),
+    (Adafactor(), torch.optim.Adafactor),
+    (Adagrad(lr=0.05, lr_decay=0.1, initial_accumulator_value=0.2, weight_decay=0.1), torch.optim.Adagrad),
+    (Adadelta(lr=0.5, rho=0.8, eps=1e-5, weight_decay=0.1), torch.optim.Adadelta),
+    (RmsProp(lr=0.01, alpha=0.9, momentum=0.5, centered=True), torch.optim.RMSprop),
+    (Rprop(lr=0.02, etas=(0.4, 1.3), step_sizes=(1e-4, 0.1)), torch.optim.Rprop),
 ]
+MUON = Muon(lr=0.02, momentum=0.9, weight_decay=0.1, ns_steps=3, others=MuonOthers(lr=0.01, weight_decay=0.2))
+CONFIGS = [*(config for config, _ in OPTIMIZER_CASES), MUON]
+NOT_ARGUMENTS = {"name", "groups", "others"}
+OTHER_DEFAULTS = {
+    ("sgd", "lr"): 0.1,
+    ("sgd", "momentum"): 0.9,
+    ("rmsprop", "lr"): 1e-3,
+    ("muon", "adjust_lr_fn"): "original",  # which PyTorch's null stands for
+}
+"""Those that are not PyTorch's."""
 
 
 def built(config: Optimizer, weights: nn.Parameter) -> torch.optim.Optimizer:
@@ -47,18 +72,187 @@ def _descend(optimizer: torch.optim.Optimizer, weights: nn.Parameter) -> torch.T
     return weights.detach()
 
 
+class Net(nn.Module):
+    """A model with a parameter of each number of dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(7, 6)
+        self.conv = nn.Conv2d(6, 5, 2, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.inner = nn.Linear(5, 8)
+        self.head = nn.Linear(8, 2)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        images = self.embed(tokens).permute(0, 3, 1, 2)
+        out: Tensor = self.head(self.inner(self.conv(images).mean((2, 3))).tanh()) * self.scale
+        return out
+
+
+def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, count: int) -> None:
+    for step in range(first, first + count):
+        tokens = torch.randint(7, (4, 3, 3), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        torch.autograd.backward(model(tokens).square().sum())
+        optimizer.step()
+
+
+def assert_same_bits(one: nn.Module, other: nn.Module) -> None:
+    for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+        assert ours.isfinite().all()
+
+
+def assert_steps_as(config: Optimizer, model: Net, references: list[torch.optim.Optimizer], count: int = 6) -> None:
+    """The optimizer that ``config`` names takes the steps of others on ``model`` to the bit."""
+    ours = Net()
+    optimizer = build_optimizer(config, ours.named_parameters())
+    for step in range(count):
+        steps_of(ours, optimizer, step, 1)
+        for reference in references[1:]:
+            reference.zero_grad()
+        steps_of(model, references[0], step, 1)
+        for reference in references[1:]:
+            reference.step()
+    assert_same_bits(ours, model)
+    assert not torch.equal(ours.scale, Net().scale)
+
+
 @pytest.mark.parametrize(("config", "reference"), OPTIMIZER_CASES)
 def test_optimizer_steps_as_pytorchs(config: Optimizer, reference: Callable[..., torch.optim.Optimizer]) -> None:
-    ours, theirs = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
-    settings: dict[str, Any] = config.model_dump(exclude={"name", "groups"})
-    expected = _descend(reference([theirs], **settings), theirs)
-    assert torch.equal(_descend(built(config, ours), ours), expected)
+    theirs = Net()
+    settings: dict[str, Any] = config.model_dump(exclude=NOT_ARGUMENTS)
+    assert_steps_as(config, theirs, [reference(theirs.parameters(), **settings)])
 
 
-@pytest.mark.parametrize("config", [case[0] for case in OPTIMIZER_CASES])
-def test_every_field_is_an_argument_of_the_optimizer(config: Optimizer) -> None:
-    arguments = inspect.signature(OPTIMIZERS[config.name]).parameters
-    assert type(config).model_fields.keys() - {"name", "groups"} <= arguments.keys()
+@pytest.mark.parametrize("kind", get_args(get_args(Optimizer)[0]))
+def test_every_field_is_an_argument_of_pytorchs_with_its_default(kind: type[Optimizer]) -> None:
+    name = kind.model_fields["name"].default
+    arguments = inspect.signature(OPTIMIZERS[name]).parameters
+    for key, field in kind.model_fields.items():
+        if key not in NOT_ARGUMENTS:
+            assert field.default == OTHER_DEFAULTS.get((name, key), arguments[key].default), key
+    own = set(kind.model_fields) - NOT_ARGUMENTS
+    without_effect = {"params", "foreach", "maximize", "capturable", "differentiable", "fused"}
+    assert arguments.keys() - own - without_effect <= {"decoupled_weight_decay"}  # of Adam, which is AdamW
+
+
+def test_every_optimizer_of_pytorch_that_takes_plain_parameters_is_there() -> None:
+    theirs = {each for each in vars(torch.optim).values() if inspect.isclass(each)}
+    excluded = {torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam}
+    assert set(OPTIMIZERS.values()) == theirs - excluded
+    assert [*OPTIMIZERS] == [kind.model_fields["name"].default for kind in get_args(get_args(Optimizer)[0])]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_a_checkpoint_on_the_way_changes_no_bit(config: Optimizer, tmp_path: Path) -> None:
+    whole, first, second = Net(), Net(), Net()
+    steps_of(whole, build_optimizer(config, whole.named_parameters()), 0, 8)
+    optimizer = build_optimizer(config, first.named_parameters())
+    steps_of(first, optimizer, 0, 4)
+    save_state({"optimizer": optimizer_state(optimizer, first.parameters())}, tmp_path)
+    second.load_state_dict(first.state_dict())
+    optimizer = build_optimizer(config, second.named_parameters())
+    restore_optimizer(optimizer, load_saved_state(tmp_path)["optimizer"], second.parameters())
+    steps_of(second, optimizer, 4, 4)
+    assert_same_bits(second, whole)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_a_checkpoint_of_another_optimizer_is_refused(config: Optimizer) -> None:
+    model = Net()
+    other: Optimizer = Adam() if config.name not in ("adam", "adamw", "nadam", "radam") else Adadelta()
+    first = build_optimizer(other, model.named_parameters())
+    steps_of(model, first, 0, 1)
+    second = build_optimizer(config, model.named_parameters())
+    with pytest.raises(CheckpointError, match="of another kind of optimizer"):
+        restore_optimizer(second, optimizer_state(first, model.parameters()), model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda: Sgd(nesterov=True, dampening=0.1), "nesterov needs a dampening of 0"),
+        (lambda: Rprop(step_sizes=(1.0, 0.1)), r"the first number \(1\) must not exceed the second \(0.1\)"),
+        (lambda: Rprop(groups=[ParameterGroup(match="*", weight_decay=0.1)]), "rprop has no weight decay"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong: Callable[[], Optimizer], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        wrong()
+
+
+# -- Muon --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+def test_muon_trains_the_matrices_that_are_not_named_and_adamw_the_rest(adjust: Any) -> None:
+    others = MuonOthers(match=["embed.*", "head.*"], lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)
+    config = Muon(lr=0.05, momentum=0.9, adjust_lr_fn=adjust, others=others)
+    theirs = Net()
+    matrices = [theirs.inner.weight]
+    rest = [parameter for parameter in theirs.parameters() if parameter is not theirs.inner.weight]
+    muon = torch.optim.Muon(matrices, lr=0.05, momentum=0.9, adjust_lr_fn=adjust)
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)
+    assert_steps_as(config, theirs, [muon, adamw])
+
+
+def test_groups_change_the_rates_of_muons_and_of_adamws_parameters() -> None:
+    groups = [ParameterGroup(match="inner.*", lr=0.3), ParameterGroup(match="*.bias", weight_decay=0.0)]
+    optimizer = build_optimizer(MUON.model_copy(update={"groups": groups}), Net().named_parameters())
+    shown = [(group["is_muon"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert shown == [(False, 0.3, 0.2), (False, 0.01, 0.0), (False, 0.01, 0.2), (True, 0.3, 0.1), (True, 0.02, 0.1)]
+
+
+def test_muon_is_one_optimizer_whose_rates_and_state_are_its_own() -> None:
+    theirs, ours = Net(), Net()
+    matrices = [parameter for parameter in theirs.parameters() if parameter.ndim == 2]
+    rest = [parameter for parameter in theirs.parameters() if parameter.ndim != 2]
+    arguments = MUON.model_dump(exclude=NOT_ARGUMENTS)
+    references = [torch.optim.Muon(matrices, **arguments), torch.optim.AdamW(rest, lr=0.01, weight_decay=0.2)]
+    optimizer = build_optimizer(MUON, ours.named_parameters())
+    for step in range(4):
+        for each in (optimizer, *references):
+            for group in each.param_groups:
+                group["lr"] *= 0.5
+        if step == 2:
+            fresh = build_optimizer(MUON, ours.named_parameters())
+            fresh.load_state_dict(optimizer.state_dict())
+            optimizer = fresh
+        steps_of(ours, optimizer, step, 1)
+        references[1].zero_grad()
+        steps_of(theirs, references[0], step, 1)
+        references[1].step()
+    assert_same_bits(ours, theirs)
+
+
+def test_muon_of_matrices_alone_needs_no_others() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = build_optimizer(Muon(), model.named_parameters())
+    assert [group["is_muon"] for group in optimizer.param_groups] == [True]
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        (["haed.*"], r"optimizer.others.match\[0\]: no parameter has a name like 'haed.\*'"),
+        (["*"], "muon trains matrices, of which the model has none"),
+    ],
+)
+def test_muon_without_matrices_or_with_names_that_are_not_there_is_refused(others: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build_optimizer(Muon(others=MuonOthers(match=others)), Net().named_parameters())
+
+
+def test_what_muon_remembered_is_refused_where_adamw_is_to_go_on() -> None:
+    model = Net()
+    first = build_optimizer(MUON, model.named_parameters())
+    steps_of(model, first, 0, 1)
+    moved = MUON.model_copy(update={"others": MuonOthers(match=["head.*"])})
+    second = build_optimizer(moved, model.named_parameters())
+    with pytest.raises(CheckpointError, match="of another kind of optimizer"):
+        restore_optimizer(second, optimizer_state(first, model.parameters()), model.parameters())
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
@@ -92,15 +286,6 @@ def test_a_parameter_has_the_settings_of_the_first_group_that_its_name_matches()
     optimizer = build_optimizer(config, ours.named_parameters())
     for one, other in zip(trained(ours, optimizer), trained(theirs, reference), strict=True):
         assert torch.equal(one, other)
-
-
-def test_a_schedule_multiplies_the_rate_of_every_group() -> None:
-    config = Sgd(lr=0.1, groups=[ParameterGroup(**SLOW)])
-    optimizer = build_optimizer(config, net().named_parameters())
-    schedule = build_schedule(StepSchedule(every_epochs=1, factor=0.5), optimizer, total_steps=4, steps_per_epoch=1)
-    optimizer.step()
-    schedule.step()
-    assert schedule.get_last_lr() == [0.0005, 0.05]
 
 
 def test_a_group_that_sets_nothing_is_refused() -> None:
@@ -219,114 +404,3 @@ def test_what_another_optimizer_remembered_is_refused(remembered: Any, told: str
     weights = nn.Parameter(torch.zeros(4))
     with pytest.raises(CheckpointError, match=told):
         restore_optimizer(built(Adam(), weights), remembered, [weights])
-
-
-@pytest.mark.parametrize("config", [StepSchedule(every_epochs=0.5, factor=0.3), OneCycleSchedule(warmup_steps=3)])
-def test_a_schedule_goes_on_at_any_step_with_the_rate_of_the_day(config: Schedule) -> None:
-    span = {"total_steps": 12, "steps_per_epoch": 4}
-    weights = nn.Parameter(torch.zeros(1))
-    whole = built(Sgd(lr=0.5), weights)
-    schedule = build_schedule(config, whole, **span)
-    for step in range(1, 12):
-        whole.step()
-        schedule.step()
-        other = built(Sgd(lr=0.5), weights)
-        build_schedule(config, other, **span)
-        build_schedule(config, other, **span, step=step)
-        assert other.param_groups[0]["lr"] == whole.param_groups[0]["lr"]
-
-
-TOTAL, EPOCH, PEAK = 60, 20, 0.5
-
-
-def _learning_rates(build: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], steps: int) -> list[float]:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
-    scheduler = build(optimizer)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-def _ours(config: Schedule, steps: int = TOTAL) -> list[float]:
-    return _learning_rates(
-        lambda optimizer: build_schedule(config, optimizer, total_steps=steps, steps_per_epoch=EPOCH), steps
-    )
-
-
-def _one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
-    return lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=PEAK,
-        total_steps=steps,
-        pct_start=0.25,
-        cycle_momentum=False,
-        div_factor=10,
-        final_div_factor=100,
-    )
-
-
-def test_constant_keeps_the_peak() -> None:
-    assert _ours(ConstantSchedule()) == [PEAK] * TOTAL
-
-
-def test_step_equals_step_lr() -> None:
-    expected = _learning_rates(lambda optimizer: lr_scheduler.StepLR(optimizer, 30, 0.3), TOTAL)
-    assert _ours(StepSchedule(every_epochs=1.5, factor=0.3)) == pytest.approx(expected)
-
-
-def test_step_changes_at_most_once_a_step() -> None:
-    factor = schedule_factor(StepSchedule(every_epochs=0.01, factor=0.5), total_steps=4, steps_per_epoch=EPOCH)
-    assert [factor(step) for step in range(4)] == [1, 0.5, 0.25, 0.125]
-
-
-def test_cosine_equals_cosine_annealing_lr() -> None:
-    expected = _learning_rates(
-        lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, TOTAL, eta_min=0.1 * PEAK), TOTAL
-    )
-    assert _ours(CosineSchedule(final=0.1)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("steps", [3, 7, TOTAL])
-def test_one_cycle_equals_one_cycle_lr(steps: int) -> None:
-    expected = _learning_rates(lambda optimizer: _one_cycle(optimizer, steps), steps)
-    assert _ours(OneCycleSchedule(rise=0.25, initial=0.1, final=0.001), steps) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_one_cycle_ends_at_its_last_value_however_short(steps: int) -> None:
-    factor = schedule_factor(OneCycleSchedule(rise=0.25, final=0.5), total_steps=steps, steps_per_epoch=EPOCH)
-    assert factor(steps - 1) == pytest.approx(0.5)
-
-
-def test_warm_up_equals_linear_lr() -> None:
-    warmup = 9
-    expected = _learning_rates(
-        lambda optimizer: lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup), TOTAL
-    )
-    assert _ours(ConstantSchedule(warmup_steps=warmup)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [StepSchedule(every_epochs=0.5), CosineSchedule(final=0.1), OneCycleSchedule()],
-    ids=lambda schedule: schedule.name,
-)
-def test_warm_up_rises_to_the_first_value_and_leaves_the_rest_to_the_schedule(schedule: Schedule) -> None:
-    warmup = 10
-    rates = _ours(schedule.model_copy(update={"warmup_steps": warmup}))
-    rest = _ours(schedule, TOTAL - warmup)
-    assert rates[:warmup] == pytest.approx([rest[0] * (step + 1) / (warmup + 1) for step in range(warmup)])
-    assert rates[warmup:] == pytest.approx(rest)
-
-
-def test_the_last_value_holds_beyond_the_end() -> None:
-    factor = schedule_factor(CosineSchedule(final=0.25), total_steps=TOTAL, steps_per_epoch=EPOCH)
-    assert factor(TOTAL) == factor(TOTAL + 5) == pytest.approx(0.25)
-
-
-def test_warm_up_must_leave_a_step() -> None:
-    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps \(60\) must be below the steps of the run \(60\)"):
-        schedule_factor(CosineSchedule(warmup_steps=60), total_steps=60, steps_per_epoch=EPOCH)

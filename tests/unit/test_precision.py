@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,28 +15,31 @@ from raytorch.training.precision import Precision, has_bf16
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("name", "bf16"), [("fp32", False), ("bf16", True), ("auto", has_bf16(CPU))])
-def test_a_name_chooses_the_arithmetic(name: str, bf16: bool) -> None:
-    precision = Precision.choose(name, CPU)  # type: ignore[arg-type]
-    assert precision == Precision(bf16, "cpu")
-    assert precision.name == ("bf16" if bf16 else "fp32")
+AUTO = "bf16" if has_bf16(CPU) else "fp32"
+
+
+@pytest.mark.parametrize(("name", "chosen"), [*((name, name) for name in ("fp32", "bf16", "fp16")), ("auto", AUTO)])
+def test_a_name_chooses_the_arithmetic(name: Any, chosen: Any) -> None:
+    assert Precision.choose(name, CPU) == Precision(chosen, "cpu")
 
 
 @pytest.mark.parametrize("key", ["avx512_bf16", "amx_bf16", "bf16"])
 def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {key: True, "avx2": True})
-    assert Precision.choose("auto", CPU).bf16
+    assert Precision.choose("auto", CPU).name == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {key: False, "avx2": True})
-    assert not Precision.choose("auto", CPU).bf16
+    assert Precision.choose("auto", CPU).name == "fp32"
 
 
 def test_torch_names_the_instructions_that_auto_looks_for() -> None:
     assert torch.cpu.get_capabilities().keys() & {"avx512_bf16", "bf16"}
 
 
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_forward_pass_computes_in_it_and_weights_stay_float32(bf16: bool, dtype: torch.dtype) -> None:
-    model, precision = nn.Linear(4, 2), Precision(bf16, "cpu")
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+)
+def test_a_forward_pass_computes_in_it_and_weights_stay_float32(name: Any, dtype: torch.dtype) -> None:
+    model, precision = nn.Linear(4, 2), Precision(name, "cpu")
     with precision.autocast():
         out = model(torch.ones(3, 4))
     assert out.dtype == dtype
@@ -87,7 +91,9 @@ def test_a_gpu_that_has_no_bf16_is_refused_with_the_way_out(monkeypatch: pytest.
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
-    with pytest.raises(ConfigError, match=r"precision: bf16: Old GPU cannot compute in bfloat16; take fp32, or auto"):
+    with pytest.raises(
+        ConfigError, match=r"precision: bf16: Old GPU cannot compute in bfloat16; take fp16, fp32 or auto"
+    ):
         Precision.choose("bf16", gpu)
     assert Precision.choose("auto", gpu).name == "fp32"
 
@@ -95,7 +101,7 @@ def test_a_gpu_that_has_no_bf16_is_refused_with_the_way_out(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("shape", "layout"), [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)]
 )
-@pytest.mark.parametrize("precision", [Precision(True, "cuda"), Precision(True, "cpu"), Precision(False, "cpu")])
+@pytest.mark.parametrize("precision", [Precision("bf16", "cuda"), Precision("fp16", "cuda"), Precision("fp32", "cpu")])
 def test_images_and_clips_are_laid_out_channels_last(
     shape: tuple[int, ...], layout: torch.memory_format, precision: Precision
 ) -> None:
@@ -107,26 +113,26 @@ def test_images_and_clips_are_laid_out_channels_last(
 
 def test_fp32_on_a_gpu_keeps_the_layout() -> None:
     images = torch.randn(2, 3, 4, 5)
-    assert Precision(False, "cuda").layout(images) is images
+    assert Precision("fp32", "cuda").layout(images) is images
 
 
 def test_sequences_and_vectors_have_no_channels_to_lay_out() -> None:
     for shape in [(3,), (2, 3), (2, 3, 4)]:
         tensor = torch.randn(shape)
-        assert Precision(True, "cpu").layout(tensor) is tensor
+        assert Precision("bf16", "cpu").layout(tensor) is tensor
 
 
 def test_a_model_is_arranged_in_place_and_computes_the_same() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     inputs = torch.randn(2, 3, 8, 8)
     before, parameters = model(inputs), list(model.parameters())
-    assert Precision(True, "cpu").to_memory_format(model) is model
+    assert Precision("bf16", "cpu").to_memory_format(model) is model
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(new is old for new, old in zip(model.parameters(), parameters, strict=True))
     torch.testing.assert_close(model(inputs), before)
 
 
 def test_fp32_on_a_gpu_leaves_a_model_as_it_is() -> None:
-    model = Precision(False, "cuda").to_memory_format(nn.Conv2d(3, 4, 3))
+    model = Precision("fp32", "cuda").to_memory_format(nn.Conv2d(3, 4, 3))
     assert model.weight.is_contiguous()  # type: ignore[operator, union-attr]
     assert not model.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]

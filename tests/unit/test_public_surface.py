@@ -65,12 +65,12 @@ EXPORTS = {
     """,
     "raytorch.cluster": "joined_ray",
     "raytorch.config": """
-        Adam AdamW Asha AttentionModel Augment Averaging Checkpointing Cifar10Data CodeSnapshot ConflictError
-        ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData
-        Logging Loss Metric MlpModel MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer
-        OwnData OwnLoss OwnMetric OwnModel OwnPart Parameter ParameterGroup Ranking ResNet18Model RmsProp RnnModel
-        RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig VitModel
-        Warmup WorkerRange
+        Adadelta Adafactor Adagrad Adam AdamW Adamax Asgd Asha AttentionModel Augment Averaging Checkpointing
+        Cifar10Data CodeSnapshot ConflictError ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData
+        EarlyStopping Failure ImageData Logging Loss Metric MlpModel MnistData MnistStripsData Model MovingMnistData
+        Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnLoss OwnMetric OwnModel OwnPart Parameter
+        ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName Scaling
+        Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split prepare

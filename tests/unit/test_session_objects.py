@@ -220,6 +220,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
     "adam": {"lr": 0.02, "betas": (0.8, 0.95), "amsgrad": True},
     "adamw": {"lr": 0.02, "weight_decay": 0.1},
+    "asgd": {"lr": 0.02, "t0": 2},
+    "nadam": {"lr": 0.02, "momentum_decay": 0.1},
+    "radam": {"lr": 0.02, "weight_decay": 0.1},
+    "adamax": {"lr": 0.02, "betas": (0.8, 0.95)},
+    "adafactor": {"lr": 0.02, "d": 1.5},
+    "adagrad": {"lr": 0.02, "initial_accumulator_value": 0.1},
+    "adadelta": {"lr": 0.5, "rho": 0.8},
+    "rprop": {"lr": 0.02, "step_sizes": (1e-4, 0.1)},
+    "muon": {"lr": 0.02, "weight_decay": 0.01},
 }
 
 
@@ -240,9 +249,14 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 3))
 
 
+def matrices() -> nn.Module:
+    """What Muon trains alone."""
+    return nn.Sequential(nn.Linear(6, 10, bias=False), nn.Tanh(), nn.Linear(10, 3, bias=False))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_takes_pytorchs_steps_and_its_state_goes_both_ways(session: Session, name: str) -> None:
-    (remote, local), (data, target) = pair(session, net), batch()
+    (remote, local), (data, target) = pair(session, matrices if name == "muon" else net), batch()
     mine = session.optimizer(name, remote.parameters(), **OPTIONS[name])
     theirs = OPTIMIZERS[name](local.parameters(), **OPTIONS[name])
     there = session.tensor(data), session.tensor(target)

@@ -197,6 +197,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "ASGD": {},
     "Adafactor": {},
     "LBFGS": {},
+    "Muon": {"lr": 0.1},
 }
 
 
@@ -226,7 +227,7 @@ def _closure_step(net: Any, optimizer: Any, x: Any) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_goes_on_with_the_same_bits(tmp_path: Path, name: str) -> None:
     session = local_session()
-    net, x = session.module(nn.Linear, 4, 3), session.randn(5, 4)
+    net, x = session.module(nn.Linear, 4, 3, bias=name != "Muon"), session.randn(5, 4)
     optimizer = session.optimizer(getattr(torch.optim, name), net.parameters(), **OPTIMIZERS[name])
     train = stepped if name == "LBFGS" else trained
     train(net, optimizer, x, 2)

@@ -15,7 +15,7 @@ from whole_runs import SMALL_RUN, assert_bitwise_equal
 
 from raytorch.config.file import from_data
 from raytorch.distributed import Worker
-from raytorch.errors import CheckpointError, ConfigError
+from raytorch.errors import CheckpointError, ConfigError, DivergedError
 from raytorch.runs import storage
 from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
@@ -195,7 +195,7 @@ def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.Monke
     step = Trainer.train_step
 
     def step_told(self: Trainer, batches: Any) -> None:
-        rates.append(self.optimizer.param_groups[0]["lr"])
+        rates.append(self.steps.rate)
         step(self, batches)
 
     train("changed", epochs=1, schedule="constant")
@@ -203,6 +203,48 @@ def test_what_has_changed_counts_from_the_next_step_on(monkeypatch: pytest.Monke
     optimizer = {"name": "adamw", "lr": 0.002, "betas": [0.5, 0.6], "amsgrad": True}
     train("changed", epochs=2, schedule={"name": "step", "every_epochs": 1.5}, optimizer=optimizer)
     assert rates == [0.002] * 12 + [0.002 * 0.1] * 12
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": {"name": "plateau", "patience": 0, "threshold": 0.5, "factor": 0.5, "warmup_steps": 5}},
+        {"precision": "fp16", "clip_norm": 1.0, "ema": {"decay": 0.9}, "optimizer": {"name": "adamw", "lr": 0.01}},
+        {"optimizer": {"name": "muon", "lr": 0.02, "others": {"match": ["4.*"]}}},
+    ],
+)
+def test_a_killed_run_of_any_optimizer_schedule_or_precision_ends_with_the_same_bits(changes: dict[str, Any]) -> None:
+    whole, parted = train("whole", **changes), train("parted", **changes)
+    for name in sorted(folder for folder in parted.folders() if folder.startswith("checkpoint"))[1:]:
+        parted.delete(name)
+    train("parted", **changes)
+    assert_bitwise_equal(final(whole), final(parted))
+    rates = [[line.get("lr") for line in read_history(folder)] for folder in (whole, parted)]
+    assert rates[0] == rates[1]
+    assert [line["accuracy"] for line in read_history(whole) if line["split"] == "test"][-1] > 0.5
+
+
+def test_a_plateau_lowers_the_rate_from_the_next_step_on() -> None:
+    plateau = {"name": "plateau", "patience": 0, "threshold": 10.0, "factor": 0.5}  # which no evaluation reaches
+    logging = {"every_steps": 8, "tensorboard": False}
+    folder = train("plateau", schedule=plateau, checkpoint={"every_epochs": 1}, logging=logging)
+    rates = [line["lr"] for line in read_history(folder) if line["split"] == "train"]
+    assert rates == [0.01] * 6 + [0.005] * 3
+
+
+def test_losses_that_overflow_in_fp16_are_left_out_and_no_divergence(project: Path) -> None:
+    own = "calls = [0]\ndef spoilt(model, batch):\n    loss = cross_entropy(model(batch[0]), batch[1])\n"
+    own += "    calls[0] += loss.requires_grad\n    return loss * (float('inf') if calls[0] in (3, 8) else 1.0)\n"
+    for name in ("half.py", "full.py"):
+        (project / name).write_text(f"from torch.nn.functional import cross_entropy\n{own}", encoding="utf-8")
+    folder = train("half", precision="fp16", loss="half.py:spoilt", epochs=1, ema={"decay": 0.5})
+    losses = [line["loss"] for line in read_history(folder) if line["split"] == "train"]
+    assert len(losses) >= 12
+    assert all(0 < loss < 5 for loss in losses)
+    with pytest.raises(
+        DivergedError, match=r"the loss became inf at step 3 of 24; lower optimizer.lr .*precision: fp32"
+    ):
+        train("full", precision="fp32", loss="full.py:spoilt", epochs=1)
 
 
 def test_a_checkpoint_that_fits_another_configuration_is_not_to_be_deleted() -> None:
