@@ -38,7 +38,7 @@ __all__ = [
 _HOMES = {
     "Client": "service.client",
     "Run": "training.run",
-    "RunConfig": "config.run",
+    "RunConfig": "config.file",  # and not config.run: it says what is wrong with one
     "connect": "session.connect",
     **dict.fromkeys(("Result", "find_run", "list_runs", "load", "resume", "train"), "training.api"),
 }

@@ -16,12 +16,12 @@ from raytorch.config import yaml_tree as tree
 from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.in_python import plain, read_python
 from raytorch.config.json_schema import whole_schema
-from raytorch.config.live_code import recalled, remembered
+from raytorch.config.live_code import is_live, recalled, remembered
 from raytorch.config.messages import explain, must_be
 from raytorch.config.own_code import find_own_code
 from raytorch.config.project import Project
 from raytorch.config.run import RunConfig
-from raytorch.config.section import Section
+from raytorch.config.section import Section, tell_mistakes_by
 from raytorch.errors import ConfigError
 
 Config = TypeVar("Config", bound=Section)
@@ -146,9 +146,30 @@ def validate(root: yaml.MappingNode, kind: type[Config]) -> Config:
     try:
         return kind.model_validate(tree.construct(root))
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-        told, untold = details[: tree.MOST_PROBLEMS], details[tree.MOST_PROBLEMS :]
-        raise tree.report([explain(each, root, whole_schema(kind)) for each in told], len(untold)) from None
+        raise _explained(error, root, kind) from None
+
+
+def _explained(error: ValidationError, root: yaml.MappingNode, kind: type[Section]) -> ConfigError:
+    details = error.errors(include_url=False, include_input=False)
+    told, untold = details[: tree.MOST_PROBLEMS], details[tree.MOST_PROBLEMS :]
+    return tree.report([explain(each, root, whole_schema(kind)) for each in told], len(untold))
+
+
+def refused_in_python(kind: type[Section], data: Mapping[str, Any], error: ValidationError) -> ConfigError:
+    """What is wrong with ``data`` for a section that is made in Python, as it would be told of a file."""
+    if any(map(is_live, data.values())):
+        return tree.invalid(
+            f"{tree.DICTIONARY}: classes and functions are taken by raytorch.load, as in raytorch.load(model=Net), and "
+            "by raytorch.train"
+        )
+    try:
+        root = compose(_written(dict(data)).encode(), tree.DICTIONARY, kind, _LEAST)
+    except ConfigError as unwritten:
+        return unwritten
+    return _explained(error, root, kind)
+
+
+tell_mistakes_by(refused_in_python)
 
 
 def apply_override(root: yaml.MappingNode, override: str, kind: type[Section]) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -104,7 +103,7 @@ def test_a_schedule_multiplies_the_rate_of_every_group() -> None:
 
 
 def test_a_group_that_sets_nothing_is_refused() -> None:
-    with pytest.raises(ValidationError, match="give lr or weight_decay"):
+    with pytest.raises(ConfigError, match="give lr or weight_decay"):
         ParameterGroup(match="*.bias")
 
 
