@@ -6,6 +6,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raytorch import autograd, distributed, errors, layers, losses, optimizers, tensor_ops
     from raytorch.config.run import RunConfig
+    from raytorch.errors import (
+        CheckpointError,
+        ClusterError,
+        ConfigError,
+        DataError,
+        DivergedError,
+        ExportError,
+        HandleError,
+        JobError,
+        JobNotFoundError,
+        MissingPackageError,
+        ModelFileError,
+        PackageError,
+        QuotaError,
+        RaytorchError,
+        RecordError,
+        RemoteOpError,
+        ResourceError,
+        RunExistsError,
+        RunNotFoundError,
+        SessionError,
+        SessionLostError,
+        StorageError,
+        TrainingError,
+        UnknownFunctionError,
+        UntrustedFileError,
+        UserError,
+    )
     from raytorch.service.client import Client
     from raytorch.session import registry
     from raytorch.session.connect import connect
@@ -14,10 +42,36 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "CheckpointError",
     "Client",
+    "ClusterError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "ExportError",
+    "HandleError",
+    "JobError",
+    "JobNotFoundError",
+    "MissingPackageError",
+    "ModelFileError",
+    "PackageError",
+    "QuotaError",
+    "RaytorchError",
+    "RecordError",
+    "RemoteOpError",
+    "ResourceError",
     "Result",
     "Run",
     "RunConfig",
+    "RunExistsError",
+    "RunNotFoundError",
+    "SessionError",
+    "SessionLostError",
+    "StorageError",
+    "TrainingError",
+    "UnknownFunctionError",
+    "UntrustedFileError",
+    "UserError",
     "__version__",
     "autograd",
     "connect",
@@ -38,8 +92,9 @@ __all__ = [
 _HOMES = {
     "Client": "service.client",
     "Run": "training.run",
-    "RunConfig": "config.run",
+    "RunConfig": "config.file",  # and not config.run: it says what is wrong with one
     "connect": "session.connect",
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
     **dict.fromkeys(("Result", "find_run", "list_runs", "load", "resume", "train"), "training.api"),
 }
 

@@ -92,6 +92,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     __all__,
+    "file",  # first, as it says what is wrong with a section that is made here
     "code_snapshot",
     "data",
     "execution",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from raytorch.config import interactive_code
 from raytorch.config.project import Project, Reference
 from raytorch.system.python_files import ProjectError, is_taken, parse_source
 
@@ -32,9 +33,13 @@ class CodeSnapshot:
         """The SHA-256 of each file, in UTF-8."""
         return {file: hashlib.sha256(text.encode()).hexdigest() for file, text in self.sources.items()}
 
-    def needed_by(self, file: str) -> "CodeSnapshot":
-        """The part of it that a snapshot of a reference to ``file`` alone would have."""
-        return _collected(self.root, self.sources.__getitem__, self.sources.__contains__, (file,))
+    def needed_by(self, reference: str) -> "CodeSnapshot":
+        """The part of it that a snapshot for ``FILE.py:NAME`` alone would have."""
+        file, _, name = reference.rpartition(":")
+        sources = self.sources
+        if PurePosixPath(file).name == interactive_code.FILE:
+            sources = {**sources, file: interactive_code.reduced(sources[file], name)}
+        return _collected(self.root, sources.__getitem__, sources.__contains__, (file,))
 
 
 def snapshot(project: Project, references: Iterable[Reference]) -> CodeSnapshot:

@@ -6,19 +6,22 @@ a value that pydantic refuses came from. What is allowed instead is read off the
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from raytorch.config import yaml_tree as tree
+from raytorch.config.code_snapshot import CodeSnapshot
+from raytorch.config.in_python import plain, read_python
 from raytorch.config.json_schema import whole_schema
+from raytorch.config.live_code import is_live, recalled, remembered
 from raytorch.config.messages import explain, must_be
 from raytorch.config.own_code import find_own_code
 from raytorch.config.project import Project
 from raytorch.config.run import RunConfig
-from raytorch.config.section import Section
+from raytorch.config.section import Section, tell_mistakes_by
 from raytorch.errors import ConfigError
 
 Config = TypeVar("Config", bound=Section)
@@ -37,27 +40,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _changed(read(path, RunConfig, _LEAST), overrides, Path(path).parent)
 
 
-def from_data(data: Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None) -> RunConfig:
-    """As :func:`load_config`, of a dictionary; own code is found from ``folder``, by default the current one."""
-    root = compose(_written(dict(data)).encode(), tree.DICTIONARY, RunConfig, _LEAST)
-    return _changed(root, overrides, folder or Path())
+def from_data(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None, project: Project | None = None
+) -> RunConfig:
+    """As :func:`load_config`, of a dictionary; own code is found from ``folder``, by default the current one.
+
+    A class or function may stand where a reference to it would, with ``project`` for other references.
+    """
+    given = read_python(data, folder or Path())
+    root = compose(_written(given.content).encode(), tree.DICTIONARY, RunConfig, _LEAST)
+    config = _changed(root, overrides, folder or Path(), given.project or project)
+    for part in given.parts:
+        part.require_arguments()
+    return config
 
 
-def with_own_code(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
+def with_own_code(config: RunConfig, overrides: Sequence[str] = (), code: CodeSnapshot | None = None) -> RunConfig:
     """What a run has recorded, changed, with the code that its own parts name, as the current folder's project has it.
 
-    Raises ConfigError if it is not there, or does not take the configuration's arguments.
+    With ``code`` as the project that this is of. Raises ConfigError if it is not there, or does not take the
+    configuration's arguments.
     """
-    content, root = config.model_dump(mode="json"), Project.of(Path()).root
+    content, project = config.model_dump(mode="json"), remembered(code) if code else Project.of(Path())
+    project = recalled(project, config.references)
     if config.references:
         try:
-            config = from_data(content, (), root)
+            config = from_data(content, (), project.root, project)
         except ConfigError as error:
             raise ConfigError(
                 f"{config.name} is of code of your own, which is looked for in the project of the current folder: "
                 f"{error}"
             ) from None
-    return from_data(content, overrides, root) if overrides else config
+    return from_data(content, overrides, project.root, project) if overrides else config
 
 
 def one_line(value: Any) -> str:
@@ -67,7 +81,7 @@ def one_line(value: Any) -> str:
 
 def _written(data: Any) -> str:
     try:
-        return tree.dump(_plain(data))
+        return tree.dump(plain(data))
     except yaml.YAMLError as error:
         reason = f"{error.args[0]}: {error.args[-1]!r}"
     except (RecursionError, TypeError, ValueError) as error:  # a list in itself, a class, a number without end
@@ -75,21 +89,12 @@ def _written(data: Any) -> str:
     raise tree.invalid(f"{reason}; give plain numbers, texts, lists and mappings")
 
 
-def _plain(data: Any) -> Any:
-    """Data with paths as texts, and with what NumPy and PyTorch have for numbers as Python's own."""
-    if isinstance(data, Mapping):
-        return {key: _plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
-    if isinstance(data, PurePath):
-        return str(data)
-    return data.tolist() if hasattr(data, "tolist") else data
-
-
-def _changed(root: yaml.MappingNode, overrides: Sequence[str], folder: Path) -> RunConfig:
+def _changed(
+    root: yaml.MappingNode, overrides: Sequence[str], folder: Path, project: Project | None = None
+) -> RunConfig:
     for override in overrides:
         apply_override(root, override, RunConfig)
-    return validate_run(root, folder)
+    return validate_run(root, folder, project)
 
 
 def dump_config(config: Section) -> str:
@@ -130,9 +135,9 @@ def parse(raw: bytes, name: str, kind: type[Config]) -> Config:
     return validate(compose(raw, name, kind, "it is damaged"), kind)
 
 
-def validate_run(root: yaml.MappingNode, folder: Path) -> RunConfig:
+def validate_run(root: yaml.MappingNode, folder: Path, project: Project | None = None) -> RunConfig:
     """The run that a tree stands for, with the own code that it names from ``folder``. Raises ConfigError."""
-    own = find_own_code(root, folder)
+    own = find_own_code(root, folder, project)
     return own.settled(validate(root, own.schema)) if own else validate(root, RunConfig)
 
 
@@ -141,9 +146,30 @@ def validate(root: yaml.MappingNode, kind: type[Config]) -> Config:
     try:
         return kind.model_validate(tree.construct(root))
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-        told, untold = details[: tree.MOST_PROBLEMS], details[tree.MOST_PROBLEMS :]
-        raise tree.report([explain(each, root, whole_schema(kind)) for each in told], len(untold)) from None
+        raise _explained(error, root, kind) from None
+
+
+def _explained(error: ValidationError, root: yaml.MappingNode, kind: type[Section]) -> ConfigError:
+    details = error.errors(include_url=False, include_input=False)
+    told, untold = details[: tree.MOST_PROBLEMS], details[tree.MOST_PROBLEMS :]
+    return tree.report([explain(each, root, whole_schema(kind)) for each in told], len(untold))
+
+
+def refused_in_python(kind: type[Section], data: Mapping[str, Any], error: ValidationError) -> ConfigError:
+    """What is wrong with ``data`` for a section that is made in Python, as it would be told of a file."""
+    if any(map(is_live, data.values())):
+        return tree.invalid(
+            f"{tree.DICTIONARY}: classes and functions are taken by raytorch.load, as in raytorch.load(model=Net), and "
+            "by raytorch.train"
+        )
+    try:
+        root = compose(_written(dict(data)).encode(), tree.DICTIONARY, kind, _LEAST)
+    except ConfigError as unwritten:
+        return unwritten
+    return _explained(error, root, kind)
+
+
+tell_mistakes_by(refused_in_python)
 
 
 def apply_override(root: yaml.MappingNode, override: str, kind: type[Section]) -> None:

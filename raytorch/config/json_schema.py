@@ -13,12 +13,13 @@ Fragment = dict[str, Any]
 def schema(kind: type[Section] = RunConfig) -> Fragment:
     """The JSON schema (draft 2020-12) of a run's file, by which editors complete and check it."""
     run = kind.model_json_schema()
-    definitions = run["$defs"]
+    definitions = run.setdefault("$defs", {})
     for section in definitions.values():
         # The name tells the variants of a section apart: Python code may leave it out, a file may not.
         if "const" in section["properties"].get("name", {}):
             section["required"] = ["name"]
-    for section in (run if issubclass(kind, RunConfig) else definitions["RunConfig"])["properties"].values():
+    whole = run if issubclass(kind, RunConfig) else definitions.get("RunConfig", {"properties": {}})
+    for section in whole["properties"].values():
         if isinstance(section.get("default"), dict) and "name" in section["default"]:
             # As RunConfig does, accept ``optimizer: adam`` for ``optimizer: {name: adam}``.
             variants = _alternatives({key: section.pop(key) for key in ("oneOf", "$ref") if key in section})

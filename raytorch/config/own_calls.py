@@ -2,13 +2,14 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
 from raytorch.config.code_snapshot import CodeSnapshot
+from raytorch.config.live_code import live_value
 from raytorch.config.own_parts import OwnPart
 from raytorch.config.own_section import arguments_of, section_of
 from raytorch.config.signature import signature_of
@@ -31,6 +32,8 @@ def imported(name: str, code: CodeSnapshot | None) -> Any:
     file, _, attribute = name.rpartition(":")
     if code is None or file not in code.sources:
         raise ConfigError(f"{name}: the code of the run has no such file")
+    if (live := live_value(name, code)) is not None:
+        return live
     with _lock:
         if _installed is None or _installed[0] != code:
             if _importing:
@@ -69,11 +72,7 @@ def own_call(
     parameters = _parameters(key, function)[positional:]
     names = [parameter.name for parameter in parameters]
     arguments = _typed(key, part, code, positional)
-    problems = [
-        f"{key}.{name}: unknown key; allowed: {', '.join(names)}{did_you_mean(name, names)}"
-        for name in arguments
-        if name not in names
-    ]
+    problems = [_unknown(f"{key}.{name}", name, names) for name in arguments if name not in names]
     for parameter in parameters:
         name = parameter.name
         if name in given and arguments.get(name, parameter.default) == parameter.default:  # not set by the user
@@ -93,6 +92,33 @@ def own_call(
         given_first = "with the model and a batch, and " if positional else ""
         raise ConfigError(f"{key}: {part.name} cannot be called {given_first}with these arguments: {error}") from None
     return partial(function, **arguments)
+
+
+def require_arguments(key: str, function: Callable[..., Any], names: Sequence[str], positional: int = 0) -> None:
+    """Refuse arguments that a class or function has no parameters for. Raises ConfigError.
+
+    Args:
+        key: Where it stands in the configuration, for messages.
+        function: The class or function.
+        names: Names of the arguments.
+        positional: How many arguments are given at each call, in front.
+    """
+    allowed = [parameter.name for parameter in _parameters(key, function)[positional:]]
+    problems = [_unknown(f"{key}.{name}", name, allowed) for name in names if name not in allowed]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _unknown(key: str, name: str, allowed: Sequence[str]) -> str:
+    return f"{key}: unknown key; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}"
+
+
+def refuse_while_importing(call: str) -> None:
+    """Refuse a call that own code makes as it is imported. Raises ConfigError."""
+    if _importing:
+        raise ConfigError(
+            f'the code of the run calls {call} as it is imported; put the call below if __name__ == "__main__":'
+        )
 
 
 def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, positional: int) -> dict[str, Any]:

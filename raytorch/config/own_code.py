@@ -1,6 +1,6 @@
 """A run's own code: found where its file names it, checked by its signatures without being run, and read to be sent."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Tag, create_model
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.code_snapshot import CodeSnapshot, changed_files, snapshot
+from raytorch.config.live_code import live_project, recalled
 from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
 from raytorch.config.own_parts import (
     OwnData,
@@ -137,8 +138,11 @@ def _own_name(part: Any) -> str:
     return name if isinstance(name, str) and is_reference(name) else "shipped"
 
 
-def find_own_code(root: yaml.MappingNode, folder: Path) -> OwnCode | None:
-    """The own code that a run's tree names from ``folder``; None if all is shipped. Raises ConfigError."""
+def find_own_code(root: yaml.MappingNode, folder: Path, project: Project | None = None) -> OwnCode | None:
+    """The own code that a run's tree names from ``folder``; None if all is shipped. Raises ConfigError.
+
+    ``project`` is where it is, by default that which the folder belongs to.
+    """
     listed = tree.find(root, ("metrics",))
     count = len(listed.node.value) if isinstance(listed.node, yaml.SequenceNode) and not listed.rest else 0
     keys: list[tree.Key] = [
@@ -154,7 +158,7 @@ def find_own_code(root: yaml.MappingNode, folder: Path) -> OwnCode | None:
         nodes = {("loop",): nodes["loop",]}
     if not nodes:
         return None
-    project = Project.of(folder)
+    project = project or Project.of(folder)
     return OwnCode(project, {key: _resolved(project, key, node, folder) for key, node in nodes.items()}, nodes)
 
 
@@ -183,8 +187,8 @@ def _resolved(project: Project, key: tree.Key, node: yaml.Node, folder: Path) ->
         return project.resolve(node.value, folder)
 
 
-Code = str | PathLike[str] | CodeSnapshot | None
-"""The code of a part of a user's own, or the file or folder that has it."""
+Code = str | PathLike[str] | CodeSnapshot | Callable[..., Any] | None
+"""The code of a part of a user's own, or the file or folder that has it, or the class or function itself."""
 
 
 def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot:
@@ -194,11 +198,10 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
             f"it is of {name}, a model of your own, and holds no code: give the file or folder that has it, as "
             f"code={name.partition(':')[0]!r}"
         )
-    there = code if isinstance(code, CodeSnapshot) else _find(name, Path(code).resolve())
-    file = name.rpartition(":")[0]
-    if file not in there.sources:
+    there = code if isinstance(code, CodeSnapshot) else _of_live(code) if callable(code) else _find(name, Path(code))
+    if name.rpartition(":")[0] not in there.sources:
         raise ProjectError(f"it is of {name}, and the code in {there.root} has no such file")
-    there = there.needed_by(file)
+    there = there.needed_by(name)
     if changes := changed_files(digests, there.digests()):
         raise ProjectError(
             f"it was saved by other code than that in {there.root}: {', '.join(changes)}; give that of then, of which "
@@ -207,12 +210,16 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
     return there
 
 
+def _of_live(value: Any) -> CodeSnapshot:
+    return snapshot(*live_project([value], Path()))
+
+
 def _find(name: str, place: Path) -> CodeSnapshot:
     """The code of what is named, of the project that ``place`` is the root of, or a folder in; or the file itself.
 
     A file of weights names no other file than that of the user's choice, where that is a file.
     """
-    file = PurePosixPath(name.partition(":")[0])
+    place, file = place.resolve(), PurePosixPath(name.partition(":")[0])
     is_named = not file.is_absolute() and place.parts[-len(file.parts) :] == file.parts
     if place.is_file() and not is_named:
         raise ProjectError(f"it is of {name}, and {place} is another file; give that, or the folder that has it")
@@ -221,5 +228,5 @@ def _find(name: str, place: Path) -> CodeSnapshot:
         root = place.parents[len(file.parts) - 1]
     elif Project(place).is_file(str(file)):
         root = place
-    project = Project(root)
+    project = recalled(Project(root), [name])
     return snapshot(project, [project.resolve(name, root)])

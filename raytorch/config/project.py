@@ -4,9 +4,11 @@ import ast
 import keyword
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from raytorch.config import interactive_code
 from raytorch.system.near_names import did_you_mean
 from raytorch.system.python_files import ProjectError, bindings, is_taken, module_name, parse_source, read_source
 from raytorch.system.safe_text import escaped_line
@@ -48,6 +50,8 @@ class Project:
     """The folder that a user's own code is in: files outside it are not referred to, nor read through links."""
 
     root: Path
+    texts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Files that it has in memory, in place of those on the disk."""
 
     @classmethod
     def of(cls, folder: Path) -> "Project":
@@ -75,8 +79,14 @@ class Project:
             raise ProjectError(f"{file} has no {name} at its top level{did_you_mean(name, top)}")
         return Reference(file, name)
 
+    def having(self, texts: Mapping[str, str]) -> "Project":
+        """The same project with more files in memory."""
+        return replace(self, texts={**self.texts, **texts})
+
     def read(self, file: str) -> str:
         """The text of a file of the project. Raises ProjectError."""
+        if file in self.texts:
+            return self.texts[file]
         target = Path(os.path.realpath(self.root / file))
         if not target.is_relative_to(self.root.resolve()):
             raise ProjectError(
@@ -86,7 +96,7 @@ class Project:
 
     def is_file(self, file: str) -> bool:
         """Tell whether the project has a file."""
-        return os.path.isfile(self.root / file)  # noqa: PTH113 - which says no for what may not be asked
+        return file in self.texts or os.path.isfile(self.root / file)  # noqa: PTH113 - which says no for what may not be asked
 
     def parse(self, file: str) -> ast.Module:
         """The syntax tree of a file of the project. Raises ProjectError."""
@@ -95,11 +105,18 @@ class Project:
     def _found(self, path: PurePosixPath, folder: Path) -> str:
         root = self.root.resolve()
         for place in (folder / path, root / path):
-            if os.path.lexists(place) and place.is_relative_to(root):
-                return place.relative_to(root).as_posix()
+            file = place.relative_to(root).as_posix() if place.is_relative_to(root) else None
+            if file and (file in self.texts or os.path.lexists(place)):
+                return file
         folders = [str(each) for each in dict.fromkeys((folder, root))]
         names = [name for each in folders for name in _python_files(Path(each, path.parent))]
-        raise ProjectError(f"no file {escaped_line(path)} in {' or in '.join(folders)}{did_you_mean(path.name, names)}")
+        advice = did_you_mean(path.name, names)
+        if path.name == interactive_code.FILE:
+            advice = (
+                ", and it is of a notebook or a prompt: go on there, where its classes are defined, or put the copy of "
+                "it that is in the run's folder code here, as a file"
+            )
+        raise ProjectError(f"no file {escaped_line(path)} in {' or in '.join(folders)}{advice}")
 
 
 def _taken_apart(text: str) -> tuple[PurePosixPath, str]:

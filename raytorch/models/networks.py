@@ -76,7 +76,7 @@ class Architecture:
     def to_json(self) -> str:
         """Write it down, with the digests of its code in place of that; a run's other code is not the model's."""
         own = self.code if isinstance(self.config, OwnModel) else None
-        digests = own.needed_by(self.config.name.rpartition(":")[0]).digests() if own else None
+        digests = own.needed_by(self.config.name).digests() if own else None
         described = _Description(
             config=self.config,
             input_shape=self.input_shape,

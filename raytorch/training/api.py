@@ -10,15 +10,24 @@ from raytorch.config import CodeSnapshot, RunConfig
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.file import from_data, one_line, with_own_code
 from raytorch.config.file import load_config as load_file
-from raytorch.errors import ConfigError, StorageError, UserError, is_storage_fault
+from raytorch.config.in_python import require_guard
+from raytorch.config.live_code import remembered
+from raytorch.config.own_calls import refuse_while_importing
+from raytorch.config.own_code import Code
+from raytorch.errors import ConfigError, RaytorchError, StorageError, UserError, is_storage_fault
 from raytorch.runs import catalog
 from raytorch.runs.plan import RunPlan, plan_resume, plan_run, recorded_config
 from raytorch.runs.storage import RunFolder, split
 from raytorch.training.driver import run_training
+from raytorch.training.history import History
 from raytorch.training.stopping import StatusCallback
 
 Config = str | Path | Mapping[str, Any] | RunConfig
-"""A run's configuration: a YAML file, its content, or one that is checked already."""
+"""A run's configuration: a YAML file, its content, or one that is checked already.
+
+In its content a class or function stands for the reference to it: ``Net``, or with arguments
+``{"name": Net, "width": 8}`` or ``partial(Net, width=8)``.
+"""
 Overrides = Mapping[str, Any] | Sequence[str]
 """Changes to a configuration: ``{"optimizer.lr": 0.01}``, or ``["optimizer.lr=0.01"]`` as ``--set`` takes them."""
 
@@ -45,12 +54,13 @@ class Result:
     code: CodeSnapshot | None = field(default=None, repr=False, compare=False)
     """The user's own code that a run of this process was trained by."""
 
-    def model(self, name: str | None = None, *, code: str | Path | None = None) -> Any:
+    def model(self, name: str | None = None, *, code: Code = None) -> Any:
         """Load the model of the run's latest checkpoint, on the CPU and in evaluation mode, as an ``nn.Module``.
 
         Args:
             name: Which model, of a loop that has several; see :meth:`raytorch.Run.model`.
-            code: Of a model of your own the file or folder that has its code; by default the current folder.
+            code: Of a model of your own the class, or the file or folder that has its code; by default that of the run,
+                of one of another process the current folder.
 
         Raises:
             RunNotFoundError: The run has no complete checkpoint.
@@ -67,7 +77,7 @@ class Result:
         path: str | Path,
         *,
         verify: bool = True,
-        code: str | Path | None = None,
+        code: Code = None,
         model: str | None = None,
     ) -> list[Any]:
         """Export the model of the run's latest checkpoint; see :func:`raytorch.export.export_model`.
@@ -95,10 +105,13 @@ class Result:
             place = Path(path)
             return export_run(self._folder, kind, place, verify=verify, code=code or self.code or Path(), model=model)
 
-    def history(self) -> list[dict[str, Any]]:
-        """Read the lines of the run's ``metrics.jsonl``, oldest first: ``step``, ``epoch``, ``split``, ``loss``, ..."""
+    def history(self) -> History:
+        """Read the lines of the run's ``metrics.jsonl``, oldest first: ``step``, ``epoch``, ``split``, ``loss``, ...
+
+        They are a list of dictionaries that a notebook shows as a table, and ``history().to_pandas()`` a DataFrame.
+        """
         with _own_errors():
-            return catalog.read_history(self._folder)
+            return History(catalog.read_history(self._folder))
 
     @property
     def _folder(self) -> RunFolder:
@@ -106,7 +119,7 @@ class Result:
 
 
 def train(
-    config: Config,
+    config: Config | None = None,
     *,
     overrides: Overrides = (),
     workers: int | None = None,
@@ -114,11 +127,13 @@ def train(
     storage: str | Path | None = None,
     address: str | None = None,
     watch: StatusCallback = lambda status: None,
+    **keys: Any,
 ) -> Result:
     """Train the model that a configuration describes, to the end.
 
     Args:
-        config: A YAML file, a dictionary of the same keys, or a :class:`~raytorch.config.RunConfig`.
+        config: A YAML file, a dictionary of the same keys, or a :class:`~raytorch.config.RunConfig`; or its keys, as
+            keyword arguments.
         overrides: Changes to it, by dotted keys: ``{"optimizer.lr": 0.01}`` or ``["optimizer.lr=0.01"]``.
         workers: Workers, in place of ``scaling.workers``.
         name: Name of the run and its folder; by default the configuration's name and the time.
@@ -127,6 +142,9 @@ def train(
             this process has joined is used as it is.
         watch: Called several times a second with the run's :class:`~raytorch.runs.status.RunStatus`; the answer
             True ends the run after a last checkpoint.
+        keys: The keys of a configuration, in place of ``config``. Models, data sets, losses and metrics may be classes
+            and functions of yours, also of a notebook: ``model=Net``, or with arguments
+            ``model={"name": Net, "width": 8}`` or ``model=partial(Net, width=8)``.
 
     Returns:
         The run's result. After a first Ctrl-C, or an interrupt in a notebook, its state is ``stopped``; the second is
@@ -138,11 +156,13 @@ def train(
         RaytorchError: Any other failure; every error that is raised is one.
 
     Example:
-        >>> result = raytorch.train({"epochs": 3, "data": "digits"}, workers=2)
+        >>> result = raytorch.train(epochs=3, data="digits", model=Net, workers=2)
         >>> result.metrics["accuracy"], result.path
     """
     with _own_errors():
-        return _run(plan_run(load(config, _changes(overrides, workers, storage)), name), address, watch)
+        refuse_while_importing("raytorch.train")
+        read = load(config, _changes(overrides, workers, storage), **keys)
+        return _run("raytorch.train", plan_run(read, name), address, watch)
 
 
 def resume(
@@ -176,22 +196,25 @@ def resume(
         >>> raytorch.resume("runs/digits-20261122-093625", overrides={"epochs": 10})
     """
     with _own_errors():
+        refuse_while_importing("raytorch.resume")
         place = _place(run)
         changes = _changes(overrides, workers, storage)
         changed = None if config is None else load(config, changes)
-        if config is None and changes:
+        code = run.code if isinstance(run, Result) else None
+        if config is None and (changes or code):
             recorded = recorded_config(catalog.find_run(place, str(storage or "runs")))
-            changed = with_own_code(recorded, changes)
+            changed = with_own_code(recorded, changes, code)
         plan = plan_resume(place, changed, storage=str(storage or "runs"), changed_code=changed_code)
-        return _run(plan, address, watch)
+        return _run("raytorch.resume", plan, address, watch)
 
 
-def load(config: Config, overrides: Overrides = ()) -> RunConfig:
+def load(config: Config | None = None, overrides: Overrides = (), **keys: Any) -> RunConfig:
     """Read and check a run's configuration.
 
     Args:
         config: A YAML file, a dictionary of the same keys, or a :class:`~raytorch.config.RunConfig`.
         overrides: Changes to it, as for :func:`train`.
+        keys: The keys of a configuration, in place of ``config``, as for :func:`train`.
 
     Raises:
         ConfigError: It is invalid; the message has a line for each problem.
@@ -200,12 +223,22 @@ def load(config: Config, overrides: Overrides = ()) -> RunConfig:
         >>> raytorch.load("configs/quickstart.yaml", {"epochs": 1})
     """
     changes = _as_texts(overrides)
+    if config is None and keys:
+        return from_data(keys, changes)
+    if keys:
+        raise ConfigError(
+            f"{', '.join(keys)}: beside a configuration, give what changes in it as overrides, such as "
+            'overrides={"epochs": 3}'
+        )
     if isinstance(config, RunConfig):
         config = config if config.code else with_own_code(config)
-        folder = Path(config.code.root) if config.code else None
-        return from_data(config.model_dump(mode="json"), changes, folder)
+        project = remembered(config.code) if config.code else None
+        return from_data(config.model_dump(mode="json"), changes, project.root if project else None, project)
     if not isinstance(config, str | Path | Mapping):
-        raise ConfigError(f"a configuration is a YAML file, a dictionary or a RunConfig, not {config!r}")
+        raise ConfigError(
+            f"a configuration is a YAML file, a dictionary or a RunConfig, not {config!r}; or give its keys, such as "
+            "epochs=3"
+        )
     return from_data(config, changes) if isinstance(config, Mapping) else load_file(config, changes)
 
 
@@ -244,7 +277,9 @@ def find_run(run: str | Path | Result, storage: str | Path = "runs") -> Result:
         return _result(catalog.read_summary(folder), folder)
 
 
-def _run(plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
+def _run(call: str, plan: RunPlan, address: str | None, watch: StatusCallback) -> Result:
+    if plan.config.code and plan.finished is None:
+        require_guard(plan.config.code.sources, Path(plan.config.code.root), call)
     return _result(run_training(plan, address=address, watch=watch), plan.folder, plan.config.code)
 
 
@@ -274,11 +309,26 @@ def _as_texts(overrides: Overrides) -> list[str]:
     return list(overrides)
 
 
+_REMEDIES = {
+    "resume": "raytorch.resume({!r})",
+    "list_runs": "raytorch.list_runs({!r})",
+    "changed_code": "raytorch.resume(..., changed_code=True)",
+    "code": "code=Net, its class, or the file or folder that has it",
+    "name": "name=...",
+    "out": "another path",
+}
+
+
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise what a disk or a permission refuses as raytorch's own."""
+    """Raise what a disk or a permission refuses as raytorch's own, and add to an error what may be given in Python."""
     try:
         yield
+    except RaytorchError as error:
+        remedies = [_REMEDIES[each.name].format(each.value) for each in error.remedies if each.name in _REMEDIES]
+        if remedies and not hasattr(error, "__notes__"):
+            error.add_note(f"try: {' or '.join(remedies)}")
+        raise
     except OSError as error:
         if isinstance(error, PermissionError) or is_storage_fault(error):
             raise StorageError(f"{error}; make room or mend the access to it") from None

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from raytorch.config import Averaging, CodeSnapshot, OwnModel, RunConfig
 from raytorch.distributed.ddp import broadcast_buffers, data_parallel
 from raytorch.distributed.worker import Worker
-from raytorch.errors import UserError
+from raytorch.errors import ConfigError, UserError
 from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_manifest import MODEL_NAME
 from raytorch.serialization.nested_state import require_savable
@@ -153,7 +152,7 @@ def _built(
     reference = _reference(module, code)
     try:
         architecture = Architecture(OwnModel(name=reference, **arguments), code=code) if reference else None
-    except ValidationError:
+    except ConfigError:
         raise UserError(
             f"run.model: {name} has arguments that JSON has no form for, so that it could not be built again: "
             f"{arguments!r:.200}; give the module itself"

@@ -36,15 +36,17 @@ ROOMS = {
         "attention conv rnn transformer",
     ],
     "config": [
-        "annotations export_formats project section yaml_tree",
-        "code_snapshot execution signature",
+        "annotations export_formats interactive_code section yaml_tree",
+        "project",
+        "code_snapshot execution session_sources signature",
+        "live_code",
         "own_section",
         "own_parts",
         "data metrics optimization optimizers",
         "models",
         "run",
         "json_schema own_calls own_code resuming sweep",
-        "messages",
+        "in_python messages",
         "file",
     ],
     "optimizers": [],
@@ -89,7 +91,7 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss checkpoints launch precision reproducibility schedules step_log stopping",
+        "averaging batch_loss checkpoints history launch precision reproducibility schedules step_log stopping",
         "monitor optimizer_steps run_state",
         "failures parts",
         "progress",
@@ -156,9 +158,9 @@ TORCH = {"torch", "torchvision", "safetensors", "onnx", "onnxruntime"}
 WITHOUT_TORCH = """
     system errors config runs cluster sweeps service cli __main__
     datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
-    datasets.preparation training.api training.driver training.failures training.launch training.monitor
-    training.run_record training.stopping session.connect session.host session.worker_actor scaling.picture
-    scaling.study scaling.table
+    datasets.preparation training.api training.driver training.failures training.history training.launch
+    training.monitor training.run_record training.stopping session.connect session.host session.worker_actor
+    scaling.picture scaling.study scaling.table
 """
 """Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 import raytorch
-from raytorch.errors import ConfigError, RaytorchError, RunNotFoundError, UserError
+from raytorch import config
+from raytorch.errors import (
+    ConfigError,
+    MissingPackageError,
+    RaytorchError,
+    RunExistsError,
+    RunNotFoundError,
+    UserError,
+)
+from raytorch.training.history import History
 
 
 def test_the_front_door_loads_nothing_until_it_is_used() -> None:
@@ -92,6 +101,78 @@ def endless() -> list[Any]:
 def test_what_yaml_has_no_word_for_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="give plain numbers, texts, lists and mappings"):
         raytorch.load({"epochs": 1, "seed": value})
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: raytorch.RunConfig(epochs=-1), "epochs: must be a whole number of at least 1 or null, not -1"),
+        (lambda: raytorch.RunConfig(), "epochs: give epochs or steps"),
+        (lambda: raytorch.RunConfig(epochs=1, optimiser="adam"), "optimiser: unknown key; allowed: name, seed, "),
+        (
+            lambda: raytorch.RunConfig(epochs=1, model=torch.nn.Linear),
+            "classes and functions are taken by raytorch.load",
+        ),
+        (lambda: config.MlpModel(hidden=[]), "hidden: must be a list of 1 or more, each a whole number of at least 1"),
+        (lambda: config.Adam(lr=float("nan")), "lr: must be a number above 0, not .nan"),
+    ],
+)
+def test_a_mistake_in_what_is_made_in_python_is_told_as_that_of_a_file(made: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made()
+    assert str(caught.value).startswith(f"the configuration: {message}")
+
+
+def test_a_section_of_a_run_is_taken_as_it_is() -> None:
+    model, scaling = config.ConvNetModel(channels=[8]), config.Scaling(workers=2)
+    run = raytorch.load({"epochs": 1, "model": model}, {"scaling.backend": "gloo"})
+    assert raytorch.load(epochs=1, model=model, scaling=scaling).model == run.model == model
+    assert raytorch.load(epochs=1, scaling=scaling).scaling == scaling
+
+
+def test_keys_do_not_stand_beside_a_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"epochs: beside a configuration, give what changes in it"):
+        raytorch.load({"data": "digits"}, epochs=1)
+    with pytest.raises(ConfigError, match=r"a dictionary or a RunConfig, not None; or give its keys"):
+        raytorch.train()
+
+
+def test_what_remedies_are_called_in_python(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").write_text("epochs: 1\n", encoding="utf-8")
+    with pytest.raises(RunExistsError) as caught:
+        raytorch.train({"epochs": 1}, name="mine", storage=tmp_path)
+    assert caught.value.__notes__ == [f"try: name=... or raytorch.resume({str(tmp_path / 'mine')!r})"]
+
+
+LINES = [
+    {"step": 20, "time": 1.5e9, "split": "train", "loss": 0.123456789},
+    {"step": 20, "time": 1.5e9, "split": "test", "loss": 0.25, "top<3>": 1.0},
+]
+
+
+def test_what_was_measured_is_a_table() -> None:
+    history = History(LINES)
+    assert list(history) == LINES
+    assert str(history).splitlines() == [
+        "step  time        split  loss      top<3>",
+        "20    1500000000  train  0.123457",
+        "20    1500000000  test   0.25      1",
+    ]
+    assert "<td>0.25</td><td>1</td></tr>" in history._repr_html_()
+    assert "<th>top&lt;3&gt;</th>" in history._repr_html_()
+    assert (str(History()), History().columns) == ("", [])
+
+
+def test_what_was_measured_is_a_data_frame_where_pandas_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingPackageError, match="pip install pandas"):
+        History(LINES).to_pandas()
+    monkeypatch.undo()
+    pandas = pytest.importorskip("pandas")
+    frame = History(LINES).to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert (list(frame.columns), frame["loss"].tolist()) == (History(LINES).columns, [0.123456789, 0.25])
 
 
 def test_no_workers_are_refused_by_a_resumed_run_too(tmp_path: Path) -> None:

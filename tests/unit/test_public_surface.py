@@ -60,6 +60,10 @@ COMMANDS = {
 
 EXPORTS = {
     "raytorch": """
+        CheckpointError ClusterError ConfigError DataError DivergedError ExportError HandleError JobError
+        JobNotFoundError MissingPackageError ModelFileError PackageError QuotaError RaytorchError RecordError
+        RemoteOpError ResourceError RunExistsError RunNotFoundError SessionError SessionLostError StorageError
+        TrainingError UnknownFunctionError UntrustedFileError UserError
         Client Result Run RunConfig __version__ autograd connect distributed errors find_run layers list_runs load
         losses optimizers registry resume tensor_ops train
     """,
@@ -169,6 +173,11 @@ def test_exported_names() -> None:
     }
     for name, exports in EXPORTS.items():
         assert all(hasattr(import_module(name), export) for export in exports.split())
+
+
+def test_every_error_is_at_the_front_door() -> None:
+    assert {name: getattr(raytorch, name) for name in ERRORS} == {name: getattr(errors, name) for name in ERRORS}
+    assert {name for name in raytorch.__all__ if name.endswith("Error")} == set(ERRORS)
 
 
 def test_the_tree_of_errors() -> None:

@@ -1,0 +1,239 @@
+"""Classes and functions of the running program in a configuration: of files, a notebook, and what is installed."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from notebooks import Kernel
+
+import raytorch
+from raytorch.config import CodeSnapshot, RunConfig
+from raytorch.config.interactive_code import HEADER, assembled, definition, needed, reduced
+from raytorch.config.own_calls import imported
+from raytorch.errors import ConfigError
+
+IMPORTS = """
+import math
+import xml.etree.ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Literal
+import numpy as np
+import torch
+from torch import float32 as single, nn
+WIDTH = 16
+NAMES = {"b": [1, 2.5, None], "a": ({3, 1}, "x")}
+ROOT = Path("data")
+"""
+CODE = '''
+def area(radius: float) -> float:
+    return math.pi * scale * radius
+
+scale = 2
+
+class Above(nn.Module):
+    """Uses what is below it."""
+
+    def below(self):
+        return Net
+
+@dataclass
+class Options:
+    width: int = WIDTH
+
+class Net(Above):
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, act: Literal["relu", "tanh"] = "relu"):
+        super().__init__()
+        self.options, self.names, self.root, self.type = Options(), NAMES, ROOT, single
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.layer(images) * float(np.add(1, area(1.0)))
+
+    def parse(self, text):
+        return xml.etree.ElementTree.fromstring(text)
+
+Alias = Net
+
+def squared(model, batch, *, power: float = 2.0):
+    unused = [math for math in ()]
+    return abs(model(batch[0]) - batch[1]) ** power
+'''
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """A notebook in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    kernel = Kernel(monkeypatch)
+    kernel.run(IMPORTS)
+    kernel.run(CODE)
+    return kernel
+
+
+def code_of(config: RunConfig) -> CodeSnapshot:
+    assert config.code
+    return config.code
+
+
+def text_of(config: RunConfig) -> str:
+    return code_of(config).sources["interactive.py"]
+
+
+def refusal(**keys: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        raytorch.load(epochs=1, **keys)
+    return str(caught.value)
+
+
+def test_classes_of_a_notebook_are_those_of_a_file_with_all_that_they_use(kernel: Kernel, tmp_path: Path) -> None:
+    net, squared = kernel.names["Net"], kernel.names["squared"]
+    config = raytorch.load(epochs=1, model=net, loss={"name": squared, "power": 3})
+    assert config.model.model_dump() == {"name": "interactive.py:Net", "act": "relu"}
+    assert config.loss.model_dump() == {"name": "interactive.py:squared", "power": 3.0}
+    assert (code_of(config).root, code_of(config).entries) == (str(tmp_path), ("interactive.py",))
+    assert imported("interactive.py:Net", config.code) is net  # the class that is there
+
+    names: dict[str, Any] = {"__name__": "elsewhere"}
+    exec(text_of(config), names)  # and elsewhere one that computes the same
+    made, original = names["Net"]((4,), 3), net((4,), 3)
+    made.load_state_dict(original.state_dict())
+    images = torch.ones(2, 4)
+    with torch.no_grad():
+        assert torch.equal(made(images), original(images))
+    assert (made.names, made.root, made.type) == (original.names, Path("data"), torch.float32)
+    assert made.parse("<a/>").tag == "a"
+    assert made.options.width == 16
+    assert not {"Alias", "Callable", "torch"} & set(names)
+
+
+def test_the_text_follows_from_what_is_used_alone(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, squared = kernel.names["Net"], kernel.names["squared"]
+    both, alone = raytorch.load(epochs=1, loss=squared, model=net), raytorch.load(epochs=1, model=net)
+    assert reduced(text_of(both), "Net") == text_of(alone)
+    assert code_of(both).needed_by("interactive.py:Net").digests() == code_of(alone).digests()
+    assert "squared" not in text_of(alone)
+
+    other = Kernel(monkeypatch)  # the same in another order, among other cells
+    other.run("import os\nscale = 2\n" + IMPORTS.replace("WIDTH = 16", "WIDTH = 8 * 2") + "print_all = print")
+    other.run(CODE.replace("\nscale = 2\n", ""))
+    assert text_of(raytorch.load(epochs=1, model=other.names["Net"], loss=other.names["squared"])) == text_of(both)
+    other.run("scale = 3")
+    assert text_of(raytorch.load(epochs=1, model=other.names["Net"])) != text_of(alone)
+
+
+def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) -> None:
+    config = raytorch.load(epochs=1, model=partial(kernel.names["Alias"], act="tanh"))
+    assert config.model.model_dump() == {"name": "interactive.py:Net", "act": "tanh"}
+    assert raytorch.load({"epochs": 1, "model": {"name": kernel.names["Net"]}}).model.name == "interactive.py:Net"
+    metrics = [partial(kernel.names["squared"], power=1.5), {"name": kernel.names["area"], "better": "lower"}]
+    assert "metrics[1]" not in refusal(model=kernel.names["Net"], metrics=[*metrics[:1], "no"])
+    assert "does not take 2 arguments" in refusal(model=kernel.names["Net"], metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("bad = lambda model, batch: 1", "loss: <lambda> is a lambda; define it"),
+        ("def outer():\n    def bad(model, batch): ...\n    return bad\nbad = outer()", "inside another function or"),
+        ("big = torch.zeros(3)\ndef bad(model, batch): return big", "bad uses big, a Tensor of the session, which"),
+        ("big = [torch.zeros(3)]\ndef bad(model, batch): return big", "a list that is too large or holds more than"),
+        ("exec('def bad(model, batch): ...')", "the source of bad is kept nowhere"),
+        ("def bad(model, batch, **others): ...", "takes **others"),
+        ("bad = Net((4,), 3)", 'loss: is an object of Net; give the class, and its arguments: {"name": Net, ...}'),
+        ("from functools import partial\nbad = partial(squared, 3)", "loss: give the arguments of squared by their"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_with_what_to_do(kernel: Kernel, cell: str, message: str) -> None:
+    kernel.run(cell)
+    assert message in refusal(model=kernel.names["Net"], loss=kernel.names["bad"])
+
+
+def test_arguments_are_checked_as_those_of_a_file(kernel: Kernel) -> None:
+    net = kernel.names["Net"]
+    assert refusal(model={"name": net, "akt": "relu"}) == (
+        "the configuration: model.akt: unknown key; allowed: name, act (did you mean 'act'?)"
+    )
+    assert refusal(model={"name": net, "act": "gelu"}) == (
+        "the configuration: model.act: must be one of relu, tanh, not 'gelu' (did you mean 'relu'?)"
+    )
+    kernel.run("class Wide(nn.Linear):\n    pass")  # whose arguments are in PyTorch's source
+    wide = kernel.names["Wide"]
+    assert "model.bais: unknown key; allowed: in_features, " in refusal(model={"name": wide, "bais": False})
+    assert raytorch.load(epochs=1, model={"name": wide, "bias": False}).model.name == "interactive.py:Wide"
+
+
+def test_a_class_that_is_defined_anew_is_the_new_one(kernel: Kernel) -> None:
+    before = raytorch.load(epochs=1, model=kernel.names["Net"])
+    kernel.run(CODE.replace("nn.Linear(4, 3)", "nn.Linear(4, 3, bias=False)"))
+    after = raytorch.load(epochs=1, model=kernel.names["Net"])
+    assert "bias=False" in text_of(after)
+    assert "bias=False" not in text_of(before)
+    made = imported("interactive.py:Net", before.code)  # of the code of then, which is no longer there
+    assert made is not kernel.names["Net"]
+    assert made((4,), 3).layer.bias is not None
+    assert raytorch.load(before).code == before.code
+
+
+def test_what_is_in_files_is_referred_to_there(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/filed.py").write_text(
+        "from nets.layers import LAYERS\ndef net(num_classes: int, layers: int = LAYERS): ...\n", "utf-8"
+    )
+    (tmp_path / "nets/layers.py").write_text("LAYERS = 2\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    kernel.run("from nets.filed import net\nimport nets.layers\nfrom nets import layers as own_layers")
+    config = raytorch.load(epochs=1, model=kernel.names["net"])
+    assert config.model.name == "nets/filed.py:net"
+    assert list(code_of(config).sources) == ["nets/filed.py", "nets/layers.py"]
+
+    kernel.run("def used(model, batch): return net(3), own_layers, nets.layers")
+    mixed = raytorch.load(epochs=1, model=kernel.names["net"], loss=kernel.names["used"])
+    assert list(code_of(mixed).sources) == ["interactive.py", "nets/filed.py", "nets/layers.py"]
+    assert "from nets.filed import net\nimport nets\nimport nets.layers\nimport nets.layers as own_layers" in text_of(
+        mixed
+    )
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nets"]:
+        del sys.modules[name]
+
+
+def test_what_is_installed_is_imported(kernel: Kernel) -> None:
+    config = raytorch.load(epochs=1, model={"name": torch.nn.Flatten})
+    assert config.model.name == "interactive.py:Flatten"
+    assert text_of(config).splitlines()[1:] == ["from torch.nn.modules.flatten import Flatten"]
+
+
+def test_a_notebook_in_a_folder_of_a_project(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".git").mkdir()
+    for folder, file in (("books", "books/interactive.py"), ("2 books", "interactive.py")):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        assert raytorch.load(epochs=1, model=kernel.names["Net"]).model.name == f"{file}:Net"
+
+
+def test_a_file_that_somebody_has_written_is_not_taken_apart() -> None:
+    mine = "import os\n\nclass Net: ...\n"
+    assert reduced(mine, "Net") == mine
+    edited = f"{HEADER}import os\n\n\nclass Net:\n    ...\n\n\nprint(Net)\n"
+    assert reduced(edited, "Net") == edited
+
+
+def test_an_order_in_which_all_is_there() -> None:
+    texts = {
+        "A": "@mark\nclass A:\n    def other(self): return B",
+        "B": "class B(A):\n    ...",
+        "mark": "def mark(value):\n    return noted(value)",
+        "noted": "def noted(value):\n    return value",
+        "spare": "spare = 1",
+    }
+    definitions = {name: definition(text) for name, text in texts.items()}
+    names: dict[str, Any] = {}
+    exec(assembled(definitions), names)
+    assert issubclass(names["B"], names["A"])
+    assert needed(definitions, ["A"]) == {"A", "B", "mark", "noted"}
+    twisted = {"f": definition("@g\ndef f():\n    ..."), "g": definition("@f\ndef g():\n    ...")}
+    with pytest.raises(ValueError, match="f and g need each other before they are there"):
+        assembled(twisted)
