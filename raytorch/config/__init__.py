@@ -72,6 +72,7 @@ __all__ = [
     "StepSchedule",
     "StoredData",
     "SweepConfig",
+    "Validation",
     "VitModel",
     "Warmup",
     "WorkerRange",

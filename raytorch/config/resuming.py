@@ -28,6 +28,8 @@ RULES: dict[str, Rule] = {
     "data": Rule(OnResume.REFUSED, "each epoch has every sample once"),
     "data.root": Rule(OnResume.APPLIED, "the same files in another place"),
     "data.download": Rule(OnResume.APPLIED),
+    "validation": Rule(OnResume.REFUSED, "it decides which samples are trained on, and what has been judged by"),
+    "validation.test": Rule(OnResume.APPLIED),
     "model": Rule(OnResume.REFUSED, "the weights are of the model that was trained"),
     "loss": Rule(OnResume.APPLIED, "losses and accuracies before and after are of different measures"),
     "metrics": Rule(OnResume.APPLIED, "from the next evaluation on"),

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from raytorch.config.code_snapshot import CodeSnapshot
-from raytorch.config.data import DATA, DataPart, DigitsData, ImageData
+from raytorch.config.data import DATA, DataPart, DigitsData, ImageData, Validation
 from raytorch.config.execution import Averaging, Checkpointing, EarlyStopping, Failure, Logging, Scaling
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
@@ -66,12 +66,14 @@ class RunConfig(Section):
     """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
     data: Annotated[DataPart, BeforeValidator(name_alone)] = DigitsData()
     """Data set."""
+    validation: Validation | None = None
+    """What the run is judged by after each epoch; null judges by the test split."""
     model: Annotated[ModelPart, BeforeValidator(name_alone)] = MlpModel()
     """Model."""
     loss: Annotated[LossPart, BeforeValidator(name_alone)] = Loss()
     """Loss."""
     metrics: list[Annotated[MetricPart, BeforeValidator(name_alone, json_schema_input_type=str | MetricPart)]] = []
-    """Metrics on the test split beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
+    """Metrics beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
     that the model brings, which is the accuracy for those that ship."""
     optimizer: Annotated[Optimizer, BeforeValidator(name_alone)] = AdamW()
     """Optimizer."""
@@ -129,6 +131,11 @@ class RunConfig(Section):
         """Names of the parts that are the user's own: ``FILE.py:NAME``."""
         parts = (self.data, self.model, self.loss, *self.metrics)
         return [part.name for part in parts if isinstance(part, OwnPart)]
+
+    @property
+    def judged_split(self) -> Literal["validation", "test"]:
+        """The split by which checkpoints, early stopping and trials are judged."""
+        return "validation" if self.validation else "test"
 
     @property
     def judged_by(self) -> list[Metric | OwnMetric]:
@@ -210,7 +217,19 @@ class RunConfig(Section):
         if self.steps or not isinstance(self.data, ImageData):
             return self.steps
         samples = min(self.data.train_samples or self.data.train_size, self.data.train_size)
+        samples -= self.validation.held_out(samples) if self.validation else 0
         return (self.epochs or 0) * steps_per_epoch(samples, self.batch_size)
+
+    @model_validator(mode="after")
+    def _data_has_the_split(self) -> "RunConfig":
+        if self.validation and self.validation.split and isinstance(self.data, ImageData):
+            raise ConflictError(
+                f"data {self.data.name} has no split {self.validation.split}, but train and test; take a share of its "
+                "training samples, as in validation: {share: 0.1}",
+                "validation.split",
+                "data.name",
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":

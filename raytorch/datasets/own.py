@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -68,14 +68,14 @@ class OwnDataset:
             yield _moved(batch, self._target)
 
 
-def load_split(config: RunConfig, split: Literal["train", "test"], device: torch.device) -> Split:
-    """The split of a run's data set, the user's own or a shipped one.
+def load_split(config: RunConfig, split: str, device: torch.device) -> Split:
+    """The split of a run's data set: of the user's own one with any name, of a shipped one ``train`` or ``test``.
 
     Raises DataError for files that are not in order, and ConfigError for own code that is no data set.
     """
     data = config.data
     if not isinstance(data, OwnData):
-        return load_dataset(data, split, device)
+        return load_dataset(data, cast(Literal["train", "test"], split), device)
     made = own_call("data", data, config.code, positional=1)(split)
     return OwnDataset(made, device, seed=config.seed, readers=data.readers)
 

@@ -23,7 +23,8 @@ LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
 LONGEST_GAP = 2**24
 """Bytes of a line that is too long, at most, before the rest of the file is given up."""
-_NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "loss")}
+_EVALUATED = ("step", "epoch", "loss")
+_NEEDED = {"train": ("step", "epoch"), "validation": _EVALUATED, "test": _EVALUATED}
 """Keys that a line of each split has to have."""
 _PLACE = ("step", "epoch", "split", "time")
 
@@ -107,7 +108,8 @@ class Throughput:
 class MetricsLog:
     """Appends a run's metrics to ``metrics.jsonl`` and, if wanted, to TensorBoard events below ``tensorboard/``.
 
-    A line is ``{"step": int, "epoch": float, "split": "train" | "test", "time": seconds since 1970, ...}``.
+    A line is ``{"step": int, "epoch": float, "split": "train" | "validation" | "test", "time": seconds since 1970,
+    ...}``.
     """
 
     def __init__(self, folder: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
@@ -205,7 +207,16 @@ def _drop_after(files: LocalFolder, step: int) -> None:
     """Forget the steps that a resumed run will take again."""
     with files.open(METRICS_FILE) as stream:
         lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
-        files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in lines if line["step"] <= step))
+        files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in _kept(lines, step)))
+
+
+def _kept(lines: Iterable[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:
+    """Those up to ``step``, but for the test at the end of a run that is judged by validation: it has another end."""
+    is_validated = False
+    for line in lines:
+        is_validated |= line["split"] == "validation"
+        if line["step"] < step or (line["step"] == step and not (is_validated and line["split"] == "test")):
+            yield line
 
 
 class EventFile:

@@ -46,6 +46,9 @@ class TimedTrainer(Trainer):
         if self.epoch_is_over:
             self.loader.next_epoch()
 
+    def test(self) -> None:
+        pass
+
     def save(self, *, evaluated: bool = False) -> None:
         pass
 

@@ -20,15 +20,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from raytorch.config import Augment, OwnData
 from raytorch.config.metrics import LOSS_LABEL
 from raytorch.config.own_calls import imported
-from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches, load_split
+from raytorch.datasets import MicroBatch, TrainLoader, load_splits
+from raytorch.datasets.requests import Split
 from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
-from raytorch.distributed.ddp import broadcast_buffers, data_parallel, gradient_sync
+from raytorch.distributed.ddp import data_parallel, gradient_sync
 from raytorch.distributed.exception_causes import failure_cause
 from raytorch.distributed.process_group import leaving_process_group
 from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import DivergedError
 from raytorch.models.networks import Architecture
-from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, ratio, require_enough_samples, total
+from raytorch.models.objectives import loss_function, metrics_of, require_enough_samples
 from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, log_to_file, versions
@@ -39,6 +40,7 @@ from raytorch.system.allocator import keep_freed_memory
 from raytorch.training.averaging import WeightAverage
 from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
+from raytorch.training.evaluation import Evaluator
 from raytorch.training.monitor import DriverLink, reporting_failures
 from raytorch.training.precision import Precision, choose_attention
 from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
@@ -46,8 +48,6 @@ from raytorch.training.schedules import build_schedule
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
 
 EXPORT_FOLDER = "export"
-EVALUATION_BATCH = 512
-"""Samples per forward pass of a worker in evaluation."""
 
 logger = logging.getLogger("raytorch")
 
@@ -93,7 +93,8 @@ class Trainer:
 
         for name in config.references:  # what is wrong with it is found before data is read
             imported(name, config.code)
-        self.train_set, self.test_set = load_split(config, "train", device), load_split(config, "test", device)
+        self.splits = load_splits(config, device)
+        self.train_set = self.splits.train
         self.loader = TrainLoader(
             self.train_set,
             batch_size=config.batch_size,
@@ -109,7 +110,8 @@ class Trainer:
         self.architecture = Architecture.of(config.model, self.train_set.facts, config.code)
         self.model = self.precision.to_memory_format(self.architecture.build().to(device))
         self.loss = loss_function(config.loss, self.model, config.code)
-        self.judges = metrics_of(config.judged_by, self.model, config.code)
+        metrics = metrics_of(config.judged_by, self.model, config.code)
+        self.evaluator = Evaluator(metrics, self.loss, self.precision, worker)
         require_enough_samples(config, self.loss, self.model, self.train_set)
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
@@ -122,6 +124,7 @@ class Trainer:
         torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
 
         self.metrics: dict[str, float] = {}
+        self.test_metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
         self.batch_loss = BatchLoss(self.model, worker)
         self.patience = Patience(config)
@@ -150,6 +153,7 @@ class Trainer:
                 self.finish_saving()
                 return self.outcome("stopped")
             self.finish_epoch()
+        self.test()
         self.finish_saving()
         return self.outcome("finished", self.export())
 
@@ -220,32 +224,28 @@ class Trainer:
             self.save(evaluated=True)
         self.files.sync()
 
-    @torch.no_grad()
     def evaluate(self) -> None:
-        """Loss and metrics on the test split, each sample counted once over all workers."""
+        """Loss and metrics on the split that judges the run."""
+        self.metrics = self.measure(self.splits.judged, self.config.judged_split)
+        if self.log:
+            evaluation = Evaluation(self.step, self.epochs_done, self.metrics, self.config.judged_split)
+            self.driver.report_evaluation(evaluation)
+
+    def test(self) -> None:
+        """Loss and metrics of the finished model on the test split, if the run is judged by another."""
+        if self.splits.test:
+            self.test_metrics = self.measure(self.splits.test, "test")
+
+    def measure(self, split: Split, name: str) -> dict[str, float]:
+        """What the model comes to on a split, which is written down."""
         with self.clock.phase("evaluating"):
             self.driver.report_progress({**self._position(), "phase": "evaluating"})
-            model = self.average.model
-            broadcast_buffers(model)
-            model.eval()
-            judges: dict[str, Callable[..., Any]] = {**self.judges, LOSS_LABEL: self.loss}
-            totals = torch.zeros(len(judges), 2, dtype=torch.float64, device=self.worker.device)
-            for batch in evaluation_batches(
-                self.test_set, batch_size=EVALUATION_BATCH, rank=self.worker.rank, world_size=self.worker.world_size
-            ):
-                content, once = self.precision.layout_of(batch.content), EachCallOnce(model)
-                with self.precision.autocast():
-                    values = {name: judge(once, content) for name, judge in judges.items()}
-                parts = [total(value, batch.samples, name) for name, value in values.items()]
-                totals += torch.stack([part.to(totals.device) for part in parts])
-            model.train()
-            sums = all_reduce(totals).tolist()
-        self.metrics = {name: ratio(part, count, name) for name, (part, count) in zip(judges, sums, strict=True)}
-        self._refuse_nonfinite([self.metrics[LOSS_LABEL]], self.step, "test loss")
-        logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
+            metrics = self.evaluator.measure(self.average.model, split)
+        self._refuse_nonfinite([metrics[LOSS_LABEL]], self.step, f"{name} loss")
+        logger.info("epoch %.2f step %d: %s %s", self.epochs_done, self.step, name, metrics)
         if self.log:
-            self.log.write("test", self.step, self.epochs_done, self.metrics)
-            self.driver.report_evaluation(Evaluation(self.step, self.epochs_done, self.metrics))
+            self.log.write(name, self.step, self.epochs_done, metrics)
+        return metrics
 
     def save_is_due(self) -> bool:
         """Tell whether this step ends with a checkpoint."""
@@ -357,6 +357,7 @@ class Trainer:
             "state": state,
             "ended_early": self.patience.reason(),
             "metrics": self.metrics,
+            **({"test_metrics": self.test_metrics} if self.config.validation else {}),
             "step": self.step,
             "epochs": round(self.epochs_done, 4),
             "samples_per_s": self.throughput.overall(),

@@ -64,6 +64,7 @@ ROOMS = {
         "requests",
         "in_memory",
         "loader own",
+        "splits",
     ],
     "models": [
         "objectives",
@@ -90,7 +91,7 @@ ROOMS = {
     ],
     "training": [
         "averaging batch_loss checkpoints launch precision reproducibility schedules stopping",
-        "monitor",
+        "evaluation monitor",
         "failures loop",
         "run_record",
         "driver",

@@ -69,11 +69,12 @@ EXPORTS = {
         ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData
         Logging Loss Metric MlpModel MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer
         OwnData OwnLoss OwnMetric OwnModel OwnPart Parameter ParameterGroup Ranking ResNet18Model RmsProp RnnModel
-        RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig VitModel
-        Warmup WorkerRange
+        RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig Validation
+        VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """
-        END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split prepare
+        END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split
+        load_splits prepare
     """,
     "raytorch.distributed": """
         Worker all_gather all_reduce barrier broadcast broadcast_buffers data_parallel destroy_process_group device_name
