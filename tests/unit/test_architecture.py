@@ -67,6 +67,7 @@ ROOMS = {
         "splits",
     ],
     "models": [
+        "stateful_metrics",
         "objectives",
         "networks",
     ],
