@@ -30,6 +30,7 @@ RULES: dict[str, Rule] = {
     "data.download": Rule(OnResume.APPLIED),
     "validation": Rule(OnResume.REFUSED, "it decides which samples are trained on, and what has been judged by"),
     "validation.test": Rule(OnResume.APPLIED),
+    "sampling": Rule(OnResume.REFUSED, "it decides the order of the data"),
     "model": Rule(OnResume.REFUSED, "the weights are of the model that was trained"),
     "loss": Rule(OnResume.APPLIED, "losses and accuracies before and after are of different measures"),
     "metrics": Rule(OnResume.APPLIED, "from the next evaluation on"),

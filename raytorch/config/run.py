@@ -44,6 +44,8 @@ def smallest_batch(samples: int, batch_size: int) -> int:
     return min(batch_size, samples - (steps_per_epoch(samples, batch_size) - 1) * batch_size)
 
 
+Sampling = Literal["each", "balanced", "weighted"]
+
 LONGEST_NAME = 128
 NAME_FORM = f"1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a letter or digit"
 RunName = Annotated[
@@ -68,6 +70,9 @@ class RunConfig(Section):
     """Data set."""
     validation: Validation | None = None
     """What the run is judged by after each epoch; null judges by the test split."""
+    sampling: Sampling = "each"
+    """Training samples of an epoch: each of them once, or as many that are drawn at random, with replacement: with all
+    classes equally likely, by the data set's labels, or in proportion to its weights."""
     model: Annotated[ModelPart, BeforeValidator(name_alone)] = MlpModel()
     """Model."""
     loss: Annotated[LossPart, BeforeValidator(name_alone)] = Loss()
@@ -227,6 +232,20 @@ class RunConfig(Section):
                 f"data {self.data.name} has no split {self.validation.split}, but train and test; take a share of its "
                 "training samples, as in validation: {share: 0.1}",
                 "validation.split",
+                "data.name",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _data_has_what_is_sampled_by(self) -> "RunConfig":
+        if not isinstance(self.data, ImageData) or self.sampling == "each":
+            return self
+        missing = "weights" if self.sampling == "weighted" else "classes" if self.data.kind == "strips" else None
+        if missing:
+            raise ConflictError(
+                f"data {self.data.name} has no {missing} to draw samples by; take sampling: each"
+                f"{' or balanced' if self.data.kind != 'strips' else ''}",
+                "sampling",
                 "data.name",
             )
         return self

@@ -2,8 +2,8 @@
 
 A data set has a length, and samples by ``data[index]`` or whole batches by ``data.batch(indices)``, int64 (B,). Samples
 are put together by its ``collate(samples)`` if it has one, else as ``torch.utils.data.default_collate`` does. Its
-``facts``, a dictionary, are told to the model. Where it takes ``rng=``, that is a ``numpy.random.Generator`` of the
-sample's own.
+``facts``, a dictionary, are told to the model. Its training samples may be drawn by its ``labels`` or ``weights``, a
+number for each. Where it takes ``rng=``, that is a ``numpy.random.Generator`` of the sample's own.
 """
 
 import inspect
@@ -46,6 +46,16 @@ class OwnDataset:
 
     def __len__(self) -> int:
         return len(self._data)
+
+    @property
+    def labels(self) -> Any:
+        """What it says of the classes of its samples, if it does."""
+        return getattr(self._data, "labels", None)
+
+    @property
+    def weights(self) -> Any:
+        """What it says of how often its samples are to be drawn, if it does."""
+        return getattr(self._data, "weights", None)
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from raytorch.config import RunConfig, Validation
 from raytorch.datasets.own import load_split
 from raytorch.datasets.requests import Request, Split
+from raytorch.datasets.sampling import drawing_weights, number_of_each
 from raytorch.errors import ConfigError
 
 _NO_EPOCH = 2**32 - 1
@@ -24,6 +25,8 @@ class Splits(NamedTuple):
     """By which the run is judged after each epoch: the validation split, or without one the test split."""
     test: Split | None
     """What is evaluated once, at the end; None if that has been done after each epoch, or is not to be done."""
+    weights: Tensor | None
+    """In proportion to what the samples to train on are drawn; None if an epoch has each of them once."""
 
 
 class Part:
@@ -38,6 +41,20 @@ class Part:
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Those of the samples, if the whole split has some."""
+        return self._of_each("labels")
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Those of the samples, if the whole split has some."""
+        return self._of_each("weights")
+
+    def _of_each(self, name: str) -> Tensor | None:
+        numbers = number_of_each(self._whole, name)
+        return None if numbers is None else numbers[self._indices.cpu()]
+
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, as the whole split reads them."""
         indices = self._indices
@@ -48,12 +65,13 @@ def load_splits(config: RunConfig, device: torch.device) -> Splits:
     """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.load_split` for what is raised."""
     train, validation = load_split(config, "train", device), config.validation
     test = load_split(config, "test", device) if validation is None or validation.test else None
-    if validation is None:
-        assert test is not None
-        return Splits(train, test, None)
-    if validation.split:
-        return Splits(train, load_split(config, validation.split, device), test)
-    return Splits(*_parted(train, validation, config.seed), test)
+    judged: Split | None = test
+    if validation and validation.split:
+        judged = load_split(config, validation.split, device)
+    elif validation:
+        train, judged = _parted(train, validation, config.seed)
+    assert judged is not None
+    return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
 
 
 def _parted(whole: Split, validation: Validation, seed: int) -> tuple[Part, Part]:

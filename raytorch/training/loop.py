@@ -102,6 +102,7 @@ class Trainer:
             rank=worker.rank,
             world_size=worker.world_size,
             seed=config.seed,
+            weights=self.splits.weights,
             augment=Augment() if isinstance(config.data, OwnData) else config.data.augment,
         )
         self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch

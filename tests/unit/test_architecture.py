@@ -63,7 +63,7 @@ ROOMS = {
         "preparation",
         "requests",
         "in_memory",
-        "loader own",
+        "loader own sampling",
         "splits",
     ],
     "models": [
