@@ -67,7 +67,7 @@ class ProgressDisplay(_Bars):
             self._stopping = True
             say(self.console, "stopping after a last checkpoint; press Ctrl-C again to end at once")
         for evaluation in status.evaluations[self._evaluations :]:
-            numbers = _metrics(evaluation.metrics)
+            numbers = _metrics(evaluation.metrics, evaluation.split)
             say(self.console, f"epoch {evaluation.epoch:.4g}  step {evaluation.step}  {numbers}")
         self._evaluations = len(status.evaluations)
         if status.progress:
@@ -110,7 +110,8 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
     metrics = summary.get("metrics")
     facts = [
         "" if metrics and summary["state"] in ("finished", "stopped") else summary["state"],
-        _metrics(metrics or {}),
+        _metrics(metrics or {}, summary.get("split", "test")),
+        _metrics(summary.get("test_metrics") or {}),
         summary.get("ended_early") or "",
         f"{_counted(format(summary['epochs'], '.4g'), 'epoch')}, {_counted(str(summary['step']), 'step')}"
         if _has(summary, "epochs", "step")
@@ -137,5 +138,5 @@ def _counted(number: str, noun: str) -> str:
     return f"{number} {noun}" if number == "1" else f"{number} {noun}s"
 
 
-def _metrics(values: dict[str, float]) -> str:
-    return escaped_line("  ".join(f"test {name} {value:.4f}" for name, value in values.items()))
+def _metrics(values: dict[str, float], split: str = "test") -> str:
+    return escaped_line("  ".join(f"{split} {name} {value:.4f}" for name, value in values.items()))

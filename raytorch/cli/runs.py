@@ -24,7 +24,9 @@ def runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    metrics = list(dict.fromkeys(name for summary in found for name in summary.get("metrics", {})))
+    metrics = list(dict.fromkeys(name for summary in found for name in _measured(summary)))
+    if all(name.startswith("test ") for name in metrics):
+        metrics = [name.removeprefix("test ") for name in metrics]
     columns = ["run", "state", *metrics, "epochs", "samples/s", "seconds"]
     table = Table(*(Column(cell(column)) for column in columns), box=None)
     for summary in found:
@@ -75,16 +77,22 @@ def export(
         say(output, f"verified  {difference}")
 
 
+def _measured(summary: dict[str, Any]) -> dict[str, float]:
+    """What a run came to, by split and name."""
+    judged = {f"{summary.get('split', 'test')} {name}": value for name, value in summary.get("metrics", {}).items()}
+    return judged | {f"test {name}": value for name, value in summary.get("test_metrics", {}).items()}
+
+
 def _row(summary: dict[str, Any], metrics: Sequence[str]) -> list[str]:
     def number(value: float | None, form: str) -> str:
         return format(value, form) if value is not None else ""
 
-    measured = summary.get("metrics", {})
+    measured = _measured(summary)
     cause = (summary.get("error") or {}).get("cause", "error")  # told where it was no error in the run
     return [
         summary["name"],
         summary["state"] if cause == "error" else f"{summary['state']}: {cause}",
-        *(number(measured.get(name), ".4f") for name in metrics),
+        *(number(measured.get(name, measured.get(f"test {name}")), ".4f") for name in metrics),
         number(summary.get("epochs"), ".4g"),
         number(summary.get("samples_per_s"), ",.0f"),
         format(summary.get("seconds", {}).get("total") or 0, ".1f"),

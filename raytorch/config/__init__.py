@@ -84,6 +84,7 @@ __all__ = [
     "StepSchedule",
     "StoredData",
     "SweepConfig",
+    "Validation",
     "VitModel",
     "Warmup",
     "WorkerRange",

@@ -17,6 +17,34 @@ class Augment(Section):
     """Mirror each image left to right with probability 1/2."""
 
 
+class Validation(Section):
+    """Samples beside the test split, by which a run is judged after each epoch; give a share or a split."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the training samples, drawn by the seed, which is judged by and not trained on."""
+    split: Annotated[str, Field(min_length=1)] | None = None
+    """Split of an own data set, which is called with this name, as with ``train`` and ``test``."""
+    test: bool = True
+    """Evaluate the test split as well, once, when the run has finished; false for a data set that has none."""
+
+    @model_validator(mode="after")
+    def _share_or_split(self) -> Self:
+        if (self.share is None) == (self.split is None):
+            raise ConflictError("give either a share, as in {share: 0.1}, or a split", "share", "split")
+        if self.split in ("train", "test"):
+            raise ConflictError(f"must be a split apart from train and test, not {self.split!r}", "split")
+        return self
+
+    def held_out(self, samples: int) -> int:
+        """How many of so many training samples are judged by.
+
+        Example:
+            >>> Validation(share=0.1).held_out(1500)
+            150
+        """
+        return round((self.share or 0) * samples)
+
+
 class ImageData(Section):
     """Base of all image data sets."""
 

@@ -86,16 +86,17 @@ class Checkpointing(Section):
     keep: PositiveInt = 2
     """Checkpoints to keep: the best, and always the latest."""
     best_by: str | None = None
-    """Metric of the run, or ``loss``, by which checkpoints are ranked, by its value on the test split; null takes the
-    first metric, or the loss of a run that has none. Checkpoints within an epoch rank below all evaluated ones."""
+    """Metric of the run, or ``loss``, by which checkpoints are ranked, by its value on the test split, or on
+    ``validation`` if there is one; null takes the first metric, or the loss of a run that has none. Checkpoints within
+    an epoch rank below all evaluated ones."""
 
 
 class EarlyStopping(Section):
     """When a run ends before its last epoch or step, as it no longer gets better."""
 
     metric: str | None = None
-    """Metric of the run, or ``loss``, that has to get better on the test split; null takes the first metric, or the
-    loss of a run that has none."""
+    """Metric of the run, or ``loss``, that has to get better on the test split, or on ``validation`` if there is one;
+    null takes the first metric, or the loss of a run that has none."""
     patience: PositiveInt
     """Evaluations in a row without a better one after which the run ends; there is one after each epoch."""
     min_change: NonNegativeFloat = 0.0

@@ -57,7 +57,8 @@ class Metric(BaseMetric):
 
 
 class OwnMetric(BaseMetric, OwnPart):
-    """A metric of the user's own: a function of a model and a batch; see :mod:`raytorch.models.objectives`."""
+    """A metric of the user's own: a function of a model and a batch, see :mod:`raytorch.models.objectives`, or what
+    makes a ``torchmetrics.Metric``, see :mod:`raytorch.models.stateful_metrics`."""
 
     model_config = OwnPart.model_config
 

@@ -54,7 +54,13 @@ def imported(name: str, code: CodeSnapshot | None) -> Any:
 
 
 def own_call(
-    key: str, part: OwnPart, code: CodeSnapshot | None, given: Mapping[str, Any] = {}, positional: int = 0
+    key: str,
+    part: OwnPart,
+    code: CodeSnapshot | None,
+    given: Mapping[str, Any] = {},
+    positional: int = 0,
+    *,
+    named_only: bool = False,
 ) -> Callable[..., Any]:
     """What a part names, to be called with its arguments and those of ``given`` that it has parameters for.
 
@@ -64,12 +70,13 @@ def own_call(
         code: Where what it names is.
         given: What is known without it, by name; it takes the place of defaults.
         positional: How many arguments are given at each call, in front.
+        named_only: Whether it may take other keywords besides, which are no keys: a class of a library's, say.
 
     Raises:
         ConfigError: It has no such parameters, or requires others.
     """
     function = imported(part.name, code)
-    parameters = _parameters(key, function)[positional:]
+    parameters = _parameters(key, function, named_only)[positional:]
     names = [parameter.name for parameter in parameters]
     arguments = _typed(key, part, code, positional)
     problems = [_unknown(f"{key}.{name}", name, names) for name in arguments if name not in names]
@@ -135,7 +142,7 @@ def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, positional: int) 
         raise ConfigError(f"{key}: {part.name} does not take these arguments: {error}") from None
 
 
-def _parameters(key: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(key: str, function: Callable[..., Any], named_only: bool = False) -> list[inspect.Parameter]:
     if not callable(function):
         raise ConfigError(f"{key}.name: is a {type(function).__name__}, which cannot be called")
     try:
@@ -144,9 +151,11 @@ def _parameters(key: str, function: Callable[..., Any]) -> list[inspect.Paramete
         raise ConfigError(
             f"{key}.name: does not tell what it takes; wrap it in a function that names its arguments"
         ) from None
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    if not named_only and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise ConfigError(
             f"{key}.name: takes any keyword, so that a misspelt one would not be told; wrap it in a function that "
             "names the arguments it takes"
         )
-    return [parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    return [
+        parameter for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]

@@ -102,20 +102,30 @@ class OwnCode:
                 case "loop":
                     _require_positional(reference, signature, 1, "a loop is called with the run")
                     return section_of(signature, node.value, skip=1)
+                case "metrics" if _makes_a_metric(signature):
+                    return section_of(signature, node.value, base=OwnMetricSection)
                 case _:
                     is_metric = key[0] == "metrics"
                     called = f"a {'metric' if is_metric else 'loss'} is called with the model and a batch"
-                    _require_positional(reference, signature, 2, called)
+                    remedy = ", or one of keywords alone that makes a torchmetrics.Metric" if is_metric else ""
+                    _require_positional(reference, signature, 2, called, remedy)
                     base = OwnMetricSection if is_metric else OwnSection
                     return section_of(signature, node.value, base=base, skip=2)
 
 
-def _require_positional(reference: Reference, signature: Signature, count: int, called: str) -> None:
+def _makes_a_metric(signature: Signature) -> bool:
+    """Tell whether it is a class, or a function of keywords alone; see :mod:`raytorch.models.stateful_metrics`."""
+    names = {parameter.name for parameter in signature.parameters}
+    takes_a_batch = signature.by_position or signature.any_more or names & {"model", "batch"}
+    return signature.is_class or not takes_a_batch
+
+
+def _require_positional(reference: Reference, signature: Signature, count: int, called: str, remedy: str = "") -> None:
     """Refuse what cannot be called with so many arguments in front. Raises ProjectError."""
     if len(signature.by_position) < count and not signature.any_more:
         raise ProjectError(
             f"{called}, and {reference} (line {signature.line}) does not take {count} argument"
-            f"{'s' if count > 1 else ''} by position; write one that does"
+            f"{'s' if count > 1 else ''} by position; write one that does{remedy}"
         )
 
 

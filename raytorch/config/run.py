@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from raytorch.config.code_snapshot import CodeSnapshot
-from raytorch.config.data import DATA, DataPart, DigitsData, ImageData
+from raytorch.config.data import DATA, DataPart, DigitsData, ImageData, Validation
 from raytorch.config.execution import Averaging, Checkpointing, EarlyStopping, Failure, Logging, Scaling
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
@@ -47,6 +47,8 @@ def smallest_batch(samples: int, batch_size: int) -> int:
     return min(batch_size, samples - (steps_per_epoch(samples, batch_size) - 1) * batch_size)
 
 
+Sampling = Literal["each", "balanced", "weighted"]
+
 LONGEST_NAME = 128
 NAME_FORM = f"1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a letter or digit"
 RunName = Annotated[
@@ -60,7 +62,7 @@ RunName = Annotated[
 ]
 
 
-REPLACED_BY_LOOP = ("data", "model", "loss", "optimizer", "schedule", "accumulate", "ema", "clip_norm")
+REPLACED_BY_LOOP = ("data", "model", "loss", "optimizer", "schedule", "accumulate", "ema", "clip_norm", "validation")
 """Keys of a run that a loop of the user's own decides."""
 
 
@@ -73,6 +75,11 @@ class RunConfig(Section):
     """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
     data: Annotated[DataPart, BeforeValidator(name_alone)] = DigitsData()
     """Data set."""
+    validation: Validation | None = None
+    """What the run is judged by after each epoch; null judges by the test split."""
+    sampling: Sampling = "each"
+    """Training samples of an epoch: each of them once, or as many that are drawn at random, with replacement: with all
+    classes equally likely, by the data set's labels, or in proportion to its weights."""
     model: Annotated[ModelPart, BeforeValidator(name_alone)] = MlpModel()
     """Model."""
     loss: Annotated[LossPart, BeforeValidator(name_alone)] = Loss()
@@ -81,7 +88,7 @@ class RunConfig(Section):
     """A loop of your own, ``FILE.py:NAME``, in place of ``data``, ``model``, ``loss``, ``optimizer``, ``schedule`` and
     what goes with them; ``metrics`` names what it evaluates."""
     metrics: list[Annotated[MetricPart, BeforeValidator(name_alone, json_schema_input_type=str | MetricPart)]] = []
-    """Metrics on the test split beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
+    """Metrics beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
     that the model brings, which is the accuracy for those that ship."""
     optimizer: Annotated[Optimizer, BeforeValidator(name_alone)] = AdamW()
     """Optimizer."""
@@ -140,6 +147,11 @@ class RunConfig(Section):
         """Names of the parts that are the user's own: ``FILE.py:NAME``."""
         parts = (self.loop,) if self.loop else (self.data, self.model, self.loss, *self.metrics)
         return [part.name for part in parts if isinstance(part, OwnPart)]
+
+    @property
+    def judged_split(self) -> Literal["validation", "test"]:
+        """The split by which checkpoints, early stopping and trials are judged."""
+        return "validation" if self.validation else "test"
 
     @property
     def judged_by(self) -> list[Metric | OwnMetric]:
@@ -254,7 +266,33 @@ class RunConfig(Section):
         if self.steps or self.loop or not isinstance(self.data, ImageData):
             return self.steps
         samples = min(self.data.train_samples or self.data.train_size, self.data.train_size)
+        samples -= self.validation.held_out(samples) if self.validation else 0
         return (self.epochs or 0) * steps_per_epoch(samples, self.batch_size)
+
+    @model_validator(mode="after")
+    def _data_has_the_split(self) -> "RunConfig":
+        if self.validation and self.validation.split and isinstance(self.data, ImageData):
+            raise ConflictError(
+                f"data {self.data.name} has no split {self.validation.split}, but train and test; take a share of its "
+                "training samples, as in validation: {share: 0.1}",
+                "validation.split",
+                "data.name",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _data_has_what_is_sampled_by(self) -> "RunConfig":
+        if not isinstance(self.data, ImageData) or self.sampling == "each":
+            return self
+        missing = "weights" if self.sampling == "weighted" else "classes" if self.data.kind == "strips" else None
+        if missing:
+            raise ConflictError(
+                f"data {self.data.name} has no {missing} to draw samples by; take sampling: each"
+                f"{' or balanced' if self.data.kind != 'strips' else ''}",
+                "sampling",
+                "data.name",
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":

@@ -3,7 +3,7 @@
 import ast
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
@@ -69,11 +69,13 @@ class Signature:
         parameters: Those that have names.
         line: The line.
         any_more: Whether it takes any number of further arguments by position.
+        is_class: Whether it is of a class.
     """
 
     parameters: tuple[Parameter, ...]
     line: int
     any_more: bool = False
+    is_class: bool = False
 
     @property
     def by_position(self) -> list[str]:
@@ -104,7 +106,8 @@ class _File:
     def signature(self, name: str) -> Signature | None:
         found = self._definition(name)
         if isinstance(found, ast.ClassDef):
-            return self._of_class(found)
+            of_class = self._of_class(found)
+            return of_class and replace(of_class, is_class=True)
         return self._of_function(found, found.name, bound=False) if found else None
 
     def _definition(self, name: str) -> ast.ClassDef | Function | None:

@@ -106,8 +106,9 @@ class SweepConfig(Section):
     """Times that values are drawn; each time there is a trial for every point of the grids, all with the values that
     were drawn, so that the points can be compared; one if there are no grids. A sweep has at most 10,000 trials."""
     metric: str | None = None
-    """Metric of the run, or ``loss``, by which trials are compared, by its value on the test split; null takes the
-    first metric, or the loss of a run that has none. Every trial must have it."""
+    """Metric of the run, or ``loss``, by which trials are compared, by its value on the test split, or on
+    ``run.validation`` if there is one; null takes the first metric, or the loss of a run that has none. Every
+    trial must have it."""
     asha: Asha | None = None
     """Stop trials early that do worse than others after as many epochs; null trains all to their end."""
     concurrency: PositiveInt | None = None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raytorch.datasets.loader import *
     from raytorch.datasets.own import *
     from raytorch.datasets.preparation import *
+    from raytorch.datasets.splits import *
 
 __all__ = [
     "END",
@@ -26,7 +27,8 @@ __all__ = [
     "evaluation_batches",
     "load_dataset",
     "load_split",
+    "load_splits",
     "prepare",
 ]
 
-__getattr__ = lazy_exports(__name__, __all__, "files", "preparation", "in_memory", "loader", "own")
+__getattr__ = lazy_exports(__name__, __all__, "files", "preparation", "in_memory", "loader", "own", "splits")

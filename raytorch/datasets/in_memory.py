@@ -78,6 +78,11 @@ class Dataset:
         self._targets = self._targets[:samples]
 
     @property
+    def labels(self) -> Tensor | None:
+        """The class of each sample, int64 (N,); None if they have none."""
+        return self._targets if self._targets.dim() == 1 else None
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What a model is told of the data."""
         return {"input_shape": self.input_shape, "num_classes": self.num_classes}

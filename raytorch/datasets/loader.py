@@ -34,7 +34,9 @@ class MicroBatch(NamedTuple):
 
 
 class TrainLoader:
-    """Endless epochs of a shuffled data set, every sample once in each, whatever the number of ranks.
+    """Endless epochs of a shuffled data set, the same for any number of ranks.
+
+    Each has every sample once; with weights, it has as many samples, drawn with replacement.
 
     Attributes:
         samples: samples of the data set.
@@ -54,8 +56,10 @@ class TrainLoader:
         world_size: int = 1,
         seed: int = 0,
         augment: Augment = Augment(),  # noqa: B008 (frozen)
+        weights: Tensor | None = None,
     ) -> None:
-        """``batch_size`` counts samples per optimizer step over all ranks. Raises ConfigError.
+        """``batch_size`` counts samples per optimizer step over all ranks; ``weights``, float64 (N,), say in proportion
+        to what samples are drawn. Raises ConfigError.
 
         Ranks need the same arguments but for ``rank``.
         """
@@ -69,15 +73,16 @@ class TrainLoader:
         self._seed = seed
         self._augment = augment
         self.samples = len(dataset)
+        self._weights = weights
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self.epoch = -1
         self.next_epoch()
 
     def next_epoch(self) -> None:
-        """Go to the start of the next epoch, with a new permutation."""
+        """Go to the start of the next epoch, with a new order."""
         self.epoch += 1
         self.position = 0
-        self._permute(torch.randperm(len(self._dataset), generator=self._generator()))
+        self._take_order(self._new_order(self._generator()))
 
     def remaining(self) -> Iterator[list[MicroBatch]]:
         """The rest of the epoch: the rank's micro-batches of one optimizer step after the other.
@@ -94,27 +99,45 @@ class TrainLoader:
             yield [MicroBatch(next(contents), size, size * share) for size in sizes]
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, position and permutation, as integers and a tensor; the same on all ranks."""
-        return {"epoch": self.epoch, "position": self.position, "permutation": self._permutation}
+        """Epoch, position and the order of the samples, as integers and a tensor; the same on all ranks."""
+        return {"epoch": self.epoch, "position": self.position, "permutation": self._own_order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken. Raises CheckpointError if that was on another number of samples."""
-        epoch, position, permutation = state["epoch"], state["position"], state["permutation"]
-        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(permutation):
+        epoch, position, order = state["epoch"], state["position"], state["permutation"]
+        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(order):
             raise CheckpointError(f"the checkpoint's place in the data, epoch {epoch!r:.99}, is damaged")
-        if permutation.shape != (len(self._dataset),) or not torch.equal(
-            permutation.sort().values, torch.arange(len(self._dataset))
-        ):
+        if order.shape != (len(self._dataset),):
             raise CheckpointError(
-                f"the checkpoint orders {len(permutation):,} training samples, the data set has "
+                f"the checkpoint orders {len(order):,} training samples, the data set has "
                 f"{len(self._dataset):,}; resume with the data of the run that saved it"
             )
+        if not self._is_order(order):
+            raise CheckpointError("the checkpoint's order of the training samples is damaged, or of another data set")
         self.epoch, self.position = epoch, position
-        self._permute(permutation)
+        self._take_order(order)
 
-    def _permute(self, permutation: Tensor) -> None:
-        self._permutation = permutation
-        self._order = permutation.to(self._dataset.device)
+    def _new_order(self, generator: torch.Generator) -> Tensor:
+        """The samples of an epoch, int64 (N,)."""
+        count, weights = len(self._dataset), self._weights
+        if weights is None:
+            return torch.randperm(count, generator=generator)
+        ends = weights.cumsum(0)  # a sample has the numbers from the end of the one before it up to its own
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
+        last = int(weights.nonzero()[-1])  # which a number that is rounded up to the very end is one of
+        return torch.searchsorted(ends, drawn, right=True).clamp(max=last)
+
+    def _is_order(self, order: Tensor) -> bool:
+        """Tell whether an epoch can have such an order."""
+        if order.dtype != torch.int64:
+            return False
+        if self._weights is None:
+            return torch.equal(order.sort().values, torch.arange(len(order)))
+        return bool(((order >= 0) & (order < len(order))).all()) and bool((self._weights[order] > 0).all())
+
+    def _take_order(self, order: Tensor) -> None:
+        self._own_order = order
+        self._order = order.to(self._dataset.device)
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Where each of the remaining global batches begins and ends."""

@@ -2,8 +2,8 @@
 
 A data set has a length, and samples by ``data[index]`` or whole batches by ``data.batch(indices)``, int64 (B,). Samples
 are put together by its ``collate(samples)`` if it has one, else as ``torch.utils.data.default_collate`` does. Its
-``facts``, a dictionary, are told to the model. Where it takes ``rng=``, that is a ``numpy.random.Generator`` of the
-sample's own.
+``facts``, a dictionary, are told to the model. Its training samples may be drawn by its ``labels`` or ``weights``, a
+number for each. Where it takes ``rng=``, that is a ``numpy.random.Generator`` of the sample's own.
 """
 
 import inspect
@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,16 @@ class OwnDataset:
     def __len__(self) -> int:
         return len(self._data)
 
+    @property
+    def labels(self) -> Any:
+        """What it says of the classes of its samples, if it does."""
+        return getattr(self._data, "labels", None)
+
+    @property
+    def weights(self) -> Any:
+        """What it says of how often its samples are to be drawn, if it does."""
+        return getattr(self._data, "weights", None)
+
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""
         if self._readers == 0:
@@ -70,14 +80,14 @@ class OwnDataset:
             yield _moved(batch, self._target)
 
 
-def load_split(config: RunConfig, split: Literal["train", "test"], device: torch.device) -> Split:
-    """The split of a run's data set, the user's own or a shipped one.
+def load_split(config: RunConfig, split: str, device: torch.device) -> Split:
+    """The split of a run's data set: of the user's own one with any name, of a shipped one ``train`` or ``test``.
 
     Raises DataError for files that are not in order, and ConfigError for own code that is no data set.
     """
     data = config.data
     if not isinstance(data, OwnData):
-        return load_dataset(data, split, device)
+        return load_dataset(data, cast(Literal["train", "test"], split), device)
     made = own_call("data", data, config.code, positional=1)(split)
     return OwnDataset(made, device, seed=config.seed, readers=data.readers)
 

@@ -4,6 +4,7 @@ A loss or metric returns one number per sample, (B,), or their mean, (), or ``(s
 is counted: tokens, say. What is reported, and what a loss is minimized as, is the sum over all batches and workers,
 divided once by the count of them all. A batch is what the data set gives: ``(inputs, targets)`` of a shipped one. A
 model's class may have losses and metrics of its own for the names that a run gives, as ``losses`` and ``metrics``.
+Metrics that are no such mean are in :mod:`raytorch.models.stateful_metrics`.
 
 Losses are computed in float32, also within autocast: bf16 has too few digits for logarithms, and PyTorch refuses binary
 cross-entropy there.
@@ -27,11 +28,13 @@ from raytorch.datasets.in_memory import END, PAD
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import ConfigError
 from raytorch.losses import LOSSES
+from raytorch.models.stateful_metrics import StatefulMetric, own_metric
 
 Share = tuple[Tensor, Tensor]
 """A sum, and the count of what was added up."""
 LossFunction = Callable[[Any, Any], Tensor | Share]
 MetricFunction = Callable[[Any, Any], Tensor | Share]
+Judge = MetricFunction | StatefulMetric
 
 
 def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot | None = None) -> LossFunction:
@@ -49,16 +52,16 @@ def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot |
 
 def metrics_of(
     metrics: Sequence[Metric | OwnMetric], model: nn.Module, code: CodeSnapshot | None = None
-) -> dict[str, MetricFunction]:
+) -> dict[str, Judge]:
     """What a run judges a model by beside its loss, by label.
 
     Raises ConfigError: the model has no such metric, or one in the user's ``code`` does not take its arguments.
     """
     brought = {"accuracy": accuracy, **_brought(model, "metrics")}
-    judges: dict[str, MetricFunction] = {}
+    judges: dict[str, Judge] = {}
     for metric in metrics:
         if isinstance(metric, OwnMetric):
-            judges[metric.label] = own_call("metrics", metric, code, positional=2)
+            judges[metric.label] = own_metric(metric, code)
         elif metric.name in brought:
             judges[metric.label] = brought[metric.name]
         else:

@@ -73,9 +73,11 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_evaluations(folder: RunFolder) -> list[Evaluation]:
-    """The evaluations that a run has written down."""
-    tests = [line for line in read_history(folder) if line["split"] == "test"]
-    return [Evaluation(line["step"], line["epoch"], measured(line)) for line in tests]
+    """The evaluations by which a run was judged, as it has written them down."""
+    history = read_history(folder)
+    split = "validation" if any(line["split"] == "validation" for line in history) else "test"
+    lines = [line for line in history if line["split"] == split]
+    return [Evaluation(line["step"], line["epoch"], measured(line), split) for line in lines]
 
 
 def read_history(folder: RunFolder) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """A picture of a run's curves."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,11 +50,9 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     history = read_history(folder)
     if not history:
         raise RunNotFoundError(f"{folder} has recorded no metrics yet")
-    judged = dict.fromkeys(name for line in read_evaluations(folder) for name in line.metrics if name != "loss")
-    judged = dict.fromkeys(list(judged)[:MOST_METRICS])
     panels: list[tuple[dict[str, str], str]] = [
-        ({"train": "loss", "test": "loss"}, "loss"),
-        *(({"test": name}, f"test {name}") for name in judged),
+        ({"train": "loss", "validation": "loss", "test": "loss"}, "loss"),
+        *_judged_panels(folder, history),
         ({"train": "lr"}, "learning rate"),
         ({"train": "samples_per_s"}, "samples/s"),
     ]
@@ -80,6 +78,15 @@ def write_report(folder: RunFolder, out: Path | None = None) -> str:
     return str(out)
 
 
+def _judged_panels(folder: RunFolder, history: list[dict[str, Any]]) -> Iterator[tuple[dict[str, str], str]]:
+    """A panel for each of the first metrics, of the split that judges the run, and of its test if that is another."""
+    evaluations = read_evaluations(folder)
+    names = list(dict.fromkeys(name for line in evaluations for name in line.metrics if name != "loss"))
+    splits = dict.fromkeys([line.split for line in evaluations] + ["test"])
+    for name in names[:MOST_METRICS]:
+        yield dict.fromkeys(splits, name), f"test {name}" if len(splits) == 1 else name
+
+
 def _draw(axes: Any, history: list[dict[str, Any]], series: dict[str, str], title: str) -> None:
     """Plot one key of the lines of each split, on a logarithmic scale where its values span decades."""
     drawn: list[float] = []
@@ -88,7 +95,7 @@ def _draw(axes: Any, history: list[dict[str, Any]], series: dict[str, str], titl
             (line["epoch"], line[key]) for line in history if line["split"] == split and line.get(key) is not None
         ]
         if points:
-            marker, color = ("o", "C1") if split == "test" else ("", "C0")
+            marker, color = {"train": ("", "C0"), "validation": ("o", "C2"), "test": ("o", "C1")}[split]
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=color, label=split)
             drawn += (value for _, value in points)
     scale(axes, "y", drawn)

@@ -23,7 +23,7 @@ LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
 LONGEST_GAP = 2**24
 """Bytes of a line that is too long, at most, before the rest of the file is given up."""
-_SPLITS = ("train", "test")
+_SPLITS = ("train", "validation", "test")
 _NEEDED = ("step", "epoch")
 """Keys that each line has to have."""
 _PLACE = ("step", "epoch", "split", "time")

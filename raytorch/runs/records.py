@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
@@ -89,6 +89,10 @@ class Summary(_Record):
     seconds: Seconds = {}
     metrics: dict[str, float] = {}
     """Of the newest evaluation."""
+    split: Literal["validation", "test"] = "test"
+    """The split of that."""
+    test_metrics: dict[str, float] = {}
+    """Of the finished model on the test split, where the run was judged by another."""
     ended_early: str | None = None
     epochs: float | None = None
     step: Count | None = None

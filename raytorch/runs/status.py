@@ -28,12 +28,14 @@ class WorkerFailure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model has come to on the test split."""
+    """What a model has come to on the split that judges its run."""
 
     step: int
     epoch: float
     metrics: dict[str, float]
     """By name; ``loss`` is one of them."""
+    split: str = "test"
+    """``test`` or ``validation``."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from raytorch.errors import ConfigError
 from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
 from raytorch.scaling.step_timer import StepTimer
-from raytorch.training.progress import Batches, RunProgress
+from raytorch.training.progress import Batches, RunProgress, RunStopped
 from raytorch.training.worker import train_on_worker
 
 
@@ -34,7 +34,7 @@ class TimedProgress(RunProgress):
 
     def __init__(self, job: WorkerJob, worker: Worker, files: LiveFiles, *, warmup: int, steps: int) -> None:
         super().__init__(job, worker, files)
-        self.warmup, self.timed_steps = warmup, steps
+        self.warmup, self.timed_steps, self.is_timed = warmup, steps, False
         self.timer = StepTimer(worker.device)
 
     def take(self, batches: Batches) -> Iterator[list[MicroBatch]]:
@@ -45,7 +45,12 @@ class TimedProgress(RunProgress):
             )
         for model in self.parts.models.values():
             self.timer.watch(model.bare)
-        return self.timer.steps(super().take(batches))
+        yield from self.timer.steps(super().take(batches))
+        self.is_timed = True
+        raise RunStopped  # what the loop does after its batches is no step
+
+    def finish(self, state: str) -> dict[str, Any]:
+        return super().finish("finished" if self.is_timed else state)
 
     def last_step(self, began: int, total: int) -> int:
         return began + self.warmup + self.timed_steps + 1  # the last has no successor and is not counted

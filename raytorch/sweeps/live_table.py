@@ -88,7 +88,11 @@ def print_sweep(
         lines.append(("picture", f"{path}/sweep.png"))
     if best:
         metric = summary["metric"]
-        lines.insert(0, ("best", f"{best['trial']}  test {metric} {best['metrics'][metric]:.4f}"))
+        numbers = {trials[0].config.judged_split: best["metrics"]}
+        if "test_metrics" in best:
+            numbers["test"] = best["test_metrics"]
+        told = "  ".join(f"{split} {metric} {values[metric]:.4f}" for split, values in numbers.items())
+        lines.insert(0, ("best", f"{best['trial']}  {told}"))
         lines.append(("train it", f"raytorch train {shlex.quote(best['config'])}"))
     if summary["state"] == "stopped":
         lines.append(("continue", f"{resume} {shlex.quote(path)}"))

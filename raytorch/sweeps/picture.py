@@ -21,7 +21,7 @@ def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> 
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     metric = config.ranking.label
     styles = _styles(results, find_best(results, metric))
-    _draw_curves(axes[0], metric, results, styles)
+    _draw_curves(axes[0], f"{config.run.judged_split} {metric}", metric, results, styles)
     for place, key in zip(axes[1:], varied, strict=False):
         _draw_parameter(place, config, key, results, styles)
     for place in axes[1 + len(varied) :]:
@@ -29,7 +29,9 @@ def picture(title: str, config: SweepConfig, results: Sequence[TrialResult]) -> 
     return as_png(figure)
 
 
-def _draw_curves(axes: Any, metric: str, results: Sequence[TrialResult], styles: Sequence[dict[str, Any]]) -> None:
+def _draw_curves(
+    axes: Any, title: str, metric: str, results: Sequence[TrialResult], styles: Sequence[dict[str, Any]]
+) -> None:
     values: list[float] = []
     for result, style in zip(results, styles, strict=True):
         curve = [(each.epoch, each.metrics[metric]) for each in result.history if metric in each.metrics]
@@ -39,7 +41,7 @@ def _draw_curves(axes: Any, metric: str, results: Sequence[TrialResult], styles:
     scale(axes, "y", values)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title(escaped_line(f"test {metric}"), fontsize=10, parse_math=False)
+    axes.set_title(escaped_line(title), fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7)
@@ -67,7 +69,7 @@ def _draw_parameter(
         axes.set_xticks(range(len(names)), [escaped_line(name) for name in names])
         axes.margins(x=0.2)
     axes.set_xlabel(key)
-    axes.set_title(escaped_line(f"last test {metric}"), fontsize=10, parse_math=False)
+    axes.set_title(escaped_line(f"last {config.run.judged_split} {metric}"), fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
 
 

@@ -42,7 +42,8 @@ class TrialResult:
     def row(self) -> dict[str, Any]:
         """The trial as JSON tells it."""
         last = self.history[-1] if self.history else None
-        return {
+        tested = self.summary.get("test_metrics")
+        row = {
             "trial": self.trial.name,
             "state": self.state,
             "parameters": self.trial.parameters,
@@ -51,6 +52,7 @@ class TrialResult:
             "seconds": (self.summary.get("seconds") or {}).get("total"),
             "error": (self.summary.get("error") or {}).get("message") if self.state == "failed" else None,
         }
+        return row | ({"test_metrics": tested} if tested else {})
 
 
 def read_result(folder: RunFolder, trial: Trial, stopped_early: bool) -> TrialResult:
@@ -79,16 +81,21 @@ def find_best(results: Sequence[TrialResult], metric: str) -> TrialResult | None
 
 
 def results_csv(results: Sequence[TrialResult]) -> str:
-    """The trials as CSV; a run's own key ``loss`` may be a parameter, so the measured one is called ``test_loss``."""
+    """The trials as CSV; a run's own key ``loss`` may be a parameter, so the measured one is called ``test_loss``,
+    or by another split that judges the trials."""
     metrics = dict.fromkeys(name for result in results for line in result.history[-1:] for name in line.metrics)
     rows = []
     for result in results:
         row = result.row()
-        measured = {"epoch": row["epoch"], **{f"test_{name}": row["metrics"].get(name) for name in metrics}}
+        split = result.trial.config.judged_split
+        measured = {"epoch": row["epoch"], **{f"{split}_{name}": row["metrics"].get(name) for name in metrics}}
+        if split != "test":
+            tested = result.summary.get("test_metrics") or {}
+            measured |= {f"test_{name}": tested.get(name) for name in metrics}
         names = {"trial": row["trial"], "state": row["state"]}
         rows.append({**names, **row["parameters"], **measured, "seconds": row["seconds"], "error": row["error"]})
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -99,4 +106,5 @@ def best_config(folder: RunFolder, config: SweepConfig, best: TrialResult) -> st
     metric = config.ranking.label
     value = best.last(metric)
     run = placed(best.trial.config, f"{config.name[:LONGEST_BASE]}-best", config.storage)
-    return f"# {best.trial.name} of the sweep {folder.name}: test {metric} {value:.4f}\n{dump_config(run)}"
+    split = best.trial.config.judged_split
+    return f"# {best.trial.name} of the sweep {folder.name}: {split} {metric} {value:.4f}\n{dump_config(run)}"

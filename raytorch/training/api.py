@@ -54,6 +54,15 @@ class Result:
     code: CodeSnapshot | None = field(default=None, repr=False, compare=False)
     """The user's own code that a run of this process was trained by."""
 
+    @property
+    def test_metrics(self) -> dict[str, float]:
+        """What the model that :meth:`model` loads has come to on the test split, when the run had finished.
+
+        Without ``validation`` these are the :attr:`metrics`.
+        """
+        judged_by_test = self.summary.get("split", "test") == "test"
+        return self.metrics if judged_by_test else dict(self.summary.get("test_metrics", {}))
+
     def model(self, name: str | None = None, *, code: Code = None) -> Any:
         """Load the model of the run's latest checkpoint, on the CPU and in evaluation mode, as an ``nn.Module``.
 

@@ -1,19 +1,17 @@
 """The shipped loop: a model, a data set, a loss, an optimizer with a schedule, and an evaluation after each epoch."""
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from raytorch.config import Augment, OwnData
-from raytorch.config.metrics import LOSS_LABEL
 from raytorch.config.own_calls import imported
-from raytorch.datasets import MicroBatch, load_split
+from raytorch.datasets import MicroBatch, load_splits
+from raytorch.datasets.requests import Split
 from raytorch.distributed.ddp import gradient_sync
 from raytorch.models.networks import Architecture
-from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, require_enough_samples, total
+from raytorch.models.objectives import loss_function, metrics_of, require_enough_samples
 from raytorch.runs.checkpoint_manifest import THE_MODEL
 from raytorch.training.batch_loss import BatchLoss
+from raytorch.training.evaluation import Evaluator
 from raytorch.training.optimizer_steps import OptimizerSteps
 from raytorch.training.run import Run
 
@@ -26,20 +24,21 @@ class Trainer:
         config, device = self.config, run.worker.device
         for name in config.references:  # what is wrong with it is found before data is read
             imported(name, config.code)
-        self.train_set, self.test_set = load_split(config, "train", device), load_split(config, "test", device)
+        self.splits = load_splits(config, device)
         self.batches = run.steps(
-            self.train_set,
+            self.splits.train,
             accumulate=config.accumulate,
+            weights=self.splits.weights,
             augment=Augment() if isinstance(config.data, OwnData) else config.data.augment,
         )
-        architecture: Any = Architecture.of(config.model, self.train_set.facts, config.code)
+        architecture: Any = Architecture.of(config.model, self.splits.train.facts, config.code)
         self.net = run.model(THE_MODEL, architecture)
         self.model = run.bare(THE_MODEL)
         self.judged = run.average(THE_MODEL, config.ema.decay) if config.ema else self.model
         self.loss = loss_function(config.loss, self.model, config.code)
         metrics = metrics_of(config.judged_by, self.model, config.code)
-        self.judges: dict[str, Callable[..., Any]] = {**metrics, LOSS_LABEL: self.loss}
-        require_enough_samples(config, self.loss, self.model, self.train_set)
+        self.evaluator = Evaluator(metrics, self.loss, run.precision, run.worker)
+        require_enough_samples(config, self.loss, self.model, self.splits.train)
         span = {"total_steps": self.batches.total, "steps_per_epoch": self.batches.steps_per_epoch}
         self.steps = run.keep("optimizer", OptimizerSteps(config, self.model, run.precision, **span))
         run.gauge("lr", lambda: self.steps.rate)
@@ -51,7 +50,9 @@ class Trainer:
         for micro_batches in self.batches:
             self.train_step(micro_batches)
             if self.run.ends_epoch:
-                self.evaluate()
+                self.steps.after_evaluation(self.run.evaluated(**self.measure(self.splits.judged)))
+        if self.splits.test:
+            self.run.tested(**self.measure(self.splits.test))
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
@@ -67,15 +68,7 @@ class Trainer:
         else:
             self.run.skipped()
 
-    def evaluate(self) -> None:
-        """Loss and metrics on the test split, each sample counted once over all workers."""
-        totals = {name: torch.zeros(2, dtype=torch.float64) for name in self.judges}
+    def measure(self, split: Split) -> dict[str, float]:
+        """Loss and metrics on a split, each sample counted once over all workers."""
         with self.run.evaluating():
-            for batch in self.run.share_of(self.test_set):
-                content, once = self.layout(batch.content), EachCallOnce(self.judged)
-                with self.run.autocast():
-                    values = {name: judge(once, content) for name, judge in self.judges.items()}
-                for name, value in values.items():
-                    part = total(value, batch.samples, name)
-                    totals[name] = totals[name].to(part.device) + part
-        self.steps.after_evaluation(self.run.evaluated(**{name: (it[0], it[1]) for name, it in totals.items()}))
+            return self.evaluator.measure(self.judged, split)

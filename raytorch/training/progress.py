@@ -70,6 +70,7 @@ class RunProgress:
         self.gauges: dict[str, Callable[[], float]] = {}
         self.step = self.total_steps = 0
         self.metrics: dict[str, float] = {}
+        self.test_metrics: dict[str, float] = {}
         self.loader: TrainLoader | None = None
         """That of the newest batches."""
         self._passes: list[int] = []
@@ -246,6 +247,7 @@ class RunProgress:
 
     def evaluated(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
         """Take an evaluation of the models as they are."""
+        split = self.config.judged_split
         self.metrics = reduced(self.worker, metrics, "run.evaluated")
         for needed in (self.config.ranking.label, self.patience.label):
             if needed not in (None, *self.metrics):
@@ -253,15 +255,24 @@ class RunProgress:
                     f"run.evaluated: has no {needed}, by which checkpoints are ranked or the run ends early; give it, "
                     f"or name one of {', '.join(self.metrics)} first in the configuration's metrics"
                 )
-        if LOSS_LABEL in self.metrics:
-            self._refuse_nonfinite("test loss", [(self.step, self.metrics[LOSS_LABEL])])
-        logger.info("epoch %.2f step %d: %s", self.epochs_done, self.step, self.metrics)
-        if self.records:
-            self.records.write("test", self.step, self.epochs_done, self.metrics)
-        self.driver.report_evaluation(Evaluation(self.step, self.epochs_done, self.metrics))
+        self._record(split, self.metrics)
+        self.driver.report_evaluation(Evaluation(self.step, self.epochs_done, self.metrics, split))
         self.patience.look(self.metrics)
         self._evaluated_at = self.step
         return self.metrics
+
+    def tested(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
+        """Take what the finished models come to on the test split."""
+        self.test_metrics = reduced(self.worker, metrics, "run.tested")
+        self._record("test", self.test_metrics)
+        return self.test_metrics
+
+    def _record(self, split: str, metrics: Mapping[str, float]) -> None:
+        if LOSS_LABEL in metrics:
+            self._refuse_nonfinite(f"{split} loss", [(self.step, metrics[LOSS_LABEL])])
+        logger.info("epoch %.2f step %d: %s %s", self.epochs_done, self.step, split, metrics)
+        if self.records:
+            self.records.write(split, self.step, self.epochs_done, metrics)
 
     def _refuse_nonfinite(self, name: str, values: Sequence[tuple[int, float]]) -> None:
         for step, value in values:
@@ -352,6 +363,7 @@ class RunProgress:
             "state": state,
             "ended_early": self.patience.reason(),
             "metrics": self.metrics,
+            **({"test_metrics": self.test_metrics} if self.test_metrics else {}),
             "step": self.step,
             "epochs": round(self.epochs_done, 4),
             "samples_per_s": self.throughput.overall(),

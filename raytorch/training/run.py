@@ -175,10 +175,12 @@ class Run:
         steps: int | None = None,
         readers: int = 0,
         augment: Augment = Augment(),  # noqa: B008 (frozen)
+        weights: Tensor | None = None,
     ) -> Batches:
         """As :meth:`batches`, with a list of micro-batches for each optimizer step, each with its weight.
 
-        What is returned is iterated over once, and knows ``steps_per_epoch`` and the ``total`` of steps.
+        What is returned is iterated over once, and knows ``steps_per_epoch`` and the ``total`` of steps. With
+        ``weights``, float64 (N,), samples are drawn in proportion to them.
         """
         config = self.config
         loader = TrainLoader(
@@ -189,6 +191,7 @@ class Run:
             world_size=self.worker.world_size,
             seed=config.seed,
             augment=augment,
+            weights=weights,
         )
         if epochs is None and steps is None:
             epochs, steps = config.epochs, config.steps
@@ -268,6 +271,10 @@ class Run:
             ConfigError: The metric that checkpoints are ranked by is not among them.
         """
         return self._progress.evaluated(metrics)
+
+    def tested(self, **metrics: Number | tuple[Number, Number]) -> dict[str, float]:
+        """Write down what the finished models come to on a split that has decided nothing, as ``test_metrics``."""
+        return self._progress.tested(metrics)
 
     def _split(self, data: Any, readers: int) -> Split:
         if hasattr(data, "read"):

@@ -20,7 +20,8 @@ class RunRecord(LiveRecord):
     """Record of a run from its start to its end; of one that is resumed it keeps what it has nothing newer of."""
 
     def __init__(self, plan: RunPlan) -> None:
-        super().__init__(plan.folder, seed=plan.config.seed, versions=versions())
+        split = {"split": plan.config.judged_split} if plan.config.validation else {}
+        super().__init__(plan.folder, seed=plan.config.seed, versions=versions(), **split)
         self._plan = plan
 
     @contextmanager
@@ -40,7 +41,8 @@ class RunRecord(LiveRecord):
         """Keep the newest evaluation, which is what a run that fails has come to."""
         if status.evaluations:
             newest = status.evaluations[-1]
-            self.update(metrics=newest.metrics, step=newest.step, epochs=round(newest.epoch, 4))
+            untested: dict[str, Any] = {"test_metrics": {}} if newest.split != "test" else {}
+            self.update(metrics=newest.metrics, step=newest.step, epochs=round(newest.epoch, 4), **untested)
 
     def end(self, status: RunStatus) -> dict[str, Any]:
         """Write down what the run came to; returns the summary. Raises StorageError if it could not be written."""

@@ -81,15 +81,14 @@ def train_and_record(job: WorkerJob) -> None:
         return asked if self.worker.world_size == 1 else is_due(self)
 
     is_due = progress.RunProgress._save_is_due
-    load, train_step = loop.load_split, loop.Trainer.train_step
+    load, train_step = loop.load_splits, loop.Trainer.train_step
     given: list[int] = []
 
-    def load_recording(config: Any, split: Any, device: Any) -> Any:
-        dataset: Any = load(config, split, device)
-        if split == "train":
-            targets = dataset.targets
-            dataset.targets = lambda index: (given.extend(index.tolist()), targets(index))[1]
-        return dataset
+    def load_recording(config: Any, device: Any) -> Any:
+        splits: Any = load(config, device)
+        targets = splits.train.targets
+        splits.train.targets = lambda index: (given.extend(index.tolist()), targets(index))[1]
+        return splits
 
     def step_recorded(trainer: Any, micro_batches: Any) -> None:
         train_step(trainer, micro_batches)
@@ -109,7 +108,7 @@ def train_and_record(job: WorkerJob) -> None:
         with Path(job.plan.folder.file(f"given-{os.getpid()}.jsonl")).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    loop.load_split = load_recording
+    loop.load_splits = load_recording
     progress.RunProgress._save_is_due = save_is_due  # type: ignore[method-assign]
     loop.Trainer.train_step = step_recorded  # type: ignore[method-assign]
     worker.train_on_worker(job)

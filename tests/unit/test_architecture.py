@@ -65,9 +65,11 @@ ROOMS = {
         "preparation",
         "requests",
         "in_memory",
-        "loader own",
+        "loader own sampling",
+        "splits",
     ],
     "models": [
+        "stateful_metrics",
         "objectives",
         "networks",
     ],
@@ -92,7 +94,7 @@ ROOMS = {
     ],
     "training": [
         "averaging batch_loss checkpoints history launch precision reproducibility schedules step_log stopping",
-        "monitor optimizer_steps run_state",
+        "evaluation monitor optimizer_steps run_state",
         "failures parts",
         "progress",
         "run",

@@ -1,16 +1,12 @@
 """Losses of a global batch over workers and micro-batches, against plain PyTorch on the batch as a whole."""
 
-import os
-import socket
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import on_ranks
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -188,24 +184,9 @@ def check_all(worker: Worker) -> None:
     refuse_a_count_of_another_worker(worker)
 
 
-def _rank(rank: int, world_size: int, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    check_all(Worker(rank, world_size, CPU))
-    dist.barrier()
-    os._exit(0)  # threads of gloo's that still run when Python ends abort the process now and then
-
-
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_and_micro_batches_train_and_measure_as_plain_pytorch_does_the_batch_as_a_whole(workers: int) -> None:
-    if workers == 1:
-        check_all(Worker(0, 1, CPU))
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_rank, args=(workers, port), nprocs=workers)  # what one of them raises fails the test
+    on_ranks(check_all, workers)
 
 
 # -- what a loss must not return ---------------------------------------------------------------------------------------

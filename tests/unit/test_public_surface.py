@@ -74,10 +74,12 @@ EXPORTS = {
         EarlyStopping Failure ImageData Logging Loss Metric MlpModel MnistData MnistStripsData Model MovingMnistData
         Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnLoss OwnMetric OwnModel OwnPart Parameter
         ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName Scaling
-        Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig VitModel Warmup WorkerRange
+        Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig Validation VitModel
+        Warmup WorkerRange
     """,
     "raytorch.datasets": """
-        END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split prepare
+        END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split
+        load_splits prepare
     """,
     "raytorch.distributed": """
         Worker all_gather all_reduce barrier broadcast broadcast_buffers data_parallel destroy_process_group device_name

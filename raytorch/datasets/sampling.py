@@ -1,0 +1,55 @@
+"""How likely each training sample is drawn, where an epoch is not to have every one of them once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raytorch.config.run import Sampling
+from raytorch.datasets.requests import Split
+from raytorch.errors import ConfigError
+
+
+def drawing_weights(sampling: Sampling, split: Split) -> Tensor | None:
+    """In proportion to what its samples are drawn, float64 (N,); None if an epoch has each of them once.
+
+    Raises ConfigError if the split does not tell what is needed, as ``labels`` or ``weights``.
+    """
+    if sampling == "each":
+        return None
+    return _of_classes(split) if sampling == "balanced" else _of_samples(split)
+
+
+def number_of_each(split: Split, name: str) -> Tensor | None:
+    """What a split says of its samples, on the CPU; None if that is not one number for each."""
+    told: Any = getattr(split, name, None)
+    try:
+        numbers = torch.as_tensor(told).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return numbers if numbers.shape == (len(split),) else None
+
+
+def _of_classes(split: Split) -> Tensor:
+    """So that all classes are equally likely."""
+    labels = number_of_each(split, "labels")
+    if labels is None or labels.is_floating_point() or labels.is_complex():
+        raise _refusal("balanced", "labels, a whole number for each of its training samples")
+    _, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    likely: Tensor = 1 / counts.double()[place]
+    return likely
+
+
+def _of_samples(split: Split) -> Tensor:
+    weights = number_of_each(split, "weights")
+    what = "weights, a finite number of at least 0, and not 0 of all, for each of its training samples"
+    if weights is None or weights.is_complex():
+        raise _refusal("weighted", what)
+    weights = weights.double()
+    if not (weights.isfinite().all() and (weights >= 0).all() and 0 < float(weights.sum()) < float("inf")):
+        raise _refusal("weighted", what)
+    return weights
+
+
+def _refusal(sampling: str, what: str) -> ConfigError:
+    return ConfigError(f"sampling: {sampling} draws by {what}; let the data set have them")

@@ -1,0 +1,77 @@
+"""What a model comes to on a split: its loss and its metrics, over all workers."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from raytorch.config.metrics import LOSS_LABEL
+from raytorch.datasets import evaluation_batches
+from raytorch.datasets.requests import Split
+from raytorch.distributed.collectives import all_reduce, broadcast, gather_objects
+from raytorch.distributed.ddp import broadcast_buffers
+from raytorch.distributed.worker import Worker
+from raytorch.models.objectives import EachCallOnce, Judge, LossFunction, ratio, total
+from raytorch.models.stateful_metrics import StatefulMetric
+from raytorch.training.precision import Precision
+
+EVALUATION_BATCH = 512
+"""Samples per forward pass of a worker."""
+
+
+class Evaluator:
+    """Measures a model on a split, each sample counted once over all workers.
+
+    Args:
+        metrics: What to measure beside the loss, by label.
+        loss: The loss.
+        precision: The arithmetic.
+        worker: This worker.
+    """
+
+    def __init__(self, metrics: Mapping[str, Judge], loss: LossFunction, precision: Precision, worker: Worker) -> None:
+        judges = {**metrics, LOSS_LABEL: loss}
+        self._labels = list(judges)
+        self._means = {name: judge for name, judge in judges.items() if not isinstance(judge, StatefulMetric)}
+        self._stateful = {name: judge for name, judge in metrics.items() if isinstance(judge, StatefulMetric)}
+        self._precision, self._worker = precision, worker
+        for metric in self._stateful.values():
+            metric.to(worker.device)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """The metrics and the loss, the same on every worker; a collective operation. The model is left in training."""
+        broadcast_buffers(model)
+        model.eval()
+        worker = self._worker
+        totals = torch.zeros(len(self._means), 2, dtype=torch.float64, device=worker.device)
+        for metric in self._stateful.values():
+            metric.reset()
+        for batch in evaluation_batches(
+            split, batch_size=EVALUATION_BATCH, rank=worker.rank, world_size=worker.world_size
+        ):
+            content, once = self._precision.layout_of(batch.content), EachCallOnce(model)
+            with self._precision.autocast():
+                values = {name: judge(once, content) for name, judge in self._means.items()}
+                for metric in self._stateful.values():
+                    metric.update(once, content)
+            parts = [total(value, batch.samples, name) for name, value in values.items()]
+            totals += torch.stack([part.to(totals.device) for part in parts])
+        model.train()
+        sums = all_reduce(totals).tolist()
+        measured = {name: ratio(part, count, name) for name, (part, count) in zip(self._means, sums, strict=True)}
+        measured |= self._of_states()
+        return {name: measured[name] for name in self._labels}
+
+    def _of_states(self) -> dict[str, float]:
+        """The metrics that keep states: the last worker, which has samples if any has, computes and tells them."""
+        worker, metrics = self._worker, self._stateful
+        if not metrics:
+            return {}
+        every = gather_objects([metric.states() for metric in metrics.values()])
+        values = torch.zeros(len(metrics), dtype=torch.float64, device=worker.device)
+        last = worker.world_size - 1
+        if worker.rank == last:
+            for number, metric in enumerate(metrics.values()):
+                values[number] = metric.compute([states[number] for states in every])
+        return dict(zip(metrics, broadcast(values, src=last).tolist(), strict=True))
