@@ -19,6 +19,7 @@ from raytorch.errors import ConfigError
 from raytorch.runs import curves
 from raytorch.runs.catalog import read_evaluations, read_history
 from raytorch.runs.storage import RunFolder
+from raytorch.training.progress import RunProgress
 
 CPU = torch.device("cpu")
 SHARE = {"share": 0.1}
@@ -146,15 +147,13 @@ def outcome(name: str, **changes: Any) -> tuple[RunFolder, dict[str, Any]]:
     told = Monitor()
     ended: list[Any] = []
 
-    def keep(self: Any) -> dict[str, Any]:
-        ended.append(run(self))
+    def keep(self: RunProgress, *arguments: Any) -> dict[str, Any]:
+        ended.append(finish(self, *arguments))
         return ended[-1]
 
-    from raytorch.training.loop import Trainer
-
-    run = Trainer.run
+    finish = RunProgress.finish
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "run", keep)
+        patch.setattr(RunProgress, "finish", keep)
         folder = train(name, told, validation=SHARE, **changes)
     evaluations = [arguments[0] for kind, arguments in told.told if kind == "evaluated"]
     assert all(evaluation.split == "validation" for evaluation in evaluations)
