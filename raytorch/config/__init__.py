@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raytorch.config.data import *
     from raytorch.config.execution import *
     from raytorch.config.metrics import *
+    from raytorch.config.model_keys import *
     from raytorch.config.models import *
     from raytorch.config.optimization import *
     from raytorch.config.own_parts import *
@@ -48,10 +49,12 @@ __all__ = [
     "MnistData",
     "MnistStripsData",
     "Model",
+    "ModelKeys",
     "MovingMnistData",
     "OneCycleSchedule",
     "Optimizer",
     "OwnData",
+    "OwnEvaluation",
     "OwnLoss",
     "OwnMetric",
     "OwnModel",
@@ -84,6 +87,7 @@ __getattr__ = lazy_exports(
     "data",
     "execution",
     "metrics",
+    "model_keys",
     "models",
     "optimization",
     "own_parts",

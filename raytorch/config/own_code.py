@@ -18,6 +18,8 @@ from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
 from raytorch.config.own_parts import (
     OwnData,
     OwnDataSection,
+    OwnEvaluation,
+    OwnEvaluationSection,
     OwnLoss,
     OwnModel,
     OwnModelSection,
@@ -31,7 +33,13 @@ from raytorch.config.section import Section, name_alone
 from raytorch.config.signature import REQUIRED, Signature, signature_of
 from raytorch.system.python_files import ProjectError
 
-PARTS: dict[str, type[OwnPart]] = {"data": OwnData, "model": OwnModel, "loss": OwnLoss, "metrics": OwnMetric}
+PARTS: dict[str, type[OwnPart]] = {
+    "data": OwnData,
+    "model": OwnModel,
+    "loss": OwnLoss,
+    "metrics": OwnMetric,
+    "on_evaluation": OwnEvaluation,
+}
 """The keys of a run that may name code of the user's own; ``metrics`` is a list of such parts."""
 
 
@@ -91,6 +99,10 @@ class OwnCode:
                     return section_of(signature, node.value, base=OwnModelSection, optional=required)
                 case "model":
                     return section_of(signature, node.value, base=ShownModelSection, skip=ShownModelSection.facts)
+                case "on_evaluation":
+                    _require_positional(reference, signature, 1, "what follows an evaluation is called with the model")
+                    given = {*signature.by_position[:1], *OwnEvaluationSection.facts}
+                    return section_of(signature, node.value, base=OwnEvaluationSection, skip=given)
                 case _:
                     is_metric = key[0] == "metrics"
                     called = f"a {'metric' if is_metric else 'loss'} is called with the model and a batch"
@@ -131,7 +143,8 @@ def find_own_code(root: yaml.MappingNode, folder: Path) -> OwnCode | None:
     """The own code that a run's tree names from ``folder``; None if all is shipped. Raises ConfigError."""
     listed = tree.find(root, ("metrics",))
     count = len(listed.node.value) if isinstance(listed.node, yaml.SequenceNode) and not listed.rest else 0
-    keys: list[tree.Key] = [("data",), ("model",), ("loss",), *(("metrics", number) for number in range(count))]
+    alone = (key for key in PARTS if key != "metrics")
+    keys: list[tree.Key] = [*((key,) for key in alone), *(("metrics", number) for number in range(count))]
     named = {key: tree.find(root, (*key, "name")) for key in keys}
     nodes = {key: there.node for key, there in named.items() if not there.rest and is_own(there.node)}
     if not nodes:

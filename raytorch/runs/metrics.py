@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, BinaryIO, TypeVar
 
 from raytorch import __version__
+from raytorch.runs.events import EventFile
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.system.safe_text import escaped
 
@@ -26,9 +26,6 @@ LONGEST_GAP = 2**24
 _NEEDED = {"train": ("step", "epoch"), "test": ("step", "epoch", "loss")}
 """Keys that a line of each split has to have."""
 _PLACE = ("step", "epoch", "split", "time")
-
-EVENTS_FLUSH_S = 30.0
-"""Seconds between two times that TensorBoard's events reach the disk."""
 
 logger = logging.getLogger("raytorch")
 
@@ -127,6 +124,10 @@ class MetricsLog:
                 if value is not None:
                     self._events.write(f"{split}/{name}", value, step)
 
+    def summary_writer(self) -> Any:
+        """TensorBoard's ``SummaryWriter`` into the run's events; None where none are wanted."""
+        return self._events.summary_writer() if self._events else None
+
     def close(self) -> None:
         """Flush and close the files. That the disk takes no more was raised when it was written to."""
         with suppress(OSError):
@@ -206,36 +207,6 @@ def _drop_after(files: LocalFolder, step: int) -> None:
     with files.open(METRICS_FILE) as stream:
         lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
         files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in lines if line["step"] <= step))
-
-
-class EventFile:
-    """TensorBoard events, written by the thread that calls, which a full disk is told: tensorboardX's own would hang.
-
-    It begins with a mark of where it goes on: what was written of later steps counts no more.
-    """
-
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
-
-        # By its suffix nobody can guess the file's name, and put a link there.
-        self._file = EventsWriter(str(folder / "events"), f".{token_hex(8)}")
-        self._event, self._scalar = Event, scalar
-        start = SessionLog(status=SessionLog.START)
-        self._file.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-        self._flush_at = 0.0
-
-    def write(self, name: str, value: float, step: int) -> None:
-        """Record a number of an optimizer step."""
-        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
-        if time.monotonic() >= self._flush_at:
-            self._file.flush()
-            self._flush_at = time.monotonic() + EVENTS_FLUSH_S
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._file.close()
 
 
 class _LogHandler(logging.StreamHandler[TextIOWrapper]):

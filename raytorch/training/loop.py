@@ -36,11 +36,13 @@ from raytorch.runs.plan import WorkerJob
 from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
+from raytorch.training.after_evaluation import AfterEvaluation
 from raytorch.training.averaging import WeightAverage
 from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.checkpoints import Checkpoints, SavedState, open_checkpoint
 from raytorch.training.monitor import DriverLink, reporting_failures
 from raytorch.training.precision import Precision, choose_attention
+from raytorch.training.preparing import begin, prepared
 from raytorch.training.reproducibility import generator_states, restore_generators, seed_everything
 from raytorch.training.schedules import build_schedule
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
@@ -90,7 +92,6 @@ class Trainer:
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
         choose_attention(device)
         keep_freed_memory()
-
         for name in config.references:  # what is wrong with it is found before data is read
             imported(name, config.code)
         self.train_set, self.test_set = load_split(config, "train", device), load_split(config, "test", device)
@@ -104,10 +105,9 @@ class Trainer:
             augment=Augment() if isinstance(config.data, OwnData) else config.data.augment,
         )
         self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
-
         self.precision = Precision.choose(config.precision, device)
         self.architecture = Architecture.of(config.model, self.train_set.facts, config.code)
-        self.model = self.precision.to_memory_format(self.architecture.build().to(device))
+        self.model = prepared(self.precision.to_memory_format(self.architecture.build().to(device)), config.model)
         self.loss = loss_function(config.loss, self.model, config.code)
         self.judges = metrics_of(config.judged_by, self.model, config.code)
         require_enough_samples(config, self.loss, self.model, self.train_set)
@@ -120,7 +120,6 @@ class Trainer:
         self.step = 0
         self.schedule = self._schedule()
         torch.manual_seed(config.seed + 1 + worker.rank)  # from here on, dropout draws differently on each worker
-
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
         self.batch_loss = BatchLoss(self.model, worker)
@@ -130,6 +129,7 @@ class Trainer:
         self.clock = PhaseClock()
         self.throughput = Throughput()
         self.driver = DriverLink(job.monitor, worker.rank)
+        self.after_evaluation = AfterEvaluation(config, device)
         self.log: MetricsLog | None = None
         self.checkpoints: Checkpoints | None = None
 
@@ -225,9 +225,8 @@ class Trainer:
         """Loss and metrics on the test split, each sample counted once over all workers."""
         with self.clock.phase("evaluating"):
             self.driver.report_progress({**self._position(), "phase": "evaluating"})
-            model = self.average.model
+            model = self.average.model.eval()
             broadcast_buffers(model)
-            model.eval()
             judges: dict[str, Callable[..., Any]] = {**self.judges, LOSS_LABEL: self.loss}
             totals = torch.zeros(len(judges), 2, dtype=torch.float64, device=self.worker.device)
             for batch in evaluation_batches(
@@ -246,6 +245,8 @@ class Trainer:
         if self.log:
             self.log.write("test", self.step, self.epochs_done, self.metrics)
             self.driver.report_evaluation(Evaluation(self.step, self.epochs_done, self.metrics))
+            with self.clock.phase("evaluating"):
+                self.after_evaluation(self.average.model, self.log, self.step, self.epochs_done, self.metrics)
 
     def save_is_due(self) -> bool:
         """Tell whether this step ends with a checkpoint."""
@@ -300,6 +301,8 @@ class Trainer:
             with open_checkpoint(self.folder, checkpoint_name(step)) as content:
                 self._load(content)
             logger.info("resumed from %s at step %d", checkpoint_name(step), self.step)
+        else:
+            begin(self.model, self.config.model, self.worker.device, self.driver)
         if self.worker.rank == 0:
             self.files.extend(METRICS_FILE).close()
             self.log = MetricsLog(self.files.path, resume_step=self.step, tensorboard=self.config.logging.tensorboard)

@@ -37,7 +37,7 @@ ROOMS = {
     ],
     "config": [
         "annotations export_formats project section yaml_tree",
-        "code_snapshot execution signature",
+        "code_snapshot execution model_keys signature",
         "own_section",
         "own_parts",
         "data metrics optimization",
@@ -49,11 +49,11 @@ ROOMS = {
     ],
     "optimizers": [],
     "runs": [
-        "local_folder remote_folder",
+        "events local_folder remote_folder",
         "metrics storage",
         "records status",
         "catalog checkpoint_manifest",
-        "curves live_record",
+        "curves live_record weights_source",
         "plan",
     ],
     "datasets": [
@@ -89,8 +89,10 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss checkpoints launch precision reproducibility schedules stopping",
-        "monitor",
+        "averaging batch_loss checkpoints initial_weights launch module_names precision reproducibility schedules",
+        "stopping",
+        "after_evaluation freezing monitor recomputation",
+        "preparing",
         "failures loop",
         "run_record",
         "driver",

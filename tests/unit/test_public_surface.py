@@ -67,8 +67,9 @@ EXPORTS = {
     "raytorch.config": """
         Adam AdamW Asha AttentionModel Augment Averaging Checkpointing Cifar10Data CodeSnapshot ConflictError
         ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData EarlyStopping Failure ImageData
-        Logging Loss Metric MlpModel MnistData MnistStripsData Model MovingMnistData OneCycleSchedule Optimizer
-        OwnData OwnLoss OwnMetric OwnModel OwnPart Parameter ParameterGroup Ranking ResNet18Model RmsProp RnnModel
+        Logging Loss Metric MlpModel MnistData MnistStripsData Model ModelKeys MovingMnistData OneCycleSchedule
+        Optimizer OwnData OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parameter ParameterGroup Ranking
+        ResNet18Model RmsProp RnnModel
         RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig VitModel
         Warmup WorkerRange
     """,
