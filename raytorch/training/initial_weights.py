@@ -23,6 +23,8 @@ from raytorch.system.temporary_folders import temporary_folder
 
 MOST_NAMES = 10
 """Names that an error or a line of a log lists."""
+MOST_RECORDED = 1_000
+"""Names of a kind that the summary lists."""
 
 logger = logging.getLogger("raytorch")
 
@@ -54,7 +56,7 @@ def begin_with_weights(model: nn.Module, keys: ModelKeys, device: torch.device) 
     for what, names in odd.items():
         if names:
             logger.warning("weights of %s: %s", source, _told(what, names))
-    return {"source": source, "sha256": digest.hexdigest(), **odd}
+    return {"source": source, "sha256": digest.hexdigest(), **{what: _recorded(names) for what, names in odd.items()}}
 
 
 @contextmanager
@@ -109,6 +111,10 @@ def _load(model: nn.Module, given: dict[str, Tensor]) -> dict[str, Any]:
 
 def _require_fit(odd: dict[str, Any], source: str, given: dict[str, Tensor], *, strict: bool) -> None:
     problems = "; ".join(_told(what, names) for what, names in odd.items() if names)
+    outer = next(iter(given), "").partition(".")[0]
+    inner = {name.partition(".")[2] for name in given if name.partition(".")[0] == outer}
+    if len(inner) == len(given) and not inner.isdisjoint(odd["missing"]):
+        problems += f" (all are of a module {outer!r}: save the state dict of that alone)"
     if strict and problems:
         raise ConfigError(
             f"model.weights: {source} is not of this model: {problems}; give weights of the same model, or take what "
@@ -116,6 +122,13 @@ def _require_fit(odd: dict[str, Any], source: str, given: dict[str, Tensor], *, 
         )
     if len(odd["unexpected"]) + len(odd["of_other_shape"]) == len(given):
         raise ConfigError(f"model.weights: nothing in {source} fits this model{f': {problems}' if problems else ''}")
+
+
+def _recorded(names: Any) -> Any:
+    """The names of a kind as the summary has them, of very many the first."""
+    if len(names) <= MOST_RECORDED:
+        return names
+    return dict(list(names.items())[:MOST_RECORDED]) if isinstance(names, dict) else names[:MOST_RECORDED]
 
 
 def _told(what: str, names: Iterable[str] | dict[str, str]) -> str:

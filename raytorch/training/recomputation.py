@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from raytorch.errors import ConfigError
 from raytorch.training.module_names import derive, matching
 
 
@@ -22,7 +24,7 @@ def recompute(model: nn.Module, patterns: Sequence[str]) -> None:
     done: list[str] = []
     for name in matching("model.checkpointing", patterns, modules, [*modules, *lists]):
         if not any(name.startswith(f"{outer}.") for outer in done):
-            derive(modules[name], forward=_forward_twice)
+            derive(modules[name], forward=partial(_forward_twice, name))
             done.append(name)
 
 
@@ -32,7 +34,7 @@ def _is_called(module: nn.Module) -> bool:
     return kind.forward is not nn.Module.forward and "forward" not in vars(module)
 
 
-def _forward_twice(forward: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _forward_twice(name: str, forward: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """A call of ``forward``, and another in the backward pass, which has the buffers as this one has found them."""
     if not torch.is_grad_enabled():
         return forward(module, *args, **kwargs)
@@ -41,7 +43,14 @@ def _forward_twice(forward: Callable[..., Any], module: nn.Module, *args: Any, *
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return buffers.watched(), buffers.as_found()
 
-    return checkpoint(forward, module, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    given = [(value, value._version) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    result = checkpoint(forward, module, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    if any(value._version != version for value, version in given):
+        raise ConfigError(
+            f"model.checkpointing: {name} changes what it is given in place, so that it cannot be computed again; name "
+            "the module around it, or let it make a new tensor (inplace=False)"
+        )
+    return result
 
 
 class _Buffers:
@@ -64,13 +73,13 @@ class _Buffers:
             (owner, name, content)
             for owner, name, buffer, content, version in before
             # PyTorch's normalizations change theirs without telling.
-            if isinstance(owner, _NormBase) or owner._buffers[name] is not buffer or buffer._version != version
+            if isinstance(owner, _NormBase) or owner._buffers.get(name) is not buffer or buffer._version != version
         ]
 
     @contextmanager
     def as_found(self) -> Iterator[None]:
         """Let the block have them as they were, and what it makes of them be forgotten."""
-        present = [(owner, name, owner._buffers[name]) for owner, name, _ in self._found]
+        present = [(owner, name, owner._buffers.get(name)) for owner, name, _ in self._found]
         for owner, name, content in self._found:
             owner._buffers[name] = content.clone()
         try:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from raytorch.runs.plan import placed, plan_run
 from raytorch.runs.storage import RunFolder
 from raytorch.scaling.study import plan_study
 from raytorch.serialization import save_tensors
+from raytorch.service import destination
+from raytorch.service.destination import Destination
 from raytorch.training.initial_weights import begin_with_weights
 
 CPU = torch.device("cpu")
@@ -129,6 +132,29 @@ def test_what_does_not_fit_is_refused_or_told(caplog: pytest.LogCaptureFixture) 
     assert told["of_other_shape"] == {"2.bias": "(9,), not (4,)"}
     assert_bitwise_equal(dict(model.state_dict()), {**own, "0.weight": torch.zeros(4, 2)})
     assert caplog.messages[-1].endswith("some.pt: of other shape: 2.bias (9,), not (4,)")
+
+
+def test_a_state_dict_of_a_wrapper_is_told() -> None:
+    torch.save({f"module.{name}": value for name, value in net().state_dict().items()}, "ddp.pt")
+    with pytest.raises(
+        ConfigError, match=r"module.0.bias, .* \(all are of a module 'module': save the state dict of that"
+    ):
+        begun("ddp.pt", net())
+
+
+def test_a_cluster_elsewhere_needs_weights_that_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(destination, "run_here", lambda nodes: False)
+    there: Any = SimpleNamespace(url="http://head", nodes=lambda: SimpleNamespace(up=[]))
+    run = config(weights="/shared/stem.pt").model_copy(update={"storage": "/shared/runs"})
+    assert Destination(there).config(run).model.weights == "/shared/stem.pt"
+    for weights, kind in (("stem.pt", "file"), ("runs/digits", "folder")):
+        own = run.model_copy(update={"model": MlpModel(weights=weights)})
+        with pytest.raises(
+            UserError, match=rf"^model.weights: {weights} is a {kind} of this machine, .* give a {kind} "
+        ):
+            Destination(there).config(own)
+    named = run.model_copy(update={"model": MlpModel(weights="digits")})
+    assert Destination(there).config(named).model.weights == "/shared/runs/digits"
 
 
 def test_a_long_list_is_cut() -> None:

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import spectral_norm
 
-from raytorch.config import MlpModel, RunConfig
+from raytorch.config import MlpModel, Model, RunConfig
 from raytorch.errors import ConfigError
+from raytorch.models.networks import Architecture
 from raytorch.training.preparing import prepared
 
 
@@ -86,6 +88,20 @@ def test_every_bit_is_as_without_it(patterns: list[str], dtype: torch.dtype) -> 
     assert_same(trained(checkpointed, checkpointed, dtype=dtype), trained(plain, plain, dtype=dtype))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "rnn", "vit", "conv3d", "seq2seq"])
+def test_shipped_models_are_recomputed(name: str) -> None:
+    config = TypeAdapter(Model).validate_python({"name": name, **({"dropout": 0.5} if name == "vit" else {})})
+    shape = {"conv3d": (1, 2, 8, 8), "seq2seq": (1, 8, 16)}.get(name, (1, 8, 8))
+    gradients = []
+    for patterns in ([], ["layer*" if name == "resnet18" else "*"]):
+        torch.manual_seed(0)
+        model = prepared(Architecture(config, shape, 10).build(), config.model_copy(update={"checkpointing": patterns}))
+        inputs = [torch.randn(2, *shape), *([torch.tensor([[3, 10], [4, 10]])] if name == "seq2seq" else [])]
+        model(*inputs).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()} | model.state_dict())
+    assert_same(*gradients)  # type: ignore[arg-type]
+
+
 def bytes_kept(model: nn.Module) -> int:
     """Bytes that are kept for the backward pass, but for parameters, each place in memory counted once."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -149,6 +165,15 @@ def test_a_pattern_of_nothing_that_is_called_is_refused(pattern: str, message: s
     with pytest.raises(ConfigError) as refused:
         net(pattern)
     assert str(refused.value).startswith(f"model.checkpointing: {message}")
+
+
+def test_a_module_that_changes_what_it_is_given_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True), nn.Linear(2, 2))
+    prepared(model, MlpModel(checkpointing=["1"]))
+    with pytest.raises(
+        ConfigError, match=r"^model.checkpointing: 1 changes what it is given in place, so that it cannot"
+    ):
+        model(torch.randn(3, 2))
 
 
 def test_compiled_models_are_refused() -> None:
