@@ -26,7 +26,6 @@ def show(model, step, *, epoch, metrics, writer=None, note: str = "nothing"):
     assert not any(module.training for module in model.modules())
     images = torch.rand(2, 1, 8, 8)  # of the generators that the run draws from
     random.random(), np.random.rand(), torch.nn.functional.dropout(images)
-    model.train()
     with open("told.txt", "a") as file:
         print(note, step, epoch, sorted(metrics), writer is not None, model(images).dtype, file=file)
     if writer:
