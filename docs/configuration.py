@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raytorch.config import Asha, Metric, OwnPart, Parameter, ParameterGroup, RunConfig, SweepConfig
+from raytorch.config import Asha, Metric, ModelKeys, OwnPart, Parameter, ParameterGroup, RunConfig, SweepConfig
 from raytorch.config.resuming import RULES, OnResume
 
 TARGET = Path(__file__).with_suffix(".md")
@@ -40,6 +40,7 @@ def page() -> str:
     lines = [
         HEADER.rstrip(),
         *_table("Run", RunConfig, ""),
+        *_table("Every `model`", ModelKeys, "model."),
         *_sections(),
         *_table("Each of `metrics`", Metric, ""),
         *_table("Each of `optimizer.groups`", ParameterGroup, ""),
@@ -80,8 +81,11 @@ def _table(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    shared = () if model is ModelKeys or not issubclass(model, ModelKeys) else ModelKeys.model_fields
     for key, field in model.model_fields.items():
         nested = _models(field.annotation)
+        if key in shared:
+            continue
         if prefix and nested and not isinstance(field.default, int):
             yield from _rows(nested[0], f"{prefix}{key}.")
         elif not (prefix and key == "name" and len(get_args(field.annotation)) == 1):

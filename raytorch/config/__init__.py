@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raytorch.config.data import *
     from raytorch.config.execution import *
     from raytorch.config.metrics import *
+    from raytorch.config.model_keys import *
     from raytorch.config.models import *
     from raytorch.config.optimization import *
     from raytorch.config.optimizers import *
@@ -54,6 +55,7 @@ __all__ = [
     "MnistData",
     "MnistStripsData",
     "Model",
+    "ModelKeys",
     "MovingMnistData",
     "Muon",
     "MuonOthers",
@@ -61,6 +63,7 @@ __all__ = [
     "OneCycleSchedule",
     "Optimizer",
     "OwnData",
+    "OwnEvaluation",
     "OwnLoss",
     "OwnMetric",
     "OwnModel",
@@ -98,6 +101,7 @@ __getattr__ = lazy_exports(
     "data",
     "execution",
     "metrics",
+    "model_keys",
     "models",
     "optimization",
     "optimizers",

@@ -4,12 +4,20 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
+from raytorch.config.model_keys import ModelKeys
 from raytorch.config.optimization import LOSSES
 from raytorch.config.own_parts import OwnModel, own_or_shipped
 from raytorch.config.section import ConflictError, Fraction, Section
 
 
-class ImageModel(Section):
+class _Named(Section):
+    """A section whose name stands before the keys of all models."""
+
+    name: str
+    """The model."""
+
+
+class ImageModel(ModelKeys, _Named):
     """Base of all models."""
 
     reads: ClassVar[str | None] = "images"

@@ -61,6 +61,7 @@ def own_call(
     positional: int = 0,
     *,
     named_only: bool = False,
+    giver: str = "the data",
 ) -> Callable[..., Any]:
     """What a part names, to be called with its arguments and those of ``given`` that it has parameters for.
 
@@ -71,6 +72,7 @@ def own_call(
         given: What is known without it, by name; it takes the place of defaults.
         positional: How many arguments are given at each call, in front.
         named_only: Whether it may take other keywords besides, which are no keys: a class of a library's, say.
+        giver: Who gives ``given``, for messages.
 
     Raises:
         ConfigError: It has no such parameters, or requires others.
@@ -78,6 +80,7 @@ def own_call(
     function = imported(part.name, code)
     parameters = _parameters(key, function, named_only)[positional:]
     names = [parameter.name for parameter in parameters]
+    _require_free_names(key, part, names)
     arguments = _typed(key, part, code, positional)
     problems = [_unknown(f"{key}.{name}", name, names) for name in arguments if name not in names]
     for parameter in parameters:
@@ -85,7 +88,7 @@ def own_call(
         if name in given and arguments.get(name, parameter.default) == parameter.default:  # not set by the user
             arguments[name] = given[name]
         elif name in given:
-            problems.append(f"{key}.{name}: is given by the data, as {given[name]!r:.80}; leave it out")
+            problems.append(f"{key}.{name}: is given by {giver}, as {given[name]!r:.80}; leave it out")
     problems += [
         f"{key}.{parameter.name}: missing; {part.name} requires it"
         for parameter in parameters
@@ -96,7 +99,9 @@ def own_call(
     try:
         inspect.signature(function).bind(*range(positional), **arguments)
     except TypeError as error:  # it takes fewer by position, or one by position alone
-        given_first = "with the model and a batch, and " if positional else ""
+        given_first = {0: "", 1: "with one argument by position, and "}.get(
+            positional, "with the model and a batch, and "
+        )
         raise ConfigError(f"{key}: {part.name} cannot be called {given_first}with these arguments: {error}") from None
     return partial(function, **arguments)
 
@@ -140,6 +145,15 @@ def _typed(key: str, part: OwnPart, code: CodeSnapshot | None, positional: int) 
         return arguments_of(section_of(signature, part.name, positional, optional=names).model_validate(arguments))
     except (ProjectError, ValidationError) as error:
         raise ConfigError(f"{key}: {part.name} does not take these arguments: {error}") from None
+
+
+def _require_free_names(key: str, part: OwnPart, names: list[str]) -> None:
+    """Refuse parameters that no key can stand for, as raytorch has it for itself. Raises ConfigError."""
+    for name in names:
+        if name in type(part).model_fields:
+            raise ConfigError(
+                f"{key}.name: {part.name} has a parameter {name!r}, which is a key of raytorch's own; rename it"
+            )
 
 
 def _parameters(key: str, function: Callable[..., Any], named_only: bool = False) -> list[inspect.Parameter]:

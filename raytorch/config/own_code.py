@@ -19,6 +19,8 @@ from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
 from raytorch.config.own_parts import (
     OwnData,
     OwnDataSection,
+    OwnEvaluation,
+    OwnEvaluationSection,
     OwnLoop,
     OwnLoss,
     OwnModel,
@@ -39,6 +41,7 @@ PARTS: dict[str, type[OwnPart]] = {
     "loss": OwnLoss,
     "loop": OwnLoop,
     "metrics": OwnMetric,
+    "on_evaluation": OwnEvaluation,
 }
 """The keys of a run that may name code of the user's own; ``metrics`` is a list of such parts."""
 
@@ -104,6 +107,10 @@ class OwnCode:
                     return section_of(signature, node.value, skip=1)
                 case "metrics" if _makes_a_metric(signature):
                     return section_of(signature, node.value, base=OwnMetricSection)
+                case "on_evaluation":
+                    _require_positional(reference, signature, 1, "what follows an evaluation is called with the model")
+                    given = {*signature.by_position[:1], *OwnEvaluationSection.facts}
+                    return section_of(signature, node.value, base=OwnEvaluationSection, skip=given)
                 case _:
                     is_metric = key[0] == "metrics"
                     called = f"a {'metric' if is_metric else 'loss'} is called with the model and a batch"
@@ -155,13 +162,8 @@ def find_own_code(root: yaml.MappingNode, folder: Path, project: Project | None 
     """
     listed = tree.find(root, ("metrics",))
     count = len(listed.node.value) if isinstance(listed.node, yaml.SequenceNode) and not listed.rest else 0
-    keys: list[tree.Key] = [
-        ("data",),
-        ("model",),
-        ("loss",),
-        ("loop",),
-        *(("metrics", number) for number in range(count)),
-    ]
+    alone = (key for key in PARTS if key != "metrics")
+    keys: list[tree.Key] = [*((key,) for key in alone), *(("metrics", number) for number in range(count))]
     named = {key: tree.find(root, (*key, "name")) for key in keys}
     nodes = {key: there.node for key, there in named.items() if not there.rest and is_own(there.node)}
     if ("loop",) in nodes:  # no other part is of any use then, which the run says

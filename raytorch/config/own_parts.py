@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
+from raytorch.config.model_keys import ModelKeys
 from raytorch.config.own_section import OwnArguments, OwnSection
 from raytorch.config.project import is_reference
 from raytorch.config.section import ConflictError
@@ -59,11 +60,13 @@ class OwnDataSection(OwnSection):
     readers: Readers = 0
 
 
-class OwnModel(OwnPart):
+class OwnModel(ModelKeys, OwnPart):
     """A model: a class or function that returns a ``torch.nn.Module``.
 
     Of the data's facts, such as ``input_shape`` and ``num_classes``, it gets those that it has parameters for.
     """
+
+    model_config = OwnPart.model_config
 
     reads: ClassVar[str | None] = None
     """Any kind of input."""
@@ -76,8 +79,10 @@ class OwnModel(OwnPart):
         """Whether it can read inputs of ``shape`` is for its own code to say."""
 
 
-class OwnModelSection(OwnSection):
+class OwnModelSection(ModelKeys, OwnSection):
     """Base of the sections of own models whose signature is known."""
+
+    model_config = OwnSection.model_config
 
     reads: ClassVar[None] = None
     losses: ClassVar[None] = None
@@ -87,19 +92,26 @@ class OwnModelSection(OwnSection):
         """As of :class:`OwnModel`."""
 
 
-class ShownModelSection(OwnModelSection):
-    """The same, on a data set that ships."""
+class _ToldSection(OwnSection):
+    """Base of the sections of own code that is told more than its section says."""
 
-    facts: ClassVar[tuple[str, ...]] = ("input_shape", "num_classes")
-    """Parameters that the data gives."""
+    facts: ClassVar[tuple[str, ...]]
+    """Parameters that are given otherwise."""
+    giver: ClassVar[str] = "the data"
 
     @model_validator(mode="before")
     @classmethod
     def _facts_are_given(cls, section: Any) -> Any:
         for fact in cls.facts:
             if isinstance(section, dict) and fact in section:
-                raise ConflictError("is given by the data; leave it out", fact)
+                raise ConflictError(f"is given by {cls.giver}; leave it out", fact)
         return section
+
+
+class ShownModelSection(_ToldSection, OwnModelSection):
+    """The same, on a data set that ships."""
+
+    facts = ("input_shape", "num_classes")
 
 
 class OwnLoss(OwnPart):
@@ -108,6 +120,21 @@ class OwnLoss(OwnPart):
 
 class OwnLoop(OwnPart):
     """A loop: a function of a :class:`~raytorch.training.run.Run`, in place of raytorch's."""
+
+
+class OwnEvaluation(OwnPart):
+    """What follows each evaluation: a function of yours, called by rank 0 with the model as it was evaluated.
+
+    Of ``step``, ``epoch``, ``metrics`` and ``writer``, TensorBoard's ``SummaryWriter``, it gets those that it has
+    parameters for.
+    """
+
+
+class OwnEvaluationSection(_ToldSection):
+    """Base of the sections of such functions whose signature is known."""
+
+    facts = ("step", "epoch", "metrics", "writer")
+    giver = "the run"
 
 
 def own_or_shipped(part: Any) -> str:

@@ -26,7 +26,7 @@ from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, R
 from raytorch.config.models import MODELS, MlpModel, ModelPart
 from raytorch.config.optimization import ConstantSchedule, Loss, LossPart, PlateauSchedule, Schedule
 from raytorch.config.optimizers import AdamW, Optimizer, Rprop
-from raytorch.config.own_parts import OwnLoop, OwnPart
+from raytorch.config.own_parts import OwnEvaluation, OwnLoop, OwnPart
 from raytorch.config.own_section import OwnSection
 from raytorch.config.section import ConflictError, Section, name_alone
 from raytorch.system.near_names import did_you_mean
@@ -62,7 +62,10 @@ RunName = Annotated[
 ]
 
 
-REPLACED_BY_LOOP = ("data", "model", "loss", "optimizer", "schedule", "accumulate", "ema", "clip_norm", "validation")
+REPLACED_BY_LOOP = (
+    *("data", "validation", "sampling", "model", "loss", "on_evaluation"),
+    *("optimizer", "schedule", "accumulate", "ema", "clip_norm"),
+)
 """Keys of a run that a loop of the user's own decides."""
 
 
@@ -90,6 +93,10 @@ class RunConfig(Section):
     metrics: list[Annotated[MetricPart, BeforeValidator(name_alone, json_schema_input_type=str | MetricPart)]] = []
     """Metrics beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
     that the model brings, which is the accuracy for those that ship."""
+    on_evaluation: (
+        Annotated[OwnEvaluation, BeforeValidator(name_alone, json_schema_input_type=str | OwnEvaluation)] | None
+    ) = None
+    """A function of your own that rank 0 calls after each evaluation, ``FILE.py:NAME``: for pictures and texts."""
     optimizer: Annotated[Optimizer, BeforeValidator(name_alone)] = AdamW()
     """Optimizer."""
     schedule: Annotated[Schedule, BeforeValidator(name_alone)] = ConstantSchedule()
@@ -145,7 +152,8 @@ class RunConfig(Section):
     @property
     def references(self) -> list[str]:
         """Names of the parts that are the user's own: ``FILE.py:NAME``."""
-        parts = (self.loop,) if self.loop else (self.data, self.model, self.loss, *self.metrics)
+        shipped = (self.data, self.model, self.loss, *self.metrics, self.on_evaluation)
+        parts = (self.loop,) if self.loop else shipped
         return [part.name for part in parts if isinstance(part, OwnPart)]
 
     @property
@@ -326,6 +334,17 @@ class RunConfig(Section):
                 f"model {self.model.name} needs loss {' or '.join(self.model.losses)}, not {self.loss.name}",
                 "loss.name",
                 "model.name",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_models_recompute_by_themselves(self) -> "RunConfig":
+        if self.compile and self.model.checkpointing:
+            raise ConflictError(
+                "checkpointing does not go with compile, which decides by itself what is kept for the backward pass; "
+                "leave one of them out",
+                "model.checkpointing",
+                "compile",
             )
         return self
 

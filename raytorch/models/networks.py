@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raytorch.config import CodeSnapshot, ConflictError, OwnModel, own_code
+from raytorch.config import CodeSnapshot, ConflictError, ModelKeys, OwnModel, own_code
 from raytorch.config.models import ModelPart
 from raytorch.config.own_calls import imported, own_call
 from raytorch.datasets.in_memory import END, PAD
@@ -55,10 +55,10 @@ class Architecture:
 
     @classmethod
     def of(cls, config: ModelPart, facts: Mapping[str, Any], code: CodeSnapshot | None) -> "Architecture":
-        """The architecture of a model that is told these ``facts`` of the data."""
+        """The architecture of a model that is told these ``facts`` of the data; where it began is no part of it."""
         shape, classes = facts.get("input_shape"), facts.get("num_classes")
         others = {name: value for name, value in facts.items() if name not in ("input_shape", "num_classes")}
-        return cls(config, None if shape is None else tuple(shape), classes, code, others)
+        return cls(config.as_built(), None if shape is None else tuple(shape), classes, code, others)
 
     @property
     def maker(self) -> Callable[..., nn.Module]:
@@ -84,8 +84,8 @@ class Architecture:
             facts=dict(self.facts),
             code=digests,
         )
-        unsaid = {key for key, value in (("facts", self.facts), ("code", digests)) if not value}
-        return described.model_dump_json(exclude=unsaid)
+        unsaid = {key: True for key, value in (("facts", self.facts), ("code", digests)) if not value}
+        return described.model_dump_json(exclude={**unsaid, "config": set(ModelKeys.model_fields)})
 
     def build(self) -> nn.Module:
         """A new model, with PyTorch's default initialization from the global generator.
@@ -109,7 +109,8 @@ class Architecture:
             self.config.check_input(self.input_shape)
         except ConflictError as error:
             raise ConfigError(f"model.{error}") from None
-        return self.maker(self.input_shape, self.num_classes, **self.config.model_dump(exclude={"name"}))
+        options = self.config.model_dump(exclude={"name", *ModelKeys.model_fields})
+        return self.maker(self.input_shape, self.num_classes, **options)
 
 
 class MLP(nn.Sequential):

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, BinaryIO, TypeVar
 
 from raytorch import __version__
+from raytorch.runs.events import EventFile
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.system.safe_text import escaped
 
@@ -27,9 +27,6 @@ _SPLITS = ("train", "validation", "test")
 _NEEDED = ("step", "epoch")
 """Keys that each line has to have."""
 _PLACE = ("step", "epoch", "split", "time")
-
-EVENTS_FLUSH_S = 30.0
-"""Seconds between two times that TensorBoard's events reach the disk."""
 
 logger = logging.getLogger("raytorch")
 
@@ -108,7 +105,8 @@ class Throughput:
 class MetricsLog:
     """Appends a run's metrics to ``metrics.jsonl`` and, if wanted, to TensorBoard events below ``tensorboard/``.
 
-    A line is ``{"step": int, "epoch": float, "split": "train" | "test", "time": seconds since 1970, ...}``.
+    A line is ``{"step": int, "epoch": float, "split": "train" | "validation" | "test", "time": seconds since 1970,
+    ...}``.
     """
 
     def __init__(self, folder: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
@@ -127,6 +125,10 @@ class MetricsLog:
             for name, value in values.items():
                 if value is not None:
                     self._events.write(f"{split}/{name}", value, step)
+
+    def summary_writer(self) -> Any:
+        """TensorBoard's ``SummaryWriter`` into the run's events; None where none are wanted."""
+        return self._events.summary_writer() if self._events else None
 
     def close(self) -> None:
         """Flush and close the files. That the disk takes no more was raised when it was written to."""
@@ -206,37 +208,16 @@ def _drop_after(files: LocalFolder, step: int) -> None:
     """Forget the steps that a resumed run will take again."""
     with files.open(METRICS_FILE) as stream:
         lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
-        files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in lines if line["step"] <= step))
+        files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in _kept(lines, step)))
 
 
-class EventFile:
-    """TensorBoard events, written by the thread that calls, which a full disk is told: tensorboardX's own would hang.
-
-    It begins with a mark of where it goes on: what was written of later steps counts no more.
-    """
-
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
-
-        # By its suffix nobody can guess the file's name, and put a link there.
-        self._file = EventsWriter(str(folder / "events"), f".{token_hex(8)}")
-        self._event, self._scalar = Event, scalar
-        start = SessionLog(status=SessionLog.START)
-        self._file.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-        self._flush_at = 0.0
-
-    def write(self, name: str, value: float, step: int) -> None:
-        """Record a number of an optimizer step."""
-        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
-        if time.monotonic() >= self._flush_at:
-            self._file.flush()
-            self._flush_at = time.monotonic() + EVENTS_FLUSH_S
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self._file.close()
+def _kept(lines: Iterable[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:
+    """Those up to ``step``, but for the test at the end of a run that is judged by validation: it has another end."""
+    is_validated = False
+    for line in lines:
+        is_validated |= line["split"] == "validation"
+        if line["step"] < step or (line["step"] == step and not (is_validated and line["split"] == "test")):
+            yield line
 
 
 class _LogHandler(logging.StreamHandler[TextIOWrapper]):

@@ -20,6 +20,7 @@ from raytorch.runs.checkpoint_manifest import CHECKPOINT_MANIFEST, latest_checkp
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.status import MonitorHandle
 from raytorch.runs.storage import RunFolder, absolute, is_in_job, is_relative, locate
+from raytorch.runs.weights_source import find_checkpoint, is_weights_file, with_located_weights
 
 CODE_FOLDER = "code"
 """Copies of the user's own code in a run's folder: one for each step at which it was changed."""
@@ -64,11 +65,14 @@ class WorkerJob:
 def plan_run(config: RunConfig, name: str | None = None) -> RunPlan:
     """Plan a new run, called ``name`` or by the configuration's name and the time.
 
-    Raises RunExistsError, and ConfigError for what cannot name a folder everywhere.
+    Raises RunExistsError, and ConfigError for what cannot name a folder everywhere, or begins with a run's weights
+    that are not there.
     """
     name = checked_name(name) if name is not None else timed_name(config.name)
     plan = RunPlan(placed(config, name, config.storage))
     require_free(plan.folder)
+    if (weights := plan.config.model.weights) and not is_weights_file(weights):
+        find_checkpoint(weights)  # it may have a later one when the run begins
     return plan
 
 
@@ -117,6 +121,7 @@ def plan_resume(
         require_format(manifest, folder.file(latest))
         _require_more_to_do(config, manifest, folder.file(source))
         before = _saved_config(manifest, before)
+        config = _begun_like(config, before)
         finished = _finished_summary(folder, manifest.step)
         more = (config.epochs, config.steps) != (before.epochs, before.steps) and config.stop == before.stop
         if more and finished and finished.get("ended_early"):
@@ -185,6 +190,12 @@ def _saved_config(manifest: CheckpointManifest, otherwise: RunConfig) -> RunConf
         return otherwise
 
 
+def _begun_like(config: RunConfig, before: RunConfig) -> RunConfig:
+    """The configuration with what is read by a run that has no checkpoint yet as it was then."""
+    begun = {key: getattr(before.model, key) for key in ("weights", "strict")}
+    return config.model_copy(update={"model": config.model.model_copy(update=begun)})
+
+
 def _require_more_to_do(config: RunConfig, manifest: CheckpointManifest, path: str) -> None:
     for key, wanted, done in (("steps", config.steps, manifest.step), ("epochs", config.epochs, manifest.epoch)):
         if wanted is not None and wanted < done:
@@ -209,8 +220,9 @@ def recorded_config(folder: RunFolder) -> RunConfig:
 def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
     """``config`` under its final name, with paths that hold whatever folder a worker runs in.
 
-    Raises UserError for data below a submitted job's folder, where none was sent.
+    Raises UserError for data or weights below a submitted job's folder, where none were sent.
     """
+    config = with_located_weights(config)
     data, root = config.data, getattr(config.data, "root", None)
     if isinstance(data, StoredData | OwnData) and isinstance(root, str):
         if is_in_job() and is_relative(root):

@@ -14,6 +14,7 @@ from raytorch.errors import Remedy, RunExistsError, TrainingError, UserError
 from raytorch.runs.metrics import versions
 from raytorch.runs.plan import RunPlan, WorkerJob, plan_run
 from raytorch.runs.storage import RunFolder, join, locate, split
+from raytorch.runs.weights_source import with_located_weights
 from raytorch.training.driver import run_training
 from raytorch.training.launch import ray_for
 from raytorch.training.stopping import StatusCallback
@@ -196,7 +197,7 @@ def _sized(
         "epochs=null",
         f"steps={max(base.most_steps or 0, steps)}",
     ]
-    config = load_config(file, [*overrides, *changes])
+    config = with_located_weights(load_config(file, [*overrides, *changes]))
     return config.model_copy(update={"storage": join(folder.storage, folder.name)})
 
 

@@ -8,6 +8,7 @@ from raytorch.cluster.capacity import require_capacity, require_node, run_here
 from raytorch.config import OwnData, RunConfig, StoredData
 from raytorch.errors import UserError
 from raytorch.runs.plan import placed
+from raytorch.runs.weights_source import is_weights_file
 from raytorch.service.dashboard import DashboardConnection, Nodes
 
 
@@ -36,13 +37,13 @@ class Destination:
     def _nodes(self) -> Nodes:
         return self._connection.nodes()
 
-    def require_reached(self, path: str, key: str) -> None:
+    def require_reached(self, path: str, key: str, kind: str = "folder") -> None:
         """Refuse a path that is not the same on every node: a relative one, unless the cluster runs here."""
         is_full = "://" in path or Path(path).is_absolute()
         if not is_full and not run_here(self._nodes.up):
             raise UserError(
-                f"{key}: {path} is a folder of this machine, and the cluster at {self._connection.url} runs elsewhere; "
-                "give a folder that all of its nodes reach, from / on, or a URI such as s3://bucket/runs"
+                f"{key}: {path} is a {kind} of this machine, and the cluster at {self._connection.url} runs elsewhere; "
+                f"give a {kind} that all of its nodes reach, from / on, or a URI such as s3://bucket/runs"
             )
 
     def config(self, config: RunConfig) -> RunConfig:
@@ -50,6 +51,9 @@ class Destination:
         root = getattr(config.data, "root", None)
         if isinstance(config.data, StoredData | OwnData) and isinstance(root, str):
             self.require_reached(root, "data.root")
+        weights = config.model.weights
+        if weights and (is_weights_file(weights) or "/" in weights):
+            self.require_reached(weights, "model.weights", "file" if is_weights_file(weights) else "folder")
         self.require_reached(config.storage, "storage")
         return placed(config, config.name, config.storage)
 

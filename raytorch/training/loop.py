@@ -10,9 +10,11 @@ from raytorch.distributed.ddp import gradient_sync
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import loss_function, metrics_of, require_enough_samples
 from raytorch.runs.checkpoint_manifest import THE_MODEL
+from raytorch.training.after_evaluation import AfterEvaluation
 from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.evaluation import Evaluator
 from raytorch.training.optimizer_steps import OptimizerSteps
+from raytorch.training.preparing import begin, prepare
 from raytorch.training.run import Run
 
 
@@ -32,8 +34,10 @@ class Trainer:
             augment=Augment() if isinstance(config.data, OwnData) else config.data.augment,
         )
         architecture: Any = Architecture.of(config.model, self.splits.train.facts, config.code)
-        self.net = run.model(THE_MODEL, architecture)
+        self.net = run.model(THE_MODEL, architecture, lambda model: prepare(model, config.model))
         self.model = run.bare(THE_MODEL)
+        if not run.is_resumed:
+            begin(self.model, config.model, device, run.report)
         self.judged = run.average(THE_MODEL, config.ema.decay) if config.ema else self.model
         self.loss = loss_function(config.loss, self.model, config.code)
         metrics = metrics_of(config.judged_by, self.model, config.code)
@@ -43,6 +47,7 @@ class Trainer:
         self.steps = run.keep("optimizer", OptimizerSteps(config, self.model, run.precision, **span))
         run.gauge("lr", lambda: self.steps.rate)
         self.layout = run.precision.layout_of
+        self.after_evaluation = AfterEvaluation(config, device)
         self.batch_loss = BatchLoss(self.model, run.worker)
 
     def train(self) -> None:
@@ -50,7 +55,7 @@ class Trainer:
         for micro_batches in self.batches:
             self.train_step(micro_batches)
             if self.run.ends_epoch:
-                self.steps.after_evaluation(self.run.evaluated(**self.measure(self.splits.judged)))
+                self.evaluate()
         if self.splits.test:
             self.run.tested(**self.measure(self.splits.test))
 
@@ -67,6 +72,14 @@ class Trainer:
             self.run.log(loss=loss)
         else:
             self.run.skipped()
+
+    def evaluate(self) -> None:
+        """Judge the model, by which the schedule may go on and a function of the user's may look at it."""
+        metrics = self.run.evaluated(**self.measure(self.splits.judged))
+        self.steps.after_evaluation(metrics)
+        if self.run.worker.rank == 0:
+            with self.run.phase("evaluating"):
+                self.after_evaluation(self.judged, self.run.writer, self.run.step, self.run.epoch, metrics)
 
     def measure(self, split: Split) -> dict[str, float]:
         """Loss and metrics on a split, each sample counted once over all workers."""

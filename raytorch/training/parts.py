@@ -49,7 +49,13 @@ class Parts:
         self._kept: dict[str, Stateful] = {}
         self._averaged_at = 0
 
-    def add_model(self, name: str, module: Any, arguments: Mapping[str, Any]) -> nn.Module:
+    def add_model(
+        self,
+        name: str,
+        module: Any,
+        arguments: Mapping[str, Any],
+        prepare: Callable[[nn.Module], object] | None = None,
+    ) -> nn.Module:
         """Put a model on the worker's device, ready to be trained by all workers."""
         self._require_new("run.model", name)
         bare, architecture = _built(name, module, arguments, self._config.code)
@@ -59,6 +65,8 @@ class Parts:
                 f"run.model({name!r}, Net, width=64), or leave export out"
             )
         bare = self._precision.to_memory_format(bare.to(self._worker.device))
+        if prepare:
+            prepare(bare)
         if self.restored:
             self.restored.load_model(name, bare)
         self.models[name] = Model(bare, architecture)

@@ -65,6 +65,7 @@ class RunProgress:
         self.job, self.worker, self.files = job, worker, files
         self.config, self.folder = job.plan.config, job.plan.folder
         self.precision = Precision.choose(self.config.precision, worker.device)
+        self.is_resumed = False
         self.parts = Parts(self.config, worker, self.precision)
         self.log = StepLog(worker)
         self.gauges: dict[str, Callable[[], float]] = {}
@@ -107,7 +108,7 @@ class RunProgress:
     def _restore(self, step: int) -> None:
         may_differ = self.job.plan.changed_code
         restored = Restored(self.folder, step, self.worker.device, may_differ=may_differ)
-        self.parts.restored = restored
+        self.parts.restored, self.is_resumed = restored, True
         with explaining_misfit(restored.name):
             self.patience.load_state_dict(restored.state["patience"])
             if not all(

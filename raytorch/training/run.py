@@ -82,7 +82,14 @@ class Run:
         """True in the last step of an epoch, and of the batches: when to evaluate."""
         return self._progress.ends_epoch
 
-    def model(self, name: str, module: nn.Module | Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    def model(
+        self,
+        name: str,
+        module: nn.Module | Callable[..., nn.Module],
+        prepare: Callable[[nn.Module], object] | None = None,
+        /,
+        **arguments: Any,
+    ) -> nn.Module:
         """Put a model on this worker's device, and average its gradients over the workers.
 
         Args:
@@ -90,6 +97,7 @@ class Run:
             module: The class, or a function that makes the model, with its ``arguments``, of texts, numbers, lists and
                 mappings: then it can be built again when it is loaded or exported. Or the module itself, whose weights
                 alone are saved.
+            prepare: Called with the module before ``DistributedDataParallel`` has it: to freeze parameters, say.
             arguments: What the class is called with.
 
         Returns:
@@ -99,7 +107,26 @@ class Run:
             UserError: The name is taken, or the arguments cannot be written down.
             CheckpointError: The checkpoint that the run goes on from has no such model, or of other weights.
         """
-        return self._progress.parts.add_model(name, module, arguments)
+        return self._progress.parts.add_model(name, module, arguments, prepare)
+
+    @property
+    def is_resumed(self) -> bool:
+        """True if it goes on from a checkpoint, of which what is registered has the state."""
+        return self._progress.is_resumed
+
+    @property
+    def writer(self) -> Any:
+        """TensorBoard's ``SummaryWriter`` on rank 0, for pictures and texts; None on others, or if it is not wanted."""
+        records = self._progress.records
+        return records.summary_writer() if records else None
+
+    def report(self, **values: Any) -> None:
+        """Tell the driver, whose ``watch`` sees it as progress."""
+        self._progress.driver.report_progress(values)
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of the block for a phase of the run: ``training``, ``data``, ``evaluating``, ..."""
+        return self._progress.clock.phase(name)
 
     def bare(self, name: str) -> nn.Module:
         """A registered model itself, without ``DistributedDataParallel`` around it: its own methods and attributes."""

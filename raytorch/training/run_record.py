@@ -38,7 +38,9 @@ class RunRecord(LiveRecord):
             yield
 
     def note(self, status: RunStatus) -> None:
-        """Keep the newest evaluation, which is what a run that fails has come to."""
+        """Keep the newest evaluation, which is what a run that fails has come to, and what the run began with."""
+        if weights := (status.progress or {}).get("initial_weights"):
+            self.update(initial_weights=weights)
         if status.evaluations:
             newest = status.evaluations[-1]
             untested: dict[str, Any] = {"test_metrics": {}} if newest.split != "test" else {}

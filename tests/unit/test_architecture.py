@@ -38,7 +38,7 @@ ROOMS = {
     "config": [
         "annotations export_formats interactive_code section yaml_tree",
         "project",
-        "code_snapshot execution session_sources signature",
+        "code_snapshot execution model_keys session_sources signature",
         "live_code",
         "own_section",
         "own_parts",
@@ -51,11 +51,11 @@ ROOMS = {
     ],
     "optimizers": [],
     "runs": [
-        "local_folder remote_folder",
+        "events local_folder remote_folder",
         "metrics storage",
         "records status",
         "catalog checkpoint_manifest",
-        "curves live_record",
+        "curves live_record weights_source",
         "plan",
     ],
     "datasets": [
@@ -93,8 +93,10 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss checkpoints history launch precision reproducibility schedules step_log stopping",
-        "evaluation monitor optimizer_steps run_state",
+        "averaging batch_loss checkpoints history initial_weights launch module_names precision reproducibility",
+        "schedules step_log stopping",
+        "after_evaluation evaluation freezing monitor optimizer_steps recomputation run_state",
+        "preparing",
         "failures parts",
         "progress",
         "run",

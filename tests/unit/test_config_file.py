@@ -139,7 +139,8 @@ def test_what_dump_writes_load_reads(values: dict[str, Any]) -> None:
 def test_dump_writes_everything_in_the_order_of_the_schema() -> None:
     text = dump_config(RunConfig(epochs=2))
     assert list(yaml.safe_load(text)) == [key for key in RunConfig.model_fields if key != "loop"]
-    assert "model:\n  name: mlp\n  hidden: [128]\n  dropout: 0.0\n" in text
+    keys = "  weights: null\n  strict: true\n  freeze: []\n  checkpointing: []\n"
+    assert f"model:\n  name: mlp\n{keys}  hidden: [128]\n  dropout: 0.0\n" in text
     assert "optimizer:\n  name: adamw\n  lr: 0.001\n  betas: [0.9, 0.999]\n  eps: 1.0e-08\n" in text
     assert "!" not in text
 

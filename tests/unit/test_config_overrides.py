@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from config_texts import problems
 
-from raytorch.config import RunConfig
+from raytorch.config import ModelKeys, RunConfig
 
 TOP = ", ".join(RunConfig.model_fields)
+KEYS = ", ".join(["name", *ModelKeys.model_fields])
 NAME = "1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
 
 
@@ -34,7 +35,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "of your own, not 'vitt' "
             "(did you mean 'vit'?)",
         ),
-        ("model.name=rnn", "model.heads: unknown key; allowed: name, cell, hidden, layers, bidirectional, dropout"),
+        (
+            "model.name=rnn",
+            f"model.heads: unknown key; allowed: {KEYS}, cell, hidden, layers, bidirectional, dropout",
+        ),
         ("model.heads=3", "model.heads: dim (64) must be a multiple of heads (3)"),
         ("steps=3", "steps: give either epochs or steps, not both"),
         (

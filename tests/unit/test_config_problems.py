@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from config_texts import problems, read
 
-from raytorch.config import RunConfig
+from raytorch.config import ModelKeys, RunConfig
 from raytorch.config.file import dump_config, load_config
 from raytorch.errors import ConfigError
 
 TOP = ", ".join(RunConfig.model_fields)
+KEYS = ", ".join(["name", *ModelKeys.model_fields])
 NAME = "1 to 128 letters, digits, '.', '_' or '-', of which the first is a letter or digit"
 OPTIMIZERS = "one of sgd, asgd, adam, adamw, nadam, radam, adamax, adafactor, adagrad, adadelta, rmsprop, rprop, muon"
 
@@ -187,7 +188,7 @@ def test_a_line_that_is_refused(line: str, problem: str) -> None:
         ),
         (
             "epochs: 1\nmodel: {name: rnn, rnn: {hidden: x}}\n",
-            "run.yaml:2: model.rnn: unknown key; allowed: name, cell, hidden, layers, bidirectional, dropout",
+            f"run.yaml:2: model.rnn: unknown key; allowed: {KEYS}, cell, hidden, layers, bidirectional, dropout",
         ),
         (
             "epochs: 1\nmodel: &m\n  name: vit\n  dim: *m\n",

@@ -15,6 +15,7 @@ from raytorch.config import (
     Data,
     MlpModel,
     Model,
+    ModelKeys,
     ResNet18Model,
     RnnModel,
     RunConfig,
@@ -67,7 +68,7 @@ def _inputs(shape: tuple[int, ...]) -> Tensor:
 def test_a_models_arguments_are_the_fields_of_its_section(config: Model, shape: tuple[int, ...]) -> None:
     parameters = inspect.signature(MODELS[config.name]).parameters.values()
     keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    assert keywords == type(config).model_fields.keys() - {"name"}
+    assert keywords == type(config).model_fields.keys() - {"name", *ModelKeys.model_fields}
 
 
 @pytest.mark.parametrize(("config", "shape"), CASES)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import raytorch
-from raytorch.config import Ranking, RunConfig
+from raytorch.config import ModelKeys, Ranking, RunConfig
 from raytorch.config.file import dump_config, load_config, with_own_code
 from raytorch.errors import ConfigError
 from raytorch.sweeps.file import load_sweep
@@ -26,6 +26,8 @@ class Net(nn.Module):
 
 def net(num_classes: int, depth: int):
     return nn.Identity()
+
+def Taken(num_classes: int, freeze: bool = True): ...
 
 def smooth(model, batch, *, smoothing: float = 0.1):
     images, labels = batch
@@ -52,6 +54,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+KEYS = ", ".join(["name", *ModelKeys.model_fields])
+
+
+def arguments(model: ModelKeys) -> dict[str, Any]:
+    """A model's section without the keys that every model has."""
+    return model.model_dump(exclude=set(ModelKeys.model_fields))
+
+
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -66,7 +76,7 @@ def refusal(path: Path, *overrides: str) -> str:
 
 def test_a_part_of_ones_own_has_the_defaults_of_its_signature(project: Path) -> None:
     config = load_config(project / "run.yaml", ["model.act=gelu"])
-    assert config.model.model_dump() == {"name": "net.py:Net", "width": 16, "act": "gelu"}
+    assert arguments(config.model) == {"name": "net.py:Net", "width": 16, "act": "gelu"}
     assert config.loss.model_dump() == {"name": "net.py:smooth", "smoothing": 0.2}
     assert config.code is not None
     assert (config.code.root, list(config.code.sources)) == (str(project), ["net.py"])
@@ -97,7 +107,7 @@ def test_metrics_of_ones_own_rank(project: Path) -> None:
 
 def test_a_name_alone(project: Path) -> None:
     config = load_config(write(project / "short.yaml", "epochs: 1\nmodel: net.py:Net\n"))
-    assert config.model.model_dump() == {"name": "net.py:Net", "width": 8, "act": "relu"}
+    assert arguments(config.model) == {"name": "net.py:Net", "width": 8, "act": "relu"}
 
 
 def test_a_configuration_in_a_folder_of_the_project(project: Path) -> None:
@@ -112,12 +122,16 @@ def test_a_configuration_in_a_folder_of_the_project(project: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("model.widht=3", "model.widht: unknown key; allowed: name, width, act (did you mean 'width'?)"),
+        ("model.widht=3", f"model.widht: unknown key; allowed: {KEYS}, width, act (did you mean 'width'?)"),
         ("model.width=wide", "model.width: must be a whole number, not 'wide'"),
         ("model.width=true", "model.width: must be a whole number, not the boolean true"),
         ("model.num_classes=3", "model.num_classes: is given by the data; leave it out"),
         ("model=net.py:net", "model.depth: missing; must be a whole number"),
         ("model=net.py:Nte", "model.name: net.py has no Nte at its top level (did you mean 'net'?)"),
+        (
+            "model=net.py:Taken",
+            "model.name: has a parameter 'freeze' (line 15), which is a key of raytorch's own; rename it",
+        ),
         ("model=nett.py:Net", "model.name: no file nett.py in "),
         ("model=os:system", "model.name: must be FILE.py:NAME, as in nets.py:Net, not 'os:system'"),
         ("model=../net.py:Net", "model.name: ../net.py has a '..'"),
@@ -139,7 +153,7 @@ def test_mistakes_are_told_as_those_of_shipped_parts(project: Path, change: str,
 def test_mistakes_are_told_with_their_lines(project: Path) -> None:
     path = write(project / "wrong.yaml", RUN.replace("width: 16", "widht: 16").replace("0.2", "much"))
     assert refusal(path).splitlines() == [
-        "wrong.yaml:4: model.widht: unknown key; allowed: name, width, act (did you mean 'width'?)",
+        f"wrong.yaml:4: model.widht: unknown key; allowed: {KEYS}, width, act (did you mean 'width'?)",
         "wrong.yaml:5: loss.smoothing: must be a number, not 'much'",
     ]
 
@@ -153,7 +167,7 @@ def test_a_dictionary_and_the_front_door(project: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(project)
     given: dict[str, Any] = {"epochs": 1, "model": {"name": "net.py:Net", "width": 4}}
     config = raytorch.load(given, {"model.width": 5})
-    assert config.model.model_dump() == {"name": "net.py:Net", "width": 5, "act": "relu"}
+    assert arguments(config.model) == {"name": "net.py:Net", "width": 5, "act": "relu"}
     monkeypatch.chdir("/")
     assert raytorch.load(config, {"model.width": 6}).model.model_dump()["width"] == 6
     assert raytorch.load(config) == config
@@ -171,7 +185,7 @@ def test_a_sweep_over_arguments_and_parts_of_ones_own(project: Path) -> None:
         ["nets/other.py"],
     ]
     bad = write(project / "bad.yaml", text.replace("model.width: {choice: [4]}", "model.widht: {choice: [4]}"))
-    with pytest.raises(ConfigError, match=r"bad.yaml:4: model.widht: unknown key; allowed: name, width, act"):
+    with pytest.raises(ConfigError, match=rf"bad.yaml:4: model.widht: unknown key; allowed: {KEYS}, width, act"):
         load_sweep(bad)
     assert not (project / "trace").exists()
 
@@ -203,7 +217,7 @@ def test_a_sweep_names_its_code_once(project: Path) -> None:
     write(project / "nets/nets/net.py", "def net(num_classes: int, *, there: int = 1): ...\n")
     write(project / "nets/run.yaml", "epochs: 1\nmodel: net.py:net\n")
     sweep = load_sweep(write(project / "sweep.yaml", "run: nets/run.yaml\nparameters: {seed: {grid: [1]}}\n"))
-    assert sweep.trials[0].config.model.model_dump() == {"name": "nets/net.py:net", "here": 1}
+    assert arguments(sweep.trials[0].config.model) == {"name": "nets/net.py:net", "here": 1}
 
 
 def test_what_is_recorded_is_named_from_the_root(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raytorch.config import RunConfig
+from raytorch.config import ModelKeys, RunConfig
 from raytorch.config.file import from_data
 from raytorch.datasets import TrainLoader, evaluation_batches, load_split
 from raytorch.datasets.own import OwnDataset
@@ -216,7 +216,7 @@ def config(**keys: Any) -> RunConfig:
 def test_a_run_on_data_of_ones_own(project: Path) -> None:
     run = config(model="table.py:Net")
     assert run.data.model_dump() == {"name": "table.py:Table", "readers": 0, "root": "table", "columns": 6}
-    assert run.model.model_dump() == {"name": "table.py:Net", "width": 3}
+    assert run.model.model_dump(exclude=set(ModelKeys.model_fields)) == {"name": "table.py:Net", "width": 3}
     assert (run.metric_names, run.ranking.label, run.most_steps) == ((), "loss", None)
     train, test = load_split(run, "train", CPU), load_split(run, "test", CPU)
     assert (len(train), len(test), train.facts["columns"]) == (40, 20, 6)
@@ -257,7 +257,10 @@ def test_facts_take_the_place_of_defaults_and_are_not_to_be_given(project: Path)
             "data.readers: must be a whole number of at least 0, not",
         ),
         ({"data": "table.py:Tabel"}, "data.name: table.py has no Tabel at its top level (did you mean 'Table'?)"),
-        ({"model": {"name": "table.py:Net", "widht": 3}}, "model.widht: unknown key; allowed: name, columns, width"),
+        (
+            {"model": {"name": "table.py:Net", "widht": 3}},
+            "model.widht: unknown key; allowed: name, weights, strict, freeze, checkpointing, columns, width",
+        ),
         (
             {"data": "mnits"},
             "data: must be one of digits, mnist, cifar10, moving_mnist, mnist_strips or FILE.py:NAME of",

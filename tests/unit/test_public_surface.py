@@ -71,9 +71,9 @@ EXPORTS = {
     "raytorch.config": """
         Adadelta Adafactor Adagrad Adam AdamW Adamax Asgd Asha AttentionModel Augment Averaging Checkpointing
         Cifar10Data CodeSnapshot ConflictError ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData
-        EarlyStopping Failure ImageData Logging Loss Metric MlpModel MnistData MnistStripsData Model MovingMnistData
-        Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnLoss OwnMetric OwnModel OwnPart Parameter
-        ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName Scaling
+        EarlyStopping Failure ImageData Logging Loss Metric MlpModel MnistData MnistStripsData Model ModelKeys
+        MovingMnistData Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric OwnModel
+        OwnPart Parameter ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName Scaling
         Schedule Section Seq2SeqModel Sgd StepSchedule StoredData SweepConfig Validation VitModel
         Warmup WorkerRange
     """,

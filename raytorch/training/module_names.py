@@ -1,0 +1,51 @@
+"""Parts of a model by patterns of their names, and modules that behave otherwise under the name that they have.
+
+Such a module gets a class derived from its own, as PyTorch's parametrizations do: its state dict stays as it is, and
+copies of the model, an average of its weights say, behave as it does.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from raytorch.errors import ConfigError
+from raytorch.system.near_names import did_you_mean
+
+MOST_NAMES = 12
+"""Names that an error lists."""
+
+
+def matching(key: str, patterns: Sequence[str], names: Iterable[str], near: Iterable[str]) -> list[str]:
+    """The names that are like one of ``patterns``, in their order. Raises ConfigError for a pattern without one."""
+    names, near = list(names), list(near)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            kind = "parameter" if key == "model.freeze" else "module"
+            inside = f"{pattern}.*"
+            meant = f" (did you mean {inside!r}?)" if inside in near else did_you_mean(pattern, near)
+            raise ConfigError(
+                f"{key}: no {kind} has a name like {pattern!r}{meant}; there are "
+                f"{', '.join(names[:MOST_NAMES])}{', ...' if len(names) > MOST_NAMES else ''}"
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def derive(module: nn.Module, **methods: Callable[..., Any]) -> None:
+    """Give a module a class derived from its own, in which ``methods`` take the place of those of the same name.
+
+    Each is called with the method that it takes the place of, the module, and the call's arguments.
+    """
+    kind = type(module)
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    module.__class__ = type(
+        kind.__name__, (kind,), names | {name: _around(getattr(kind, name), method) for name, method in methods.items()}
+    )
+
+
+def _around(inner: Callable[..., Any], outer: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return outer(inner, self, *args, **kwargs)
+
+    return method

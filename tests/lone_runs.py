@@ -1,0 +1,70 @@
+"""Runs of a single worker in the process of the test, without Ray."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from whole_runs import SMALL_RUN
+
+from raytorch.config.file import dump_config, from_data
+from raytorch.distributed import Worker
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
+from raytorch.runs.plan import RunPlan, WorkerJob, placed, plan_resume
+from raytorch.runs.storage import LiveFiles, RunFolder
+from raytorch.training import loop, monitor
+from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.loop import Trainer
+
+
+class Monitor:
+    """A monitor that keeps what it was told last, by name of the call."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.told.update({name: arguments}))
+
+
+@contextmanager
+def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A current folder for runs, in which nothing asks for Ray; settings of PyTorch are as before afterwards."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(loop, "data_parallel", lambda model: model)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = deterministic
+
+
+def train(name: str, model: dict[str, Any] | None = None, told: Monitor | None = None, **changes: Any) -> RunFolder:
+    """Train an epoch of the small run, or go on with it from its newest checkpoint."""
+    run = SMALL_RUN | {"scaling": {"workers": 1}, "epochs": 1} | changes | {"name": name}
+    config = from_data(run | {"model": SMALL_RUN["model"] | (model or {})})
+    folder = RunFolder("runs", name)
+    plan = (
+        plan_resume(folder.address, config) if folder.exists("config.yaml") else RunPlan(placed(config, name, "runs"))
+    )
+    folder.make()
+    folder.write_text("config.yaml", dump_config(plan.config))
+    with closing(LiveFiles(folder)) as files:
+        part = Trainer(WorkerJob(plan, told or Monitor()), Worker(0, 1, torch.device("cpu")), files)
+        try:
+            part.restore()
+            part.run()
+        finally:
+            part.close()
+    return folder
+
+
+def final(folder: RunFolder) -> dict[str, Any]:
+    """The weights of a run's latest checkpoint."""
+    with open_checkpoint(folder, str(latest_checkpoint(folder))) as saved:
+        return saved.model(torch.device("cpu"))
