@@ -16,9 +16,10 @@ from raytorch.distributed import Worker
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob, placed, plan_resume
 from raytorch.runs.storage import LiveFiles, RunFolder
-from raytorch.training import loop, monitor
+from raytorch.training import monitor, parts
 from raytorch.training.checkpoints import open_checkpoint
-from raytorch.training.loop import Trainer
+from raytorch.training.progress import RunProgress
+from raytorch.training.worker import follow_loop, prepare
 
 
 class Monitor:
@@ -35,7 +36,7 @@ class Monitor:
 def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A current folder for runs, in which nothing asks for Ray; settings of PyTorch are as before afterwards."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(loop, "data_parallel", lambda model: model)
+    monkeypatch.setattr(parts, "data_parallel", lambda model: model)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
@@ -54,14 +55,19 @@ def train(name: str, model: dict[str, Any] | None = None, told: Monitor | None =
     )
     folder.make()
     folder.write_text("config.yaml", dump_config(plan.config))
-    with closing(LiveFiles(folder)) as files:
-        part = Trainer(WorkerJob(plan, told or Monitor()), Worker(0, 1, torch.device("cpu")), files)
-        try:
-            part.restore()
-            part.run()
-        finally:
-            part.close()
+    follow(plan, told or Monitor())
     return folder
+
+
+def follow(plan: RunPlan, told: Any) -> dict[str, Any]:
+    """Follow a run's loop from its newest checkpoint on, and return what it came to."""
+    worker = Worker(0, 1, torch.device("cpu"))
+    prepare(plan.config, worker)
+    with (
+        closing(LiveFiles(plan.folder)) as files,
+        closing(RunProgress(WorkerJob(plan, told), worker, files)) as progress,
+    ):
+        return dict(follow_loop(progress))
 
 
 def final(folder: RunFolder) -> dict[str, Any]:

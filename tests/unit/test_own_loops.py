@@ -1,28 +1,22 @@
 """Loops of a user's own, on one worker and without Ray: what they are given, what is saved, and how they go on."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 import torch
+from lone_runs import Monitor, follow, without_ray
 from whole_runs import assert_bitwise_equal
 
 from raytorch.config.file import dump_config, from_data
-from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError, ConfigError, DivergedError, UserError
 from raytorch.export import load_run
 from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
-from raytorch.runs.plan import RunPlan, WorkerJob
-from raytorch.runs.storage import LiveFiles, RunFolder
-from raytorch.training import monitor, parts
+from raytorch.runs.plan import RunPlan
+from raytorch.runs.storage import RunFolder
 from raytorch.training.checkpoints import open_checkpoint
-from raytorch.training.progress import RunProgress
-from raytorch.training.worker import follow_loop, prepare
 
 CPU = torch.device("cpu")
 CODE = """
@@ -87,41 +81,24 @@ RUN: dict[str, Any] = {
 }
 
 
-class Monitor:
-    """A monitor that listens to nobody."""
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: None)
-
-
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with loops in it, the current one; no Ray."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, "data_parallel", lambda model: model)
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
-    monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
     write(tmp_path, CODE)
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = deterministic
+    with without_ray(tmp_path, monkeypatch):
+        yield tmp_path
 
 
 def write(folder: Path, code: str) -> None:
     (folder / "loops.py").write_text(code, encoding="utf-8")
 
 
-def follow(name: str, *, changed_code: bool = False, **changes: Any) -> tuple[RunFolder, dict[str, Any]]:
+def train(name: str, *, changed_code: bool = False, **changes: Any) -> tuple[RunFolder, dict[str, Any]]:
     """Follow the loop on one worker, from the newest checkpoint on, and return the run's folder and outcome."""
     config = from_data(RUN | changes | {"name": name, "storage": str(Path.cwd() / "runs")})
-    folder, worker = RunFolder(config.storage, config.name), Worker(0, 1, CPU)
+    folder = RunFolder(config.storage, config.name)
     folder.make()
-    prepare(config, worker)
-    with closing(LiveFiles(folder)) as files:
-        job = WorkerJob(RunPlan(config, changed_code=changed_code), Monitor())
-        with closing(RunProgress(job, worker, files)) as progress:
-            return folder, follow_loop(progress)
+    return folder, follow(RunPlan(config, changed_code=changed_code), Monitor())
 
 
 def saved(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], Any]:
@@ -140,44 +117,44 @@ def lines(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def test_a_loop_is_saved_with_all_that_it_registers_and_goes_on_with_the_same_bits() -> None:
-    whole, outcome = follow("whole")
+    whole, outcome = train("whole")
     assert (outcome["state"], outcome["step"], outcome["epochs"]) == ("finished", 16, 4)
     assert set(outcome["metrics"]) == {"error"}
     names = checkpoint_names(whole)
     assert names == [f"checkpoint_{step:08d}" for step in (3, 4, 6, 8, 9, 12, 15, 16)]
     with pytest.raises(KeyError, match="here"):
-        follow("parted", loop={"name": "loops.py:main", "stop_at": 11})
-    parted, _ = follow("parted")
+        train("parted", loop={"name": "loops.py:main", "stop_at": 11})
+    parted, _ = train("parted")
     for ours, theirs in zip(saved(parted), saved(whole), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert lines(parted) == lines(whole)
 
 
 def test_its_lines_have_what_it_logs_and_the_learning_rates() -> None:
-    folder, _ = follow("logged", checkpoint={"every_epochs": 1})
-    train = [line for line in lines(folder) if line["split"] == "train"]
-    assert [line["step"] for line in train] == [2, 4, 6, 8, 10, 12, 14, 16]
-    assert set(train[0]) == {"step", "epoch", "split", "loss", "lr_first", "lr_second"}
-    assert [line["lr_first"] for line in train] == pytest.approx([0.01] * 3 + [0.005] * 2 + [0.0025] * 3)
+    folder, _ = train("logged", checkpoint={"every_epochs": 1})
+    trained = [line for line in lines(folder) if line["split"] == "train"]
+    assert [line["step"] for line in trained] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert set(trained[0]) == {"step", "epoch", "split", "loss", "lr_first", "lr_second"}
+    assert [line["lr_first"] for line in trained] == pytest.approx([0.01] * 3 + [0.005] * 2 + [0.0025] * 3)
     tests = [line for line in lines(folder) if line["split"] == "test"]
     assert [(line["step"], line["epoch"]) for line in tests] == [(4, 1.0), (8, 2.0), (12, 3.0), (16, 4.0)]
 
 
 def test_checkpoints_are_ranked_by_what_it_evaluates() -> None:
-    folder, _ = follow("ranked", checkpoint={"keep": 1})
+    folder, _ = train("ranked", checkpoint={"keep": 1})
     errors = {line["step"]: line["error"] for line in lines(folder) if line["split"] == "test"}
     best = min(errors, key=errors.__getitem__)
     assert set(checkpoint_names(folder)) == {f"checkpoint_{step:08d}" for step in (best, 16)}
 
 
 def test_a_run_of_a_loop_ends_early() -> None:
-    _, outcome = follow("early", stop={"patience": 1, "min_change": 100.0})
+    _, outcome = train("early", stop={"patience": 1, "min_change": 100.0})
     assert outcome["step"] == 8
     assert "error" in outcome["ended_early"]
 
 
 def test_a_model_that_was_given_as_a_class_is_built_again(project: Path) -> None:
-    folder, _ = follow("built", loop={"name": "loops.py:main", "width": 5})
+    folder, _ = train("built", loop={"name": "loops.py:main", "width": 5})
     net, architecture = load_run(folder, project, "student")
     assert architecture.config.name == "loops.py:Net"
     assert_bitwise_equal(net.state_dict(), saved(folder)[0])
@@ -206,13 +183,13 @@ def pretrained(run, *, stop_at: int = 0):
     )
     write(project, two)
     changes: dict[str, Any] = {"metrics": [], "checkpoint": {"every_steps": 2, "keep": 99}}
-    whole, outcome = follow("whole", loop="loops.py:pretrained", **changes)
+    whole, outcome = train("whole", loop="loops.py:pretrained", **changes)
     assert outcome["step"] == 15
     for stop_at in (1, 5, 6, 9, 13):
         name = f"parted-{stop_at}"
         with pytest.raises(KeyError):
-            follow(name, loop={"name": "loops.py:pretrained", "stop_at": stop_at}, **changes)
-        parted, _ = follow(name, loop="loops.py:pretrained", **changes)
+            train(name, loop={"name": "loops.py:pretrained", "stop_at": stop_at}, **changes)
+        parted, _ = train(name, loop="loops.py:pretrained", **changes)
         with open_checkpoint(whole, "checkpoint_00000015") as a, open_checkpoint(parted, "checkpoint_00000015") as b:
             assert a.models == ["head_0", "head_1", "head_2", "student"] == b.models
             for model in a.models:
@@ -256,18 +233,18 @@ def pretrained(run, *, stop_at: int = 0):
 def test_what_a_loop_does_wrong_is_told(project: Path, body: str, error: type[Exception], told: str) -> None:
     write(project, f"{CODE}\ndef wrong(run):\n    {body}\n")
     with pytest.raises(error, match=told):
-        follow("wrong", loop="loops.py:wrong")
+        train("wrong", loop="loops.py:wrong")
 
 
 def test_a_checkpoint_of_other_parts_is_refused_unless_the_code_may_have_changed(project: Path) -> None:
-    follow("parts")
+    train("parts")
     write(project, CODE.replace('"second"', '"renamed"'))
     with pytest.raises(CheckpointError, match=r"has no renamed, though the loop registers it"):
-        follow("parts")
+        train("parts")
     write(project, CODE.replace('    schedule = run.keep("schedule", ', "    schedule = ("))
     with pytest.raises(CheckpointError, match=r"has schedule, which the loop has not registered"):
-        follow("parts")
-    _, outcome = follow("parts", changed_code=True)
+        train("parts")
+    _, outcome = train("parts", changed_code=True)
     assert outcome["step"] == 16
 
 
@@ -293,7 +270,7 @@ def test_the_record_of_a_run_has_what_its_loop_takes_and_nothing_that_it_decides
     text = dump_config(config)
     assert "loop:\n  name: loops.py:main\n  width: 8\n  lr: 0.01\n" in text
     assert not {"model", "data", "loss", "optimizer", "schedule"} & set(config.model_dump())
-    folder, _ = follow("recorded")
+    folder, _ = train("recorded")
     manifest = read_manifest(folder, str(latest_checkpoint(folder)))
     assert manifest.config["loop"]["name"] == "loops.py:main"
     assert list(manifest.code) == ["loops.py"]

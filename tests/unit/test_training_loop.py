@@ -1,31 +1,26 @@
 """The loop of a single worker, without Ray: what it saves in an object store, and how it goes on from there."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from threading import Event, Timer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 import torch
+from lone_runs import follow, without_ray
 from pyarrow import fs
 from whole_runs import SMALL_RUN, assert_bitwise_equal
 
 from raytorch.config.file import from_data
-from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError, ConfigError, DivergedError
 from raytorch.runs import storage
 from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
-from raytorch.runs.plan import RunPlan, WorkerJob
-from raytorch.runs.storage import LiveFiles, RunFolder
-from raytorch.training import monitor, parts
+from raytorch.runs.plan import RunPlan
+from raytorch.runs.storage import RunFolder
 from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.loop import Trainer
-from raytorch.training.progress import RunProgress
-from raytorch.training.worker import follow_loop, prepare
 
 
 class Monitor:
@@ -43,13 +38,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An object store, and no Ray."""
     bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
-    monkeypatch.setattr(parts, "data_parallel", lambda model: model)
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
-    monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = deterministic
+    with without_ray(Path.cwd(), monkeypatch):
+        yield
 
 
 @pytest.fixture
@@ -64,11 +54,7 @@ def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
     run = SMALL_RUN | {"scaling": {"workers": 1}, "checkpoint": {"every_steps": 10}} | changes
     config = from_data(run | {"name": name, "storage": "s3://bucket"})
     folder = RunFolder(config.storage, config.name)
-    with closing(LiveFiles(folder)) as files:
-        worker = Worker(0, 1, torch.device("cpu"))
-        prepare(config, worker)
-        with closing(RunProgress(WorkerJob(RunPlan(config), told or Monitor()), worker, files)) as progress:
-            follow_loop(progress)
+    follow(RunPlan(config), told or Monitor())
     return folder
 
 
