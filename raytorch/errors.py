@@ -215,7 +215,7 @@ class CheckpointError(RaytorchError):
 
 
 class DivergedError(RaytorchError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or gradients overflow in fp16 however the loss is scaled."""
 
 
 class ExportError(RaytorchError):

@@ -170,7 +170,7 @@ def restore_optimizer(
     groups = {parameter: number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
     examples: dict[tuple[int, int], _Example] = {}
     for parameter, there in zip(parameters, remembered, strict=True):
-        if there:
+        if there and parameter in groups:  # what is not trained any more is left as it is
             kind = (groups[parameter], parameter.ndim)
             if kind not in examples:
                 examples[kind] = _Example(optimizer, optimizer.param_groups[kind[0]], parameter)

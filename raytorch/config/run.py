@@ -265,6 +265,19 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _plateau_lowers_a_rate(self) -> "RunConfig":
+        if isinstance(self.schedule, PlateauSchedule):
+            rates = [self.optimizer.lr, *(group.lr or 0 for group in self.optimizer.groups)]
+            lowest, highest = self.schedule.min_lr, max(rates)
+            if lowest >= highest:
+                raise ConflictError(
+                    f"min_lr ({lowest:g}) must be below the learning rate ({highest:g}), which falls to it",
+                    "schedule.min_lr",
+                    "optimizer.lr",
+                )
+        return self
+
     @property
     def most_steps(self) -> int | None:
         """Optimizer steps of the run; fewer where a data set's files hold less than is published.

@@ -1,14 +1,20 @@
-"""Runs on a GPU: NCCL, bf16, and the same numbers as on a CPU."""
+"""Runs on a GPU: NCCL, bf16, fp16, and the same numbers as on a CPU."""
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from whole_runs import assert_bitwise_equal, plan, weights
 
+from raytorch.config.file import from_data
+from raytorch.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
+from raytorch.runs.plan import plan_resume
 from raytorch.scaling.timed_training import train_timed
+from raytorch.serialization.nested_state import load_saved_state, save_state
 from raytorch.training.driver import run_training
 
 pytestmark = [
@@ -52,3 +58,56 @@ def test_steps_are_timed_in_the_gpus_own_time(small_run: dict[str, Any]) -> None
     (rank,) = times["ranks"]
     assert (times["steps"], rank["samples"]) == (20, 20 * 64 - 36)  # an epoch ends with a batch of 28
     assert 0 < rank["data"] + rank["communication"] < rank["seconds"]
+
+
+FP16: dict[str, Any] = {
+    "scaling": ONE_GPU,
+    "precision": "fp16",
+    "clip_norm": 1.0,
+    "optimizer": {"name": "muon", "lr": 0.02, "others": {"match": ["4.*"], "lr": 0.01}},
+    "schedule": {"name": "plateau", "patience": 1, "warmup_steps": 5},
+    "checkpoint": {"keep": 9},
+}
+
+
+def test_a_worker_with_a_gpu_trains_in_fp16_with_a_scaled_loss(small_run: dict[str, Any]) -> None:
+    summary = run_training(plan(small_run, "half", **FP16, epochs=10))
+    assert (summary["precision"], summary["state"]) == ("fp16", "finished")
+    assert summary["metrics"]["accuracy"] > 0.9
+
+
+def test_a_run_in_fp16_that_is_resumed_on_a_gpu_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
+    whole, parted = (plan(small_run, name, **FP16) for name in ("whole", "parted"))
+    run_training(whole)
+    run_training(parted)
+    for name in ("checkpoint_00000048", "checkpoint_00000072"):
+        parted.folder.delete(name)
+    run_training(plan_resume(parted.folder.path))
+    assert_bitwise_equal(weights(whole.folder), weights(parted.folder))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_from_a_checkpoint_with_the_same_bits_on_a_gpu(name: str, tmp_path: Path) -> None:
+    config = from_data({"steps": 8, "optimizer": name}).optimizer
+
+    def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            torch.autograd.backward(model(torch.full((2, 8), step / 8, device="cuda")).square().sum())
+            optimizer.step()
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).cuda()
+
+    whole, first, second = net(), net(), net()
+    trained(whole, build_optimizer(config, whole.named_parameters()), range(8))
+    optimizer = build_optimizer(config, first.named_parameters())
+    trained(first, optimizer, range(4))
+    save_state({"optimizer": optimizer_state(optimizer, first.parameters())}, tmp_path)
+    second.load_state_dict(first.state_dict())
+    optimizer = build_optimizer(config, second.named_parameters())
+    restore_optimizer(optimizer, load_saved_state(tmp_path)["optimizer"], second.parameters())
+    trained(second, optimizer, range(4, 8))
+    for own, expected in zip(second.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(own, expected)

@@ -196,6 +196,13 @@ def test_a_metric_that_is_not_there_is_refused() -> None:
         config_of(schedule={"name": "plateau", "metric": "f1"})
 
 
+def test_a_least_rate_above_all_rates_is_refused() -> None:
+    schedule, optimizer = {"name": "plateau", "min_lr": 0.1}, {"name": "sgd", "lr": 0.05}
+    with pytest.raises(ConfigError, match=r"schedule.min_lr: min_lr \(0.1\) must be below the learning rate \(0.05\)"):
+        config_of(schedule=schedule, optimizer=optimizer)
+    config_of(schedule=schedule, optimizer=optimizer | {"groups": [{"match": "0.*", "lr": 0.2}]})
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", {"name": "constant", "warmup_steps": 3}])
 def test_rprop_has_no_schedule(schedule: Any) -> None:
     with pytest.raises(ConfigError, match="rprop finds the steps of each weight by itself"):
