@@ -57,8 +57,8 @@ ROOMS = {
         "plan",
     ],
     "datasets": [
-        "augmentation download file_errors",
-        "archives cifar10_files idx_files",
+        "augmentation carried_errors common_generators download file_errors shared_values",
+        "archives cifar10_files idx_files readers",
         "files",
         "preparation",
         "requests",
