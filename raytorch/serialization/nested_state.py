@@ -14,13 +14,14 @@ from torch import Tensor
 from raytorch.errors import ModelFileError
 from raytorch.serialization.weights import load_tensors, save_tensors
 from raytorch.system.regular_files import open_regular
+from raytorch.system.strict_json import NOT_FINITE, text_of
 
 STRUCTURE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
 LARGEST_STRUCTURE = 16 * 2**20
 """Bytes of the JSON at most: room for the optimizer of some 100,000 parameters."""
 
-_TENSOR = "$tensor"
+_TENSOR, _NUMBER = "$tensor", "$number"
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
@@ -36,10 +37,14 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
                 name = str(len(tensors))
                 tensors[name] = value
                 return {_TENSOR: name}
-            case dict() if not value.keys() & {_TENSOR} and all(isinstance(key, str) for key in value):
+            case float() if text := text_of(value):
+                return {_NUMBER: text}
+            case dict() if not value.keys() & {_TENSOR, _NUMBER} and all(isinstance(key, str) for key in value):
                 return {key: packed(part) for key, part in value.items()}
             case dict():
-                raise TypeError(f"keys {[*value]!r:.99}; JSON takes text, and {_TENSOR} stands for a tensor")
+                raise TypeError(
+                    f"keys {[*value]!r:.99}; JSON takes text, and {_TENSOR} and {_NUMBER} are not to be had"
+                )
             case list():
                 return [packed(part) for part in value]
             case _:
@@ -66,6 +71,8 @@ def load_saved_state(folder: Path) -> dict[str, Any]:
     tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / TENSORS_FILE).items()}
 
     def unpacked(value: Any) -> Any:
+        if isinstance(value, dict) and _NUMBER in value:
+            return NOT_FINITE[value[_NUMBER]]
         if isinstance(value, dict):
             return tensors.pop(value[_TENSOR]) if _TENSOR in value else {key: unpacked(it) for key, it in value.items()}
         return [unpacked(it) for it in value] if isinstance(value, list) else value
@@ -74,7 +81,7 @@ def load_saved_state(folder: Path) -> dict[str, Any]:
         state = unpacked(structure)
     except (KeyError, TypeError, RecursionError):
         raise _damaged(
-            path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or is nested too deep"
+            path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or no number, or is nested too deep"
         ) from None
     if not isinstance(state, dict):
         raise _damaged(path, f"it holds a {type(state).__name__}, not an object")

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 ROOMS = {
     "system": [
         "allocator background deletion environment lazy_exports near_names processes regular_files safe_text",
-        "python_files temporary_folders terminal",
+        "python_files strict_json temporary_folders terminal",
         "project_modules",
     ],
     "errors": [],
