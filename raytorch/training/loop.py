@@ -235,7 +235,7 @@ class Trainer:
             ):
                 content, once = self.precision.layout_of(batch.content), EachCallOnce(model)
                 with self.precision.autocast():
-                    values = {name: judge(once, content) for name, judge in judges.items()}
+                    values = {name: once.judged(judge, content) for name, judge in judges.items()}
                 parts = [total(value, batch.samples, name) for name, value in values.items()]
                 totals += torch.stack([part.to(totals.device) for part in parts])
             model.train()
