@@ -123,7 +123,7 @@ def _check_constants(path: Path, sizes: dict[str, int]) -> None:
         largest = max(sizes, key=lambda name: sizes[name])
         raise ModelFileError(
             f"{path} cannot be loaded: its model has buffers that are not saved with it (persistent=False), of "
-            f"{total:,} bytes, {largest!r:.99} the largest, and a file may lead to {_LARGEST_CONSTANTS:,} at most; make "
+            f"{total:,} bytes, {largest!r:.99} the largest, and at most {_LARGEST_CONSTANTS:,} can be; make "
             "them persistent, compute them where they are used, or build the model yourself and give it "
             "load_weights(path)"
         )

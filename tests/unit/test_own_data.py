@@ -312,7 +312,11 @@ def test_facts_take_the_place_of_defaults_and_are_not_to_be_given(project: Path)
         ),
         (
             {"data": {"name": "table.py:Table", "readers": -1}},
-            "data.readers: must be a whole number of at least 0, not",
+            "data.readers: must be a whole number of at least 0 and at most 256, not -1",
+        ),
+        (
+            {"data": {"name": "table.py:Table", "readers": 100_000}},
+            "data.readers: must be a whole number of at least 0 and at most 256, not 100000",
         ),
         ({"data": "table.py:Tabel"}, "data.name: table.py has no Tabel at its top level (did you mean 'Table'?)"),
         ({"model": {"name": "table.py:Net", "widht": 3}}, "model.widht: unknown key; allowed: name, columns, width"),
