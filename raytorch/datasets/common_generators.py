@@ -16,6 +16,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _python, _numpy = random.Random(), np.random.RandomState()  # noqa: S311
+_common_python, _common_numpy = random.random, np.random.random_sample
+_beside_python, _beside_numpy = _python.random, _numpy.random_sample
 
 
 def seed_common(seed: int) -> None:
@@ -65,5 +67,5 @@ class SeededReading:
 
 def _were_left_alone() -> bool:
     """Tell whether nobody has drawn from random and numpy.random since the last time."""
-    python_was = random.random() == _python.random()  # noqa: S311
-    return np.random.random_sample() == _numpy.random_sample() and python_was
+    numpy_was = _common_numpy() == _beside_numpy()
+    return _common_python() == _beside_python() and numpy_was
