@@ -42,11 +42,15 @@ class Images:
 
 
 class Batches(Images):
-    """The same, a batch at a time."""
+    """The same, a batch at a time, by the operations that the shipped data set takes."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.scale, self.offset = torch.tensor(1 / (255 * DEVIATION)), torch.tensor(-MEAN / DEVIATION)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         pixels = self.images.index_select(0, indices).float()
-        return pixels.mul_(1 / (255 * DEVIATION)).add_(-MEAN / DEVIATION), self.labels[indices]
+        return pixels.mul_(self.scale).add_(self.offset), self.labels.index_select(0, indices)
 
 
 def endless(dataset: Any) -> Iterator[Any]:

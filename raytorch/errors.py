@@ -214,6 +214,10 @@ class CheckpointError(RaytorchError):
     """A checkpoint is incomplete, corrupt or does not fit the run."""
 
 
+class ReaderDiedError(RaytorchError):
+    """A process that reads a data set ahead died."""
+
+
 class DivergedError(RaytorchError):
     """The loss became NaN or infinite, or gradients overflow in fp16 however the loss is scaled."""
 

@@ -1,6 +1,5 @@
 """Shared parts of the commands: where they print, their exit statuses, and the options that several of them take."""
 
-import json
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from raytorch.errors import RaytorchError, Remedy, UserError
 from raytorch.system.safe_text import without_secrets
+from raytorch.system.strict_json import to_json
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 
@@ -40,7 +40,7 @@ def new_app() -> typer.Typer:
 
 def print_json(content: Any) -> None:
     """Print what ``--json`` asks for, on standard output."""
-    print(without_secrets(json.dumps(content, default=datetime.isoformat)), flush=True)  # noqa: T201
+    print(without_secrets(to_json(content, default=datetime.isoformat)), flush=True)  # noqa: T201
 
 
 def worded(error: RaytorchError) -> str:

@@ -33,7 +33,12 @@ class OwnPart(OwnArguments):
 
 
 Readers = Annotated[
-    int, Field(ge=0, description="Processes of each worker that read samples ahead; 0 reads them where they are used.")
+    int,
+    Field(
+        ge=0,
+        le=256,
+        description="Processes of each worker that read samples ahead; 0 reads them where they are used.",
+    ),
 ]
 
 

@@ -8,28 +8,24 @@ number for each. Where it takes ``rng=``, that is a ``numpy.random.Generator`` o
 
 import inspect
 import json
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import default_collate
 
 from raytorch.config import Data, OwnData, RunConfig, StoredData
 from raytorch.config.own_calls import own_call
+from raytorch.datasets.common_generators import SeededReading, seed_common
 from raytorch.datasets.in_memory import load_dataset
+from raytorch.datasets.readers import Readers
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import ConfigError
-
-AHEAD = 2
-"""Batches that each reader has ready."""
-_BATCH, _SAMPLE = 0, 1
-"""What random numbers are for."""
 
 
 class OwnDataset:
@@ -43,8 +39,9 @@ class OwnDataset:
         _require_protocol(data)
         self.facts = _facts_of(data)
         """What it says of itself to the model, as it is read again from JSON."""
-        self._data, self._target, self._readers = data, device, readers
+        self._data, self._target = data, device
         self._batches = _Batches(data, seed)
+        self._readers = Readers(self._batches.in_reader, readers) if readers else None
 
     def __len__(self) -> int:
         return len(self._data)
@@ -61,23 +58,8 @@ class OwnDataset:
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""
-        if self._readers == 0:
-            for request in requests:
-                yield _moved(self._batches[request], self._target)
-            return
-        pinned = self._target.type == "cuda"
-        loader: Iterable[Any] = DataLoader(
-            self._batches,
-            sampler=requests,
-            batch_size=None,
-            num_workers=self._readers,
-            prefetch_factor=AHEAD,
-            pin_memory=pinned,
-            multiprocessing_context="fork",  # other processes would have to import the user's code from files
-            generator=torch.Generator(),  # PyTorch's own is dropout's, which has to be the same after a restart
-        )
-        for batch in loader:
-            yield _moved(batch, self._target)
+        batches = self._readers.read(map(_sendable, requests)) if self._readers else self._batches.read(requests)
+        return batches if self._target.type == "cpu" else (_moved(batch, self._target) for batch in batches)
 
 
 def load_split(config: RunConfig, split: str, device: torch.device) -> Split:
@@ -108,47 +90,64 @@ def shipped_split(part: str | Mapping[str, Any], split: Literal["train", "test"]
     return load_dataset(data, split, device)
 
 
-class _Batches(Dataset[Any]):
-    """Batches by requests, as a DataLoader's process reads them."""
+class _Batches:
+    """Batches by requests."""
 
     def __init__(self, data: Any, seed: int) -> None:
         self._data, self._seed = data, seed
         self._collate = getattr(data, "collate", default_collate)
-        self._whole = getattr(data, "batch", None)
+        self._whole: Any = getattr(data, "batch", None)
         self._takes_rng = _takes_rng(self._whole or data.__getitem__)
+        self._batch = self._put_together if not self._whole else self._drawn if self._takes_rng else self._look_up
+        self._epoch_seed = lru_cache(self._new_epoch_seed)
+        self._seeded = SeededReading()
 
-    def __getitem__(self, request: Request) -> Any:
-        with _seeded(self._sequence(request, 0, _BATCH)):
-            if self._whole:
-                return self._whole(request.indices, **self._rng(request, 0))
-            indices = request.indices.tolist()
-            return self._collate([self._sample(request, number, index) for number, index in enumerate(indices)])
+    def read(self, requests: Iterable[Request]) -> Iterator[Any]:
+        """Batches that are read in the process that trains."""
+        read, seed, batch = self._seeded.read, self._epoch_seed, self._batch  # a look-up takes 40 us, and this counts
+        for request in requests:
+            yield read(seed(request.epoch) + request.place, batch, request)
 
-    def _sample(self, request: Request, number: int, index: int) -> Any:
-        return self._data.__getitem__(index, **self._rng(request, number)) if self._takes_rng else self._data[index]
+    def in_reader(self, sent: "_Sent") -> Any:
+        """The same in a process that does nothing else, whose generators are nobody's."""
+        request = Request(torch.from_numpy(sent.indices), sent.place, sent.epoch)
+        seed_common(self._epoch_seed(request.epoch) + request.place)
+        return self._batch(request)
 
-    def _rng(self, request: Request, number: int) -> dict[str, np.random.Generator]:
-        """The argument ``rng`` for one of the samples, if it is taken."""
+    def _look_up(self, request: Request) -> Any:
+        return self._whole(request.indices)
+
+    def _drawn(self, request: Request) -> Any:
+        return self._whole(request.indices, **self._rng(request))
+
+    def _put_together(self, request: Request) -> Any:
+        data, indices = self._data, request.indices.tolist()
         if not self._takes_rng:
-            return {}
-        return {"rng": np.random.Generator(np.random.PCG64(self._sequence(request, number, _SAMPLE)))}
+            return self._collate([data[index] for index in indices])
+        samples = [data.__getitem__(index, **self._rng(request, number)) for number, index in enumerate(indices)]
+        return self._collate(samples)
 
-    def _sequence(self, request: Request, number: int, use: int) -> np.random.SeedSequence:
-        """What the random numbers of a sample follow from, whoever reads it: its place in the order of the epoch."""
-        return np.random.SeedSequence(self._seed, spawn_key=(request.epoch, request.place + number, use))
+    def _rng(self, request: Request, number: int = 0) -> dict[str, np.random.Generator]:
+        """The argument ``rng`` of a sample: from its place in the order of the epoch, whoever reads it."""
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(request.epoch, request.place + number))
+        return {"rng": np.random.Generator(np.random.PCG64(sequence))}
+
+    def _new_epoch_seed(self, epoch: int) -> int:
+        """What is drawn from generators that are not the data set's own follows from this and the batch's place."""
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(epoch,))
+        return int(sequence.generate_state(1, np.uint64)[0]) >> 1
 
 
-@contextmanager
-def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
-    """Seed the generators that a data set may draw from; PyTorch's, which dropout draws from, is as it was after it."""
-    seed, state = int(sequence.generate_state(1)[0]), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+class _Sent(NamedTuple):
+    """A request on its way to a reader."""
+
+    indices: "np.ndarray[Any, Any]"
+    place: int
+    epoch: int
+
+
+def _sendable(request: Request) -> _Sent:
+    return _Sent(request.indices.numpy(), request.place, request.epoch)
 
 
 def _takes_rng(function: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from raytorch.config import CodeSnapshot, ConflictError, ModelKeys, OwnModel, own_code
 from raytorch.config.models import ModelPart
@@ -99,6 +100,7 @@ class Architecture:
             if not isinstance(model, nn.Module):
                 kind = type(model).__name__
                 raise ConfigError(f"model.name: {self.config.name} makes a {kind}, not a torch.nn.Module")
+            _require_sizes(model, self.config.name)
             return model
         if self.input_shape is None or self.num_classes is None:
             raise ConfigError(
@@ -111,6 +113,18 @@ class Architecture:
             raise ConfigError(f"model.{error}") from None
         options = self.config.model_dump(exclude={"name", *ModelKeys.model_fields})
         return self.maker(self.input_shape, self.num_classes, **options)
+
+
+def _require_sizes(model: nn.Module, name: str) -> None:
+    """Refuse parameters that are made in the first call only, as the optimizer and the checkpoint come before it."""
+    lazy = [place for place, each in model.named_parameters() if is_lazy(each)]
+    lazy += [place for place, each in model.named_buffers() if is_lazy(each)]
+    if lazy:
+        raise ConfigError(
+            f"model.name: {name} makes a model whose {', '.join(lazy[:3])} has no size before its first call; give "
+            "sizes (nn.Linear for nn.LazyLinear) by input_shape or another fact of the data, or call the model once "
+            "where it is made"
+        )
 
 
 class MLP(nn.Sequential):

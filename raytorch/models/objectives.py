@@ -12,7 +12,7 @@ cross-entropy there.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from numbers import Real
 from typing import Any, cast
@@ -134,13 +134,18 @@ def ratio(number: float, count: float, name: str) -> float:
 
 
 class EachCallOnce:
-    """A model in evaluation that computes a call once, however many losses and metrics of a batch make it."""
+    """A model in evaluation that computes a call once, however many losses and metrics of a batch make it.
+
+    Each time where gradients are asked for, as what was computed without has none. A copy of it is one of the model.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return self._model(*args, **kwargs)
         for given, named, result in self._calls:
             same = len(given) == len(args) and all(a is b for a, b in zip(given, args, strict=True))
             if same and named.keys() == kwargs.keys() and all(named[key] is kwargs[key] for key in kwargs):
@@ -148,8 +153,32 @@ class EachCallOnce:
         self._calls.append((args, kwargs, self._model(*args, **kwargs)))
         return self._calls[-1][2]
 
+    def judged(self, judge: Callable[[Any, Any], Any], batch: Any) -> Any:
+        """What a loss or metric says of it: with gradients if it computes some itself, as a gradient penalty does."""
+        try:
+            return judge(self, batch)
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+        with torch.enable_grad():
+            torch.clear_autocast_cache()  # of weights that were cast without gradients
+            return judge(self, batch)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    def __copy__(self) -> nn.Module:
+        return copy(self._model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return deepcopy(self._model, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_it_is, (self._model,)
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
 
 
 # -- classification: targets int64 (B,), outputs (B, classes) ----------------------------------------------------------

@@ -15,6 +15,7 @@ from raytorch import __version__
 from raytorch.runs.events import EventFile
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.system.safe_text import escaped
+from raytorch.system.strict_json import number, to_json
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ class MetricsLog:
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Record ``values`` (plain numbers) of an optimizer step."""
         line = {"step": step, "epoch": round(epoch, 4), "split": split, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(to_json(line) + "\n")
         if self._events:
             for name, value in values.items():
                 if value is not None:
@@ -183,6 +184,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     split = values.pop("split", None) if isinstance(values, dict) else None
     if not isinstance(split, str) or split not in _SPLITS:
         return None
+    values = {key: number(value) for key, value in values.items()}
     needed = all(_is_number(values.get(key)) for key in _NEEDED)
     numbers = all(value is None or _is_number(value) for value in values.values())
     return {**values, "split": split} if needed and numbers and type(values["step"]) is int else None
@@ -208,7 +210,7 @@ def _drop_after(files: LocalFolder, step: int) -> None:
     """Forget the steps that a resumed run will take again."""
     with files.open(METRICS_FILE) as stream:
         lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
-        files.write(METRICS_FILE, ((json.dumps(line) + "\n").encode() for line in _kept(lines, step)))
+        files.write(METRICS_FILE, ((to_json(line) + "\n").encode() for line in _kept(lines, step)))
 
 
 def _kept(lines: Iterable[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:

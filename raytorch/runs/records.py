@@ -11,11 +11,21 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from raytorch.errors import RecordError, UserError
 from raytorch.runs.storage import RunFolder
 from raytorch.system.safe_text import escaped
+from raytorch.system.strict_json import number, to_json
 
 logger = logging.getLogger("raytorch")
 
@@ -42,6 +52,8 @@ def _is_time(text: str) -> str:
 
 Time = Annotated[str, AfterValidator(_is_time)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Number = Annotated[float, BeforeValidator(number)]
+"""A number, which need not be finite."""
 Seconds = dict[str, float | None]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 """A file of a checkpoint: a name, not a path."""
@@ -87,7 +99,7 @@ class Summary(_Record):
     error: FailureNote | None = None
     exports: list[ExportNote] = []
     seconds: Seconds = {}
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Number] = {}
     """Of the newest evaluation."""
     split: Literal["validation", "test"] = "test"
     """The split of that."""
@@ -118,7 +130,7 @@ class CheckpointManifest(_Record):
     """The size of each."""
     step: Annotated[int, Field(ge=0, lt=10**12)]
     epoch: float = 0.0
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Number] = {}
     """The outcome of the newest evaluation."""
     evaluated: bool = False
     """True if that was of this very model."""
@@ -205,4 +217,4 @@ def _shorter_and_shorter(record: dict[str, Any]) -> Iterator[bytes]:
     brief = {key: value for key, value in error.items() if key != "traceback"}
     shortest = brief | {"message": str(error.get("message", ""))[:SHORT]}
     for each in [error, brief, shortest] if error else [{}]:
-        yield (json.dumps(record | ({"error": each} if each else {}), indent=2) + "\n").encode()
+        yield (to_json(record | ({"error": each} if each else {}), indent=2) + "\n").encode()

@@ -1,6 +1,5 @@
 """A run's folder in its storage: a local folder or any URI that pyarrow can open (s3://, gs://, hdfs://)."""
 
-import json
 import logging
 import os
 import posixpath
@@ -17,6 +16,7 @@ from raytorch.errors import RecordError, Remedy, RunNotFoundError, StorageError,
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.runs.remote_folder import ANSWER_S, RemoteFolder, call_store
 from raytorch.system.safe_text import escaped, without_secrets
+from raytorch.system.strict_json import to_json
 from raytorch.system.temporary_folders import make_temporary, temporary_folder
 
 LARGEST_RECORD = 8 * 2**20
@@ -263,7 +263,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write an object as JSON; see :meth:`write_text`."""
-        self.write_text(name, json.dumps(content, indent=2) + "\n")
+        self.write_text(name, to_json(content, indent=2) + "\n")
 
     def upload(self, local: Path, name: str = "") -> None:
         """Copy what a local folder holds into this folder, which is not local, or into the folder ``name`` in it."""

@@ -15,14 +15,14 @@ from torch import Tensor
 from raytorch.errors import ModelFileError
 from raytorch.serialization.weights import load_tensors, save_tensors
 from raytorch.system.regular_files import open_regular
+from raytorch.system.strict_json import NOT_FINITE, text_of
 
 STRUCTURE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
 LARGEST_STRUCTURE = 16 * 2**20
 """Bytes of the JSON at most: room for the optimizer of some 100,000 parameters."""
 
-_TENSOR = "$tensor"
-_ITEMS = "$items"
+_TENSOR, _NUMBER, _ITEMS = "$tensor", "$number", "$items"
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
@@ -52,7 +52,9 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
             name = str(len(tensors))
             tensors[name] = value
             return {_TENSOR: name}
-        case dict() if not value.keys() & {_TENSOR, _ITEMS} and all(isinstance(key, str) for key in value):
+        case float() if text := text_of(value):
+            return {_NUMBER: text}
+        case dict() if not value.keys() & {_TENSOR, _NUMBER, _ITEMS} and all(isinstance(key, str) for key in value):
             return {key: _packed(part, tensors) for key, part in value.items()}
         case dict() if all(type(key) is int for key in value):
             return {_ITEMS: [[key, _packed(part, tensors)] for key, part in value.items()]}
@@ -81,6 +83,8 @@ def load_saved_state(folder: Path) -> dict[str, Any]:
             return tensors.pop(value[_TENSOR])
         if isinstance(value, dict) and _ITEMS in value:
             return {int(key): unpacked(it) for key, it in value[_ITEMS]}
+        if isinstance(value, dict) and _NUMBER in value:
+            return NOT_FINITE[value[_NUMBER]]
         if isinstance(value, dict):
             return {key: unpacked(it) for key, it in value.items()}
         return [unpacked(it) for it in value] if isinstance(value, list) else value
@@ -89,7 +93,7 @@ def load_saved_state(folder: Path) -> dict[str, Any]:
         state = unpacked(structure)
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _damaged(
-            path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or is nested too deep"
+            path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or no number, or is nested too deep"
         ) from None
     if not isinstance(state, dict):
         raise _damaged(path, f"it holds a {type(state).__name__}, not an object")

@@ -113,9 +113,20 @@ def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -
     for name in sorted(expected.keys() | there.keys()):
         if expected.get(name) != there.get(name):
             raise _unfit(path, f"tensor {name!r:.99} is {_shape(there.get(name))}, not {_shape(expected.get(name))}")
-    constants = sum(buffer.nbytes for name, buffer in outline.named_buffers() if name not in expected)
-    if constants > _LARGEST_CONSTANTS:
-        raise _unfit(path, f"its input_shape {architecture.input_shape} would take {constants:,} bytes of constants")
+    _check_constants(path, {name: each.nbytes for name, each in outline.named_buffers() if name not in expected})
+
+
+def _check_constants(path: Path, sizes: dict[str, int]) -> None:
+    """Check what the buffers take that are in no file, by their names."""
+    total = sum(sizes.values())
+    if total > _LARGEST_CONSTANTS:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise ModelFileError(
+            f"{path} cannot be loaded: its model has buffers that are not saved with it (persistent=False), of "
+            f"{total:,} bytes, {largest!r:.99} the largest, and at most {_LARGEST_CONSTANTS:,} can be; make "
+            "them persistent, compute them where they are used, or build the model yourself and give it "
+            "load_weights(path)"
+        )
 
 
 def _outline(architecture: Architecture) -> nn.Module:

@@ -9,7 +9,11 @@ from raytorch.config.metrics import LOSS_LABEL
 from raytorch.datasets import MicroBatch
 from raytorch.distributed.collectives import all_reduce
 from raytorch.distributed.worker import Worker
+from raytorch.errors import ConfigError
 from raytorch.models.objectives import checked, ratio, valid_count
+
+MOST_NAMES = 5
+"""Parameters that a message tells."""
 
 
 class BatchLoss:
@@ -52,8 +56,11 @@ class BatchLoss:
         """Finish the gradients after the last backward pass; returns the loss, whose mean over workers is the batch's.
 
         A collective operation where the loss returns ``(sum, count)``. A batch in which nothing is counted has a loss
-        and gradients of 0. Raises ValueError for what is no count, on every worker.
+        and gradients of 0. Raises ValueError for what is no count, on every worker, and ConfigError for parameters that
+        have no gradient, without which DDP waits for them.
         """
+        if self._worker.world_size > 1:
+            _require_gradients(self._model)
         loss, counts = self._loss, self._counts
         self._loss, self._counts = torch.zeros_like(loss), []
         if not counts:
@@ -63,3 +70,14 @@ class BatchLoss:
         for tensor in tensors:
             tensor.mul_(scale) if scale else tensor.zero_()  # 0 * NaN is NaN
         return loss
+
+
+def _require_gradients(model: nn.Module) -> None:
+    unused = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    if unused:
+        more = f" and {len(unused) - MOST_NAMES} more" if len(unused) > MOST_NAMES else ""
+        raise ConfigError(
+            f"model: the loss does not depend on {', '.join(unused[:MOST_NAMES])}{more}; with several workers every "
+            "parameter needs a gradient in each step: use it, call requires_grad_(False) on it as the model is made, "
+            "add 0 times its sum to the loss where it is not used, or train with one worker"
+        )

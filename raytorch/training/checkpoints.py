@@ -13,7 +13,6 @@ saves leaves no checkpoint rather than half of one. The run's folder is the trut
 nothing else is written down of it.
 """
 
-import json
 import logging
 import re
 import shutil
@@ -45,6 +44,7 @@ from raytorch.runs.storage import RunFolder
 from raytorch.serialization import load_tensors, save_model, save_tensors
 from raytorch.serialization.nested_state import STRUCTURE_FILE, TENSORS_FILE, load_saved_state, save_state
 from raytorch.system.safe_text import without_secrets
+from raytorch.system.strict_json import to_json
 from raytorch.system.temporary_folders import make_temporary
 
 STAGING = ".saving-"
@@ -234,7 +234,7 @@ def _stage(folder: RunFolder, models: Models, state: dict[str, Any], manifest: d
                 save_model(model, staged / model_file(name), architecture)
         save_state(state, staged)
         sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
-        text = without_secrets(json.dumps({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2))
+        text = without_secrets(to_json({"format": CHECKPOINT_FORMAT, "files": sizes, **manifest}, indent=2))
         (staged / CHECKPOINT_MANIFEST).write_text(text, encoding="utf-8")
     return staged
 

@@ -52,7 +52,7 @@ class Evaluator:
         ):
             content, once = self._precision.layout_of(batch.content), EachCallOnce(model)
             with self._precision.autocast():
-                values = {name: judge(once, content) for name, judge in self._means.items()}
+                values = {name: once.judged(judge, content) for name, judge in self._means.items()}
                 for metric in self._stateful.values():
                     metric.update(once, content)
             parts = [total(value, batch.samples, name) for name, value in values.items()]

@@ -1,15 +1,18 @@
 """The actor through which a run's workers tell its driver their progress, and the driver asks them to stop."""
 
 import logging
+import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import raytorch
 from raytorch.errors import Cause, RaytorchError, UserError, message_of
 from raytorch.runs.status import Evaluation, MonitorHandle, RunStatus, WorkerFailure
 from raytorch.system.safe_text import cut
@@ -143,12 +146,14 @@ def reporting_failures(
     """Pass an exception in the block on to the driver, and log it, before it is raised further.
 
     Of blocks inside each other the innermost does that. ``cause_of`` is :func:`raytorch.distributed.failure_cause`,
-    ``project`` the folder of the user's own code, from which on a traceback tells the user something.
+    ``project`` the folder of the user's own code, from which on a traceback tells the user something. SystemExit and
+    the like are the user's error where that code raises them: what ends a worker does not come through it.
     """
     try:
         yield
-    except Exception as error:
-        if getattr(error, _TOLD, False):
+    except BaseException as error:
+        is_failure = isinstance(error, Exception) or _first_own_frame(_frames(error), project) is not None
+        if getattr(error, _TOLD, False) or not is_failure:
             raise
         text = _own_traceback(error, project)
         logger.error("rank %d failed\n%s", rank, text)  # noqa: TRY400 - without Ray's frames
@@ -172,8 +177,26 @@ def _own_traceback(error: BaseException, project: str | None) -> str:
     """The traceback without its middle if it is very long: from the first frame in the user's own code if there is
     one, else below Ray's and this module's.
     """
+    frames = _frames(error)
     summary = traceback.TracebackException.from_exception(error)
-    frames = [frame for frame in summary.stack if frame.filename != __file__]
-    own = [place for place, frame in enumerate(frames) if project and frame.filename.startswith(f"{project}/")]
-    summary.stack = traceback.StackSummary.from_list(frames[min(own, default=0) :])
+    summary.stack = traceback.StackSummary.from_list(frames[_first_own_frame(frames, project) or 0 :])
     return cut("".join(summary.format()).rstrip())
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    stack = traceback.TracebackException.from_exception(error).stack
+    return [frame for frame in stack if frame.filename != __file__]
+
+
+def _first_own_frame(frames: Sequence[traceback.FrameSummary], project: str | None) -> int | None:
+    return next((place for place, frame in enumerate(frames) if project and _is_own(frame.filename, project)), None)
+
+
+def _is_own(file: str, project: str) -> bool:
+    """Tell whether a file is the user's: in the project, and not of an environment that is in there too."""
+    is_inside = file.startswith(f"{project}/") and not file.startswith(_OTHERS)
+    return is_inside and not _INSTALLED & set(PurePath(file.removeprefix(project)).parts)
+
+
+_OTHERS = tuple(f"{folder}/" for folder in (sysconfig.get_path("stdlib"), Path(raytorch.__file__).parent))
+_INSTALLED = {"site-packages", "dist-packages"}

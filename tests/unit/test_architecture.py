@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 ROOMS = {
     "system": [
         "allocator background deletion environment lazy_exports near_names processes regular_files safe_text",
-        "python_files temporary_folders terminal",
+        "python_files strict_json temporary_folders terminal",
         "project_modules",
     ],
     "errors": [],
@@ -59,8 +59,8 @@ ROOMS = {
         "plan",
     ],
     "datasets": [
-        "augmentation download file_errors",
-        "archives cifar10_files idx_files",
+        "augmentation carried_errors common_generators download file_errors shared_values",
+        "archives cifar10_files idx_files readers",
         "files",
         "preparation",
         "requests",

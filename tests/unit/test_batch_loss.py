@@ -15,6 +15,7 @@ from raytorch.config.file import from_data
 from raytorch.datasets import MicroBatch
 from raytorch.distributed import Worker, gradient_sync
 from raytorch.distributed.collectives import all_reduce
+from raytorch.errors import ConfigError
 from raytorch.models.objectives import ratio, total
 from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.optimizer_steps import OptimizerSteps
@@ -215,3 +216,19 @@ def test_a_loss_keeps_to_one_form() -> None:
     batch_loss.finish()
     with pytest.raises(TypeError, match=r"^loss returned \(sum, count\) for some batches and a tensor for others"):
         batch_loss.part(loss, MicroBatch((), 4, 1.0))
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_parameters_that_have_no_gradient_are_told_where_ddp_would_wait_for_them(count: int) -> None:
+    model = nn.ModuleDict({"used": nn.Linear(2, 1), "frozen": nn.Linear(2, 1).requires_grad_(False)})
+    model["heads"] = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(count))
+    losses = {size: BatchLoss(model, Worker(0, size, CPU)) for size in (1, 2)}
+    for loss in losses.values():
+        part = MicroBatch(torch.ones(3, 2), 3, 1.0)
+        torch.autograd.backward(loss.part(model["used"](part.content)[:, 0], part))
+    assert losses[1].finish() == losses[2]._loss  # a worker alone waits for nobody
+    with pytest.raises(ConfigError) as caught:
+        losses[2].finish()
+    names = ", ".join(f"heads.{number}.weight" for number in range(min(count, 5)))
+    more = " and 4 more" if count > 5 else ""
+    assert str(caught.value).startswith(f"model: the loss does not depend on {names}{more}; with several workers every")

@@ -238,7 +238,7 @@ def test_constants_beyond_measure_are_refused(tmp_path: Path) -> None:
     config = VitModel(patch=4, dim=8, heads=2, feedforward=8, layers=1)
     model = Architecture(config, (1, 8, 8), 3).build()
     save_model(model, path, Architecture(config, (1, 80_000, 80_000), 3))
-    assert "would take 12,800,000,000 bytes of constants" in refused(load_model, path)
+    assert "buffers that are not saved with it (persistent=False), of 12,800,000,000 bytes" in refused(load_model, path)
 
 
 def test_weights_without_an_architecture_are_told_from_models(tmp_path: Path) -> None:

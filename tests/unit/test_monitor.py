@@ -1,11 +1,14 @@
 """What the workers tell the driver of a run."""
 
 import pickle
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+import raytorch
 from raytorch.errors import Cause, DataError, DivergedError
 from raytorch.runs.status import Evaluation, WorkerFailure
 from raytorch.training.monitor import DriverLink, RunMonitor, reporting_failures
@@ -127,7 +130,7 @@ class DirectMonitor:
         self.monitor.failed(failure)
 
 
-def fail(error: Exception) -> None:
+def fail(error: BaseException) -> None:
     try:
         {}["the reason"]
     except KeyError as reason:
@@ -209,3 +212,62 @@ def test_a_block_that_ends_well_tells_nothing(monkeypatch: pytest.MonkeyPatch) -
     with reporting_failures(direct, 0, cause_of):
         pass
     assert direct.monitor.status().failures == []
+
+
+def raised_in(*files: str, error: BaseException) -> None:
+    """Raise an error in a file that was called from another, and that from another."""
+    names = {"go_on": lambda: raised_in(*files[1:], error=error) if files[1:] else fail(error)}
+    exec(compile("go_on()", files[0], "exec"), names)
+
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+
+
+@pytest.mark.parametrize(
+    ("project", "files"),
+    [
+        ("/project", ["nets.py"]),
+        ("/project", ["/else/loop.py", "nets.py", "/else/module.py"]),
+        ("/project", [".venv/lib/python3.11/site-packages/torch/module.py", "nets.py", "env/site-packages/a.py"]),
+        ("/project", ["/project-2/net.py", "usr/lib/python3/dist-packages/net.py", "nets.py"]),
+        (str(STDLIB.parent), [f"{STDLIB}/threading.py", "nets.py"]),
+    ],
+)
+def test_a_traceback_begins_in_the_users_own_code(
+    monkeypatch: pytest.MonkeyPatch, project: str, files: list[str]
+) -> None:
+    direct: Any = DirectMonitor(monkeypatch)
+    with pytest.raises(ValueError, match="odd"), reporting_failures(direct, 0, cause_of, project):
+        raised_in(*(str(Path(project, file)) for file in files), error=ValueError("odd"))
+    [told] = direct.monitor.status().failures
+    shown = [line for line in told.traceback.rpartition("Traceback")[2].splitlines() if "File" in line]
+    assert shown[0].startswith(f'  File "{project}/nets.py"')
+
+
+def test_raytorchs_own_files_are_not_the_users_where_they_are_in_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    direct: Any = DirectMonitor(monkeypatch)
+    package = Path(raytorch.__file__).parent
+    with pytest.raises(SystemExit), reporting_failures(direct, 0, cause_of, str(package)):
+        raised_in(str(package / "training/loop.py"), error=SystemExit())
+    assert direct.monitor.status().failures == []
+
+
+class Odd(BaseException):
+    """What a user's own code may raise as well."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Odd("nothing")])
+def test_what_ends_a_process_is_a_failure_where_own_code_raises_it(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    direct: Any = DirectMonitor(monkeypatch)
+    with pytest.raises(type(error)), reporting_failures(direct, 0, cause_of, "/project"):
+        raised_in("/else/loop.py", "/project/nets.py", error=error)
+    [told] = direct.monitor.status().failures
+    assert (told.kind, told.cause, told.expected) == (type(error).__name__, Cause.ERROR, False)
+    for project in ("/another", None):
+        other: Any = DirectMonitor(monkeypatch)
+        fresh = type(error)()
+        with pytest.raises(type(error)), reporting_failures(other, 0, cause_of, project):
+            raised_in("/else/loop.py", "/project/nets.py", error=fresh)
+        assert other.monitor.status().failures == []

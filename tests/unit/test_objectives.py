@@ -1,5 +1,7 @@
 """Losses against plain PyTorch, metrics counted by hand, and totals that add up over batches."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -214,6 +216,7 @@ def test_what_a_model_holds_under_these_names_is_its_own_business() -> None:
     assert loss_function(Loss(), model)
 
 
+@torch.no_grad()
 def test_a_loss_and_a_metric_of_a_batch_share_a_call() -> None:
     model, inputs = _Says(torch.eye(5)[:4]), torch.zeros(4)
     once = EachCallOnce(model)
@@ -223,6 +226,45 @@ def test_a_loss_and_a_metric_of_a_batch_share_a_call() -> None:
     once(torch.zeros(4))
     once(inputs, key=inputs)
     assert model.calls == 4
+
+
+def penalty(model: Any, batch: Any) -> Tensor:
+    inputs = batch[0].clone().requires_grad_()
+    [gradient] = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+    return gradient.square().sum(dim=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_that_computes_gradients_is_evaluated_with_them(precision: str) -> None:
+    model, inputs = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(5, 3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        expected = penalty(model, (inputs,)).detach()
+        with torch.no_grad():
+            once = EachCallOnce(model)
+            plain = once.judged(lambda model, batch: model(batch[0]), (inputs,))
+            found = once.judged(penalty, (inputs,))
+            assert not plain.requires_grad
+            assert once.judged(lambda model, batch: model(batch[0]), (inputs,)) is plain
+    assert torch.equal(found, expected)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with torch.no_grad(), pytest.raises(RuntimeError, match="something else"):
+        EachCallOnce(model).judged(fails, (inputs,))
+
+
+def fails(model: Any, batch: Any) -> Tensor:
+    raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_the_model_that_a_metric_is_given_is_one_of_the_model(copied: Any) -> None:
+    model = nn.Linear(2, 2)
+    once = EachCallOnce(model)
+    inputs = torch.randn(3, 2)
+    outputs = once(inputs)
+    twin = copied(once)
+    assert type(twin) is nn.Linear
+    assert twin is not model
+    assert torch.equal(twin(inputs), outputs)
 
 
 # -- batch normalization -----------------------------------------------------------------------------------------------

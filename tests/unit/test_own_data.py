@@ -161,6 +161,64 @@ def test_a_whole_batch_that_draws_has_numbers_of_its_own() -> None:
     assert torch.stack(drawn[0]).unique().numel() == 3 * len(drawn[0])
 
 
+@pytest.mark.parametrize("begin", [0, 1, 4, 99])
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: float(torch.rand(())), random.getrandbits])
+def test_what_a_data_set_draws_late_follows_from_its_batch_too(begin: int, draw: Any) -> None:
+    class Late(Rows):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reads = 0
+
+        def batch(self, indices: Tensor) -> Tensor:
+            self.reads += 1
+            bits = (8,) if draw is random.getrandbits else ()
+            drawn = draw(*bits) if self.reads > begin else 0.0
+            return torch.tensor(drawn, dtype=torch.float64)
+
+    class Always(Rows):
+        def batch(self, indices: Tensor) -> Tensor:
+            bits = (8,) if draw is random.getrandbits else ()
+            return torch.tensor(draw(*bits), dtype=torch.float64)
+
+    data = Late()
+    drawn: Any = epochs(data)
+    expected: Any = epochs(Always())
+    assert drawn[:begin] == [0.0] * min(begin, len(drawn))
+    assert drawn[begin:] == expected[begin:]
+    torch_draws = draw not in (random.random, np.random.rand, random.getrandbits)
+    is_read_again = 0 < begin < len(drawn) and not torch_draws
+    assert data.reads == len(drawn) + is_read_again
+
+
+def test_a_model_that_draws_between_two_batches_changes_none_of_them() -> None:
+    class Quiet(Rows):
+        def batch(self, indices: Tensor) -> Tensor:
+            return indices if 5 not in indices else torch.tensor([random.random(), np.random.rand()])
+
+    def read(model: Any) -> list[Tensor]:
+        loader = TrainLoader(OwnDataset(Quiet(), CPU), batch_size=2)
+        return [(model(), step[0].content)[1] for step in loader.remaining()]
+
+    alone = read(lambda: None)
+    beside = read(lambda: (random.random(), np.random.seed(1), torch.rand(())))
+    assert all(torch.equal(one, other) for one, other in zip(alone, beside, strict=True))
+
+
+def test_an_error_that_a_data_set_raises_is_not_asked_for_twice() -> None:
+    class Broken(Rows):
+        reads = 0
+
+        def batch(self, indices: Tensor) -> Tensor:
+            Broken.reads += 1
+            if Broken.reads == 3:
+                raise ValueError("a damaged file")
+            return indices
+
+    with pytest.raises(ValueError, match="a damaged file"):
+        epochs(Broken())
+    assert Broken.reads == 3
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
@@ -254,7 +312,11 @@ def test_facts_take_the_place_of_defaults_and_are_not_to_be_given(project: Path)
         ),
         (
             {"data": {"name": "table.py:Table", "readers": -1}},
-            "data.readers: must be a whole number of at least 0, not",
+            "data.readers: must be a whole number of at least 0 and at most 256, not -1",
+        ),
+        (
+            {"data": {"name": "table.py:Table", "readers": 100_000}},
+            "data.readers: must be a whole number of at least 0 and at most 256, not 100000",
         ),
         ({"data": "table.py:Tabel"}, "data.name: table.py has no Tabel at its top level (did you mean 'Table'?)"),
         (

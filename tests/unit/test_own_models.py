@@ -9,7 +9,7 @@ from torch import nn
 
 from raytorch.config.file import load_config
 from raytorch.config.own_calls import imported
-from raytorch.errors import ModelFileError
+from raytorch.errors import ConfigError, ModelFileError
 from raytorch.models.networks import Architecture
 from raytorch.serialization import load_model, read_architecture
 from raytorch.serialization.whole_models import save_model
@@ -81,6 +81,40 @@ def test_a_model_that_computes_while_it_is_made_is_built_again(project: Path) ->
     """The rates of its dropout are items of a tensor, which tensors without memory have not."""
     model = load_model(saved(project), code=project)
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0, 0.5]
+
+
+LAZY = """
+import torch
+from torch import nn
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.LazyBatchNorm1d())
+
+def called():
+    model = lazy()
+    model(torch.zeros(2, 1, 2, 2))
+    return model
+"""
+
+
+def test_sizes_that_only_a_call_gives_are_refused_unless_there_was_one(project: Path) -> None:
+    write(project / "net.py", LAZY)
+    write(project / "run.yaml", "epochs: 1\nmodel: net.py:lazy\n")
+    with pytest.raises(
+        ConfigError, match=r"^model.name: net.py:lazy makes a model whose 1.weight, 1.bias, 2.weight has"
+    ):
+        saved(project)
+    write(project / "run.yaml", "epochs: 1\nmodel: net.py:called\n")
+    assert load_model(saved(project), code=project)(torch.zeros(2, 1, 2, 2)).shape == (2, 5)
+
+
+def test_buffers_that_are_in_no_file_are_told_by_name_where_they_are_too_large(project: Path) -> None:
+    lines = ["from torch import nn, zeros", "class Net(nn.Linear):", "    def __init__(self, *, size: int = 2):"]
+    lines += ["        super().__init__(4, size)", "        self.register_buffer('mask', zeros(5000, 5000), False)"]
+    write(project / "net.py", "\n".join(lines))
+    told = r"buffers that are not saved with it \(persistent=False\), of 100,000,000 bytes, 'mask' the largest"
+    with pytest.raises(ModelFileError, match=told):
+        load_model(saved(project), code=project)
 
 
 def test_a_file_of_weights_names_no_other_file_than_the_users(project: Path) -> None:

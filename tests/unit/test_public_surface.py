@@ -126,6 +126,7 @@ ERRORS = {
     "UntrustedFileError": "ModelFileError",
     "CheckpointError": "RaytorchError",
     "DivergedError": "RaytorchError",
+    "ReaderDiedError": "RaytorchError",
     "ExportError": "RaytorchError",
     "JobError": "RaytorchError",
     "TrainingError": "RaytorchError",

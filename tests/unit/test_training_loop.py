@@ -1,5 +1,7 @@
 """The loop of a single worker, without Ray: what it saves in an object store, and how it goes on from there."""
 
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Timer
@@ -16,7 +18,7 @@ from raytorch.config.file import from_data
 from raytorch.errors import CheckpointError, ConfigError, DivergedError
 from raytorch.runs import storage
 from raytorch.runs.catalog import read_history
-from raytorch.runs.checkpoint_manifest import latest_checkpoint
+from raytorch.runs.checkpoint_manifest import latest_checkpoint, read_manifest
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.storage import RunFolder
 from raytorch.training.checkpoints import open_checkpoint
@@ -131,6 +133,28 @@ def test_metrics_of_the_runs_own_choice_are_measured_and_rank_checkpoints(projec
         "checkpoint_00000048",  # the best
         "checkpoint_00000096",
     ]
+
+
+def test_metrics_that_are_not_finite_leave_records_that_every_reader_takes(project: Path, tmp_path: Path) -> None:
+    own = "def odd(model, batch):\n    return float('nan'), 1\ndef high(model, batch):\n    return float('inf'), 1\n"
+    (project / "mine.py").write_text(own, encoding="utf-8")
+    changes: dict[str, Any] = {"metrics": ["mine.py:odd", "mine.py:high"], "stop": {"metric": "high", "patience": 9}}
+    folder = train("odd", **changes, epochs=1)
+    train("odd", **changes, epochs=2)
+    files = [path for path in (tmp_path / "odd").rglob("*.json*") if path.suffix in (".json", ".jsonl")]
+    assert {path.name for path in files} == {"metrics.jsonl", "checkpoint.json", "state.json"}
+    for path in files:
+        for text in (
+            path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text("utf-8")]
+        ):
+            json.loads(text, parse_constant=pytest.fail)
+    tests = [line for line in read_history(folder) if line["split"] == "test"]
+    assert [(line["step"], math.isnan(line["odd"]), line["high"]) for line in tests] == [
+        (24, True, math.inf),
+        (48, True, math.inf),
+    ]
+    manifest = read_manifest(folder, str(latest_checkpoint(folder)))
+    assert math.isnan(manifest.metrics["odd"])
 
 
 def test_a_checkpoint_behind_the_end_has_nothing_left_to_train() -> None:

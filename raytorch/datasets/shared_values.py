@@ -1,0 +1,96 @@
+"""Values on their way between two processes of one machine: in memory that is a file without a name.
+
+It is the sender's to write and the receiver's to map, and goes when the receiver's arrays and tensors in it have gone.
+Nothing of it has to fit into a pipe or into /dev/shm.
+"""
+
+import io
+import os
+import pickle
+import tempfile
+from mmap import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64
+_NUMBER = 8
+
+
+def packed(value: Any) -> int:
+    """A file that holds a value, as the number of its descriptor, which is the caller's to close.
+
+    It begins with the count of its parts and the size of each in bytes; the first is a pickle, the others are the bytes
+    of arrays and tensors, which are not copied into it. Raises what pickle does for a value that cannot be sent.
+    """
+    parts: list[Any] = []
+    stream = io.BytesIO()
+    _Pickler(stream, buffers=parts).dump(value)
+    parts = [stream.getbuffer(), *(part.raw() for part in parts)]
+    sizes = [len(parts), *(part.nbytes for part in parts)]
+    file = _unnamed_file()
+    with open(file, "wb", closefd=False) as out:
+        _write(out, b"".join(size.to_bytes(_NUMBER, "little") for size in sizes))
+        for part in parts:
+            _write(out, part)
+    return file
+
+
+def unpacked(file: int) -> Any:
+    """The value that a file of :func:`packed` holds. It is closed; arrays and tensors may be written to."""
+    try:
+        memory = memoryview(mmap(file, 0))
+    finally:
+        os.close(file)
+    count = int.from_bytes(memory[:_NUMBER], "little")
+    start = _padded((count + 1) * _NUMBER)
+    parts = []
+    for place in range(_NUMBER, (count + 1) * _NUMBER, _NUMBER):
+        size = int.from_bytes(memory[place : place + _NUMBER], "little")
+        parts.append(memory[start : start + size])
+        start += _padded(size)
+    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (of a process that this one has forked)
+
+
+def _unnamed_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("raytorch")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _write(out: io.BufferedWriter, part: Any) -> None:
+    out.write(part)
+    out.write(bytes(_padded(len(part)) - len(part)))
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+class _Pickler(pickle.Pickler):
+    """As pickle's own, but for the numbers of tensors, which it would copy several times."""
+
+    def __init__(self, stream: io.BytesIO, buffers: list[Any]) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=buffers.append)
+
+    def reducer_override(self, value: Any) -> Any:
+        """Called for each object that is not of Python's plain types."""
+        if type(value) is not Tensor or value.device.type != "cpu" or value.layout is not torch.strided:
+            return NotImplemented
+        if value.is_quantized or value.is_conj() or value.is_neg():
+            return NotImplemented
+        order = sorted(range(value.dim()), key=value.stride, reverse=True)
+        dense = value.detach().permute(order)
+        if not dense.is_contiguous():
+            order, dense = list(range(value.dim())), value.detach().contiguous()
+        numbers: Any = dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else b""
+        place = (value.dtype, tuple(dense.shape), order, value.requires_grad)
+        return _tensor, (pickle.PickleBuffer(numbers), *place)
+
+
+def _tensor(numbers: Any, dtype: torch.dtype, shape: tuple[int, ...], order: list[int], requires_grad: bool) -> Tensor:
+    flat = torch.frombuffer(numbers, dtype=dtype) if len(memoryview(numbers)) else torch.empty(0, dtype=dtype)
+    there = flat.view(shape).permute([order.index(place) for place in range(len(order))])
+    return there.requires_grad_(requires_grad) if requires_grad else there

@@ -1,0 +1,241 @@
+"""Processes that read batches ahead: what they send, what they raise, and how they end."""
+
+import ctypes
+import faulthandler
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raytorch.datasets import TrainLoader
+from raytorch.datasets.own import OwnDataset
+from raytorch.datasets.readers import AHEAD, Readers
+from raytorch.errors import ReaderDiedError
+from raytorch.training import monitor
+
+CPU = torch.device("cpu")
+Pair = namedtuple("Pair", "left right")
+
+
+def sent(value: Any) -> Any:
+    """A value as a reader's answer arrives."""
+    [arrived] = Readers(lambda request: value, 1).read([None])
+    return arrived
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6).view(2, 3),
+        torch.arange(6.0).view(2, 3).t(),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.arange(10)[::3],
+        torch.ones(3).expand(2, 3),
+        torch.randn(3).bfloat16(),
+        torch.tensor(2.5),
+        torch.empty(0, 4),
+        torch.tensor([True, False]),
+        torch.randn(2, dtype=torch.complex64).conj(),
+        torch.randn(3, requires_grad=True),
+        torch.eye(3).to_sparse(),
+    ],
+    ids=str,
+)
+def test_a_tensor_arrives_as_it_was(tensor: torch.Tensor) -> None:
+    arrived = sent(tensor)
+    assert (arrived.dtype, arrived.shape, arrived.requires_grad) == (tensor.dtype, tensor.shape, tensor.requires_grad)
+    assert torch.equal(arrived.to_dense(), tensor.to_dense())
+    if tensor.layout is torch.strided and 1 not in tensor.shape and tensor.numel() > 3:
+        assert arrived.stride() == tensor.clone().stride()
+
+
+def test_what_is_no_tensor_arrives_too_and_can_be_written_to() -> None:
+    shared = torch.zeros(3)
+    value = {"array": np.arange(4), "text": ["a", None], "pair": Pair(shared, 2), "again": shared, "none": np.empty(0)}
+    arrived = sent(value)
+    assert arrived["array"].tolist() == [0, 1, 2, 3]
+    assert (arrived["text"], type(arrived["pair"])) == (["a", None], Pair)
+    assert arrived["again"] is arrived["pair"].left
+    arrived["array"][0], arrived["again"][0] = 5, 5
+    assert arrived["none"].shape == (0,)
+
+
+def test_requests_and_answers_of_any_size_do_not_wait_for_each_other() -> None:
+    requests = [np.full(500_000, number) for number in range(7)]
+    answers = list(Readers(lambda request: [str(request[0]) * 1_000_000, request], 2).read(requests))
+    assert [(text[0], int(array[-1])) for text, array in answers] == [(str(number), number) for number in range(7)]
+
+
+def test_what_was_read_ahead_and_not_fetched_is_forgotten() -> None:
+    readers = Readers(lambda request: (request, os.getpid()), 2)
+    first = readers.read(range(100))
+    begun = [next(first)]
+    first.close()
+    again = list(readers.read(range(200, 207)))
+    assert [number for number, _ in again] == list(range(200, 207))
+    assert len({pid for _, pid in [*begun, *again]}) == 2  # they are the same for all epochs
+
+
+def test_no_more_is_read_ahead_than_is_said() -> None:
+    asked: list[int] = []
+    answers = Readers(lambda request: request, 2).read(asked.append(number) or number for number in range(100))
+    next(answers)
+    assert len(asked) == 2 * AHEAD
+    answers.close()
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+OWN = """
+import torch
+
+class Odd(Exception):
+    def __init__(self, place, reason):
+        super().__init__(f"{reason} at {place}")
+
+class Images:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return load(self.kind, index)
+
+def load(kind, index):
+    if kind == "exit":
+        raise SystemExit(3)
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    if kind == "shape":
+        return torch.zeros(index)
+    try:
+        {}["label"]
+    except KeyError as error:
+        if kind == "odd":
+            raise Odd(7, "no label")
+        raise ValueError("no label") from error
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Any]:
+    """A user's file."""
+    (tmp_path / "own_images.py").write_text(OWN, encoding="utf-8")
+    spec: Any = importlib.util.spec_from_file_location("own_images", tmp_path / "own_images.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["own_images"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["own_images"]
+
+
+def told(data: Any, readers: int, project: Path) -> tuple[type, str, list[str]]:
+    """The exception that a data set raises, and its traceback as a run tells it."""
+    loader = TrainLoader(OwnDataset(data, CPU, readers=readers), batch_size=4)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        list(loader.remaining())
+    text = monitor._own_traceback(caught.value, str(project))
+    lines = [line for line in text.splitlines() if line.strip(" ^~")]
+    return caught.type, str(caught.value), [line for line in lines if "raytorch" not in line or "/tests/" in line]
+
+
+@pytest.mark.parametrize("kind", ["value", "exit", "interrupt"])
+def test_an_exception_in_a_reader_is_told_as_without_readers(own: Any, tmp_path: Path, kind: str) -> None:
+    kind_of, message, lines = told(own.Images(kind), 0, tmp_path)
+    assert told(own.Images(kind), 2, tmp_path) == (kind_of, message, lines)
+    assert any("in load" in line for line in lines)
+    assert "torch/utils" not in "".join(lines)
+
+
+def test_an_exception_that_cannot_be_sent_is_told_by_its_name(own: Any, tmp_path: Path) -> None:
+    kind, message, lines = told(own.Images("odd"), 1, tmp_path)
+    assert (kind.__name__, message, lines[-1]) == ("Odd", "no label at 7", "own_images.Odd: no label at 7")
+    assert lines == told(own.Images("odd"), 0, tmp_path)[2]
+
+
+def test_samples_that_cannot_be_put_together_are_told_where_that_was_tried(own: Any, tmp_path: Path) -> None:
+    kind, message, lines = told(own.Images("shape"), 1, tmp_path)
+    assert kind is RuntimeError
+    assert "stack expects each tensor to be equal size" in message
+    assert any("collate.py" in line for line in lines)
+
+
+def test_a_batch_that_cannot_be_sent_is_told_with_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"a batch cannot be sent by a reader, which pickles it: .*; or readers: 0"):
+        sent(lambda: 1)
+
+
+def kill(number: int) -> Callable[[Any], Any]:
+    return lambda request: os.kill(os.getpid(), number)
+
+
+def crash(request: Any) -> None:
+    faulthandler.disable()  # pytest's
+    ctypes.string_at(0)
+
+
+@pytest.mark.parametrize(
+    ("deed", "message"),
+    [
+        (
+            lambda request: os._exit(3),
+            "ended with exit status 3 while it read a batch; let own code raise an exception",
+        ),
+        (lambda request: os._exit(0), "ended with exit status 0 while"),
+        (
+            kill(signal.SIGKILL),
+            "died of SIGKILL while it read a batch; somebody killed it, or the machine has no memory",
+        ),
+        (kill(signal.SIGTERM), "died of SIGTERM while it read a batch; readers: 0 reads without it"),
+        (crash, "died of SIGSEGV while it read a batch; code that is not Python's"),
+    ],
+)
+def test_a_reader_that_dies_is_told_as_such(deed: Callable[[Any], Any], message: str) -> None:
+    answers = Readers(lambda request: deed(request) if request == 2 else request, 2).read(range(9))
+    assert [next(answers), next(answers)] == [0, 1]  # what had been read before
+    with pytest.raises(ReaderDiedError) as caught:
+        next(answers)
+    assert str(caught.value).startswith(f"data.readers: reader 1 of 2 {message}")
+
+
+def test_readers_end_with_the_process_that_asks_them(tmp_path: Path) -> None:
+    def ask() -> None:
+        pools = [Readers(lambda request: os.getpid(), 2) for _ in range(2)]
+        pids = {pid for pool in pools for pid in pool.read(range(4))}
+        (tmp_path / "pids").write_text(" ".join(map(str, pids)), encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=ask)
+    process.start()
+    process.join(60)
+    pids = list(map(int, (tmp_path / "pids").read_text(encoding="utf-8").split()))
+    assert len(pids) == 4
+    while any(is_there(pid) for pid in pids):  # a test that hangs fails with all stacks
+        pass
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def test_readers_end_with_the_data_set() -> None:
+    readers = Readers(lambda request: os.getpid(), 1)
+    [pid] = readers.read([None])
+    assert is_there(pid)
+    del readers
+    while is_there(pid):
+        pass
