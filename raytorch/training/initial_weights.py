@@ -83,7 +83,7 @@ def _local_file(weights: str) -> Iterator[tuple[Path, str]]:
 
 def _require_same(digest: bytes, source: str, device: torch.device) -> None:
     """Refuse a file that is not the same for every worker. Raises ConfigError."""
-    rows = all_gather(torch.tensor(list(digest), dtype=torch.uint8, device=device)[None])
+    rows = all_gather(torch.tensor(list(digest), dtype=torch.uint8, device=device))
     for rank, row in enumerate(rows.tolist()):
         if row != rows[0].tolist():
             raise ConfigError(

@@ -25,6 +25,7 @@ from raytorch.scaling.study import plan_study
 from raytorch.serialization import save_tensors
 from raytorch.service import destination
 from raytorch.service.destination import Destination
+from raytorch.training import initial_weights
 from raytorch.training.initial_weights import begin_with_weights
 
 CPU = torch.device("cpu")
@@ -132,6 +133,16 @@ def test_what_does_not_fit_is_refused_or_told(caplog: pytest.LogCaptureFixture) 
     assert told["of_other_shape"] == {"2.bias": "(9,), not (4,)"}
     assert_bitwise_equal(dict(model.state_dict()), {**own, "0.weight": torch.zeros(4, 2)})
     assert caplog.messages[-1].endswith("some.pt: of other shape: 2.bias (9,), not (4,)")
+
+
+def test_a_file_is_the_same_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where each node has a folder of the same name."""
+    torch.save(net().state_dict(), "mine.pt")
+    monkeypatch.setattr(initial_weights, "all_gather", lambda row: torch.stack([row, row, row + 1]))
+    with pytest.raises(
+        ConfigError, match=r"^model.weights: .*mine.pt has another content for rank 2 than for rank 0; "
+    ):
+        begun("mine.pt", net())
 
 
 def test_a_state_dict_of_a_wrapper_is_told() -> None:
