@@ -45,7 +45,7 @@ def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(
 
     other = Kernel(monkeypatch)  # in which nothing is defined
     with pytest.raises(ConfigError, match=r"no file interactive\.py .* notebook"):
-        raytorch.resume(result.path, overrides={"epochs": 5})
+        raytorch.resume(result.path, set={"epochs": 5})
     with pytest.raises(ModelFileError, match=r"no file interactive\.py"):
         raytorch.find_run(result.path).model()
     with pytest.raises(ModelFileError, match=r"it is of interactive\.py:Net, .* and holds no code"):
@@ -58,9 +58,9 @@ def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(
 
     other.run(definitions[-1].replace("nn.SiLU()", "nn.Tanh()"))
     with pytest.raises(ConfigError, match=r"interactive\.py has changed") as caught:
-        raytorch.resume(result.path, overrides={"epochs": 5})
+        raytorch.resume(result.path, set={"epochs": 5})
     assert caught.value.__notes__ == ["try: raytorch.resume(..., changed_code=True)"]
-    changed = raytorch.resume(result.path, overrides={"epochs": 5}, changed_code=True)
+    changed = raytorch.resume(result.path, set={"epochs": 5}, changed_code=True)
     assert changed.state == "finished"
     [_, later] = sorted((Path(result.path) / "code").iterdir())
     assert "nn.Tanh()" in (later / "interactive.py").read_text("utf-8")
@@ -115,7 +115,7 @@ def main() -> None:
         epochs=2, batch_size=16, data=Sums, model={"name": Linear, "width": 5}, loss=squared, workers=2, name="sums"
     )
     assert isinstance(result.model(), Linear)
-    print(result.state, result.code.entries, raytorch.resume(result, overrides={"epochs": 3}).summary["epochs"])
+    print(result.state, result.code.entries, raytorch.resume(result, set={"epochs": 3}).summary["epochs"])
 
 
 if __name__ == "__main__":
