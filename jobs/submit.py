@@ -11,7 +11,7 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     client = raytorch.Client()
-    job = client.submit(raytorch.load(sys.argv[1], overrides=sys.argv[2:]))
+    job = client.submit(raytorch.load(sys.argv[1], set=sys.argv[2:]))
     print(job.link)
     for text in client.follow(job.id):
         print(text, end="")

@@ -7,5 +7,5 @@ import raytorch
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    result = raytorch.train(sys.argv[1], overrides=sys.argv[2:])
+    result = raytorch.train(sys.argv[1], set=sys.argv[2:])
     print(result.state, result.metrics, result.path)

@@ -140,19 +140,25 @@ def _is_installed(file: str) -> bool:
 
 
 def _project_of(files: Sequence[Path], folder: Path) -> Project:
-    """The project of the folder, or of the first file, whichever has all files; that of the first where none does."""
+    """The project of the folder, or of a file, whichever can import all files; that of the first where none can."""
     projects = [Project.of(each) for each in (folder, *(file.parent for file in files))]
     return next(
-        (each for each in projects if all(file.is_relative_to(each.root) for file in files)), projects[bool(files)]
+        (each for each in projects if all(_folders(file.parent, each) is not None for file in files)),
+        projects[bool(files)],
     )
 
 
 def _interactive_file(project: Project, folder: Path) -> str:
     """Where the session's code is: beside what it imports from its folder, if modules can be in that."""
-    here, root = folder.resolve(), project.root.resolve()
-    parts = here.relative_to(root).parts if here.is_relative_to(root) else ()
+    return "/".join((*(_folders(folder.resolve(), project) or ()), FILE))
+
+
+def _folders(place: Path, project: Project) -> tuple[str, ...] | None:
+    """The folders that lead from a project's root to a place in it; None if modules cannot be imported from there."""
+    root = project.root.resolve()
+    parts = place.relative_to(root).parts if place.is_relative_to(root) else ("..",)
     is_package = all(part.isidentifier() and not keyword.iskeyword(part) for part in parts)
-    return "/".join((*parts, FILE)) if is_package and not is_taken(".".join(parts) or FILE) else FILE
+    return parts if is_package and not (parts and is_taken(parts[0])) else None
 
 
 class _Collection:

@@ -130,7 +130,7 @@ class Result:
 def train(
     config: Config | None = None,
     *,
-    overrides: Overrides = (),
+    set: Overrides = (),  # noqa: A002 - what --set is on the command line
     workers: int | None = None,
     name: str | None = None,
     storage: str | Path | None = None,
@@ -143,7 +143,7 @@ def train(
     Args:
         config: A YAML file, a dictionary of the same keys, or a :class:`~raytorch.config.RunConfig`; or its keys, as
             keyword arguments.
-        overrides: Changes to it, by dotted keys: ``{"optimizer.lr": 0.01}`` or ``["optimizer.lr=0.01"]``.
+        set: Changes to it, by dotted keys: ``{"optimizer.lr": 0.01}`` or ``["optimizer.lr=0.01"]``.
         workers: Workers, in place of ``scaling.workers``.
         name: Name of the run and its folder; by default the configuration's name and the time.
         storage: Folder or URI that holds the runs, in place of the configuration's.
@@ -170,7 +170,7 @@ def train(
     """
     with _own_errors():
         refuse_while_importing("raytorch.train")
-        read = load(config, _changes(overrides, workers, storage), **keys)
+        read = load(config, _changes(set, workers, storage), **keys)
         return _run("raytorch.train", plan_run(read, name), address, watch)
 
 
@@ -178,7 +178,7 @@ def resume(
     run: str | Path | Result,
     config: Config | None = None,
     *,
-    overrides: Overrides = (),
+    set: Overrides = (),  # noqa: A002 - what --set is on the command line
     workers: int | None = None,
     storage: str | Path | None = None,
     changed_code: bool = False,
@@ -190,7 +190,7 @@ def resume(
     Args:
         run: The run's name or path, or its result.
         config: A changed configuration; by default the run's own.
-        overrides: Changes to the configuration, such as ``{"epochs": 10}``.
+        set: Changes to the configuration, such as ``{"epochs": 10}``.
         workers: Workers, in place of ``scaling.workers``.
         storage: Where to look for a run that is given by its name; by default the configuration's, else ``runs``.
         changed_code: Whether it may go on with code of your own that has changed since its latest checkpoint.
@@ -202,12 +202,12 @@ def resume(
         RaytorchError: As for :func:`train`.
 
     Example:
-        >>> raytorch.resume("runs/digits-20261122-093625", overrides={"epochs": 10})
+        >>> raytorch.resume("runs/digits-20261122-093625", set={"epochs": 10})
     """
     with _own_errors():
         refuse_while_importing("raytorch.resume")
         place = _place(run)
-        changes = _changes(overrides, workers, storage)
+        changes = _changes(set, workers, storage)
         changed = None if config is None else load(config, changes)
         code = run.code if isinstance(run, Result) else None
         if config is None and (changes or code):
@@ -217,12 +217,16 @@ def resume(
         return _run("raytorch.resume", plan, address, watch)
 
 
-def load(config: Config | None = None, overrides: Overrides = (), **keys: Any) -> RunConfig:
+def load(
+    config: Config | None = None,
+    set: Overrides = (),  # noqa: A002 - what --set is on the command line
+    **keys: Any,
+) -> RunConfig:
     """Read and check a run's configuration.
 
     Args:
         config: A YAML file, a dictionary of the same keys, or a :class:`~raytorch.config.RunConfig`.
-        overrides: Changes to it, as for :func:`train`.
+        set: Changes to it, as for :func:`train`.
         keys: The keys of a configuration, in place of ``config``, as for :func:`train`.
 
     Raises:
@@ -231,13 +235,12 @@ def load(config: Config | None = None, overrides: Overrides = (), **keys: Any) -
     Example:
         >>> raytorch.load("configs/quickstart.yaml", {"epochs": 1})
     """
-    changes = _as_texts(overrides)
+    changes = _as_texts(set)
     if config is None and keys:
         return from_data(keys, changes)
     if keys:
         raise ConfigError(
-            f"{', '.join(keys)}: beside a configuration, give what changes in it as overrides, such as "
-            'overrides={"epochs": 3}'
+            f'{", ".join(keys)}: beside a configuration, give what changes in it as set, such as set={{"epochs": 3}}'
         )
     if isinstance(config, RunConfig):
         config = config if config.code else with_own_code(config)
@@ -314,7 +317,7 @@ def _as_texts(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str) or not (
         isinstance(overrides, Sequence) and all(isinstance(override, str) for override in overrides)
     ):
-        raise UserError(f'overrides: must be {{"epochs": 3}} or ["epochs=3"], say, not {overrides!r}')
+        raise UserError(f'set: must be {{"epochs": 3}} or ["epochs=3"], say, not {overrides!r}')
     return list(overrides)
 
 

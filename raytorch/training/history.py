@@ -11,8 +11,8 @@ class History(list[dict[str, Any]]):
 
     Example:
         >>> history = History([{"step": 20, "split": "test", "loss": 0.25}])
-        >>> history[-1]["loss"]
-        0.25
+        >>> history.columns
+        ['step', 'split', 'loss']
         >>> print(history)
         step  split  loss
         20    test   0.25

@@ -1,5 +1,6 @@
 """Classes and functions of the running program in a configuration: of files, a notebook, and what is installed."""
 
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -200,6 +201,15 @@ def test_what_is_in_files_is_referred_to_there(kernel: Kernel, tmp_path: Path, m
         del sys.modules[name]
 
 
+def test_a_loop_of_a_notebook(kernel: Kernel) -> None:
+    kernel.run("import raytorch\ndef gan(run: raytorch.Run, *, latent: int = 64) -> None: ...")
+    config = raytorch.load(loop={"name": kernel.names["gan"], "latent": 8})
+    assert config.loop
+    assert config.loop.model_dump() == {"name": "interactive.py:gan", "latent": 8}
+    with pytest.raises(ConfigError, match=r"loop.latnt: unknown key; allowed: name, latent"):
+        raytorch.load(loop={"name": kernel.names["gan"], "latnt": 8})
+
+
 def test_what_is_installed_is_imported(kernel: Kernel) -> None:
     config = raytorch.load(epochs=1, model={"name": torch.nn.Flatten})
     assert config.model.name == "interactive.py:Flatten"
@@ -212,6 +222,41 @@ def test_a_notebook_in_a_folder_of_a_project(kernel: Kernel, tmp_path: Path, mon
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
         assert raytorch.load(epochs=1, model=kernel.names["Net"]).model.name == f"{file}:Net"
+
+
+SCRIPT = """
+import raytorch
+from beside import WIDTH
+
+def net(num_classes: int, width: int = WIDTH): ...
+
+if __name__ == "__main__":
+    config = raytorch.load(epochs=1, model=net)
+    print(config.model.name, config.code.root, *config.code.sources)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ran_in", "git", "expected"),
+    [
+        ("in/nets", "", "net.py:net ROOT/in/nets beside.py net.py"),
+        ("in", "", "nets/net.py:net ROOT/in nets/beside.py nets/net.py"),
+        (".", "", "net.py:net ROOT/in/nets beside.py net.py"),  # as no module can be in "in", a word of Python's
+        ("/", "in", "nets/net.py:net ROOT/in nets/beside.py nets/net.py"),
+    ],
+)
+def test_a_script_is_of_the_project_that_it_can_be_imported_from(
+    tmp_path: Path, ran_in: str, git: str, expected: str
+) -> None:
+    folder = tmp_path / "in/nets"
+    folder.mkdir(parents=True)
+    if git:
+        (tmp_path / git / ".git").mkdir()
+    (folder / "net.py").write_text(SCRIPT, "utf-8")
+    (folder / "beside.py").write_text("WIDTH = 3\n", "utf-8")
+    command = [sys.executable, str(folder / "net.py")]
+    ran = subprocess.run(command, cwd=tmp_path / ran_in, capture_output=True, text=True)
+    assert ran.stdout.replace(str(tmp_path), "ROOT").strip() == expected, ran.stderr
 
 
 def test_a_file_that_somebody_has_written_is_not_taken_apart() -> None:

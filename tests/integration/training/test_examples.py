@@ -62,9 +62,9 @@ def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypat
     [code] = file.parent.glob("*.py")
     code.write_text(code.read_text("utf-8") + KILLING_RANK_1.format(mark=str(tmp_path / "killed")), "utf-8")
 
-    run = raytorch.train(file, overrides=SHORT, storage=storage, name="killed")
+    run = raytorch.train(file, set=SHORT, storage=storage, name="killed")
     assert (run.state, run.summary["restarts"]) == ("finished", 1)
-    whole = raytorch.train(file, overrides=SHORT | {"export": ["onnx"]}, storage=storage, name="whole")
+    whole = raytorch.train(file, set=SHORT | {"export": ["onnx"]}, storage=storage, name="whole")
     expected = trained(whole)
     assert_same_models(run, expected)
     assert run.metrics == whole.metrics
@@ -85,7 +85,7 @@ def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypat
 
 def compare_with_one_worker(file: Path, storage: str, pair: raytorch.Result) -> None:
     """Another number of workers and of micro-batches changes rounding alone."""
-    alone = raytorch.train(file, overrides=SHORT | {"accumulate": 2}, workers=1, storage=storage, name="alone")
+    alone = raytorch.train(file, set=SHORT | {"accumulate": 2}, workers=1, storage=storage, name="alone")
     for name, tensor in trained(alone)["model"].items():
         torch.testing.assert_close(tensor, trained(pair)["model"][name], rtol=1e-3, atol=1e-4)
     assert alone.metrics == pytest.approx(pair.metrics, rel=1e-3)

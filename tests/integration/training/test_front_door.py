@@ -37,7 +37,7 @@ def test_train_look_and_resume(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "summary.json").read_bytes() == written
 
     longer: list[raytorch.Result] = []  # from a thread, which has no signals
-    thread = Thread(target=lambda: longer.append(raytorch.resume(result, overrides={"epochs": 2})))
+    thread = Thread(target=lambda: longer.append(raytorch.resume(result, set={"epochs": 2})))
     thread.start()
     thread.join()
     assert (longer[0].path, longer[0].summary["epochs"]) == (result.path, 2)

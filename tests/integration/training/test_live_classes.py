@@ -1,5 +1,6 @@
 """Runs of classes that a notebook or a script defines itself."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import raytorch
 from raytorch.errors import ConfigError, ModelFileError, RaytorchError
 from raytorch.serialization import load_model
 
-NOTEBOOK = Path(__file__).resolve().parents[3] / "examples/notebook/spirals.ipynb"
+ROOT = Path(__file__).resolve().parents[3]
+NOTEBOOK = ROOT / "examples/notebook/spirals.ipynb"
 SHORT = (("epochs=20", "epochs=3"), ('{"epochs": 25}', '{"epochs": 4}'), ("count: int = 3000", "count: int = 300"))
 
 
@@ -26,7 +28,7 @@ def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(
     for long, short in SHORT:
         assert sum(long in cell for cell in cells) == 1
         cells = [cell.replace(long, short) for cell in cells]
-    *definitions, training, history, model, resuming = cells
+    *definitions, training, history, model, export, resuming = cells
     kernel = Kernel(monkeypatch)
     for cell in definitions:
         kernel.run(cell)
@@ -36,6 +38,7 @@ def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(
     assert kernel.run(history)[-1]["right"] == metrics["right"]
     assert float(kernel.run(model)) == pytest.approx(metrics["right"], abs=0.01)
     assert isinstance(kernel.names["model"], kernel.names["Net"])
+    assert kernel.run(export)[0].relative < 1e-4
     assert kernel.run(resuming) == 4
 
     code = Path(result.path) / "code/step-0/interactive.py"
@@ -45,7 +48,7 @@ def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(
 
     other = Kernel(monkeypatch)  # in which nothing is defined
     with pytest.raises(ConfigError, match=r"no file interactive\.py .* notebook"):
-        raytorch.resume(result.path, overrides={"epochs": 5})
+        raytorch.resume(result.path, set={"epochs": 5})
     with pytest.raises(ModelFileError, match=r"no file interactive\.py"):
         raytorch.find_run(result.path).model()
     with pytest.raises(ModelFileError, match=r"it is of interactive\.py:Net, .* and holds no code"):
@@ -58,9 +61,9 @@ def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(
 
     other.run(definitions[-1].replace("nn.SiLU()", "nn.Tanh()"))
     with pytest.raises(ConfigError, match=r"interactive\.py has changed") as caught:
-        raytorch.resume(result.path, overrides={"epochs": 5})
+        raytorch.resume(result.path, set={"epochs": 5})
     assert caught.value.__notes__ == ["try: raytorch.resume(..., changed_code=True)"]
-    changed = raytorch.resume(result.path, overrides={"epochs": 5}, changed_code=True)
+    changed = raytorch.resume(result.path, set={"epochs": 5}, changed_code=True)
     assert changed.state == "finished"
     [_, later] = sorted((Path(result.path) / "code").iterdir())
     assert "nn.Tanh()" in (later / "interactive.py").read_text("utf-8")
@@ -115,7 +118,7 @@ def main() -> None:
         epochs=2, batch_size=16, data=Sums, model={"name": Linear, "width": 5}, loss=squared, workers=2, name="sums"
     )
     assert isinstance(result.model(), Linear)
-    print(result.state, result.code.entries, raytorch.resume(result, overrides={"epochs": 3}).summary["epochs"])
+    print(result.state, result.code.entries, raytorch.resume(result, set={"epochs": 3}).summary["epochs"])
 
 
 if __name__ == "__main__":
@@ -147,6 +150,21 @@ def test_a_script_without_a_guard_is_refused_before_anything_starts(tmp_path: Pa
     line = len(text.splitlines())
     assert f"sums.py:{line}: each worker imports this file, and would call raytorch.train again" in ran.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "begin"), [("README.md", "import raytorch\nfrom own"), ("docs/python.md", "import torch")]
+)
+def test_the_examples_of_the_pages(tmp_path: Path, page: str, begin: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    [script] = [block for block in blocks if block.startswith(begin)]
+    for block in blocks:
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / name[1]).write_text(block, "utf-8")
+    shorter = re.sub(r"epochs=\d+", "epochs=1", script)
+    ran = run(tmp_path / "example.py", shorter)
+    assert (ran.returncode, bool(ran.stdout)) == (0, True), ran.stderr
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -102,7 +102,7 @@ def test_changed_code_is_refused_unless_it_is_allowed(project: Path, small_run: 
     (project / "nets/layers.py").write_text(LAYERS.replace("ReLU", "GELU"), encoding="utf-8")
     more = {"epochs": 2}
     with pytest.raises(ConfigError, match=r"was other than it is: nets/layers.py has changed; bring it back, a copy"):
-        raytorch.resume(first, overrides=more)
+        raytorch.resume(first, set=more)
     with pytest.raises(
         ModelFileError, match=r"by other code than that in .*: nets/layers.py has changed; give that of"
     ):
@@ -112,7 +112,7 @@ def test_changed_code_is_refused_unless_it_is_allowed(project: Path, small_run: 
         max(Path(first.path).glob("checkpoint_*")) / "model.safetensors", code=f"{first.path}/code/step-0"
     )
 
-    second = raytorch.resume(first, overrides=more, changed_code=True)
+    second = raytorch.resume(first, set=more, changed_code=True)
     assert second.state == "finished"
     assert "GELU" in (Path(second.path) / f"code/step-{step}/nets/layers.py").read_text(encoding="utf-8")
     assert "ReLU" in (Path(second.path) / "code/step-0/nets/layers.py").read_text(encoding="utf-8")
