@@ -48,7 +48,7 @@ def sent(value: Any) -> Any:
         torch.randn(3, requires_grad=True),
         torch.eye(3).to_sparse(),
     ],
-    ids=str,
+    ids=lambda tensor: f"{tensor.dtype}-{list(tensor.shape)}-{tensor.layout}",  # the same in each of pytest's processes
 )
 def test_a_tensor_arrives_as_it_was(tensor: torch.Tensor) -> None:
     arrived = sent(tensor)

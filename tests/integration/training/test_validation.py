@@ -32,8 +32,8 @@ def test_it_is_the_same_on_two_workers_and_when_it_is_resumed(small_run: dict[st
     parted = raytorch.train(run | {"epochs": 1}, name="parted")
     assert [(line["split"], line["step"]) for line in told(parted)] == [("validation", 21), ("test", 21)]
     with pytest.raises(ConfigError, match=r"^validation.share is 0.1 in the run that is resumed .* cannot become None"):
-        raytorch.resume(parted, overrides={"validation": None})
-    parted = raytorch.resume(parted, overrides={"epochs": 3})
+        raytorch.resume(parted, set={"validation": None})
+    parted = raytorch.resume(parted, set={"epochs": 3})
     assert told(parted) == told(whole)
     assert parted.test_metrics == whole.test_metrics
     folders = [RunFolder(*split(result.path)) for result in (whole, parted)]
