@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.live_code import is_live, live_project
-from raytorch.config.own_calls import require_arguments
+from raytorch.config.own_calls import makes_a_metric, require_arguments
 from raytorch.config.own_code import PARTS
 from raytorch.config.project import Project
 from raytorch.errors import ConfigError
@@ -41,7 +41,9 @@ class LivePart:
     def require_arguments(self) -> None:
         """Refuse what it does not take, where that could not be read off its source. Raises ConfigError."""
         arguments = self.keys.keys() - PARTS[self.kind].model_fields
-        require_arguments(self.key, self.value, sorted(arguments), _POSITIONAL.get(self.kind, 0))
+        makes = self.kind == "metrics" and makes_a_metric(self.value)
+        positional = 0 if makes else _POSITIONAL.get(self.kind, 0)
+        require_arguments(self.key, self.value, sorted(arguments), positional, named_only=makes)
 
 
 @dataclass

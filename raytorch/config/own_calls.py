@@ -106,7 +106,20 @@ def own_call(
     return partial(function, **arguments)
 
 
-def require_arguments(key: str, function: Callable[..., Any], names: Sequence[str], positional: int = 0) -> None:
+def makes_a_metric(named: Any) -> bool:
+    """Tell whether what a metric names makes one that keeps a state: a class, or a function of keywords alone."""
+    if isinstance(named, type):
+        return True
+    try:
+        parameters = inspect.signature(named).parameters.values()
+    except (TypeError, ValueError):  # of what cannot be called, and of what is written in C
+        return False
+    return all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in parameters)
+
+
+def require_arguments(
+    key: str, function: Callable[..., Any], names: Sequence[str], positional: int = 0, *, named_only: bool = False
+) -> None:
     """Refuse arguments that a class or function has no parameters for. Raises ConfigError.
 
     Args:
@@ -114,8 +127,9 @@ def require_arguments(key: str, function: Callable[..., Any], names: Sequence[st
         function: The class or function.
         names: Names of the arguments.
         positional: How many arguments are given at each call, in front.
+        named_only: As for :func:`own_call`.
     """
-    allowed = [parameter.name for parameter in _parameters(key, function)[positional:]]
+    allowed = [parameter.name for parameter in _parameters(key, function, named_only)[positional:]]
     problems = [_unknown(f"{key}.{name}", name, allowed) for name in names if name not in allowed]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -156,7 +170,7 @@ def _require_free_names(key: str, part: OwnPart, names: list[str]) -> None:
             )
 
 
-def _parameters(key: str, function: Callable[..., Any], named_only: bool = False) -> list[inspect.Parameter]:
+def _parameters(key: str, function: Callable[..., Any], named_only: bool) -> list[inspect.Parameter]:
     if not callable(function):
         raise ConfigError(f"{key}.name: is a {type(function).__name__}, which cannot be called")
     try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raytorch.config import CodeSnapshot, OwnMetric
-from raytorch.config.own_calls import imported, own_call
+from raytorch.config.own_calls import imported, makes_a_metric, own_call
 from raytorch.errors import ConfigError
 
 States = list[dict[str, Any] | None]
@@ -100,19 +100,9 @@ def own_metric(part: OwnMetric, code: CodeSnapshot | None) -> Callable[..., Any]
     That is a class, or a function of keywords alone. Raises ConfigError.
     """
     named = imported(part.name, code)
-    if not _makes_a_metric(named):
+    if not makes_a_metric(named):
         return own_call("metrics", part, code, positional=2)
     return StatefulMetric(own_call("metrics", part, code, named_only=True)(), part.label)
-
-
-def _makes_a_metric(named: Any) -> bool:
-    if isinstance(named, type):
-        return True
-    try:
-        parameters = inspect.signature(named).parameters.values()
-    except (TypeError, ValueError):  # of what cannot be called, and of what is written in C
-        return False
-    return all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in parameters)
 
 
 def _first_parameter(function: Callable[..., Any]) -> str | None:

@@ -1,5 +1,7 @@
 """Metrics of torchmetrics' kind that a run names: a class or a function that makes one, and mistakes about it."""
 
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from test_training_loop import project, store, train  # noqa: F401 - fixtures
 from torch import nn
 
+import raytorch
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
 from raytorch.datasets import Dataset
@@ -95,6 +98,17 @@ def test_mistakes_about_it(metric: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         judges(metric)
     assert str(caught.value).removeprefix("the configuration: ").startswith(message), str(caught.value)
+
+
+@pytest.mark.usefixtures("own")
+def test_the_class_itself_stands_for_it_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    own = import_module("own")
+    metrics = [{"name": own.Accuracy, "num_classes": 10}, partial(own.Share, classes=10), own.f1]
+    config = raytorch.load(epochs=1, metrics=metrics)
+    assert config.metric_names == ("Accuracy", "Share", "f1")
+    with pytest.raises(ConfigError, match=r"^metrics\[0\].averag: unknown key; allowed: num_classes, top_k, "):
+        raytorch.load(epochs=1, metrics=[{"name": own.Accuracy, "averag": "macro"}])
 
 
 @pytest.mark.usefixtures("own")
