@@ -74,9 +74,10 @@ class ProgressDisplay(_Bars):
             self._show(status.progress)
 
     def _show(self, news: dict[str, Any]) -> None:
-        if "loss" in news:
+        if "samples_per_s" in news:
             rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
-            self._numbers = f"epoch {news['epoch']:.1f}  loss {news['loss']:.4f}  {rate}"
+            losses = "".join(f"{name} {value:.4f}  " for name, value in news.items() if "loss" in name)
+            self._numbers = f"epoch {news['epoch']:.1f}  {losses}{rate}"
         text = self._numbers if news["phase"] == "training" else news["phase"]
         self.update(self._task, completed=news["step"], total=news["total_steps"], numbers=escaped_line(text))
 

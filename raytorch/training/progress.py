@@ -132,7 +132,7 @@ class RunProgress:
             began = self._enter(batches.loader)
             if began is not None:
                 self.total_steps = self.last_step(began, batches.total)
-                self.driver.report_progress(self._position())
+                self.report({})
                 yield from self._steps(batches.loader)
         finally:
             self._is_within = False
@@ -175,7 +175,7 @@ class RunProgress:
     def _finish_step(self, loader: TrainLoader) -> None:
         """Hear the driver, write metrics and save, if it is time; leaves the loop if the run is to stop."""
         self.parts.update_averages(self.step)
-        self.driver.report_progress(self._position())
+        self.report({})
         self.throughput.count(loader.epoch * loader.samples + loader.position, self.clock)
         self._hear_the_driver()
         if self.step % self.config.logging.every_steps == 0:
@@ -234,7 +234,7 @@ class RunProgress:
             values |= {name: read() for name, read in self.gauges.items()}
             values["samples_per_s"] = self.throughput.recent()
             self.records.write("train", self.step, self.epochs_done, values)
-            self.driver.report_progress({**self._position(), **values})
+            self.report(values)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -242,7 +242,7 @@ class RunProgress:
         self.parts.update_averages(self.step)
         self.write_log()
         with self.clock.phase("evaluating"):
-            self.driver.report_progress({**self._position(), "phase": "evaluating"})
+            self.report({"phase": "evaluating"})
             with self.parts.evaluating():
                 yield
 
@@ -282,6 +282,10 @@ class RunProgress:
                 if not self.config.loop:
                     raise diverged(self.config, what)
                 raise DivergedError(f"{what}; lower the learning rate, clip gradients, or try precision: fp32")
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        """Tell the driver of ``values``, beside the place of the run."""
+        self.driver.report_progress({**self._position(), **values})
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -334,7 +338,7 @@ class RunProgress:
             if self._saved_at != (self.step, self._evaluated_at):
                 self.save()
         if self.checkpoints:
-            self.driver.report_progress({**self._position(), "phase": "saving"})
+            self.report({"phase": "saving"})
             with self.clock.phase("checkpointing"):
                 self.checkpoints.wait()
         return self.outcome(state, self.export() if state == "finished" else [])
@@ -345,7 +349,7 @@ class RunProgress:
             return []
         from raytorch.export import export_finished  # onnxruntime takes a second to import
 
-        self.driver.report_progress({**self._position(), "phase": "exporting"})
+        self.report({"phase": "exporting"})
         exports: list[dict[str, Any]] = []
         with self.clock.phase("exporting"):
             for name, (shown, architecture) in self.parts.shown().items():

@@ -122,7 +122,7 @@ class Run:
 
     def report(self, **values: Any) -> None:
         """Tell the driver, whose ``watch`` sees it as progress."""
-        self._progress.driver.report_progress(values)
+        self._progress.report(values)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Count the time of the block for a phase of the run: ``training``, ``data``, ``evaluating``, ..."""

@@ -1,13 +1,14 @@
 """Numbers that a loop logs step by step, averaged over the workers when they are written."""
 
+import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raytorch.distributed.collectives import all_reduce
+from raytorch.distributed.collectives import all_gather, all_reduce
 from raytorch.distributed.worker import Worker
 from raytorch.models.objectives import ratio
 
@@ -51,18 +52,25 @@ def reduced(worker: Worker, values: Mapping[str, Number | tuple[Number, Number]]
 
     A collective operation. 0 where nothing was counted. Raises ValueError, on every worker, where their names differ.
     """
-    pairs = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in values.items()}
+    pairs = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
     for name, pair in pairs.items():
-        if len(pair) != 2:
+        if len(pair) > 2:
             raise TypeError(f"{asked}: {name} must be a number or (sum, count), not {len(pair)} numbers")
-    require_the_same(worker, str(list(pairs)), asked)
+    require_the_same(worker, str([(name, len(pair)) for name, pair in pairs.items()]), asked)
     if not pairs:
         return {}
-    parts = [
-        torch.stack([_single(name, part).to(worker.device, torch.float64) for part in pairs[name]]) for name in pairs
-    ]
-    sums = all_reduce(torch.stack(parts)).tolist()
-    return {name: ratio(part, count, name) for name, (part, count) in zip(pairs, sums, strict=True)}
+    parts = [_single(name, part).to(worker.device, torch.float64) for name, pair in pairs.items() for part in pair]
+    told = iter(zip(*all_gather(torch.stack(parts)).tolist(), strict=True))  # by number, of every worker
+    return {name: _mean(next(told)) if len(pair) == 1 else _ratio(name, told) for name, pair in pairs.items()}
+
+
+def _mean(numbers: tuple[float, ...]) -> float:
+    """To the bit that of each worker where it is the same on all of them, as that of three times 0.1 would not be."""
+    return numbers[0] if len(set(numbers)) == 1 else math.fsum(numbers) / len(numbers)
+
+
+def _ratio(name: str, told: Iterator[tuple[float, ...]]) -> float:
+    return ratio(sum(next(told)), sum(next(told)), name)
 
 
 def require_the_same(worker: Worker, text: str, asked: str) -> None:

@@ -1,5 +1,6 @@
 """Losses of a global batch over workers and micro-batches, against plain PyTorch on the batch as a whole."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from raytorch.models.objectives import ratio, total
 from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.optimizer_steps import OptimizerSteps
 from raytorch.training.precision import Precision
+from raytorch.training.step_log import reduced
 
 CPU = torch.device("cpu")
 PAD = -1
@@ -176,12 +178,21 @@ def refuse_a_count_of_another_worker(worker: Worker) -> None:
         batch_loss.finish()
 
 
+def evaluate_the_same_and_others(worker: Worker) -> None:
+    """A number that all workers have is that number: in float64, a third of three times 0.1 is another."""
+    told = reduced(worker, {"same": 0.1, "own": float(worker.rank), "pair": (worker.rank, 2), "nan": math.nan}, "here")
+    world_size = worker.world_size
+    assert told.pop("nan") != 0
+    assert told == {"same": 0.1, "own": (world_size - 1) / 2, "pair": (world_size - 1) / 4}
+
+
 def check_all(worker: Worker) -> None:
     for loss, optimizer in ((token_loss, "sgd"), (token_loss, "adamw"), (sample_loss, "sgd"), (mean_loss, "sgd")):
         train_as_plain_pytorch(worker, loss, optimizer)
     train_in_fp16_as_in_fp32(worker)
     measure_as_one_process(worker)
     count_nothing(worker)
+    evaluate_the_same_and_others(worker)
     refuse_a_count_of_another_worker(worker)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from raytorch.config import MlpModel
 from raytorch.errors import ConfigError
 from raytorch.models.networks import Architecture
-from raytorch.training.preparing import prepared
+from raytorch.training.preparing import prepare
 
 
 class Net(nn.Module):
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 def frozen(*patterns: str) -> Net:
     model = Net()
-    assert prepared(model, MlpModel(freeze=list(patterns))) is model
+    assert prepare(model, MlpModel(freeze=list(patterns))) is model
     return model
 
 

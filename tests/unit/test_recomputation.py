@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from raytorch.config import MlpModel, Model, RunConfig
 from raytorch.errors import ConfigError
 from raytorch.models.networks import Architecture
-from raytorch.training.preparing import prepared
+from raytorch.training.preparing import prepare
 
 
 class Counted(nn.Linear):
@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 def net(*patterns: str) -> Net:
     model = Net()
-    prepared(model, MlpModel(checkpointing=list(patterns)))
+    prepare(model, MlpModel(checkpointing=list(patterns)))
     return model
 
 
@@ -105,7 +105,7 @@ def test_shipped_models_are_recomputed(name: str) -> None:
     gradients = []
     for patterns in ([], ["layer*" if name == "resnet18" else "*"]):
         torch.manual_seed(0)
-        model = prepared(Architecture(config, shape, 10).build(), config.model_copy(update={"checkpointing": patterns}))
+        model = prepare(Architecture(config, shape, 10).build(), config.model_copy(update={"checkpointing": patterns}))
         inputs = [torch.randn(2, *shape), *([torch.tensor([[3, 10], [4, 10]])] if name == "seq2seq" else [])]
         model(*inputs).square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()} | model.state_dict())
@@ -176,7 +176,7 @@ def test_a_pattern_of_nothing_that_is_called_is_refused(pattern: str, message: s
 
 def test_a_module_that_changes_what_it_is_given_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True), nn.Linear(2, 2))
-    prepared(model, MlpModel(checkpointing=["1"]))
+    prepare(model, MlpModel(checkpointing=["1"]))
     with pytest.raises(
         ConfigError, match=r"^model.checkpointing: 1 changes what it is given in place, so that it cannot"
     ):
@@ -196,7 +196,7 @@ def in_a_group(rank: int, world_size: int, port: int) -> None:
     results = []
     for patterns in ([], ["blocks.*"]):
         model = Net()
-        prepared(model, MlpModel(freeze=["blocks.0.*"], checkpointing=patterns))
+        prepare(model, MlpModel(freeze=["blocks.0.*"], checkpointing=patterns))
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         result = trained(wrapped, model)

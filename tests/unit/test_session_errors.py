@@ -340,8 +340,8 @@ def test_a_function_that_workers_do_not_know_is_refused_with_the_remedy(session:
 
 
 def test_an_unknown_optimizer_is_refused_with_those_there_are(session: Session) -> None:
-    with pytest.raises(SessionError, match="there is no optimizer 'adamax'; there are rmsprop, sgd, adam, adamw"):
-        session.optimizer("adamax", [session.ones(2)])
+    with pytest.raises(SessionError, match=r"there is no optimizer 'lbfgs'; there are .*adamw"):
+        session.optimizer("lbfgs", [session.ones(2)])
 
 
 def test_an_object_that_could_not_be_made_raises_what_its_class_did(session: Session) -> None:
