@@ -84,6 +84,10 @@ def text_of(config: RunConfig) -> str:
     return code_of(config).sources["interactive.py"]
 
 
+def named(part: Any) -> tuple[str, dict[str, Any]]:
+    return part.name, part.arguments
+
+
 def refusal(**keys: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         raytorch.load(epochs=1, **keys)
@@ -93,7 +97,7 @@ def refusal(**keys: Any) -> str:
 def test_classes_of_a_notebook_are_those_of_a_file_with_all_that_they_use(kernel: Kernel, tmp_path: Path) -> None:
     net, squared = kernel.names["Net"], kernel.names["squared"]
     config = raytorch.load(epochs=1, model=net, loss={"name": squared, "power": 3})
-    assert config.model.model_dump() == {"name": "interactive.py:Net", "act": "relu"}
+    assert named(config.model) == ("interactive.py:Net", {"act": "relu"})
     assert config.loss.model_dump() == {"name": "interactive.py:squared", "power": 3.0}
     assert (code_of(config).root, code_of(config).entries) == (str(tmp_path), ("interactive.py",))
     assert imported("interactive.py:Net", config.code) is net  # the class that is there
@@ -128,7 +132,7 @@ def test_the_text_follows_from_what_is_used_alone(kernel: Kernel, monkeypatch: p
 
 def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) -> None:
     config = raytorch.load(epochs=1, model=partial(kernel.names["Alias"], act="tanh"))
-    assert config.model.model_dump() == {"name": "interactive.py:Net", "act": "tanh"}
+    assert named(config.model) == ("interactive.py:Net", {"act": "tanh"})
     assert raytorch.load({"epochs": 1, "model": {"name": kernel.names["Net"]}}).model.name == "interactive.py:Net"
     metrics = [partial(kernel.names["squared"], power=1.5), {"name": kernel.names["area"], "better": "lower"}]
     assert "metrics[1]" not in refusal(model=kernel.names["Net"], metrics=[*metrics[:1], "no"])
@@ -156,7 +160,8 @@ def test_what_cannot_be_sent_is_refused_with_what_to_do(kernel: Kernel, cell: st
 def test_arguments_are_checked_as_those_of_a_file(kernel: Kernel) -> None:
     net = kernel.names["Net"]
     assert refusal(model={"name": net, "akt": "relu"}) == (
-        "the configuration: model.akt: unknown key; allowed: name, act (did you mean 'act'?)"
+        "the configuration: model.akt: unknown key; allowed: name, weights, strict, freeze, checkpointing, act "
+        "(did you mean 'act'?)"
     )
     assert refusal(model={"name": net, "act": "gelu"}) == (
         "the configuration: model.act: must be one of relu, tanh, not 'gelu' (did you mean 'relu'?)"
@@ -208,6 +213,25 @@ def test_a_loop_of_a_notebook(kernel: Kernel) -> None:
     assert config.loop.model_dump() == {"name": "interactive.py:gan", "latent": 8}
     with pytest.raises(ConfigError, match=r"loop.latnt: unknown key; allowed: name, latent"):
         raytorch.load(loop={"name": kernel.names["gan"], "latnt": 8})
+
+
+def test_other_parts_of_a_notebook(kernel: Kernel) -> None:
+    kernel.run("class Top:\n    def __init__(self, *, k: int = 5): ...\nclass Mean(nn.Linear): ...")
+    kernel.run("def show(model, step, *, writer=None, count: int = 4): ...")
+    net, top, mean, show = (kernel.names[name] for name in ("Net", "Top", "Mean", "show"))
+    config = raytorch.load(
+        epochs=1,
+        model=net,
+        metrics=[{"name": top, "k": 3}, partial(mean, bias=True)],
+        on_evaluation=partial(show, count=8),
+    )
+    assert [named(metric) for metric in config.metrics] == [
+        ("interactive.py:Top", {"k": 3}),
+        ("interactive.py:Mean", {"bias": True}),
+    ]
+    assert named(config.on_evaluation) == ("interactive.py:show", {"count": 8})
+    assert "metrics[0].n: unknown key; allowed: in_features" in refusal(model=net, metrics=[partial(mean, n=1)])
+    assert "on_evaluation.n: unknown key; allowed: name, count" in refusal(model=net, on_evaluation=partial(show, n=1))
 
 
 def test_what_is_installed_is_imported(kernel: Kernel) -> None:
