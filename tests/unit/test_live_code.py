@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import float32 as single, nn
 WIDTH = 16
-NAMES = {"b": [1, 2.5, None], "a": ({3, 1}, "x")}
+NAMES = {"b": [1, 2.5, None], "a": ({3, 1}, "x"), "none": (set(), {}, ("alone",), b"", True)}
 ROOT = Path("data")
 """
 CODE = '''
@@ -146,6 +146,8 @@ def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) 
         ("def outer():\n    def bad(model, batch): ...\n    return bad\nbad = outer()", "inside another function or"),
         ("big = torch.zeros(3)\ndef bad(model, batch): return big", "bad uses big, a Tensor of the session, which"),
         ("big = [torch.zeros(3)]\ndef bad(model, batch): return big", "a list that is too large or holds more than"),
+        ("big = []\nbig.append(big)\ndef bad(model, batch): return big", "a list that is too large or holds more than"),
+        ("big = 'x' * 100_001\ndef bad(model, batch): return big", "bad uses big, a str that is too large"),
         ("exec('def bad(model, batch): ...')", "the source of bad is kept nowhere"),
         ("def bad(model, batch, **others): ...", "takes **others"),
         ("bad = Net((4,), 3)", 'loss: is an object of Net; give the class, and its arguments: {"name": Net, ...}'),
@@ -170,6 +172,14 @@ def test_arguments_are_checked_as_those_of_a_file(kernel: Kernel) -> None:
     wide = kernel.names["Wide"]
     assert "model.bais: unknown key; allowed: in_features, " in refusal(model={"name": wide, "bais": False})
     assert raytorch.load(epochs=1, model={"name": wide, "bias": False}).model.name == "interactive.py:Wide"
+
+
+def test_a_recorded_run_says_why_the_session_cannot_go_on_with_it(kernel: Kernel) -> None:
+    config = raytorch.load(epochs=1, model=kernel.names["Net"])
+    assert raytorch.load(config.with_code(None)).code == config.code
+    kernel.run("scale = torch.ones(2)")
+    with pytest.raises(ConfigError, match=r"run is of code of your own, .*: area uses scale, a Tensor of the session"):
+        raytorch.load(config.with_code(None))
 
 
 def test_a_class_that_is_defined_anew_is_the_new_one(kernel: Kernel) -> None:
