@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import torch
 from notebooks import Kernel
 
 import raytorch
+from raytorch.cluster.capacity import Node
 from raytorch.config import CodeSnapshot, RunConfig
 from raytorch.config.interactive_code import HEADER, assembled, definition, needed, reduced
 from raytorch.config.own_calls import imported
 from raytorch.errors import ConfigError
+from raytorch.service import client
+from raytorch.service.dashboard import Nodes
 
 IMPORTS = """
 import math
@@ -291,6 +295,28 @@ def test_a_script_is_of_the_project_that_it_can_be_imported_from(
     command = [sys.executable, str(folder / "net.py")]
     ran = subprocess.run(command, cwd=tmp_path / ran_in, capture_output=True, text=True)
     assert ran.stdout.replace(str(tmp_path), "ROOT").strip() == expected, ran.stderr
+
+
+class OneNode:
+    """A connection to a cluster that has room."""
+
+    url = "http://head:8265"
+
+    def nodes(self) -> Nodes:
+        return Nodes([Node("a", {"CPU": 8.0})], False)
+
+
+def test_a_job_from_a_notebook_has_its_code_as_a_file(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = raytorch.load(epochs=1, model=kernel.names["Net"], storage=tmp_path / "runs")
+    archive = tmp_path / "sent/project.zip"
+    archive.parent.mkdir()
+    monkeypatch.setattr(client, "DashboardConnection", lambda address: OneNode())
+    monkeypatch.setattr(raytorch.Client, "_send", lambda self, name, kind, run, command, fill, *more: fill(archive))
+    raytorch.Client().submit(config, name="mine")
+    with zipfile.ZipFile(archive) as sent:
+        assert sent.read("interactive.py").decode() == text_of(config)
 
 
 def test_a_file_that_somebody_has_written_is_not_taken_apart() -> None:
