@@ -107,11 +107,17 @@ def bits_per_character(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tens
     return total / math.log(2), count
 
 
+def write_down(model: GPT, *, writer: Any, step: int, begin: str = "The ") -> None:
+    """What the model writes, into TensorBoard after each evaluation."""
+    if writer:
+        writer.add_text("text", generate(model, begin), step)
+
+
 @torch.no_grad()
 def generate(net: GPT, text: str, length: int = 200) -> str:
     """Continue a text, each character drawn from what the model expects."""
     tokens = [net.vocabulary.index(character) for character in text]
     for _ in range(length):
-        logits = net(torch.tensor([tokens[-net.context :]]))[0, -1]
+        logits = net(torch.tensor([tokens[-net.context :]], device=net.places.weight.device))[0, -1]
         tokens.append(int(torch.multinomial(logits.softmax(0), 1)))
     return "".join(net.vocabulary[token] for token in tokens)

@@ -23,6 +23,7 @@ from raytorch.config.project import Project
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section, tell_mistakes_by
 from raytorch.errors import ConfigError
+from raytorch.system.python_files import ProjectError
 
 Config = TypeVar("Config", bound=Section)
 _LEAST = "give at least epochs or steps"
@@ -62,11 +63,11 @@ def with_own_code(config: RunConfig, overrides: Sequence[str] = (), code: CodeSn
     configuration's arguments.
     """
     content, project = config.model_dump(mode="json"), remembered(code) if code else Project.of(Path())
-    project = recalled(project, config.references)
     if config.references:
         try:
+            project = recalled(project, config.references)
             config = from_data(content, (), project.root, project)
-        except ConfigError as error:
+        except (ConfigError, ProjectError) as error:
             raise ConfigError(
                 f"{config.name} is of code of your own, which is looked for in the project of the current folder: "
                 f"{error}"

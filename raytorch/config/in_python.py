@@ -18,8 +18,8 @@ from raytorch.config.project import Project
 from raytorch.errors import ConfigError
 from raytorch.system.python_files import ProjectError, parse_source, read_source
 
-_POSITIONAL = {"data": 1, "loop": 1, "loss": 2, "metrics": 2}
-"""How many arguments a part is called with by position."""
+_POSITIONAL = {"data": 1, "loop": 1, "loss": 2, "metrics": 2, "on_evaluation": 1}
+"""How many arguments a part is called with by position; a class of metrics with none."""
 
 
 @dataclass

@@ -236,20 +236,26 @@ def _code(name: str, value: Any) -> str:
 def _literal(name: str, value: Any) -> str | None:
     if isinstance(value, PurePath):
         return f"{name} = pathlib.Path({str(value)!r})"
-    text = _written(value)
+    try:
+        text = _written(value)
+    except RecursionError:  # it holds itself
+        return None
     return None if text is None or len(text) > LONGEST_VALUE else f"{name} = {text}"
 
 
 def _written(value: Any) -> str | None:
-    """A plain value as Python reads it; None if there is no such text."""
-    if type(value) in (list, tuple, set, dict):
+    """A plain value as Python reads it; None if there is no such text, or it is too long."""
+    is_text, is_several = type(value) in (str, bytes), type(value) in (list, tuple, set, dict)
+    if (is_text or is_several) and len(value) > LONGEST_VALUE:
+        return None
+    if is_several and value:
         parts = [_pair(*each) if isinstance(value, dict) else _written(each) for each in _items(value)]
-        if any(part is None for part in parts) or value == set():
+        if any(part is None for part in parts):
             return None
         inner = ", ".join(sorted(map(str, parts)) if isinstance(value, set) else map(str, parts))
         opening, closing = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
         return f"{opening}{inner}{',' if isinstance(value, tuple) and len(value) == 1 else ''}{closing}"
-    is_plain = value is None or type(value) in (bool, int, str, bytes)
+    is_plain = is_text or is_several or value is None or type(value) in (bool, int)
     return repr(value) if is_plain or (type(value) is float and abs(value) < float("inf")) else None
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import torch
 from notebooks import Kernel
 
 import raytorch
+from raytorch.cluster.capacity import Node
 from raytorch.config import CodeSnapshot, RunConfig
 from raytorch.config.interactive_code import HEADER, assembled, definition, needed, reduced
 from raytorch.config.own_calls import imported
 from raytorch.errors import ConfigError
+from raytorch.service import client
+from raytorch.service.dashboard import Nodes
 
 IMPORTS = """
 import math
@@ -26,7 +30,7 @@ import numpy as np
 import torch
 from torch import float32 as single, nn
 WIDTH = 16
-NAMES = {"b": [1, 2.5, None], "a": ({3, 1}, "x")}
+NAMES = {"b": [1, 2.5, None], "a": ({3, 1}, "x"), "none": (set(), {}, ("alone",), b"", True)}
 ROOT = Path("data")
 """
 CODE = '''
@@ -84,6 +88,10 @@ def text_of(config: RunConfig) -> str:
     return code_of(config).sources["interactive.py"]
 
 
+def named(part: Any) -> tuple[str, dict[str, Any]]:
+    return part.name, part.arguments
+
+
 def refusal(**keys: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         raytorch.load(epochs=1, **keys)
@@ -93,7 +101,7 @@ def refusal(**keys: Any) -> str:
 def test_classes_of_a_notebook_are_those_of_a_file_with_all_that_they_use(kernel: Kernel, tmp_path: Path) -> None:
     net, squared = kernel.names["Net"], kernel.names["squared"]
     config = raytorch.load(epochs=1, model=net, loss={"name": squared, "power": 3})
-    assert (config.model.name, config.model.arguments) == ("interactive.py:Net", {"act": "relu"})
+    assert named(config.model) == ("interactive.py:Net", {"act": "relu"})
     assert config.loss.model_dump() == {"name": "interactive.py:squared", "power": 3.0}
     assert (code_of(config).root, code_of(config).entries) == (str(tmp_path), ("interactive.py",))
     assert imported("interactive.py:Net", config.code) is net  # the class that is there
@@ -128,7 +136,7 @@ def test_the_text_follows_from_what_is_used_alone(kernel: Kernel, monkeypatch: p
 
 def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) -> None:
     config = raytorch.load(epochs=1, model=partial(kernel.names["Alias"], act="tanh"))
-    assert (config.model.name, config.model.arguments) == ("interactive.py:Net", {"act": "tanh"})
+    assert named(config.model) == ("interactive.py:Net", {"act": "tanh"})
     assert raytorch.load({"epochs": 1, "model": {"name": kernel.names["Net"]}}).model.name == "interactive.py:Net"
     metrics = [partial(kernel.names["squared"], power=1.5), {"name": kernel.names["area"], "better": "lower"}]
     assert "metrics[1]" not in refusal(model=kernel.names["Net"], metrics=[*metrics[:1], "no"])
@@ -142,6 +150,8 @@ def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) 
         ("def outer():\n    def bad(model, batch): ...\n    return bad\nbad = outer()", "inside another function or"),
         ("big = torch.zeros(3)\ndef bad(model, batch): return big", "bad uses big, a Tensor of the session, which"),
         ("big = [torch.zeros(3)]\ndef bad(model, batch): return big", "a list that is too large or holds more than"),
+        ("big = []\nbig.append(big)\ndef bad(model, batch): return big", "a list that is too large or holds more than"),
+        ("big = 'x' * 100_001\ndef bad(model, batch): return big", "bad uses big, a str that is too large"),
         ("exec('def bad(model, batch): ...')", "the source of bad is kept nowhere"),
         ("def bad(model, batch, **others): ...", "takes **others"),
         ("bad = Net((4,), 3)", 'loss: is an object of Net; give the class, and its arguments: {"name": Net, ...}'),
@@ -156,8 +166,8 @@ def test_what_cannot_be_sent_is_refused_with_what_to_do(kernel: Kernel, cell: st
 def test_arguments_are_checked_as_those_of_a_file(kernel: Kernel) -> None:
     net = kernel.names["Net"]
     assert refusal(model={"name": net, "akt": "relu"}) == (
-        "the configuration: model.akt: unknown key; allowed: name, weights, strict, freeze, checkpointing, act (did you "
-        "mean 'act'?)"
+        "the configuration: model.akt: unknown key; allowed: name, weights, strict, freeze, checkpointing, act "
+        "(did you mean 'act'?)"
     )
     assert refusal(model={"name": net, "act": "gelu"}) == (
         "the configuration: model.act: must be one of relu, tanh, not 'gelu' (did you mean 'relu'?)"
@@ -166,6 +176,14 @@ def test_arguments_are_checked_as_those_of_a_file(kernel: Kernel) -> None:
     wide = kernel.names["Wide"]
     assert "model.bais: unknown key; allowed: in_features, " in refusal(model={"name": wide, "bais": False})
     assert raytorch.load(epochs=1, model={"name": wide, "bias": False}).model.name == "interactive.py:Wide"
+
+
+def test_a_recorded_run_says_why_the_session_cannot_go_on_with_it(kernel: Kernel) -> None:
+    config = raytorch.load(epochs=1, model=kernel.names["Net"])
+    assert raytorch.load(config.with_code(None)).code == config.code
+    kernel.run("scale = torch.ones(2)")
+    with pytest.raises(ConfigError, match=r"run is of code of your own, .*: area uses scale, a Tensor of the session"):
+        raytorch.load(config.with_code(None))
 
 
 def test_a_class_that_is_defined_anew_is_the_new_one(kernel: Kernel) -> None:
@@ -209,6 +227,25 @@ def test_a_loop_of_a_notebook(kernel: Kernel) -> None:
     assert config.loop.model_dump() == {"name": "interactive.py:gan", "latent": 8}
     with pytest.raises(ConfigError, match=r"loop.latnt: unknown key; allowed: name, latent"):
         raytorch.load(loop={"name": kernel.names["gan"], "latnt": 8})
+
+
+def test_other_parts_of_a_notebook(kernel: Kernel) -> None:
+    kernel.run("class Top:\n    def __init__(self, *, k: int = 5): ...\nclass Mean(nn.Linear): ...")
+    kernel.run("def show(model, step, *, writer=None, count: int = 4): ...")
+    net, top, mean, show = (kernel.names[name] for name in ("Net", "Top", "Mean", "show"))
+    config = raytorch.load(
+        epochs=1,
+        model=net,
+        metrics=[{"name": top, "k": 3}, partial(mean, bias=True)],
+        on_evaluation=partial(show, count=8),
+    )
+    assert [named(metric) for metric in config.metrics] == [
+        ("interactive.py:Top", {"k": 3}),
+        ("interactive.py:Mean", {"bias": True}),
+    ]
+    assert named(config.on_evaluation) == ("interactive.py:show", {"count": 8})
+    assert "metrics[0].n: unknown key; allowed: in_features" in refusal(model=net, metrics=[partial(mean, n=1)])
+    assert "on_evaluation.n: unknown key; allowed: name, count" in refusal(model=net, on_evaluation=partial(show, n=1))
 
 
 def test_what_is_installed_is_imported(kernel: Kernel) -> None:
@@ -258,6 +295,28 @@ def test_a_script_is_of_the_project_that_it_can_be_imported_from(
     command = [sys.executable, str(folder / "net.py")]
     ran = subprocess.run(command, cwd=tmp_path / ran_in, capture_output=True, text=True)
     assert ran.stdout.replace(str(tmp_path), "ROOT").strip() == expected, ran.stderr
+
+
+class OneNode:
+    """A connection to a cluster that has room."""
+
+    url = "http://head:8265"
+
+    def nodes(self) -> Nodes:
+        return Nodes([Node("a", {"CPU": 8.0})], False)
+
+
+def test_a_job_from_a_notebook_has_its_code_as_a_file(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = raytorch.load(epochs=1, model=kernel.names["Net"], storage=tmp_path / "runs")
+    archive = tmp_path / "sent/project.zip"
+    archive.parent.mkdir()
+    monkeypatch.setattr(client, "DashboardConnection", lambda address: OneNode())
+    monkeypatch.setattr(raytorch.Client, "_send", lambda self, name, kind, run, command, fill, *more: fill(archive))
+    raytorch.Client().submit(config, name="mine")
+    with zipfile.ZipFile(archive) as sent:
+        assert sent.read("interactive.py").decode() == text_of(config)
 
 
 def test_a_file_that_somebody_has_written_is_not_taken_apart() -> None:

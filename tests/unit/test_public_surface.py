@@ -61,9 +61,9 @@ COMMANDS = {
 EXPORTS = {
     "raytorch": """
         CheckpointError ClusterError ConfigError DataError DivergedError ExportError HandleError JobError
-        JobNotFoundError MissingPackageError ModelFileError PackageError QuotaError RaytorchError ReaderDiedError
-        RecordError RemoteOpError ResourceError RunExistsError RunNotFoundError SessionError SessionLostError StorageError
-        TrainingError UnknownFunctionError UntrustedFileError UserError
+        JobNotFoundError MissingPackageError ModelFileError PackageError QuotaError RaytorchError
+        ReaderDiedError RecordError RemoteOpError ResourceError RunExistsError RunNotFoundError SessionError
+        SessionLostError StorageError TrainingError UnknownFunctionError UntrustedFileError UserError
         Client Result Run RunConfig __version__ autograd connect distributed errors find_run layers list_runs load
         losses optimizers registry resume tensor_ops train
     """,
