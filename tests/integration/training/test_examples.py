@@ -24,7 +24,7 @@ SHORT: dict[str, Any] = {
     "epochs": None, "steps": 24, "precision": "fp32",
     "checkpoint.every_epochs": None, "checkpoint.every_steps": 6, "checkpoint.keep": 99,
 }
-SHORTER = {"distillation": {"loop.teacher_epochs": 1}}
+SHORTER = {"distillation": {"loop.teacher_epochs": 1}, "char_gpt": {"schedule.warmup_steps": 2}}
 
 
 KILLING_RANK_1 = """
