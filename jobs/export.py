@@ -19,7 +19,7 @@ if __name__ == "__main__":
     weights = path.with_suffix(".safetensors")  # a model again, in PyTorch
     run.export("safetensors", weights)
     model = load_model(weights)
-    inputs, _ = example(read_architecture(weights))
+    inputs, _ = example(model, read_architecture(weights))
     with onnx.load(path) as graph:  # and without it
         (logits,) = graph.run(*inputs.values())
     print(f"PyTorch {model(*inputs.values()).argmax(-1).tolist()}  onnxruntime {logits.argmax(-1).tolist()}")

@@ -53,7 +53,7 @@ class TimedProgress(RunProgress):
         return super().finish("finished" if self.is_timed else state)
 
     def last_step(self, began: int, total: int) -> int:
-        return began + self.warmup + self.timed_steps + 1  # the last has no successor and is not counted
+        return began + self.warmup + self.timed_steps
 
     @property
     def ends_epoch(self) -> bool:

@@ -21,8 +21,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 FILES = sorted(EXAMPLES.glob("*/*.yaml"))
 SHORT: dict[str, Any] = {
-    "epochs": None, "steps": 24, "precision": "fp32",
-    "checkpoint.every_epochs": None, "checkpoint.every_steps": 6, "checkpoint.keep": 99,
+    "epochs": None,
+    "steps": 24,
+    "precision": "fp32",
+    "checkpoint.every_epochs": None,
+    "checkpoint.every_steps": 6,
+    "checkpoint.keep": 99,
 }
 SHORTER = {"distillation": {"loop.teacher_epochs": 1}, "char_gpt": {"schedule.warmup_steps": 2}}
 
