@@ -77,6 +77,8 @@ class RunProgress:
         self._passes: list[int] = []
         """After how many steps each iteration over batches began, oldest first."""
         self._is_within = False
+        self._samples_before = 0
+        """Of the iterations before this one."""
         self._evaluated_at, self._saved_at = -1, (-1, -1)
         self.patience = Patience(self.config)
         self.agreement = StopAgreement(lambda it: all_reduce(torch.tensor(it, device=worker.device)).tolist())
@@ -127,6 +129,7 @@ class RunProgress:
         """The batches, from the place on at which the checkpoint was saved; each ends the step before it."""
         if self._is_within:
             raise UserError("run.batches: the batches before these are not at their end; iterate over one at a time")
+        self._samples_before += self._samples_seen()
         self.loader, self._is_within = batches.loader, True
         try:
             began = self._enter(batches.loader)
@@ -176,7 +179,7 @@ class RunProgress:
         """Hear the driver, write metrics and save, if it is time; leaves the loop if the run is to stop."""
         self.parts.update_averages(self.step)
         self.report({})
-        self.throughput.count(loader.epoch * loader.samples + loader.position, self.clock)
+        self.throughput.count(self._samples_before + self._samples_seen(), self.clock)
         self._hear_the_driver()
         if self.step % self.config.logging.every_steps == 0:
             self.write_log()
@@ -206,6 +209,9 @@ class RunProgress:
     def epochs_done(self) -> float:
         """Passes over the data until now."""
         return self.loader.epoch + self.loader.position / self.loader.samples if self.loader else 0.0
+
+    def _samples_seen(self) -> int:
+        return self.loader.epoch * self.loader.samples + self.loader.position if self.loader else 0
 
     def _hear_the_driver(self) -> None:
         """Every few seconds, learn from rank 0 whether the driver wants a checkpoint, or the run to end."""

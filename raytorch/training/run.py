@@ -74,7 +74,7 @@ class Run:
 
     @property
     def epoch(self) -> float:
-        """Passes over the data until now, those of the batch that is worked on included."""
+        """Passes over the newest batches' data until now, with the batch that is worked on."""
         return self._progress.epochs_done
 
     @property
