@@ -42,8 +42,9 @@ def test_operators_of_the_dispatcher_resolve_too(function: object) -> None:
     "function",
     [
         *(torch.meshgrid, torch.rand_like, torch.normal, torch.as_strided, torch.Tensor.fill_, torch.Tensor.__rdiv__),
-        *(F.hardswish, F.hardsigmoid, F.relu_, torch.nn.init.normal_, torch.sparse.sampled_addmm, torch.manual_seed),
+        *(F.hardswish, F.hardsigmoid, F.relu_, torch.nn.init.normal_, torch.sparse.sampled_addmm),
         *(torch.Tensor.grad.__get__, torch.Tensor.grad.__set__, torch.autograd.grad, torch._foreach_add_),
+        torch.random.manual_seed,
     ],
 )
 def test_functions_that_pytorch_hands_to_handles_without_listing_them_resolve(function: object) -> None:
