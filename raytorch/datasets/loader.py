@@ -17,6 +17,9 @@ from raytorch.datasets.augmentation import Draws
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import CheckpointError, ConfigError
 
+_MOST_EPOCHS = 1_000_003
+"""Of a pass, whose samples draw other random numbers than those of another."""
+
 
 class MicroBatch(NamedTuple):
     """Samples that one forward and backward pass of one rank reads.
@@ -74,8 +77,14 @@ class TrainLoader:
         self._augment = augment
         self.samples = len(dataset)
         self._weights = weights
+        self._pass = 0
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self.epoch = -1
+        self.next_epoch()
+
+    def begin_pass(self, number: int) -> None:
+        """Begin anew with other orders than those of earlier passes of so many over data of the same seed."""
+        self._pass, self.epoch = number, -1
         self.next_epoch()
 
     def next_epoch(self) -> None:
@@ -166,7 +175,9 @@ class TrainLoader:
                 if low == high:  # a rank without a sample would leave the others waiting in their collectives
                     low, high = 0, 1
                 index = self._order[start + low : start + high]
-                yield Request(index, start + low, self.epoch + 1, draws and draws.part(low, high))
+                yield Request(
+                    index, start + low, self._pass * _MOST_EPOCHS + self.epoch + 1, draws and draws.part(low, high)
+                )
 
     def _draw(self, start: int, size: int) -> Draws:
         """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""
@@ -176,7 +187,8 @@ class TrainLoader:
         return Draws(self._augment, offset.to(self._dataset.device), mirrored.to(self._dataset.device))
 
     def _generator(self, *position: int) -> torch.Generator:
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(self.epoch, *position))
+        of_pass = (2**32 - 1, self._pass) if self._pass else ()
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(self.epoch, *position, *of_pass))
         return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 

@@ -197,6 +197,8 @@ def _begun_like(config: RunConfig, before: RunConfig) -> RunConfig:
 
 
 def _require_more_to_do(config: RunConfig, manifest: CheckpointManifest, path: str) -> None:
+    if config.loop:  # which may have several passes over data, each of epochs or steps of its own
+        return
     for key, wanted, done in (("steps", config.steps, manifest.step), ("epochs", config.epochs, manifest.epoch)):
         if wanted is not None and wanted < done:
             raise ConfigError(

@@ -10,20 +10,16 @@ from raytorch.config import Averaging
 
 
 class WeightAverage:
-    """Keeps the average of a model that is trained, if ``config`` asks for one.
+    """Keeps the average of a model that is trained.
 
     Attributes:
-        model: What to evaluate, save and export: the average, or without one the model itself.
+        model: What to evaluate, save and export in its place.
     """
 
-    def __init__(self, trained: nn.Module, config: Averaging | None) -> None:
-        self._trained = trained
-        self._average: AveragedModel | None = None
-        self.model = trained
-        if config:
-            self._decay = config.decay
-            self._average = AveragedModel(trained, multi_avg_fn=self._mean, use_buffers=True)
-            self.model = self._average.module
+    def __init__(self, trained: nn.Module, config: Averaging) -> None:
+        self._trained, self._decay = trained, config.decay
+        self._average = AveragedModel(trained, multi_avg_fn=self._mean, use_buffers=True)
+        self.model: nn.Module = self._average.module
 
     def _mean(self, average: Any, newest: Any, steps: Any) -> None:
         mean: Any = get_ema_multi_avg_fn
@@ -31,18 +27,16 @@ class WeightAverage:
 
     def update(self) -> None:
         """Take the weights after an optimizer step into account; the first are the average as they are."""
-        if self._average:
-            self._average.update_parameters(self._trained)
+        self._average.update_parameters(self._trained)
 
     def state_dict(self) -> dict[str, Any]:
         """What :attr:`model` does not have: the weights that are trained, and how many were averaged."""
-        if self._average is None:
-            return {}
         return {"trained": self._trained.state_dict(), "steps": int(self._average.n_averaged)}
 
     def load_state_dict(self, saved: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go on from :attr:`model`'s state dict, and :meth:`state_dict` of a run that had an average or had none."""
+        """Go on from :attr:`model`'s state dict, and :meth:`state_dict`. Raises ValueError for a damaged number."""
+        steps = state["steps"]
+        if type(steps) is not int or not 0 <= steps < 2**53:
+            raise ValueError(f"steps of an average {steps!r:.99}")
         self.model.load_state_dict(saved)
-        self._trained.load_state_dict(state.get("trained", saved))
-        if self._average:
-            self._average.n_averaged.fill_(state.get("steps", 0))
+        self._average.n_averaged.fill_(steps)

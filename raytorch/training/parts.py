@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from raytorch.config import Averaging, CodeSnapshot, OwnModel, RunConfig
+from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.ddp import broadcast_buffers, data_parallel
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
@@ -48,6 +49,7 @@ class Parts:
         """The checkpoint, until the loop has come to where it was saved."""
         self._kept: dict[str, Stateful] = {}
         self._averaged_at = 0
+        self.is_within_batches = False
 
     def add_model(
         self,
@@ -73,19 +75,29 @@ class Parts:
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(bare, dynamic=False)) if self._config.compile else bare
+        for tensor in bare.state_dict().values():
+            broadcast(
+                tensor
+            )  # DDP does so for what it trains, and what is made after the first batches was drawn apart
         return data_parallel(net) if any(each.requires_grad for each in bare.parameters()) else net
 
     def add_average(self, name: str, decay: float) -> nn.Module:
         """Keep the moving average of a model's weights, and show it in the model's place."""
         model = self.model(name)
+        if model.average:
+            raise UserError(f"run.average: {name} has an average already")
         model.average = WeightAverage(model.bare, Averaging(decay=decay))
-        if self.restored and name in self.restored.averages:
-            model.average.load_state_dict(self.restored.weights(name), self.restored.averages[name])
+        if self.restored:
+            self.restored.load_average(name, model.average)
         return model.average.model
 
     def keep(self, name: str, part: Kept) -> Kept:
         """Save a part with each checkpoint."""
         self._require_new("run.keep", name)
+        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise UserError(
+                f"run.keep: {name} must have state_dict and load_state_dict, which a {type(part).__name__} lacks"
+            )
         try:
             require_savable(part.state_dict())
         except TypeError as error:
@@ -117,9 +129,9 @@ class Parts:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put all models into evaluation mode, with the same buffers on all workers and without gradients."""
-        shown = [model.shown for model in self.models.values()]
-        modes = [(module, module.training) for model in shown for module in model.modules()]
-        for model in shown:
+        every = {id(net): net for model in self.models.values() for net in (model.bare, model.shown)}.values()
+        modes = [(module, module.training) for model in every for module in model.modules()]
+        for model in every:
             broadcast_buffers(model)
             model.eval()
         try:
@@ -138,7 +150,14 @@ class Parts:
         averages = {name: model.average.state_dict() for name, model in self.models.items() if model.average}
         return {"kept": {name: part.state_dict() for name, part in self._kept.items()}, "averages": averages}
 
+    @property
+    def registered(self) -> list[str]:
+        """The names of all."""
+        return [*self.models, *self._kept]
+
     def _require_new(self, call: str, name: str) -> None:
+        if self.is_within_batches:
+            raise UserError(f"{call}: register {name} before the batches, where it gets its state after a restart")
         if not MODEL_NAME.fullmatch(name):
             raise UserError(
                 f"{call}: a name is of up to 64 letters, digits and _, and begins with a letter: not {name!r}"

@@ -25,8 +25,9 @@ from raytorch.training.checkpoints import Checkpoints, explaining_misfit
 from raytorch.training.monitor import DriverLink
 from raytorch.training.optimizer_steps import diverged
 from raytorch.training.parts import Parts
+from raytorch.training.place import Place
 from raytorch.training.precision import Precision
-from raytorch.training.reproducibility import generator_states, restore_generators
+from raytorch.training.reproducibility import generator_states
 from raytorch.training.run_state import Restored
 from raytorch.training.step_log import Number, StepLog, reduced
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
@@ -65,20 +66,15 @@ class RunProgress:
         self.job, self.worker, self.files = job, worker, files
         self.config, self.folder = job.plan.config, job.plan.folder
         self.precision = Precision.choose(self.config.precision, worker.device)
-        self.is_resumed = False
+        self.is_resumed = self.is_stopped = False
         self.parts = Parts(self.config, worker, self.precision)
         self.log = StepLog(worker)
         self.gauges: dict[str, Callable[[], float]] = {}
         self.step = self.total_steps = 0
         self.metrics: dict[str, float] = {}
         self.test_metrics: dict[str, float] = {}
-        self.loader: TrainLoader | None = None
-        """That of the newest batches."""
-        self._passes: list[int] = []
-        """After how many steps each iteration over batches began, oldest first."""
-        self._is_within = False
-        self._samples_before = 0
-        """Of the iterations before this one."""
+        self.place = Place(self.parts, worker, self.config.seed)
+        self._is_within = self._is_pending = False
         self._evaluated_at, self._saved_at = -1, (-1, -1)
         self.patience = Patience(self.config)
         self.agreement = StopAgreement(lambda it: all_reduce(torch.tensor(it, device=worker.device)).tolist())
@@ -113,11 +109,9 @@ class RunProgress:
         self.parts.restored, self.is_resumed = restored, True
         with explaining_misfit(restored.name):
             self.patience.load_state_dict(restored.state["patience"])
-            if not all(
-                type(began) is int and 0 <= began <= restored.manifest.step for began in restored.state["passes"]
-            ):
-                raise ValueError("passes")
+            self.place.restore(restored.state, restored.manifest.step)
         self.step, self.metrics = restored.manifest.step, restored.manifest.metrics
+        self.parts.skip_averages(self.step)
         self._evaluated_at = self.step if restored.manifest.evaluated else -1
         self._saved_at = self.step, self._evaluated_at
         self.clock = PhaseClock(restored.manifest.seconds)
@@ -128,17 +122,28 @@ class RunProgress:
     def take(self, batches: Batches) -> Iterator[list[MicroBatch]]:
         """The batches, from the place on at which the checkpoint was saved; each ends the step before it."""
         if self._is_within:
-            raise UserError("run.batches: the batches before these are not at their end; iterate over one at a time")
-        self._samples_before += self._samples_seen()
-        self.loader, self._is_within = batches.loader, True
+            raise UserError(
+                "run.batches: the batches before these are not at their end; iterate over one at a time, or close() "
+                "the iterator"
+            )
+        if batches.loader is self.place.loader:
+            raise UserError("run.batches: these were iterated over already; ask for new ones")
+        if self.is_stopped:
+            raise RunStopped
+        self._complete_step()
+        is_replaying = self.place.is_replaying
+        began = self.place.enter(batches.loader, self.step)
+        if not is_replaying and self.request is DriverRequest.STOP:  # heard in the last step before these
+            self.is_stopped = True
+            raise RunStopped
+        self._is_within = self.parts.is_within_batches = True
         try:
-            began = self._enter(batches.loader)
             if began is not None:
                 self.total_steps = self.last_step(began, batches.total)
                 self.report({})
                 yield from self._steps(batches.loader)
         finally:
-            self._is_within = False
+            self._is_within = self.parts.is_within_batches = False
 
     def last_step(self, began: int, total: int) -> int:
         """The last of ``total`` steps after so many."""
@@ -146,40 +151,33 @@ class RunProgress:
 
     def _steps(self, loader: TrainLoader) -> Iterator[list[MicroBatch]]:
         while not self.is_over():
+            if loader.position == loader.samples:  # a loop that was left by break ended there
+                loader.next_epoch()
             for micro_batches in self.clock.waiting(loader.remaining()):
+                self._leave_restored()
                 self.step += 1
+                self._is_pending = True
                 yield micro_batches
                 self._finish_step(loader)
                 if self.is_over():
                     break
-
-    def _enter(self, loader: TrainLoader) -> int | None:
-        """Go to the place of these batches; answers after how many steps they began, None if they are done."""
-        restored, number = self.parts.restored, len(self._passes)
-        began: list[int] = restored.state["passes"][number:] if restored else []
-        if restored is None or not began:
-            self._leave_restored()
-            if number == 0:  # from here on, dropout draws differently on each worker
-                torch.manual_seed(self.config.seed + 1 + self.worker.rank)
-            began = [self.step]
-        elif len(began) == 1:
-            with explaining_misfit(restored.name):
-                loader.load_state_dict(restored.state["loader"])
-                restore_generators(restored.state["generators"], self.worker, seed=self.config.seed + self.step)
-            self._leave_restored()
-        self._passes.append(began[0])
-        return began[0] if len(began) == 1 else None
 
     def _leave_restored(self) -> None:
         restored, self.parts.restored = self.parts.restored, None
         if restored:
             restored.close()
 
+    def _complete_step(self) -> None:
+        """Take the step into account that a loop has left by break."""
+        if self._is_pending:
+            self._is_pending = False
+            self.parts.update_averages(self.step)
+
     def _finish_step(self, loader: TrainLoader) -> None:
         """Hear the driver, write metrics and save, if it is time; leaves the loop if the run is to stop."""
-        self.parts.update_averages(self.step)
+        self._complete_step()
         self.report({})
-        self.throughput.count(self._samples_before + self._samples_seen(), self.clock)
+        self.throughput.count(self.place.samples_seen, self.clock)
         self._hear_the_driver()
         if self.step % self.config.logging.every_steps == 0:
             self.write_log()
@@ -193,6 +191,7 @@ class RunProgress:
         if exhausted or self._evaluated_at == self.step:
             self.files.sync()
         if stops:
+            self.is_stopped = True
             raise RunStopped
 
     def is_over(self) -> bool:
@@ -202,16 +201,7 @@ class RunProgress:
     @property
     def ends_epoch(self) -> bool:
         """True in the last step of an epoch, and of the batches."""
-        at_end = self.loader is not None and self.loader.position == self.loader.samples
-        return self._is_within and (at_end or self.step >= self.total_steps)
-
-    @property
-    def epochs_done(self) -> float:
-        """Passes over the data until now."""
-        return self.loader.epoch + self.loader.position / self.loader.samples if self.loader else 0.0
-
-    def _samples_seen(self) -> int:
-        return self.loader.epoch * self.loader.samples + self.loader.position if self.loader else 0
+        return self._is_within and (self.place.is_at_end_of_epoch or self.step >= self.total_steps)
 
     def _hear_the_driver(self) -> None:
         """Every few seconds, learn from rank 0 whether the driver wants a checkpoint, or the run to end."""
@@ -237,9 +227,9 @@ class RunProgress:
             values: dict[str, float | None] = {
                 name: sum(value for _, value in line) / len(line) for name, line in taken.items()
             }
-            values |= {name: read() for name, read in self.gauges.items()}
+            values |= {name: float(read()) for name, read in self.gauges.items()}
             values["samples_per_s"] = self.throughput.recent()
-            self.records.write("train", self.step, self.epochs_done, values)
+            self.records.write("train", self.step, self.place.epochs_done, values)
             self.report(values)
 
     @contextmanager
@@ -254,32 +244,37 @@ class RunProgress:
 
     def evaluated(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
         """Take an evaluation of the models as they are."""
-        split = self.config.judged_split
-        self.metrics = reduced(self.worker, metrics, "run.evaluated")
+        split, measured = self.config.judged_split, reduced(self.worker, metrics, "run.evaluated")
         for needed in (self.config.ranking.label, self.patience.label):
-            if needed not in (None, *self.metrics):
+            if needed not in (None, *measured):
                 raise ConfigError(
                     f"run.evaluated: has no {needed}, by which checkpoints are ranked or the run ends early; give it, "
-                    f"or name one of {', '.join(self.metrics)} first in the configuration's metrics"
+                    "or name another first in the configuration's metrics"
                 )
+        if self.place.is_replaying:  # it was written down before the checkpoint
+            return measured
+        self.metrics = measured
         self._record(split, self.metrics)
-        self.driver.report_evaluation(Evaluation(self.step, self.epochs_done, self.metrics, split))
+        self.driver.report_evaluation(Evaluation(self.step, self.place.epochs_done, self.metrics, split))
         self.patience.look(self.metrics)
         self._evaluated_at = self.step
         return self.metrics
 
     def tested(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
         """Take what the finished models come to on the test split."""
-        self.test_metrics = reduced(self.worker, metrics, "run.tested")
+        measured = reduced(self.worker, metrics, "run.tested")
+        if self.place.is_replaying:
+            return measured
+        self.test_metrics = measured
         self._record("test", self.test_metrics)
         return self.test_metrics
 
     def _record(self, split: str, metrics: Mapping[str, float]) -> None:
         if LOSS_LABEL in metrics:
             self._refuse_nonfinite(f"{split} loss", [(self.step, metrics[LOSS_LABEL])])
-        logger.info("epoch %.2f step %d: %s %s", self.epochs_done, self.step, split, metrics)
+        logger.info("epoch %.2f step %d: %s %s", self.place.epochs_done, self.step, split, metrics)
         if self.records:
-            self.records.write(split, self.step, self.epochs_done, metrics)
+            self.records.write(split, self.step, self.place.epochs_done, metrics)
 
     def _refuse_nonfinite(self, name: str, values: Sequence[tuple[int, float]]) -> None:
         for step, value in values:
@@ -298,7 +293,7 @@ class RunProgress:
             "phase": "training",
             "step": self.step,
             "total_steps": self.total_steps,
-            "epoch": self.epochs_done,
+            "epoch": self.place.epochs_done,
             "workers": self.worker.world_size,
             "first_step_at": self.throughput.first_step_at,
         }
@@ -318,15 +313,11 @@ class RunProgress:
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
             if not self.checkpoints:
                 return
-            own = {
-                "passes": self._passes,
-                "loader": self.loader and self.loader.state_dict(),
-                "patience": self.patience.state_dict(),
-                "generators": generators,
-            }
+            own = self.place.state_dict(is_within=self._is_within)
+            own |= {"patience": self.patience.state_dict(), "generators": generators}
             manifest = {
                 "step": self.step,
-                "epoch": self.epochs_done,
+                "epoch": self.place.epochs_done,
                 "metrics": self.metrics,
                 "evaluated": self._evaluated_at == self.step,
                 "seconds": self.clock.read(),
@@ -339,10 +330,11 @@ class RunProgress:
     def finish(self, state: str) -> dict[str, Any]:
         """End the run, ``finished`` or ``stopped``, and return what it came to."""
         if state == "finished":
-            self._leave_restored()
-            self.parts.update_averages(self.step)
-            if self._saved_at != (self.step, self._evaluated_at):
+            self.place.reach()
+            self._complete_step()
+            if self.config.loop or self._saved_at != (self.step, self._evaluated_at):
                 self.save()
+            self._leave_restored()
         if self.checkpoints:
             self.report({"phase": "saving"})
             with self.clock.phase("checkpointing"):
@@ -376,7 +368,7 @@ class RunProgress:
             "metrics": self.metrics,
             **({"test_metrics": self.test_metrics} if self.test_metrics else {}),
             "step": self.step,
-            "epochs": round(self.epochs_done, 4),
+            "epochs": round(self.place.epochs_done, 4),
             "samples_per_s": self.throughput.overall(),
             "seconds": self.clock.read(),
             "first_step_at": self.throughput.first_step_at,

@@ -18,11 +18,11 @@ from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches
 from raytorch.datasets.own import OwnDataset, shipped_split
 from raytorch.datasets.requests import Split
 from raytorch.distributed.worker import Worker
-from raytorch.errors import ConfigError
+from raytorch.errors import ConfigError, UserError
 from raytorch.training.precision import Precision
 from raytorch.training.progress import Batches, RunProgress
 from raytorch.training.run_state import Kept, OptimizerState
-from raytorch.training.step_log import Number
+from raytorch.training.step_log import Number, require_names
 
 EVALUATION_BATCH = 512
 """Samples per forward pass of a worker in evaluation."""
@@ -75,7 +75,7 @@ class Run:
     @property
     def epoch(self) -> float:
         """Passes over the newest batches' data until now, with the batch that is worked on."""
-        return self._progress.epochs_done
+        return self._progress.place.epochs_done
 
     @property
     def ends_epoch(self) -> bool:
@@ -145,13 +145,17 @@ class Run:
         return self._progress.parts.add_average(name, decay)
 
     def optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Save an optimizer's state and settings with each checkpoint, and write down its learning rate."""
+        """Save an optimizer's state and settings with each checkpoint, and write down the rate of its last group."""
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UserError(f"run.optimizer: {name} must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
         self._progress.parts.keep(name, OptimizerState(optimizer))
         self.gauge(f"lr_{name}", lambda: float(optimizer.param_groups[-1]["lr"]))
         return optimizer
 
     def keep(self, name: str, part: Kept) -> Kept:
-        """Save whatever has ``state_dict`` and ``load_state_dict`` with each checkpoint: a schedule, a replay buffer.
+        """Save whatever has ``state_dict`` and ``load_state_dict`` with each checkpoint: a schedule, a running mean.
+
+        What rank 0 has is saved, and given to all workers after a restart: let it be the same on all of them.
 
         Raises:
             TypeError: Its state is of something else than tensors, numbers, texts, lists and mappings.
@@ -160,6 +164,7 @@ class Run:
 
     def gauge(self, name: str, read: Callable[[], float]) -> None:
         """Write down a number with each line of metrics, as rank 0 reads it then."""
+        require_names("run.gauge", [name])
         self._progress.gauges[name] = read
 
     def batches(
@@ -189,8 +194,7 @@ class Run:
                 f"batch_size: {taken.samples:,} samples leave a batch of {taken.smallest} for {self.worker.world_size} "
                 "workers; take another batch_size, or run.steps, which weighs what each worker has"
             )
-        for [batch] in taken:
-            yield batch.content
+        return (batch.content for [batch] in taken)
 
     def steps(
         self,
@@ -209,7 +213,15 @@ class Run:
         What is returned is iterated over once, and knows ``steps_per_epoch`` and the ``total`` of steps. With
         ``weights``, float64 (N,), samples are drawn in proportion to them.
         """
-        config = self.config
+        config, given = (
+            self.config,
+            {"batch_size": batch_size, "accumulate": accumulate, "epochs": epochs, "steps": steps},
+        )
+        for key, value in given.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{key}: run.batches takes a whole number of at least 1, not {value!r:.99}")
+        if epochs is not None and steps is not None:
+            raise ConfigError("epochs: give run.batches either epochs or steps, not both")
         loader = TrainLoader(
             self._split(data, readers),
             batch_size=batch_size or config.batch_size,
@@ -276,11 +288,15 @@ class Run:
         Raises:
             DivergedError: When the line is written, one of them is not finite.
         """
-        self._progress.log.add(self.step, values)
+        if not self._progress.place.is_replaying:  # a line from before the checkpoint is there already
+            self._progress.log.add(self.step, values)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put all models into evaluation mode in the block, with gradients off; its time counts as evaluation."""
+        """Put all models into evaluation mode in the block, with gradients off; its time counts as evaluation.
+
+        Evaluate a step's weights after its optimizer has changed them.
+        """
         with self._progress.evaluating():
             yield
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from raytorch.errors import CheckpointError
 from raytorch.runs.checkpoint_manifest import RESUME_FROM_ANOTHER, checkpoint_name
 from raytorch.runs.storage import RunFolder
+from raytorch.training.averaging import WeightAverage
 from raytorch.training.checkpoints import SavedState, explaining_misfit, open_checkpoint
 
 logger = logging.getLogger("raytorch")
@@ -43,15 +44,30 @@ class OptimizerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        groups = [each | {"betas": tuple(each["betas"])} if "betas" in each else each for each in state["groups"]]
-        remembered = {int(number): each for number, each in state["state"].items()}
+        groups, own = _as_tuples(state["groups"]), self._optimizer.param_groups
+        for saved, group in zip(groups, own, strict=True):
+            for name, value in group.items():
+                is_number = type(value) in (int, float, bool)
+                if is_number and type(saved[name]) not in (int, float, bool):
+                    raise TypeError(f"{name} of an optimizer is {saved[name]!r:.99}")
+        remembered = {int(number): dict(each) for number, each in state["state"].items()}
         self._optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+
+    def restore_settings(self, state: dict[str, Any]) -> None:
+        """Give it the settings of :meth:`state_dict` again, which schedules that were made since have changed."""
+        for group, saved in zip(self._optimizer.param_groups, _as_tuples(state["groups"]), strict=True):
+            group |= {name: value for name, value in saved.items() if name != "params"}
+
+
+def _as_tuples(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settings as they were before JSON made lists of their tuples."""
+    return [{key: tuple(it) if key == "betas" else it for key, it in group.items()} for group in groups]
 
 
 class Restored:
     """A checkpoint that a run goes on from, while its loop registers again what it has.
 
-    It stays open until the loop has come to the batches among which it was saved.
+    It stays open until the loop takes its first step after it.
     """
 
     def __init__(self, folder: RunFolder, step: int, device: torch.device, *, may_differ: bool = False) -> None:
@@ -63,41 +79,67 @@ class Restored:
         self.manifest = self._content.manifest
         with explaining_misfit(self.name):
             self.state = self._content.state()
-            self.averages: dict[str, Any] = dict(self.state["averages"])
+            self._averages: dict[str, Any] = dict(self.state["averages"])
             self._kept: dict[str, Any] = dict(self.state["kept"])
+            self._needed = set(map(str, self.state["registered"]))
         self._models = set(self._content.models)
+        self._averaged = set(self._averages)
+        self._optimizers: list[tuple[OptimizerState, Any]] = []
+        self._is_reached = False
 
     def load_model(self, name: str, module: nn.Module) -> None:
         """Give a model its weights: those that are trained, where what is saved is their average."""
         if self._has(name, self._models, f"model {name}"):
             self._models.discard(name)
             with explaining_misfit(self.name):
-                trained = self.averages.get(name, {}).get("trained")
-                module.load_state_dict(self.weights(name) if trained is None else trained)
+                trained = self._averages.get(name, {}).get("trained")
+                module.load_state_dict(self._weights(name) if trained is None else trained)
 
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """The weights of a model as they are in its file."""
+    def load_average(self, name: str, average: WeightAverage) -> None:
+        """Give the average of a model its weights."""
+        if name in self._averaged:
+            self._averaged.discard(name)
+            with explaining_misfit(self.name):
+                average.load_state_dict(self._weights(name), self._averages[name])
+        else:
+            logger.warning("%s has no average of %s, which begins with the weights that are there", self.name, name)
+
+    def _weights(self, name: str) -> dict[str, Tensor]:
         return self._content.model(self._device, name)
 
     def load(self, name: str, part: Stateful) -> None:
         """Give a part the state that it had."""
         if self._has(name, self._kept, name):
             with explaining_misfit(self.name):
-                part.load_state_dict(self._kept.pop(name))
+                state = self._kept.pop(name)
+                part.load_state_dict(state)
+                if isinstance(part, OptimizerState):
+                    self._optimizers.append((part, state))
 
-    def close(self) -> None:
-        """Let go of the files. Raises CheckpointError for parts that the loop has not registered."""
-        self._open.close()
-        left = ", ".join(sorted({*self._models, *self._kept}))
-        if left and not self._may_differ:
+    def reach(self) -> None:
+        """Take note that the loop has come to where it was saved. Raises CheckpointError for parts that it lacks."""
+        left = {*self._models, *self._kept}
+        lacked = ", ".join(sorted(left & self._needed))
+        if lacked and not self._may_differ:
             raise CheckpointError(
-                f"{self.name} has {left}, which the loop has not registered before its batches; call run.model, "
+                f"{self.name} has {lacked}, which the loop has not registered before its batches; call run.model, "
                 "run.optimizer and run.keep with the same names each time"
             )
-        if left:
-            logger.warning("%s has %s, which the loop has no more", self.name, left)
+        for what in (lacked, ", ".join(f"an average of {name}" for name in sorted(self._averaged))):
+            if what:
+                logger.warning("%s has %s, which the loop has no more", self.name, what)
+        with explaining_misfit(self.name):
+            for part, state in self._optimizers:
+                part.restore_settings(state)
+        self._is_reached = True
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._open.close()
 
     def _has(self, name: str, there: Container[str], called: str) -> bool:
+        if self._is_reached:  # what is registered after the batches
+            return name in there
         if name not in there and not self._may_differ:
             raise CheckpointError(f"{self.name} has no {called}, though the loop registers it; {RESUME_FROM_ANOTHER}")
         if name not in there:

@@ -2,14 +2,16 @@
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raytorch.config.metrics import RECORD_KEYS
 from raytorch.distributed.collectives import all_gather, all_reduce
 from raytorch.distributed.worker import Worker
+from raytorch.errors import UserError
 from raytorch.models.objectives import ratio
 
 Number = float | Tensor
@@ -26,6 +28,7 @@ class StepLog:
 
     def add(self, step: int, values: Mapping[str, Number]) -> None:
         """Keep the numbers of an optimizer step; nothing waits for the device. Raises TypeError for what is none."""
+        require_names("run.log", values)
         for name, value in values.items():
             self._values.setdefault(name, []).append(_single(name, value))
             self._steps.setdefault(name, []).append(step)
@@ -52,9 +55,10 @@ def reduced(worker: Worker, values: Mapping[str, Number | tuple[Number, Number]]
 
     A collective operation. 0 where nothing was counted. Raises ValueError, on every worker, where their names differ.
     """
+    require_names(asked, values)
     pairs = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
     for name, pair in pairs.items():
-        if len(pair) > 2:
+        if len(pair) not in (1, 2):
             raise TypeError(f"{asked}: {name} must be a number or (sum, count), not {len(pair)} numbers")
     require_the_same(worker, str([(name, len(pair)) for name, pair in pairs.items()]), asked)
     if not pairs:
@@ -71,6 +75,13 @@ def _mean(numbers: tuple[float, ...]) -> float:
 
 def _ratio(name: str, told: Iterator[tuple[float, ...]]) -> float:
     return ratio(sum(next(told)), sum(next(told)), name)
+
+
+def require_names(call: str, names: Iterable[str]) -> None:
+    """Refuse names that a line of metrics has for something else. Raises UserError."""
+    for name in names:
+        if name in (*RECORD_KEYS, "samples_per_s"):
+            raise UserError(f"{call}: a number cannot be called {name}, which metrics.jsonl has for something else")
 
 
 def require_the_same(worker: Worker, text: str, asked: str) -> None:

@@ -70,4 +70,4 @@ def follow_loop(progress: RunProgress) -> dict[str, object]:
             Trainer(run).train()
     except RunStopped:
         return progress.finish("stopped")
-    return progress.finish("finished")
+    return progress.finish("stopped" if progress.is_stopped else "finished")  # which a loop may have caught

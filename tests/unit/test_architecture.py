@@ -98,6 +98,7 @@ ROOMS = {
         "after_evaluation evaluation freezing monitor optimizer_steps recomputation run_state",
         "preparing",
         "failures parts",
+        "place",
         "progress",
         "run",
         "loop",

@@ -1,5 +1,6 @@
 """Loops of a user's own, on one worker and without Ray: what they are given, what is saved, and how they go on."""
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.storage import RunFolder
+from raytorch.training import monitor
 from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.stopping import DriverRequest
 
 CPU = torch.device("cpu")
 CODE = """
+import pathlib
+
 import torch
 from torch import nn
 
@@ -196,6 +201,124 @@ def pretrained(run, *, stop_at: int = 0):
                 assert_bitwise_equal(a.model(CPU, model), b.model(CPU, model))
 
 
+SCHEDULED = (
+    CODE
+    + """
+from torch.optim import lr_scheduler as schedules
+
+
+def scheduled(run, *, kind: str, stop_at: int = 0):
+    net = run.model("student", Net)
+    adam = run.optimizer("adam", torch.optim.Adam(net.parameters(), 0.1))
+    schedule = run.keep("schedule", {
+        "linear": lambda: schedules.LinearLR(adam, 0.1, total_iters=4),
+        "one_cycle": lambda: schedules.OneCycleLR(adam, 0.1, total_steps=20),
+        "lambda": lambda: schedules.LambdaLR(adam, lambda step: 0.5**step),
+    }[kind]())
+    for x, y in run.batches(Points("train"), steps=12):
+        adam.zero_grad()
+        run.backward((net(x) - y).square().mean())
+        adam.step()
+        schedule.step()
+        if run.step == stop_at:
+            raise KeyError("here")
+"""
+)
+
+
+@pytest.mark.parametrize("kind", ["linear", "one_cycle", "lambda"])
+def test_a_schedule_goes_on_with_its_rate(project: Path, kind: str) -> None:
+    write(project, SCHEDULED)
+    changes: dict[str, Any] = {"metrics": []}
+    whole, _ = train("whole", loop={"name": "loops.py:scheduled", "kind": kind}, **changes)
+    with pytest.raises(KeyError, match="here"):
+        train("parted", loop={"name": "loops.py:scheduled", "kind": kind, "stop_at": 8}, **changes)
+    parted, _ = train("parted", loop={"name": "loops.py:scheduled", "kind": kind}, **changes)
+    with open_checkpoint(whole, "checkpoint_00000012") as a, open_checkpoint(parted, "checkpoint_00000012") as b:
+        assert_bitwise_equal(a.model(CPU, "student"), b.model(CPU, "student"))
+
+
+def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
+    folder, _ = train("ended")
+    before = saved(folder)
+    train("ended")
+    for ours, theirs in zip(saved(folder), before, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+PASSES = (
+    CODE
+    + """
+def passes(run, *, stop_at: int = 0, leave_at: int = 0):
+    net = run.model("student", Net)
+    adam = run.optimizer("adam", torch.optim.Adam(net.parameters(), 0.1))
+    seen = []
+    for number in range(3):
+        for x, y in run.batches(Points("train"), epochs=2):
+            seen.append(x.flatten().tolist())
+            adam.zero_grad()
+            run.backward((net(x) - y).square().mean())
+            adam.step()
+            if run.step == stop_at:
+                raise KeyError("here")
+            if run.step == leave_at:
+                break
+        run.log(passed=number)
+        run.evaluated(error=float(number))
+    pathlib.Path(f"seen-{stop_at}.txt").write_text(str(seen), "utf-8")
+"""
+)
+
+
+def test_each_pass_has_an_order_of_its_own_and_what_lies_between_them_is_told_once(project: Path) -> None:
+    write(project, PASSES)
+    changes: dict[str, Any] = {"stop": {"patience": 9}, "checkpoint": {"every_steps": 3, "keep": 99}}
+    whole, outcome = train("whole", loop="loops.py:passes", **changes)
+    assert outcome["step"] == 24
+    seen = ast.literal_eval((project / "seen-0.txt").read_text("utf-8"))
+    assert len({str(seen[first]) for first in (0, 8, 16)}) == 3
+    with pytest.raises(KeyError, match="here"):
+        train("parted", loop={"name": "loops.py:passes", "stop_at": 20}, **changes)
+    parted, _ = train("parted", loop="loops.py:passes", **changes)
+    assert lines(parted) == lines(whole)
+    assert ast.literal_eval((project / "seen-0.txt").read_text("utf-8")) == seen[18:]
+    with open_checkpoint(whole, "checkpoint_00000024") as a, open_checkpoint(parted, "checkpoint_00000024") as b:
+        assert_bitwise_equal(a.model(CPU, "student"), b.model(CPU, "student"))
+
+
+@pytest.mark.parametrize("body", ["raise", "swallow"])
+def test_a_loop_stops_between_passes_and_cannot_go_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    loop = (
+        CODE
+        + """
+def short(run, *, body: str):
+    net = run.model("student", Net)
+    for number in range(30):
+        try:
+            for x, y in run.batches(Points("train"), steps=1):
+                pass
+        except BaseException:
+            if body != "swallow":
+                raise
+"""
+    )
+    write(project, loop)
+    monkeypatch.setattr(monitor.DriverLink, "take_request", lambda self: DriverRequest.STOP)
+    _, outcome = train("short", loop={"name": "loops.py:short", "body": body}, metrics=[])
+    assert (outcome["state"], outcome["step"]) == ("stopped", 1)
+
+
+@pytest.mark.parametrize("leave_at", [7, 8])
+def test_a_pass_that_is_left_by_break_stays_left(project: Path, leave_at: int) -> None:
+    write(project, PASSES.replace("range(3)", "range(1)"))
+    loop = {"name": "loops.py:passes", "leave_at": leave_at}
+    _, outcome = train("left", loop=loop)
+    assert (outcome["state"], outcome["step"]) == ("finished", leave_at)
+    assert train("left", loop=loop)[1]["step"] == leave_at
+
+
 @pytest.mark.parametrize(
     ("body", "error", "told"),
     [
@@ -208,9 +331,21 @@ def pretrained(run, *, stop_at: int = 0):
         ("run.model('a', Net(), width=3)", UserError, "takes no width; give its class"),
         ("run.model('a', Net, width=torch.ones(1))", UserError, "no form for, so that it could not be built again"),
         ("run.model('a', dict)", UserError, "must be a torch.nn.Module, or make one, not a dict"),
+        ("run.optimizer('a', Net())", UserError, "must be a torch.optim.Optimizer, not a Net"),
+        ("run.keep('a', {})", UserError, "must have state_dict and load_state_dict, which a dict lacks"),
+        ("run.batches(Points('train'), batch_size=0)", ConfigError, "batch_size: run.batches takes a whole number"),
+        ("run.steps(Points('train'), epochs=1, steps=1)", ConfigError, "either epochs or steps, not both"),
+        ("run.log(step=1.0)", UserError, "a number cannot be called step, which metrics.jsonl has"),
+        ("run.evaluated(epoch=1.0)", UserError, "a number cannot be called epoch"),
+        (
+            "[run.model('a', Net) for _ in run.batches(Points('train'), steps=2)]",
+            UserError,
+            "register a before the batches",
+        ),
+        ("run.model('a', Net); run.average('a'); run.average('a')", UserError, "a has an average already"),
         ("run.bare('a')", UserError, "no model a in this run: none yet"),
         (
-            "run.keep('a', type('T', (), {'state_dict': lambda self: {'x': set()}})())",
+            "run.keep('a', type('T', (), {'state_dict': lambda self: {'x': set()}, 'load_state_dict': None})())",
             TypeError,
             "a: its state_dict.. cannot be",
         ),
