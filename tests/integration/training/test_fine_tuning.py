@@ -32,7 +32,7 @@ def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     Path("plots.py").write_text(PLOTS.replace("told.txt", f"{tmp_path}/told.txt"), encoding="utf-8")
     base = SMALL_RUN | {"schedule": "constant", "epochs": 1}
-    first = raytorch.train(base, name="first")
+    first = raytorch.train(base, name="first", workers=1)
     model = SMALL_RUN["model"] | {"weights": "first", "freeze": ["1.*"], "checkpointing": ["1", "4"]}
     tuned: dict[str, Any] = base | {"model": model, "ema": {"decay": 0.9}, "clip_norm": 1.0}
     whole = raytorch.train(tuned | {"epochs": 2}, name="whole")
@@ -50,7 +50,7 @@ def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
         assert began["source"] == f"{first.path}/checkpoint_00000024/model.safetensors"
         assert (began["missing"], len(began["sha256"])) == ([], 64)
     assert resumed.model()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    thawed = raytorch.resume(resumed, set={"epochs": 3, "model.freeze": []})
+    thawed = raytorch.resume(resumed, set={"epochs": 3, "model.freeze": []}, workers=1)
     assert not torch.equal(weights(folder(thawed))["1.weight"], frozen["1.weight"])
     with pytest.raises(UserError, match=r"^model.weights: no run first in .*/runs"):
         raytorch.train(tuned)
@@ -59,7 +59,7 @@ def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_weights_that_do_not_fit_end_a_run_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"1.weight": torch.zeros(32, 64), "head.bias": torch.zeros(3)}, "some.pt")
-    run = SMALL_RUN | {"epochs": 1, "model": SMALL_RUN["model"] | {"weights": "some.pt"}}
+    run = SMALL_RUN | {"epochs": 1, "scaling": {"workers": 1}, "model": SMALL_RUN["model"] | {"weights": "some.pt"}}
     with pytest.raises(
         UserError, match=r"^model.weights: .*/some.pt is not of this model: missing: 1.bias, .*, or take what fits"
     ):

@@ -1,11 +1,13 @@
 """Runs of classes that a notebook or a script defines itself."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from notebooks import Kernel, cells_of
 from safetensors.torch import load_file
@@ -14,12 +16,13 @@ import raytorch
 from raytorch.errors import ConfigError, ModelFileError, RaytorchError
 from raytorch.serialization import load_model
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOK = ROOT / "examples/notebook/spirals.ipynb"
 SHORT = (("epochs=20", "epochs=3"), ('{"epochs": 25}', '{"epochs": 4}'), ("count: int = 3000", "count: int = 300"))
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,15 +113,15 @@ def squared(model, batch):
     return (model(inputs) - sums) ** 2
 
 
-FAILING = False
+FAILING, WORKERS = False, 2
 
 
 def main() -> None:
     result = raytorch.train(
-        epochs=2, batch_size=16, data=Sums, model={"name": Linear, "width": 5}, loss=squared, workers=2, name="sums"
+        epochs=2, batch_size=16, data=Sums, model={"name": Linear, "width": 5}, loss=squared, workers=WORKERS, name="sums"
     )
     assert isinstance(result.model(), Linear)
-    print(result.state, result.code.entries, raytorch.resume(result, set={"epochs": 3}).summary["epochs"])
+    print(result.state, result.code.entries, raytorch.resume(result, set={"epochs": 3}, workers=1).summary["epochs"])
 
 
 if __name__ == "__main__":
@@ -127,8 +130,10 @@ if __name__ == "__main__":
 
 
 def run(script: Path, text: str) -> "subprocess.CompletedProcess[str]":
+    """Run a script, on the Ray of these tests."""
     script.write_text(text, "utf-8")
-    return subprocess.run([sys.executable, script], cwd=script.parent, capture_output=True, text=True)
+    here = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    return subprocess.run([sys.executable, script], cwd=script.parent, capture_output=True, text=True, env=here)
 
 
 def test_a_script_trains_its_own_classes(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_a_script_trains_its_own_classes(tmp_path: Path) -> None:
 
 
 def test_an_exception_in_a_class_of_a_script_is_told_with_its_own_traceback(tmp_path: Path) -> None:
-    ran = run(tmp_path / "sums.py", SCRIPT.replace("FAILING = False", "FAILING = True"))
+    ran = run(tmp_path / "sums.py", SCRIPT.replace("FAILING, WORKERS = False, 2", "FAILING, WORKERS = True, 1"))
     assert 'raise KeyError("no such thing")' in ran.stderr
     assert "raytorch.errors.TrainingError: rank " in ran.stderr
 
@@ -167,7 +172,6 @@ def test_the_examples_of_the_pages(tmp_path: Path, page: str, begin: str) -> Non
     assert (ran.returncode, bool(ran.stdout)) == (0, True), ran.stderr
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_file_that_trains_as_it_is_imported_ends_in_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
