@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByRay(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
-LONGEST = ("test_jobs.py", "test_training.py", "test_kill.py")
+LONGEST = ("test_training.py", "test_examples.py", "test_jobs.py", "test_kill.py", "test_live_classes.py")
 """Files that take minutes: begun first, so that two processes are done at about the same time."""
 
 

@@ -18,7 +18,7 @@ from raytorch.serialization import load_model
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "examples/notebook/spirals.ipynb"
 SHORT = (("epochs=20", "epochs=3"), ('{"epochs": 25}', '{"epochs": 4}'), ("count: int = 3000", "count: int = 300"))
 

@@ -18,7 +18,7 @@ from raytorch.training.checkpoints import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*/*.yaml"))
 SHORT: dict[str, Any] = {
     "epochs": None,
