@@ -117,9 +117,8 @@ FAILING, WORKERS = False, 2
 
 
 def main() -> None:
-    result = raytorch.train(
-        epochs=2, batch_size=16, data=Sums, model={"name": Linear, "width": 5}, loss=squared, workers=WORKERS, name="sums"
-    )
+    parts = {"data": Sums, "model": {"name": Linear, "width": 5}, "loss": squared}
+    result = raytorch.train(epochs=2, batch_size=16, workers=WORKERS, name="sums", **parts)
     assert isinstance(result.model(), Linear)
     print(result.state, result.code.entries, raytorch.resume(result, set={"epochs": 3}, workers=1).summary["epochs"])
 
