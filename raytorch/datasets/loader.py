@@ -4,7 +4,7 @@ All of it follows from the seed, the epoch and the position in the epoch, so tha
 also under another number of workers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +14,16 @@ from torch import Tensor
 from raytorch.config import Augment
 from raytorch.config.run import steps_per_epoch
 from raytorch.datasets.augmentation import Draws
+from raytorch.datasets.order import DrawnOrder, Order, ShuffledOrder
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import CheckpointError, ConfigError
 
+Span = tuple[int, int]
+"""Where a global batch begins and ends in the order of an epoch."""
 _MOST_EPOCHS = 1_000_003
 """Of a pass, whose samples draw other random numbers than those of another."""
+_AT_ONCE = 65_536
+"""Places of an order that are computed at once: it takes no longer for a thousand than for one."""
 
 
 class MicroBatch(NamedTuple):
@@ -91,93 +96,78 @@ class TrainLoader:
         """Go to the start of the next epoch, with a new order."""
         self.epoch += 1
         self.position = 0
-        self._take_order(self._new_order(self._generator()))
+        self._order = self._new_order()
 
     def remaining(self) -> Iterator[list[MicroBatch]]:
         """The rest of the epoch: the rank's micro-batches of one optimizer step after the other.
 
         A :meth:`state_dict` taken while a step is worked on resumes at the step after it.
         """
-        spans = list(self._spans())
-        parts = [[self._bounds(start, stop, part) for part in self._own_parts()] for start, stop in spans]
-        contents = self._dataset.read(self._requests(spans, parts))
-        for (start, stop), bounds in zip(spans, parts, strict=True):
+        begin = self.position
+        contents = self._dataset.read(self._requests(begin))
+        for start, stop in self._spans(begin):
             self.position = stop
-            sizes = [high - low for low, high in bounds]
+            sizes = [high - low for low, high in self._own_bounds(start, stop)]
             share = self._world_size / (stop - start)
             yield [MicroBatch(next(contents), size, size * share) for size in sizes]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch, position and the order of the samples, as integers and a tensor; the same on all ranks."""
-        return {"epoch": self.epoch, "position": self.position, "permutation": self._own_order}
+    def state_dict(self) -> dict[str, int]:
+        """The place in the data, from which the order of the samples follows; the same on all ranks."""
+        return {"samples": self.samples, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken. Raises CheckpointError if that was on another number of samples."""
-        epoch, position, order = state["epoch"], state["position"], state["permutation"]
-        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(order):
+        samples, epoch, position = (state[name] for name in ("samples", "epoch", "position"))
+        if any(type(number) is not int for number in (samples, epoch, position)):
             raise CheckpointError(f"the checkpoint's place in the data, epoch {epoch!r:.99}, is damaged")
-        if order.shape != (len(self._dataset),):
+        if samples != self.samples:
             raise CheckpointError(
-                f"the checkpoint orders {len(order):,} training samples, the data set has "
-                f"{len(self._dataset):,}; resume with the data of the run that saved it"
+                f"the checkpoint orders {samples:,} training samples, the data set has {self.samples:,}; resume with "
+                "the data of the run that saved it"
             )
-        if not self._is_order(order):
-            raise CheckpointError("the checkpoint's order of the training samples is damaged, or of another data set")
+        if epoch < 0 or not 0 <= position <= samples:
+            raise CheckpointError(f"the checkpoint's place in the data, epoch {epoch:,}, is damaged")
         self.epoch, self.position = epoch, position
-        self._take_order(order)
+        self._order = self._new_order()
 
-    def _new_order(self, generator: torch.Generator) -> Tensor:
-        """The samples of an epoch, int64 (N,)."""
-        count, weights = len(self._dataset), self._weights
-        if weights is None:
-            return torch.randperm(count, generator=generator)
-        ends = weights.cumsum(0)  # a sample has the numbers from the end of the one before it up to its own
-        drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
-        last = int(weights.nonzero()[-1])  # which a number that is rounded up to the very end is one of
-        return torch.searchsorted(ends, drawn, right=True).clamp(max=last)
+    def _new_order(self) -> Order:
+        """That of the samples of this epoch."""
+        seed = self._seed_sequence()
+        return ShuffledOrder(self.samples, seed) if self._weights is None else DrawnOrder(self._weights, seed)
 
-    def _is_order(self, order: Tensor) -> bool:
-        """Tell whether an epoch can have such an order."""
-        if order.dtype != torch.int64:
-            return False
-        if self._weights is None:
-            return torch.equal(order.sort().values, torch.arange(len(order)))
-        return bool(((order >= 0) & (order < len(order))).all()) and bool((self._weights[order] > 0).all())
-
-    def _take_order(self, order: Tensor) -> None:
-        self._own_order = order
-        self._order = order.to(self._dataset.device)
-
-    def _spans(self) -> Iterator[tuple[int, int]]:
-        """Where each of the remaining global batches begins and ends."""
-        start = self.position
-        while start < len(self._dataset):
+    def _spans(self, start: int) -> Iterator[Span]:
+        """The global batches of the epoch from ``start`` on."""
+        while start < self.samples:
             is_last = start // self.batch_size >= self.steps_per_epoch - 1
-            stop = len(self._dataset) if is_last else start + self.batch_size
+            stop = self.samples if is_last else start + self.batch_size
             yield start, stop
             start = stop
 
-    def _own_parts(self) -> range:
-        first = self._rank * self._micro_batches
-        return range(first, first + self._micro_batches)
+    def _own_bounds(self, start: int, stop: int) -> list[Span]:
+        """Where this rank's micro-batches begin and end within a global batch: contiguous, and as even as can be."""
+        size, parts, first = stop - start, self._micro_batches * self._world_size, self._rank * self._micro_batches
+        return [
+            (size * part // parts, size * (part + 1) // parts) for part in range(first, first + self._micro_batches)
+        ]
 
-    def _bounds(self, start: int, stop: int, part: int) -> tuple[int, int]:
-        """One of the contiguous parts, as even as can be, of the global batch from ``start`` to ``stop``."""
-        size, parts = stop - start, self._micro_batches * self._world_size
-        return size * part // parts, size * (part + 1) // parts
-
-    def _requests(
-        self, spans: Sequence[tuple[int, int]], parts: Sequence[Sequence[tuple[int, int]]]
-    ) -> Iterator[Request]:
-        for (start, stop), bounds in zip(spans, parts, strict=True):
-            draws = self._draw(start, stop - start) if self._augment.crop or self._augment.flip else None
-            for low, high in bounds:
+    def _requests(self, begin: int) -> Iterator[Request]:
+        number = self._pass * _MOST_EPOCHS + self.epoch + 1
+        for start, samples in self._look_up(self._spans(begin)):
+            size = len(samples)
+            draws = self._draw(start, size) if self._augment.crop or self._augment.flip else None
+            for low, high in self._own_bounds(start, start + size):
                 if low == high:  # a rank without a sample would leave the others waiting in their collectives
                     low, high = 0, 1
-                index = self._order[start + low : start + high]
-                yield Request(
-                    index, start + low, self._pass * _MOST_EPOCHS + self.epoch + 1, draws and draws.part(low, high)
-                )
+                yield Request(samples[low:high], start + low, number, draws and draws.part(low, high))
+
+    def _look_up(self, spans: Iterable[Span]) -> Iterator[tuple[int, Tensor]]:
+        """Where each of the global batches begins, and its samples on the data set's device."""
+        known, first = torch.empty(0, dtype=torch.int64), 0
+        for start, stop in spans:
+            if stop > first + len(known):
+                until = min(max(stop, start + _AT_ONCE), self.samples)
+                known, first = self._order.at(start, until).to(self._dataset.device), start
+            yield start, known[start - first : stop - first]
 
     def _draw(self, start: int, size: int) -> Draws:
         """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""
@@ -187,9 +177,13 @@ class TrainLoader:
         return Draws(self._augment, offset.to(self._dataset.device), mirrored.to(self._dataset.device))
 
     def _generator(self, *position: int) -> torch.Generator:
+        state = self._seed_sequence(*position).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))
+
+    def _seed_sequence(self, *position: int) -> np.random.SeedSequence:
+        """That of the epoch, or of a place in it."""
         of_pass = (2**32 - 1, self._pass) if self._pass else ()
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(self.epoch, *position, *of_pass))
-        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        return np.random.SeedSequence(self._seed, spawn_key=(self.epoch, *position, *of_pass))
 
 
 def evaluation_batches(dataset: Split, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
@@ -198,10 +192,9 @@ def evaluation_batches(dataset: Split, *, batch_size: int, rank: int = 0, world_
     The shares of all ranks cover the data set, each sample once. Ranks may get different numbers of batches, or none:
     sum over the ranks after the last batch and call no collective operation before.
     """
-    end = len(dataset) * (rank + 1) // world_size
-    spans = [
-        (start, min(start + batch_size, end)) for start in range(len(dataset) * rank // world_size, end, batch_size)
-    ]
-    requests = (Request(torch.arange(*span, device=dataset.device), span[0], epoch=0) for span in spans)
-    for (start, stop), content in zip(spans, dataset.read(requests), strict=True):
-        yield MicroBatch(content, stop - start, 1.0)
+    begin, end = (len(dataset) * number // world_size for number in (rank, rank + 1))
+    starts = range(begin, end, batch_size)
+    batches = (torch.arange(start, min(start + batch_size, end), device=dataset.device) for start in starts)
+    requests = (Request(indices, start, epoch=0) for start, indices in zip(starts, batches, strict=True))
+    for start, content in zip(starts, dataset.read(requests), strict=True):
+        yield MicroBatch(content, min(batch_size, end - start), 1.0)

@@ -19,8 +19,8 @@ CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}([0-9]{{8}}|[1-9][0-9]{{8,11}
 """Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""
-CHECKPOINT_FORMAT = 3
-"""1 had a pickle of tensors, ``state.pt``; 2 the state of the shipped loop alone."""
+CHECKPOINT_FORMAT = 4
+"""1 had a pickle of tensors, ``state.pt``; 2 the state of the shipped loop alone; 3 the order of an epoch's samples."""
 RESUME_FROM_ANOTHER = "delete that checkpoint to resume from the one before it"
 
 

@@ -59,7 +59,7 @@ ROOMS = {
         "plan",
     ],
     "datasets": [
-        "augmentation carried_errors common_generators download file_errors shared_values",
+        "augmentation carried_errors common_generators download file_errors order shared_values",
         "archives cifar10_files idx_files readers",
         "files",
         "preparation",

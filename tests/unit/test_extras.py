@@ -1,5 +1,6 @@
 """What raytorch does where the packages of its extras are not installed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import nn
 
 from raytorch.config import MlpModel
 from raytorch.models.networks import Architecture
+from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT
 from raytorch.serialization import load_model, save_model
 
 WITHOUT = "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'onnx', 'onnxruntime', 'onnxscript'])\n"
@@ -34,9 +36,8 @@ def run(tmp_path: Path) -> Path:
     architecture = Architecture(MlpModel(), (1, 8, 8), 10)
     save_model(architecture.build(), checkpoint / "model.safetensors", architecture)
     size = (checkpoint / "model.safetensors").stat().st_size
-    (checkpoint / "checkpoint.json").write_text(
-        f'{{"format": 3, "step": 1, "files": {{"model.safetensors": {size}}}}}', encoding="utf-8"
-    )
+    manifest = {"format": CHECKPOINT_FORMAT, "step": 1, "files": {"model.safetensors": size}}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
 

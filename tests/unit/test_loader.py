@@ -208,7 +208,16 @@ def test_state_of_another_data_set_is_refused(count):
 
 
 @pytest.mark.parametrize(
-    "change", [{"epoch": -1}, {"epoch": "2"}, {"position": 54}, {"position": -1}, {"position": 1.0}]
+    "change",
+    [
+        {"epoch": -1},
+        {"epoch": "2"},
+        {"epoch": True},
+        {"position": 54},
+        {"position": -1},
+        {"position": 1.0},
+        {"samples": None},
+    ],
 )
 def test_a_damaged_place_is_refused(change):
     loader = TrainLoader(numbered(53), batch_size=10)

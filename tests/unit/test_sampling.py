@@ -21,7 +21,7 @@ from raytorch.datasets.in_memory import Moments
 from raytorch.datasets.own import OwnDataset
 from raytorch.datasets.sampling import drawing_weights
 from raytorch.datasets.splits import Part
-from raytorch.errors import CheckpointError, ConfigError
+from raytorch.errors import ConfigError
 
 CPU = torch.device("cpu")
 COUNT = 53
@@ -30,10 +30,11 @@ WEIGHTS = torch.arange(COUNT, dtype=torch.float64).fmod(4)  # of which every fou
 
 def drawn(weights: Tensor, epochs: int) -> Tensor:
     """How often each sample is drawn in so many epochs."""
-    loader = TrainLoader(numbered(len(weights)), batch_size=10, seed=3, weights=weights)
+    loader = TrainLoader(numbered(len(weights)), batch_size=len(weights), seed=3, weights=weights)
     counts = torch.zeros(len(weights), dtype=torch.int64)
     for _ in range(epochs):
-        counts += torch.bincount(loader.state_dict()["permutation"], minlength=len(weights))
+        [batch] = next(loader.remaining())
+        counts += torch.bincount(batch.content[1], minlength=len(weights))
         loader.next_epoch()
     return counts
 
@@ -99,39 +100,6 @@ def test_it_resumes_at_the_exact_next_batch(world_size: int) -> None:
     for loader in loaders:
         loader.load_state_dict(state)
     assert_same_steps(epoch(loaders), whole[2:])
-
-
-DRAWN = TrainLoader(numbered(COUNT), batch_size=10, weights=WEIGHTS).state_dict()["permutation"]
-
-
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["each", "weighted"])
-@pytest.mark.parametrize(
-    ("order", "message"),
-    [
-        (torch.full((COUNT,), COUNT), "order of the training samples is damaged"),
-        (torch.full((COUNT,), -1), "order of the training samples is damaged"),
-        (torch.full((COUNT,), 2**62), "order of the training samples is damaged"),
-        (DRAWN.double(), "order of the training samples is damaged"),
-        (DRAWN.to(torch.int32), "order of the training samples is damaged"),
-        (DRAWN > 3, "order of the training samples is damaged"),
-        (torch.zeros(COUNT, dtype=torch.int64), "order of the training samples is damaged"),  # of weight 0
-        (torch.zeros(COUNT, 2, dtype=torch.int64), "orders 53 training samples, the data set has 53"),
-        (DRAWN[:-1], "orders 52 training samples, the data set has 53"),
-    ],
-    ids=["above", "below", "far", "float", "short", "bool", "never", "pairs", "fewer"],
-)
-def test_an_order_that_no_epoch_has_is_refused(order: Tensor, message: str, weights: Tensor | None) -> None:
-    loader = TrainLoader(numbered(COUNT), batch_size=10, weights=weights)
-    before = loader.state_dict()
-    with pytest.raises(CheckpointError, match=message):
-        loader.load_state_dict(before | {"permutation": order})
-    assert loader.state_dict() == before
-
-
-def test_draws_are_no_order_for_a_run_that_has_each_sample_once() -> None:
-    loader = TrainLoader(numbered(COUNT), batch_size=10)
-    with pytest.raises(CheckpointError, match="order of the training samples is damaged"):
-        loader.load_state_dict(loader.state_dict() | {"permutation": DRAWN})
 
 
 # -- what a data set says ----------------------------------------------------------------------------------------------

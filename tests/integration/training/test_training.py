@@ -69,9 +69,8 @@ def plain_pytorch(steps: int, seed: int) -> dict[str, torch.Tensor]:
     data = load_dataset(DigitsData(), "train", torch.device("cpu"))
     model = Architecture(MlpModel(hidden=[32]), data.input_shape, data.num_classes).build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    order = TrainLoader(data, batch_size=64, seed=seed).state_dict()["permutation"]
-    for step in range(steps):
-        inputs, targets = data.batch(order[64 * step : 64 * (step + 1)])
+    for [batch], _ in zip(TrainLoader(data, batch_size=64, seed=seed).remaining(), range(steps), strict=False):
+        inputs, targets = batch.content
         optimizer.zero_grad()
         cross_entropy(model(inputs), targets).backward()
         optimizer.step()
