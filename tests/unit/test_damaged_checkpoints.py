@@ -62,7 +62,7 @@ def test_an_older_format_is_refused_with_what_to_do(local: RunFolder, tmp_path: 
     with pytest.raises(CheckpointError) as failure:
         opened(path)
     assert str(failure.value) == (
-        f"{path} has format 1, which cannot be resumed; this raytorch reads format 3; resume it with the raytorch that "
+        f"{path} has format 1, which cannot be resumed; this raytorch reads format 4; resume it with the raytorch that "
         f"wrote it, or take its weights alone, with raytorch.serialization.load_model('{path}/model.safetensors')"
     )
 
