@@ -264,7 +264,7 @@ def _takes_one(loss: LossFunction, model: nn.Module, dataset: Split) -> bool:
     """Tell whether the model can be trained on a single sample; leaves it as it is."""
     [batch] = dataset.read([Request(torch.zeros(1, dtype=torch.int64, device=dataset.device), 0, epoch=0)])
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]):  # and with gradients, as a loss may compute some itself
             loss(deepcopy(model).train(), batch)
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
