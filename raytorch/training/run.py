@@ -8,7 +8,7 @@ those that users write have the same means.
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -213,10 +213,8 @@ class Run:
         What is returned is iterated over once, and knows ``steps_per_epoch`` and the ``total`` of steps. With
         ``weights``, float64 (N,), samples are drawn in proportion to them.
         """
-        config, given = (
-            self.config,
-            {"batch_size": batch_size, "accumulate": accumulate, "epochs": epochs, "steps": steps},
-        )
+        config = self.config
+        given = {"batch_size": batch_size, "accumulate": accumulate, "epochs": epochs, "steps": steps}
         for key, value in given.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{key}: run.batches takes a whole number of at least 1, not {value!r:.99}")
@@ -320,6 +318,6 @@ class Run:
         return self._progress.tested(metrics)
 
     def _split(self, data: Any, readers: int) -> Split:
-        if hasattr(data, "read"):
-            return cast(Split, data)
+        if isinstance(data, Split):
+            return data
         return OwnDataset(data, self.worker.device, seed=self.config.seed, readers=readers)

@@ -71,6 +71,11 @@ def test_a_model_that_was_given_as_a_class_is_built_again(project: Path) -> None
         load_run(folder, project)
 
 
+def test_a_data_set_may_have_a_method_read_of_its_own(project: Path) -> None:
+    write(project, CODE.replace("    def batch(", "    def read(self, file):\n        raise OSError\n\n    def batch("))
+    assert train("reads")[1]["step"] == 16
+
+
 SCHEDULED = (
     CODE
     + """
