@@ -43,7 +43,7 @@ def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot |
     Raises ConfigError if a loss of the user's own does not take its arguments.
     """
     if isinstance(config, OwnLoss):
-        return own_call("loss", config, code, positional=2)
+        return own_call("loss", config, code)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
     return partial(
         _brought(model, "losses").get(config.name) or partial(classification_loss, name=config.name), **options

@@ -41,7 +41,7 @@ class AfterEvaluation:
         part, code = self._config.on_evaluation, self._config.code
         if part is None:
             return lambda model: None
-        return own_call("on_evaluation", part, code, given, positional=1, giver="the run")
+        return own_call("on_evaluation", part, code, given, giver="the run")
 
 
 @contextmanager
