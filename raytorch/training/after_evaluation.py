@@ -22,7 +22,7 @@ class AfterEvaluation:
         self._function({"step": 0, "epoch": 0.0, "metrics": {}, "writer": None})
 
     def __call__(self, model: nn.Module, writer: Any, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Call it, if there is one, and leave the model and random generators as they were.
+        """Call it, if there is one, within ``run.evaluating()``; random generators are left as they were.
 
         Args:
             model: The model that was evaluated, not its DDP wrapper: a call of it waits for no other worker.
@@ -34,7 +34,7 @@ class AfterEvaluation:
         if self._config.on_evaluation is None:
             return
         given = {"step": step, "epoch": epoch, "metrics": dict(metrics), "writer": writer}
-        with _leaving_no_trace(model, self._device):
+        with _keeping_generators(self._device):
             self._function(given)(model)
 
     def _function(self, given: Mapping[str, Any]) -> Callable[..., Any]:
@@ -45,17 +45,12 @@ class AfterEvaluation:
 
 
 @contextmanager
-def _leaving_no_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Without gradients and in evaluation mode; modes and random generators are as before when the block ends."""
-    modes = [(module, module.training) for module in model.modules()]
+def _keeping_generators(device: torch.device) -> Iterator[None]:
+    """Random generators are as before when the block ends."""
     drawn, drawn_by_numpy, drawn_by_torch = random.getstate(), np.random.get_state(), generator_states(device)
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module, training in modes:
-            module.training = training
         random.setstate(drawn)
         np.random.set_state(drawn_by_numpy)
         set_generator_states(drawn_by_torch, device)

@@ -5,7 +5,6 @@ as these follow from numbers that are reduced over all workers. The shipped loop
 those that users write have the same means.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
@@ -19,14 +18,11 @@ from raytorch.datasets.own import OwnDataset, shipped_split
 from raytorch.datasets.requests import Split
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
+from raytorch.training.evaluation import EVALUATION_BATCH
 from raytorch.training.precision import Precision
 from raytorch.training.progress import Batches, RunProgress
 from raytorch.training.run_state import Kept, OptimizerState
 from raytorch.training.step_log import Number, require_names
-
-EVALUATION_BATCH = 512
-"""Samples per forward pass of a worker in evaluation."""
-logger = logging.getLogger("raytorch")
 
 
 class Run:
@@ -123,10 +119,6 @@ class Run:
     def report(self, **values: Any) -> None:
         """Tell the driver, whose ``watch`` sees it as progress."""
         self._progress.report(values)
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Count the time of the block for a phase of the run: ``training``, ``data``, ``evaluating``, ..."""
-        return self._progress.clock.phase(name)
 
     def bare(self, name: str) -> nn.Module:
         """A registered model itself, without ``DistributedDataParallel`` around it: its own methods and attributes."""
