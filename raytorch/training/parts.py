@@ -75,10 +75,8 @@ class Parts:
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(bare, dynamic=False)) if self._config.compile else bare
-        for tensor in bare.state_dict().values():
-            broadcast(
-                tensor
-            )  # DDP does so for what it trains, and what is made after the first batches was drawn apart
+        for tensor in (*bare.parameters(), *bare.buffers()):  # of which DDP has those alone that it trains
+            broadcast(tensor.detach())  # a model that is made after the first batches was drawn apart on each worker
         return data_parallel(net) if any(each.requires_grad for each in bare.parameters()) else net
 
     def add_average(self, name: str, decay: float) -> nn.Module:
