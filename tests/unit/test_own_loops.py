@@ -1,6 +1,7 @@
 """Loops of a user's own, on one worker and without Ray: what they are given, what is saved, and how they go on."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from raytorch.config.file import dump_config, from_data
 from raytorch.errors import CheckpointError, ConfigError, DivergedError, UserError
 from raytorch.export import load_run
 from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
+from raytorch.runs.storage import RunFolder
+from raytorch.training import run_state
 from raytorch.training.checkpoints import open_checkpoint
 
 
@@ -111,6 +114,29 @@ def test_a_schedule_goes_on_with_its_rate(project: Path, kind: str) -> None:
     parted, _ = train("parted", loop={"name": "loops.py:scheduled", "kind": kind}, **changes)
     with open_checkpoint(whole, "checkpoint_00000012") as a, open_checkpoint(parted, "checkpoint_00000012") as b:
         assert_bitwise_equal(a.model(CPU, "student"), b.model(CPU, "student"))
+
+
+def test_the_checkpoint_is_let_go_of_where_a_loop_fails_before_its_batches(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("open")
+    held: list[str] = []
+
+    @contextmanager
+    def noted(folder: RunFolder, name: str) -> Iterator[Any]:
+        with open_checkpoint(folder, name) as content:
+            held.append(name)
+            yield content
+            held.remove(name)
+
+    monkeypatch.setattr(run_state, "open_checkpoint", noted)
+    write(
+        project, CODE.replace('    teacher = run.model("teacher"', '    raise KeyError("here") or run.model("teacher"')
+    )
+    with pytest.raises(KeyError, match="here") as failure:
+        train("open", changed_code=True)
+    assert failure.tb  # which holds all that the loop had
+    assert not held
 
 
 def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
