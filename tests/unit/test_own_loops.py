@@ -116,6 +116,19 @@ def test_a_schedule_goes_on_with_its_rate(project: Path, kind: str) -> None:
         assert_bitwise_equal(a.model(CPU, "student"), b.model(CPU, "student"))
 
 
+@pytest.mark.parametrize("optimizer", ["Adam", "Adafactor", "Rprop"])
+def test_an_optimizer_has_its_settings_again(project: Path, optimizer: str) -> None:
+    code = CODE.replace("torch.optim.Adam(net.parameters(), lr)", f"torch.optim.{optimizer}(net.parameters())")
+    code = code.replace("        schedule.step()\n", "")
+    shown = 'str(sorted((first.param_groups[0] | {"params": 0}).items()))'
+    settings = f'    pathlib.Path("settings.txt").write_text({shown})\n'
+    write(project, code + settings)
+    train("whole")
+    before = (project / "settings.txt").read_text("utf-8")
+    train("whole")
+    assert (project / "settings.txt").read_text("utf-8") == before
+
+
 def test_the_checkpoint_is_let_go_of_where_a_loop_fails_before_its_batches(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
