@@ -70,7 +70,7 @@ class Run:
 
     @property
     def epoch(self) -> float:
-        """Passes over the newest batches' data until now, with the batch that is worked on."""
+        """Epochs of the newest batches until now, 2.5 say, with the batch that is worked on."""
         return self._progress.place.epochs_done
 
     @property
@@ -202,8 +202,30 @@ class Run:
     ) -> Batches:
         """As :meth:`batches`, with a list of micro-batches for each optimizer step, each with its weight.
 
-        What is returned is iterated over once, and knows ``steps_per_epoch`` and the ``total`` of steps. With
-        ``weights``, float64 (N,), samples are drawn in proportion to them.
+        Multiplied by it, means of losses add up to the gradient of the whole batch's mean, however it is divided.
+
+        Args:
+            data: As for :meth:`batches`.
+            batch_size: As for :meth:`batches`.
+            accumulate: Micro-batches of each worker in a step.
+            epochs: As for :meth:`batches`.
+            steps: As for :meth:`batches`.
+            readers: As for :meth:`batches`.
+            augment: How images of a shipped data set are changed at random; by default they are not.
+            weights: float64 (N,), in proportion to which the N samples are drawn, with replacement.
+
+        Returns:
+            An iterable, to be used once, which knows ``steps_per_epoch`` and the ``total`` of steps.
+
+        Raises:
+            ConfigError: A number is none of at least 1, or nothing says how many steps there are.
+
+        Example:
+            >>> for micro_batches in run.steps(data, accumulate=4):
+            ...     optimizer.zero_grad()
+            ...     for batch in micro_batches:
+            ...         run.backward(loss_of(net, batch.content) * batch.weight)
+            ...     optimizer.step()
         """
         config = self.config
         given = {"batch_size": batch_size, "accumulate": accumulate, "epochs": epochs, "steps": steps}
