@@ -175,6 +175,11 @@ def _built(
     if isinstance(module, Architecture):
         return module.build(), module
     reference = _reference(module, code)
+    if reference and (taken := sorted(arguments.keys() & OwnModel.model_fields)):
+        raise UserError(
+            f"run.model: {name} is given {', '.join(taken)}, a key that raytorch has for models, so that it could not "
+            "be built again; rename the parameter, or give the module itself"
+        )
     try:
         architecture = Architecture(OwnModel(name=reference, **arguments), code=code) if reference else None
     except ConfigError:

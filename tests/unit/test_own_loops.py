@@ -171,6 +171,8 @@ def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
         ),
         ("run.model('a', Net(), width=3)", UserError, "takes no width; give its class"),
         ("run.model('a', Net, width=torch.ones(1))", UserError, "no form for, so that it could not be built again"),
+        ("run.model('a', Net, name='b')", UserError, "a is given name, a key that raytorch has for models"),
+        ("run.model('a', Net, width=3, weights='b')", UserError, "a is given weights, a key that raytorch has for"),
         ("run.model('a', dict)", UserError, "must be a torch.nn.Module, or make one, not a dict"),
         ("run.optimizer('a', Net())", UserError, "must be a torch.optim.Optimizer, not a Net"),
         ("run.keep('a', {})", UserError, "must have state_dict and load_state_dict, which a dict lacks"),
