@@ -81,6 +81,7 @@ class Parts:
 
     def add_average(self, name: str, decay: float) -> nn.Module:
         """Keep the moving average of a model's weights, and show it in the model's place."""
+        self._require_outside_batches("run.average", name)
         model = self.model(name)
         if model.average:
             raise UserError(f"run.average: {name} has an average already")
@@ -153,9 +154,12 @@ class Parts:
         """The names of all."""
         return [*self.models, *self._kept]
 
-    def _require_new(self, call: str, name: str) -> None:
+    def _require_outside_batches(self, call: str, name: str) -> None:
         if self.is_within_batches:
             raise UserError(f"{call}: register {name} before the batches, where it gets its state after a restart")
+
+    def _require_new(self, call: str, name: str) -> None:
+        self._require_outside_batches(call, name)
         if not MODEL_NAME.fullmatch(name):
             raise UserError(
                 f"{call}: a name is of up to 64 letters, digits and _, and begins with a letter: not {name!r}"

@@ -185,6 +185,11 @@ def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
             UserError,
             "register a before the batches",
         ),
+        (
+            "run.model('a', Net); [run.average('a') for _ in run.batches(Points('train'), steps=2)]",
+            UserError,
+            "run.average: register a before the batches",
+        ),
         ("run.model('a', Net); run.average('a'); run.average('a')", UserError, "a has an average already"),
         ("run.bare('a')", UserError, "no model a in this run: none yet"),
         (
