@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from raytorch.config import RunConfig
+from raytorch.config import CodeSnapshot, OwnEvaluation
 from raytorch.config.own_calls import own_call
 from raytorch.training.reproducibility import generator_states, set_generator_states
 
 
 class AfterEvaluation:
-    """Calls what a run names as ``on_evaluation``, if it does. Raises ConfigError if that takes no such arguments."""
+    """Calls what a run names as ``on_evaluation``. Raises ConfigError if that takes no such arguments."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self._config, self._device = config, device
+    def __init__(self, part: OwnEvaluation, code: CodeSnapshot | None, device: torch.device) -> None:
+        self._part, self._code, self._device = part, code, device
         self._function({"step": 0, "epoch": 0.0, "metrics": {}, "writer": None})
 
     def __call__(self, model: nn.Module, writer: Any, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Call it, if there is one, within ``run.evaluating()``; random generators are left as they were.
+        """Call it, within ``run.evaluating()``; random generators are left as they were.
 
         Args:
             model: The model that was evaluated, not its DDP wrapper: a call of it waits for no other worker.
@@ -31,17 +31,12 @@ class AfterEvaluation:
             epoch: Passes over the training split until now.
             metrics: What the evaluation came to.
         """
-        if self._config.on_evaluation is None:
-            return
         given = {"step": step, "epoch": epoch, "metrics": dict(metrics), "writer": writer}
         with _keeping_generators(self._device):
             self._function(given)(model)
 
     def _function(self, given: Mapping[str, Any]) -> Callable[..., Any]:
-        part, code = self._config.on_evaluation, self._config.code
-        if part is None:
-            return lambda model: None
-        return own_call("on_evaluation", part, code, given, giver="the run")
+        return own_call("on_evaluation", self._part, self._code, given, giver="the run")
 
 
 @contextmanager

@@ -46,7 +46,8 @@ class Trainer:
         self.steps = run.keep("optimizer", OptimizerSteps(config, self.model, run.precision, **span))
         run.gauge("lr", lambda: self.steps.rate)
         self.layout = run.precision.layout_of
-        self.after_evaluation = AfterEvaluation(config, device)
+        shown = config.on_evaluation
+        self.after_evaluation = AfterEvaluation(shown, config.code, device) if shown else None
         self.batch_loss = BatchLoss(self.model, run.worker)
 
     def train(self) -> None:
@@ -79,6 +80,6 @@ class Trainer:
         run = self.run
         with run.evaluating():
             metrics = run.evaluated(**self.evaluator.measure(self.judged, self.splits.judged))
-            if run.worker.rank == 0:
+            if self.after_evaluation and run.worker.rank == 0:
                 self.after_evaluation(self.judged, run.writer, run.step, run.epoch, metrics)
         self.steps.after_evaluation(metrics)
