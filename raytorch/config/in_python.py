@@ -18,9 +18,6 @@ from raytorch.config.project import Project
 from raytorch.errors import ConfigError
 from raytorch.system.python_files import ProjectError, parse_source, read_source
 
-_POSITIONAL = {"data": 1, "loop": 1, "loss": 2, "metrics": 2, "on_evaluation": 1}
-"""How many arguments a part is called with by position; a class of metrics with none."""
-
 
 @dataclass
 class LivePart:
@@ -40,10 +37,10 @@ class LivePart:
 
     def require_arguments(self) -> None:
         """Refuse what it does not take, where that could not be read off its source. Raises ConfigError."""
-        arguments = self.keys.keys() - PARTS[self.kind].model_fields
+        part = PARTS[self.kind]
+        arguments = sorted(self.keys.keys() - part.model_fields)
         makes = self.kind == "metrics" and makes_a_metric(self.value)
-        positional = 0 if makes else _POSITIONAL.get(self.kind, 0)
-        require_arguments(self.key, self.value, sorted(arguments), positional, named_only=makes)
+        require_arguments(self.key, self.value, arguments, 0 if makes else len(part.called_with), named_only=makes)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -61,6 +61,9 @@ class OwnMetric(BaseMetric, OwnPart):
     makes a ``torchmetrics.Metric``, see :mod:`raytorch.models.stateful_metrics`."""
 
     model_config = OwnPart.model_config
+
+    called_with: ClassVar[tuple[str, ...]] = ("the model", "a batch")
+    """A function; what makes a metric is given nothing."""
 
 
 class OwnMetricSection(BaseMetric, OwnSection):

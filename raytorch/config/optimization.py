@@ -109,8 +109,8 @@ class PlateauSchedule(Warmup):
     min_lr: NonNegativeFloat = 0.0
     """Lowest learning rate, also of groups."""
     metric: str | None = None
-    """Metric of the run, or ``loss``, that has to get better on the test split; null takes the first metric, or the
-    loss of a run that has none."""
+    """Metric of the run, or ``loss``, that has to get better on the test split, or on ``validation`` if there is one;
+    null takes the first metric, or the loss of a run that has none."""
 
 
 Schedule = Annotated[

@@ -277,3 +277,14 @@ Optimizer = Annotated[
     Sgd | Asgd | Adam | AdamW | NAdam | RAdam | Adamax | Adafactor | Adagrad | Adadelta | RmsProp | Rprop | Muon,
     Field(discriminator="name"),
 ]
+
+
+def peak_rates(optimizer: Optimizer) -> list[float]:
+    """The learning rates that parameters of an optimizer may have before a schedule changes them.
+
+    Example:
+        >>> peak_rates(Sgd(lr=0.1, groups=[ParameterGroup(match="head.*", lr=0.5)]))
+        [0.1, 0.5]
+    """
+    others = [optimizer.others.lr] if isinstance(optimizer, Muon) else []
+    return [optimizer.lr, *others, *(group.lr for group in optimizer.groups if group.lr)]

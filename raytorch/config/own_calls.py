@@ -58,7 +58,6 @@ def own_call(
     part: OwnPart,
     code: CodeSnapshot | None,
     given: Mapping[str, Any] = {},
-    positional: int = 0,
     *,
     named_only: bool = False,
     giver: str = "the data",
@@ -70,14 +69,15 @@ def own_call(
         part: The part.
         code: Where what it names is.
         given: What is known without it, by name; it takes the place of defaults.
-        positional: How many arguments are given at each call, in front.
-        named_only: Whether it may take other keywords besides, which are no keys: a class of a library's, say.
+        named_only: Whether it is called with none by position, and may take other keywords besides, which are no keys:
+            a class of a library's, say.
         giver: Who gives ``given``, for messages.
 
     Raises:
         ConfigError: It has no such parameters, or requires others.
     """
-    function = imported(part.name, code)
+    function, in_front = imported(part.name, code), () if named_only else part.called_with
+    positional = len(in_front)
     parameters = _parameters(key, function, named_only)[positional:]
     names = [parameter.name for parameter in parameters]
     _require_free_names(key, part, names)
@@ -99,9 +99,7 @@ def own_call(
     try:
         inspect.signature(function).bind(*range(positional), **arguments)
     except TypeError as error:  # it takes fewer by position, or one by position alone
-        given_first = {0: "", 1: "with one argument by position, and "}.get(
-            positional, "with the model and a batch, and "
-        )
+        given_first = f"with {' and '.join(in_front)}, and " if in_front else ""
         raise ConfigError(f"{key}: {part.name} cannot be called {given_first}with these arguments: {error}") from None
     return partial(function, **arguments)
 

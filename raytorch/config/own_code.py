@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import or_
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -44,6 +44,13 @@ PARTS: dict[str, type[OwnPart]] = {
     "on_evaluation": OwnEvaluation,
 }
 """The keys of a run that may name code of the user's own; ``metrics`` is a list of such parts."""
+_NOUNS: dict[type[OwnPart], str] = {
+    OwnData: "a data set",
+    OwnLoss: "a loss",
+    OwnLoop: "a loop",
+    OwnMetric: "a metric",
+    OwnEvaluation: "what follows an evaluation",
+}
 
 
 @dataclass(frozen=True)
@@ -88,36 +95,31 @@ class OwnCode:
 
     def _section(self, key: tree.Key) -> type[Section]:
         """The keys of a part; any where its signature is known only when it is run."""
-        reference, node = self.references[key], self.nodes[key]
+        reference, node, part = self.references[key], self.nodes[key], PARTS[str(key[0])]
         with placing(key, node):
             signature = signature_of(self.project.read(reference.file), reference.name)
             if signature is None:
-                return PARTS[str(key[0])]
+                return part
+            section = partial(section_of, signature, node.value)
+            if part is OwnMetric and _makes_a_metric(signature):
+                return section(base=OwnMetricSection)
+            _require_positional(part, reference, signature)
+            skip = len(part.called_with)
             match key[0]:
-                case "data":
-                    _require_positional(reference, signature, 1, "a data set is called with the split")
-                    return section_of(signature, node.value, base=OwnDataSection, skip=1)
                 case "model" if ("data",) in self.references:  # which may give it any of its parameters
                     required = [each.name for each in signature.parameters if each.default is REQUIRED]
-                    return section_of(signature, node.value, base=OwnModelSection, optional=required)
+                    return section(base=OwnModelSection, optional=required)
                 case "model":
-                    return section_of(signature, node.value, base=ShownModelSection, skip=ShownModelSection.facts)
-                case "loop":
-                    _require_positional(reference, signature, 1, "a loop is called with the run")
-                    return section_of(signature, node.value, skip=1)
-                case "metrics" if _makes_a_metric(signature):
-                    return section_of(signature, node.value, base=OwnMetricSection)
+                    return section(base=ShownModelSection, skip=ShownModelSection.facts)
                 case "on_evaluation":
-                    _require_positional(reference, signature, 1, "what follows an evaluation is called with the model")
-                    given = {*signature.by_position[:1], *OwnEvaluationSection.facts}
-                    return section_of(signature, node.value, base=OwnEvaluationSection, skip=given)
+                    given = {*signature.by_position[:skip], *OwnEvaluationSection.facts}
+                    return section(base=OwnEvaluationSection, skip=given)
+                case "data":
+                    return section(base=OwnDataSection, skip=skip)
+                case "metrics":
+                    return section(base=OwnMetricSection, skip=skip)
                 case _:
-                    is_metric = key[0] == "metrics"
-                    called = f"a {'metric' if is_metric else 'loss'} is called with the model and a batch"
-                    remedy = ", or one of keywords alone that makes a torchmetrics.Metric" if is_metric else ""
-                    _require_positional(reference, signature, 2, called, remedy)
-                    base = OwnMetricSection if is_metric else OwnSection
-                    return section_of(signature, node.value, base=base, skip=2)
+                    return section(skip=skip)
 
 
 def _makes_a_metric(signature: Signature) -> bool:
@@ -127,12 +129,14 @@ def _makes_a_metric(signature: Signature) -> bool:
     return signature.is_class or not takes_a_batch
 
 
-def _require_positional(reference: Reference, signature: Signature, count: int, called: str, remedy: str = "") -> None:
-    """Refuse what cannot be called with so many arguments in front. Raises ProjectError."""
+def _require_positional(part: type[OwnPart], reference: Reference, signature: Signature) -> None:
+    """Refuse what cannot be called as such a part is. Raises ProjectError."""
+    count = len(part.called_with)
     if len(signature.by_position) < count and not signature.any_more:
+        remedy = ", or one of keywords alone that makes a torchmetrics.Metric" if part is OwnMetric else ""
         raise ProjectError(
-            f"{called}, and {reference} (line {signature.line}) does not take {count} argument"
-            f"{'s' if count > 1 else ''} by position; write one that does{remedy}"
+            f"{_NOUNS[part]} is called with {' and '.join(part.called_with)}, and {reference} (line {signature.line}) "
+            f"does not take {count} argument{'s' if count > 1 else ''} by position; write one that does{remedy}"
         )
 
 

@@ -21,6 +21,9 @@ class OwnPart(OwnArguments):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": True})
 
+    called_with: ClassVar[tuple[str, ...]] = ()
+    """What it is given by position, in front of its own arguments."""
+
     name: Annotated[
         str, Field(pattern=r"^[^:]+\.py:[^:.]+$", json_schema_extra={"patternErrorMessage": REFERENCE_FORM})
     ]
@@ -48,6 +51,7 @@ class OwnData(OwnPart):
     It is called with the split and its own keys. ``root`` among them is a folder, as of the shipped data sets.
     """
 
+    called_with: ClassVar[tuple[str, ...]] = ("the split",)
     kind: ClassVar[None] = None
     """Any kind of input."""
     input_shape: ClassVar[None] = None
@@ -122,9 +126,13 @@ class ShownModelSection(_ToldSection, OwnModelSection):
 class OwnLoss(OwnPart):
     """A loss: a function of a model and a batch; see :mod:`raytorch.models.objectives`."""
 
+    called_with: ClassVar[tuple[str, ...]] = ("the model", "a batch")
+
 
 class OwnLoop(OwnPart):
     """A loop: a function of a :class:`~raytorch.training.run.Run`, in place of raytorch's."""
+
+    called_with: ClassVar[tuple[str, ...]] = ("the run",)
 
 
 class OwnEvaluation(OwnPart):
@@ -133,6 +141,8 @@ class OwnEvaluation(OwnPart):
     Of ``step``, ``epoch``, ``metrics`` and ``writer``, TensorBoard's ``SummaryWriter``, it gets those that it has
     parameters for.
     """
+
+    called_with: ClassVar[tuple[str, ...]] = ("the model",)
 
 
 class OwnEvaluationSection(_ToldSection):

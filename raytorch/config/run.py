@@ -25,7 +25,7 @@ from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
 from raytorch.config.models import MODELS, MlpModel, ModelPart
 from raytorch.config.optimization import ConstantSchedule, Loss, LossPart, PlateauSchedule, Schedule
-from raytorch.config.optimizers import AdamW, Optimizer, Rprop
+from raytorch.config.optimizers import AdamW, Optimizer, Rprop, peak_rates
 from raytorch.config.own_parts import OwnEvaluation, OwnLoop, OwnPart
 from raytorch.config.own_section import OwnSection
 from raytorch.config.section import ConflictError, Section, name_alone
@@ -268,8 +268,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _plateau_lowers_a_rate(self) -> "RunConfig":
         if isinstance(self.schedule, PlateauSchedule):
-            rates = [self.optimizer.lr, *(group.lr or 0 for group in self.optimizer.groups)]
-            lowest, highest = self.schedule.min_lr, max(rates)
+            lowest, highest = self.schedule.min_lr, max(peak_rates(self.optimizer))
             if lowest >= highest:
                 raise ConflictError(
                     f"min_lr ({lowest:g}) must be below the learning rate ({highest:g}), which falls to it",

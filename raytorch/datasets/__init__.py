@@ -1,4 +1,4 @@
-"""Data sets, held in memory as bytes and made into normalized, augmented batches as whole tensors.
+"""Data sets, shipped ones and a user's own: their files, splits, and the batches that each worker gets of them.
 
 What is exported is imported when it is first asked for, most of it with torch.
 """

@@ -70,7 +70,7 @@ def load_split(config: RunConfig, split: str, device: torch.device) -> Split:
     data = config.data
     if not isinstance(data, OwnData):
         return load_dataset(data, cast(Literal["train", "test"], split), device)
-    made = own_call("data", data, config.code, positional=1)(split)
+    made = own_call("data", data, config.code)(split)
     return OwnDataset(made, device, seed=config.seed, readers=data.readers)
 
 

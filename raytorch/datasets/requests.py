@@ -1,7 +1,7 @@
 """What a loader asks a data set for: the protocol of a split, of those that ship and of a user's own."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Request(NamedTuple):
     """Random numbers for the images of those that ship."""
 
 
+@runtime_checkable
 class Split(Protocol):
     """The samples of one split."""
 

@@ -1,1 +1,1 @@
-"""The shipped models, and how each is trained and judged."""
+"""Models, shipped ones and a user's own, and how each is trained and judged."""

@@ -43,7 +43,7 @@ def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot |
     Raises ConfigError if a loss of the user's own does not take its arguments.
     """
     if isinstance(config, OwnLoss):
-        return own_call("loss", config, code, positional=2)
+        return own_call("loss", config, code)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
     return partial(
         _brought(model, "losses").get(config.name) or partial(classification_loss, name=config.name), **options
@@ -264,7 +264,7 @@ def _takes_one(loss: LossFunction, model: nn.Module, dataset: Split) -> bool:
     """Tell whether the model can be trained on a single sample; leaves it as it is."""
     [batch] = dataset.read([Request(torch.zeros(1, dtype=torch.int64, device=dataset.device), 0, epoch=0)])
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]):  # and with gradients, as a loss may compute some itself
             loss(deepcopy(model).train(), batch)
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)

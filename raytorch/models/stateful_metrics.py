@@ -101,7 +101,7 @@ def own_metric(part: OwnMetric, code: CodeSnapshot | None) -> Callable[..., Any]
     """
     named = imported(part.name, code)
     if not makes_a_metric(named):
-        return own_call("metrics", part, code, positional=2)
+        return own_call("metrics", part, code)
     return StatefulMetric(own_call("metrics", part, code, named_only=True)(), part.label)
 
 

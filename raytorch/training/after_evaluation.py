@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from raytorch.config import RunConfig
+from raytorch.config import CodeSnapshot, OwnEvaluation
 from raytorch.config.own_calls import own_call
 from raytorch.training.reproducibility import generator_states, set_generator_states
 
 
 class AfterEvaluation:
-    """Calls what a run names as ``on_evaluation``, if it does. Raises ConfigError if that takes no such arguments."""
+    """Calls what a run names as ``on_evaluation``. Raises ConfigError if that takes no such arguments."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self._config, self._device = config, device
+    def __init__(self, part: OwnEvaluation, code: CodeSnapshot | None, device: torch.device) -> None:
+        self._part, self._code, self._device = part, code, device
         self._function({"step": 0, "epoch": 0.0, "metrics": {}, "writer": None})
 
     def __call__(self, model: nn.Module, writer: Any, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Call it, if there is one, and leave the model and random generators as they were.
+        """Call it, within ``run.evaluating()``; random generators are left as they were.
 
         Args:
             model: The model that was evaluated, not its DDP wrapper: a call of it waits for no other worker.
@@ -31,31 +31,21 @@ class AfterEvaluation:
             epoch: Passes over the training split until now.
             metrics: What the evaluation came to.
         """
-        if self._config.on_evaluation is None:
-            return
         given = {"step": step, "epoch": epoch, "metrics": dict(metrics), "writer": writer}
-        with _leaving_no_trace(model, self._device):
+        with _keeping_generators(self._device):
             self._function(given)(model)
 
     def _function(self, given: Mapping[str, Any]) -> Callable[..., Any]:
-        part, code = self._config.on_evaluation, self._config.code
-        if part is None:
-            return lambda model: None
-        return own_call("on_evaluation", part, code, given, positional=1, giver="the run")
+        return own_call("on_evaluation", self._part, self._code, given, giver="the run")
 
 
 @contextmanager
-def _leaving_no_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Without gradients and in evaluation mode; modes and random generators are as before when the block ends."""
-    modes = [(module, module.training) for module in model.modules()]
+def _keeping_generators(device: torch.device) -> Iterator[None]:
+    """Random generators are as before when the block ends."""
     drawn, drawn_by_numpy, drawn_by_torch = random.getstate(), np.random.get_state(), generator_states(device)
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module, training in modes:
-            module.training = training
         random.setstate(drawn)
         np.random.set_state(drawn_by_numpy)
         set_generator_states(drawn_by_torch, device)

@@ -9,7 +9,6 @@ from raytorch.config.metrics import LOSS_LABEL
 from raytorch.datasets import evaluation_batches
 from raytorch.datasets.requests import Split
 from raytorch.distributed.collectives import all_reduce, broadcast, gather_objects
-from raytorch.distributed.ddp import broadcast_buffers
 from raytorch.distributed.worker import Worker
 from raytorch.models.objectives import EachCallOnce, Judge, LossFunction, ratio, total
 from raytorch.models.stateful_metrics import StatefulMetric
@@ -38,11 +37,8 @@ class Evaluator:
         for metric in self._stateful.values():
             metric.to(worker.device)
 
-    @torch.no_grad()
     def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """The metrics and the loss, the same on every worker; a collective operation. The model is left in training."""
-        broadcast_buffers(model)
-        model.eval()
+        """The metrics and the loss, the same on every worker; a collective operation, within ``run.evaluating()``."""
         worker = self._worker
         totals = torch.zeros(len(self._means), 2, dtype=torch.float64, device=worker.device)
         for metric in self._stateful.values():
@@ -57,7 +53,6 @@ class Evaluator:
                     metric.update(once, content)
             parts = [total(value, batch.samples, name) for name, value in values.items()]
             totals += torch.stack([part.to(totals.device) for part in parts])
-        model.train()
         sums = all_reduce(totals).tolist()
         measured = {name: ratio(part, count, name) for name, (part, count) in zip(self._means, sums, strict=True)}
         measured |= self._of_states()

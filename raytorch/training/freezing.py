@@ -18,7 +18,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         return
     named = dict(model.named_parameters())
     parts = [f"{name}.*" for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
-    for name in matching("model.freeze", patterns, named, [*named, *parts]):
+    for name in matching("model.freeze", patterns, "parameter", named, parts):
         named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ConfigError("model.freeze: leaves no parameter to train; name fewer of them")

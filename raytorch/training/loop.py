@@ -5,7 +5,6 @@ from typing import Any
 from raytorch.config import Augment, OwnData
 from raytorch.config.own_calls import imported
 from raytorch.datasets import MicroBatch, load_splits
-from raytorch.datasets.requests import Split
 from raytorch.distributed.ddp import gradient_sync
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import loss_function, metrics_of, require_enough_samples
@@ -47,7 +46,8 @@ class Trainer:
         self.steps = run.keep("optimizer", OptimizerSteps(config, self.model, run.precision, **span))
         run.gauge("lr", lambda: self.steps.rate)
         self.layout = run.precision.layout_of
-        self.after_evaluation = AfterEvaluation(config, device)
+        shown = config.on_evaluation
+        self.after_evaluation = AfterEvaluation(shown, config.code, device) if shown else None
         self.batch_loss = BatchLoss(self.model, run.worker)
 
     def train(self) -> None:
@@ -57,7 +57,9 @@ class Trainer:
             if self.run.ends_epoch:
                 self.evaluate()
         if self.splits.test:
-            self.run.tested(**self.measure(self.splits.test))
+            with self.run.evaluating():
+                measured = self.evaluator.measure(self.judged, self.splits.test)
+            self.run.tested(**measured)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step over a global batch; the last backward pass averages the gradients over the workers."""
@@ -75,13 +77,9 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Judge the model, by which the schedule may go on and a function of the user's may look at it."""
-        metrics = self.run.evaluated(**self.measure(self.splits.judged))
+        run = self.run
+        with run.evaluating():
+            metrics = run.evaluated(**self.evaluator.measure(self.judged, self.splits.judged))
+            if self.after_evaluation and run.worker.rank == 0:
+                self.after_evaluation(self.judged, run.writer, run.step, run.epoch, metrics)
         self.steps.after_evaluation(metrics)
-        if self.run.worker.rank == 0:
-            with self.run.phase("evaluating"):
-                self.after_evaluation(self.judged, self.run.writer, self.run.step, self.run.epoch, metrics)
-
-    def measure(self, split: Split) -> dict[str, float]:
-        """Loss and metrics on a split, each sample counted once over all workers."""
-        with self.run.evaluating():
-            return self.evaluator.measure(self.judged, split)

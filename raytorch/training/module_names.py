@@ -17,12 +17,24 @@ MOST_NAMES = 12
 """Names that an error lists."""
 
 
-def matching(key: str, patterns: Sequence[str], names: Iterable[str], near: Iterable[str]) -> list[str]:
-    """The names that are like one of ``patterns``, in their order. Raises ConfigError for a pattern without one."""
-    names, near = list(names), list(near)
+def matching(key: str, patterns: Sequence[str], kind: str, names: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """The names that are like one of ``patterns``, in their order. Raises ConfigError for a pattern without one.
+
+    Args:
+        key: That of the patterns, for messages.
+        patterns: Names in which ``*`` stands for any text.
+        kind: What has the names: ``parameter`` or ``module``.
+        names: Those that there are.
+        groups: Patterns of several of them, which may have been meant: ``stem.*``.
+
+    Example:
+        >>> matching("model.freeze", ["stem.*"], "parameter", ["stem.bias", "head.bias"], ["stem.*"])
+        ['stem.bias']
+    """
+    names = list(names)
+    near = [*names, *groups]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            kind = "parameter" if key == "model.freeze" else "module"
             inside = f"{pattern}.*"
             meant = f" (did you mean {inside!r}?)" if inside in near else did_you_mean(pattern, near)
             raise ConfigError(

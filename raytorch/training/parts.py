@@ -75,14 +75,13 @@ class Parts:
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(bare, dynamic=False)) if self._config.compile else bare
-        for tensor in bare.state_dict().values():
-            broadcast(
-                tensor
-            )  # DDP does so for what it trains, and what is made after the first batches was drawn apart
+        for tensor in (*bare.parameters(), *bare.buffers()):  # of which DDP has those alone that it trains
+            broadcast(tensor.detach())  # a model that is made after the first batches was drawn apart on each worker
         return data_parallel(net) if any(each.requires_grad for each in bare.parameters()) else net
 
     def add_average(self, name: str, decay: float) -> nn.Module:
         """Keep the moving average of a model's weights, and show it in the model's place."""
+        self._require_outside_batches("run.average", name)
         model = self.model(name)
         if model.average:
             raise UserError(f"run.average: {name} has an average already")
@@ -155,9 +154,12 @@ class Parts:
         """The names of all."""
         return [*self.models, *self._kept]
 
-    def _require_new(self, call: str, name: str) -> None:
+    def _require_outside_batches(self, call: str, name: str) -> None:
         if self.is_within_batches:
             raise UserError(f"{call}: register {name} before the batches, where it gets its state after a restart")
+
+    def _require_new(self, call: str, name: str) -> None:
+        self._require_outside_batches(call, name)
         if not MODEL_NAME.fullmatch(name):
             raise UserError(
                 f"{call}: a name is of up to 64 letters, digits and _, and begins with a letter: not {name!r}"
@@ -177,6 +179,11 @@ def _built(
     if isinstance(module, Architecture):
         return module.build(), module
     reference = _reference(module, code)
+    if reference and (taken := sorted(arguments.keys() & OwnModel.model_fields)):
+        raise UserError(
+            f"run.model: {name} is given {', '.join(taken)}, a key that raytorch has for models, so that it could not "
+            "be built again; rename the parameter, or give the module itself"
+        )
     try:
         architecture = Architecture(OwnModel(name=reference, **arguments), code=code) if reference else None
     except ConfigError:

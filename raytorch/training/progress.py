@@ -382,6 +382,7 @@ class RunProgress:
         }
 
     def close(self) -> None:
-        """Close the records."""
+        """Close the records, and the checkpoint if the loop has not come to it."""
+        self._leave_restored()
         if self.records:
             self.records.close()

@@ -22,7 +22,7 @@ def recompute(model: nn.Module, patterns: Sequence[str]) -> None:
     modules = {name: module for name, module in model.named_modules() if name and _is_called(module)}
     lists = [f"{name}.*" for name, module in model.named_modules() if name and not _is_called(module)]
     done: list[str] = []
-    for name in matching("model.checkpointing", patterns, modules, [*modules, *lists]):
+    for name in matching("model.checkpointing", patterns, "module", modules, lists):
         if not any(name.startswith(f"{outer}.") for outer in done):
             derive(modules[name], forward=partial(_forward_twice, name))
             done.append(name)

@@ -5,10 +5,9 @@ as these follow from numbers that are reduced over all workers. The shipped loop
 those that users write have the same means.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +18,11 @@ from raytorch.datasets.own import OwnDataset, shipped_split
 from raytorch.datasets.requests import Split
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
+from raytorch.training.evaluation import EVALUATION_BATCH
 from raytorch.training.precision import Precision
 from raytorch.training.progress import Batches, RunProgress
 from raytorch.training.run_state import Kept, OptimizerState
 from raytorch.training.step_log import Number, require_names
-
-EVALUATION_BATCH = 512
-"""Samples per forward pass of a worker in evaluation."""
-logger = logging.getLogger("raytorch")
 
 
 class Run:
@@ -74,7 +70,7 @@ class Run:
 
     @property
     def epoch(self) -> float:
-        """Passes over the newest batches' data until now, with the batch that is worked on."""
+        """Epochs of the newest batches until now, 2.5 say, with the batch that is worked on."""
         return self._progress.place.epochs_done
 
     @property
@@ -123,10 +119,6 @@ class Run:
     def report(self, **values: Any) -> None:
         """Tell the driver, whose ``watch`` sees it as progress."""
         self._progress.report(values)
-
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Count the time of the block for a phase of the run: ``training``, ``data``, ``evaluating``, ..."""
-        return self._progress.clock.phase(name)
 
     def bare(self, name: str) -> nn.Module:
         """A registered model itself, without ``DistributedDataParallel`` around it: its own methods and attributes."""
@@ -210,13 +202,33 @@ class Run:
     ) -> Batches:
         """As :meth:`batches`, with a list of micro-batches for each optimizer step, each with its weight.
 
-        What is returned is iterated over once, and knows ``steps_per_epoch`` and the ``total`` of steps. With
-        ``weights``, float64 (N,), samples are drawn in proportion to them.
+        Multiplied by it, means of losses add up to the gradient of the whole batch's mean, however it is divided.
+
+        Args:
+            data: As for :meth:`batches`.
+            batch_size: As for :meth:`batches`.
+            accumulate: Micro-batches of each worker in a step.
+            epochs: As for :meth:`batches`.
+            steps: As for :meth:`batches`.
+            readers: As for :meth:`batches`.
+            augment: How images of a shipped data set are changed at random; by default they are not.
+            weights: float64 (N,), in proportion to which the N samples are drawn, with replacement.
+
+        Returns:
+            An iterable, to be used once, which knows ``steps_per_epoch`` and the ``total`` of steps.
+
+        Raises:
+            ConfigError: A number is none of at least 1, or nothing says how many steps there are.
+
+        Example:
+            >>> for micro_batches in run.steps(data, accumulate=4):
+            ...     optimizer.zero_grad()
+            ...     for batch in micro_batches:
+            ...         run.backward(loss_of(net, batch.content) * batch.weight)
+            ...     optimizer.step()
         """
-        config, given = (
-            self.config,
-            {"batch_size": batch_size, "accumulate": accumulate, "epochs": epochs, "steps": steps},
-        )
+        config = self.config
+        given = {"batch_size": batch_size, "accumulate": accumulate, "epochs": epochs, "steps": steps}
         for key, value in given.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{key}: run.batches takes a whole number of at least 1, not {value!r:.99}")
@@ -320,6 +332,6 @@ class Run:
         return self._progress.tested(metrics)
 
     def _split(self, data: Any, readers: int) -> Split:
-        if hasattr(data, "read"):
-            return cast(Split, data)
+        if isinstance(data, Split):
+            return data
         return OwnDataset(data, self.worker.device, seed=self.config.seed, readers=readers)

@@ -44,7 +44,8 @@ class OptimizerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        groups, own = _as_tuples(state["groups"]), self._optimizer.param_groups
+        own = self._optimizer.param_groups
+        groups = _with_tuples(state["groups"], own)
         for saved, group in zip(groups, own, strict=True):
             for name, value in group.items():
                 is_number = type(value) in (int, float, bool)
@@ -55,13 +56,17 @@ class OptimizerState:
 
     def restore_settings(self, state: dict[str, Any]) -> None:
         """Give it the settings of :meth:`state_dict` again, which schedules that were made since have changed."""
-        for group, saved in zip(self._optimizer.param_groups, _as_tuples(state["groups"]), strict=True):
+        own = self._optimizer.param_groups
+        for group, saved in zip(own, _with_tuples(state["groups"], own), strict=True):
             group |= {name: value for name, value in saved.items() if name != "params"}
 
 
-def _as_tuples(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Settings as they were before JSON made lists of their tuples."""
-    return [{key: tuple(it) if key == "betas" else it for key, it in group.items()} for group in groups]
+def _with_tuples(groups: list[dict[str, Any]], own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settings with tuples where the optimizer's ``own`` have them, of which JSON has made lists."""
+    return [
+        {key: tuple(it) if isinstance(there.get(key), tuple) else it for key, it in group.items()}
+        for group, there in zip(groups, own, strict=True)
+    ]
 
 
 class Restored:

@@ -65,7 +65,7 @@ def follow_loop(progress: RunProgress) -> dict[str, object]:
     run, own = Run(progress), progress.config.loop
     try:
         if own:
-            own_call("loop", own, progress.config.code, positional=1)(run)
+            own_call("loop", own, progress.config.code)(run)
         else:
             Trainer(run).train()
     except RunStopped:

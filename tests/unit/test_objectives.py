@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from raytorch import datasets
 from raytorch.config import DigitsData, Loss, Metric, ResNet18Model, RunConfig
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import TrainLoader
+from raytorch.datasets.own import OwnDataset
 from raytorch.errors import ConfigError
 from raytorch.models.networks import END, PAD, Architecture, Seq2Seq
 from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, ratio, require_enough_samples, total
@@ -292,6 +294,11 @@ def test_a_split_that_leaves_a_worker_a_sample_alone_is_refused_with_one_that_do
     check_split("resnet18", 41, **split | {"batch_size": 33})
     check_split("resnet18", 41, **split | {"accumulate": 1})
     check_split("mlp", 41, **split)  # which has none
+
+
+def test_a_loss_that_computes_gradients_may_leave_a_worker_a_sample_alone() -> None:
+    rows = OwnDataset(TensorDataset(torch.randn(9, 3)), torch.device("cpu"))
+    require_enough_samples(RunConfig(epochs=1, batch_size=8, accumulate=8), penalty, nn.Linear(3, 1), rows)
 
 
 @pytest.mark.parametrize("parts", range(1, 5))

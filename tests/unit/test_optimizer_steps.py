@@ -201,6 +201,7 @@ def test_a_least_rate_above_all_rates_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"schedule.min_lr: min_lr \(0.1\) must be below the learning rate \(0.05\)"):
         config_of(schedule=schedule, optimizer=optimizer)
     config_of(schedule=schedule, optimizer=optimizer | {"groups": [{"match": "0.*", "lr": 0.2}]})
+    config_of(schedule=schedule, optimizer={"name": "muon", "lr": 0.05, "others": {"lr": 0.2}})
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", {"name": "constant", "warmup_steps": 3}])

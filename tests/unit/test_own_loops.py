@@ -1,124 +1,29 @@
 """Loops of a user's own, on one worker and without Ray: what they are given, what is saved, and how they go on."""
 
-import ast
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lone_runs import Monitor, follow, without_ray
+from own_loops import CODE, CPU, RUN, lines, project_with_loops, saved, train, write
 from whole_runs import assert_bitwise_equal
 
 from raytorch.config.file import dump_config, from_data
 from raytorch.errors import CheckpointError, ConfigError, DivergedError, UserError
 from raytorch.export import load_run
-from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
-from raytorch.runs.plan import RunPlan
 from raytorch.runs.storage import RunFolder
-from raytorch.training import monitor
+from raytorch.training import run_state
 from raytorch.training.checkpoints import open_checkpoint
-from raytorch.training.stopping import DriverRequest
-
-CPU = torch.device("cpu")
-CODE = """
-import pathlib
-
-import torch
-from torch import nn
-
-
-class Points:
-    def __init__(self, split):
-        self.x = torch.linspace(-1, 1, 40 if split == "train" else 10)[:, None]
-
-    def __len__(self):
-        return len(self.x)
-
-    def batch(self, indices):
-        return self.x[indices], self.x[indices] ** 2
-
-
-class Net(nn.Module):
-    def __init__(self, *, width: int = 8):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Dropout(0.1), nn.Linear(width, 1))
-
-    def forward(self, x):
-        return self.layers(x)
-
-    @staticmethod
-    def example_inputs(input_shape):
-        return {"x": torch.randn(2, 1)}
-
-
-def main(run, *, width: int = 8, lr: float = 0.01, stop_at: int = 0):
-    net = run.model("student", Net, width=width)
-    teacher = run.model("teacher", nn.Linear(1, 1))
-    average = run.average("student", 0.9)
-    first = run.optimizer("first", torch.optim.Adam(net.parameters(), lr))
-    second = run.optimizer("second", torch.optim.SGD(teacher.parameters(), 0.1, momentum=0.9))
-    schedule = run.keep("schedule", torch.optim.lr_scheduler.MultiStepLR(first, [7, 11], 0.5))
-    for x, y in run.batches(Points("train"), epochs=4):
-        loss = (net(x) - y).square().mean() + (teacher(x) - net(x).detach()).square().mean()
-        for optimizer in (first, second):
-            optimizer.zero_grad()
-        run.backward(loss)
-        for optimizer in (first, second):
-            optimizer.step()
-        schedule.step()
-        run.log(loss=loss)
-        if run.step == stop_at:
-            raise KeyError("here")
-        if run.ends_epoch:
-            with run.evaluating():
-                errors = [(average(x) - y).square().sum() for x, y in run.share(Points("test"))]
-            run.evaluated(error=(sum(errors), 10))
-"""
-RUN: dict[str, Any] = {
-    "name": "own",
-    "loop": "loops.py:main",
-    "metrics": [{"name": "error", "better": "lower"}],
-    "batch_size": 10,
-    "checkpoint": {"every_steps": 3, "keep": 99},
-    "logging": {"every_steps": 2},
-}
 
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with loops in it, the current one; no Ray."""
-    write(tmp_path, CODE)
-    with without_ray(tmp_path, monkeypatch):
-        yield tmp_path
-
-
-def write(folder: Path, code: str) -> None:
-    (folder / "loops.py").write_text(code, encoding="utf-8")
-
-
-def train(name: str, *, changed_code: bool = False, **changes: Any) -> tuple[RunFolder, dict[str, Any]]:
-    """Follow the loop on one worker, from the newest checkpoint on, and return the run's folder and outcome."""
-    config = from_data(RUN | changes | {"name": name, "storage": str(Path.cwd() / "runs")})
-    folder = RunFolder(config.storage, config.name)
-    folder.make()
-    return folder, follow(RunPlan(config, changed_code=changed_code), Monitor())
-
-
-def saved(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """The models of the newest checkpoint, and what else it has."""
-    with open_checkpoint(folder, str(latest_checkpoint(folder))) as content:
-        state = content.state()
-        kept = state["kept"] | {"averages": state["averages"]}
-        return content.model(CPU, "student"), content.model(CPU, "teacher"), kept
-
-
-def lines(folder: RunFolder) -> list[dict[str, Any]]:
-    """The run's metrics, but for what takes time."""
-    return [
-        {key: it for key, it in line.items() if key not in ("time", "samples_per_s")} for line in read_history(folder)
-    ]
+    with project_with_loops(tmp_path, monkeypatch) as folder:
+        yield folder
 
 
 def test_a_loop_is_saved_with_all_that_it_registers_and_goes_on_with_the_same_bits() -> None:
@@ -169,36 +74,9 @@ def test_a_model_that_was_given_as_a_class_is_built_again(project: Path) -> None
         load_run(folder, project)
 
 
-def test_several_passes_over_data_go_on_in_the_one_that_was_left(project: Path) -> None:
-    two = (
-        CODE
-        + """
-def pretrained(run, *, stop_at: int = 0):
-    net = run.model("student", Net)
-    for phase in range(3):
-        head = run.model(f"head_{phase}", nn.Linear(1, 1))
-        optimizer = run.optimizer(f"adam_{phase}", torch.optim.Adam([*net.parameters(), *head.parameters()]))
-        for x, y in run.batches(Points("train"), steps=5):
-            optimizer.zero_grad()
-            (head(net(x)) - y).square().mean().backward()
-            optimizer.step()
-            if run.step == stop_at:
-                raise KeyError("here")
-"""
-    )
-    write(project, two)
-    changes: dict[str, Any] = {"metrics": [], "checkpoint": {"every_steps": 2, "keep": 99}}
-    whole, outcome = train("whole", loop="loops.py:pretrained", **changes)
-    assert outcome["step"] == 15
-    for stop_at in (1, 5, 6, 9, 13):
-        name = f"parted-{stop_at}"
-        with pytest.raises(KeyError):
-            train(name, loop={"name": "loops.py:pretrained", "stop_at": stop_at}, **changes)
-        parted, _ = train(name, loop="loops.py:pretrained", **changes)
-        with open_checkpoint(whole, "checkpoint_00000015") as a, open_checkpoint(parted, "checkpoint_00000015") as b:
-            assert a.models == ["head_0", "head_1", "head_2", "student"] == b.models
-            for model in a.models:
-                assert_bitwise_equal(a.model(CPU, model), b.model(CPU, model))
+def test_a_data_set_may_have_a_method_read_of_its_own(project: Path) -> None:
+    write(project, CODE.replace("    def batch(", "    def read(self, file):\n        raise OSError\n\n    def batch("))
+    assert train("reads")[1]["step"] == 16
 
 
 SCHEDULED = (
@@ -238,85 +116,48 @@ def test_a_schedule_goes_on_with_its_rate(project: Path, kind: str) -> None:
         assert_bitwise_equal(a.model(CPU, "student"), b.model(CPU, "student"))
 
 
+@pytest.mark.parametrize("optimizer", ["Adam", "Adafactor", "Rprop"])
+def test_an_optimizer_has_its_settings_again(project: Path, optimizer: str) -> None:
+    code = CODE.replace("torch.optim.Adam(net.parameters(), lr)", f"torch.optim.{optimizer}(net.parameters())")
+    code = code.replace("        schedule.step()\n", "")
+    shown = 'str(sorted((first.param_groups[0] | {"params": 0}).items()))'
+    settings = f'    pathlib.Path("settings.txt").write_text({shown})\n'
+    write(project, code + settings)
+    train("whole")
+    before = (project / "settings.txt").read_text("utf-8")
+    train("whole")
+    assert (project / "settings.txt").read_text("utf-8") == before
+
+
+def test_the_checkpoint_is_let_go_of_where_a_loop_fails_before_its_batches(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("open")
+    held: list[str] = []
+
+    @contextmanager
+    def noted(folder: RunFolder, name: str) -> Iterator[Any]:
+        with open_checkpoint(folder, name) as content:
+            held.append(name)
+            yield content
+            held.remove(name)
+
+    monkeypatch.setattr(run_state, "open_checkpoint", noted)
+    write(
+        project, CODE.replace('    teacher = run.model("teacher"', '    raise KeyError("here") or run.model("teacher"')
+    )
+    with pytest.raises(KeyError, match="here") as failure:
+        train("open", changed_code=True)
+    assert failure.tb  # which holds all that the loop had
+    assert not held
+
+
 def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
     folder, _ = train("ended")
     before = saved(folder)
     train("ended")
     for ours, theirs in zip(saved(folder), before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-PASSES = (
-    CODE
-    + """
-def passes(run, *, stop_at: int = 0, leave_at: int = 0):
-    net = run.model("student", Net)
-    adam = run.optimizer("adam", torch.optim.Adam(net.parameters(), 0.1))
-    seen = []
-    for number in range(3):
-        for x, y in run.batches(Points("train"), epochs=2):
-            seen.append(x.flatten().tolist())
-            adam.zero_grad()
-            run.backward((net(x) - y).square().mean())
-            adam.step()
-            if run.step == stop_at:
-                raise KeyError("here")
-            if run.step == leave_at:
-                break
-        run.log(passed=number)
-        run.evaluated(error=float(number))
-    pathlib.Path(f"seen-{stop_at}.txt").write_text(str(seen), "utf-8")
-"""
-)
-
-
-def test_each_pass_has_an_order_of_its_own_and_what_lies_between_them_is_told_once(project: Path) -> None:
-    write(project, PASSES)
-    changes: dict[str, Any] = {"stop": {"patience": 9}, "checkpoint": {"every_steps": 3, "keep": 99}}
-    whole, outcome = train("whole", loop="loops.py:passes", **changes)
-    assert outcome["step"] == 24
-    seen = ast.literal_eval((project / "seen-0.txt").read_text("utf-8"))
-    assert len({str(seen[first]) for first in (0, 8, 16)}) == 3
-    with pytest.raises(KeyError, match="here"):
-        train("parted", loop={"name": "loops.py:passes", "stop_at": 20}, **changes)
-    parted, _ = train("parted", loop="loops.py:passes", **changes)
-    assert lines(parted) == lines(whole)
-    assert ast.literal_eval((project / "seen-0.txt").read_text("utf-8")) == seen[18:]
-    with open_checkpoint(whole, "checkpoint_00000024") as a, open_checkpoint(parted, "checkpoint_00000024") as b:
-        assert_bitwise_equal(a.model(CPU, "student"), b.model(CPU, "student"))
-
-
-@pytest.mark.parametrize("body", ["raise", "swallow"])
-def test_a_loop_stops_between_passes_and_cannot_go_on(
-    project: Path, monkeypatch: pytest.MonkeyPatch, body: str
-) -> None:
-    loop = (
-        CODE
-        + """
-def short(run, *, body: str):
-    net = run.model("student", Net)
-    for number in range(30):
-        try:
-            for x, y in run.batches(Points("train"), steps=1):
-                pass
-        except BaseException:
-            if body != "swallow":
-                raise
-"""
-    )
-    write(project, loop)
-    monkeypatch.setattr(monitor.DriverLink, "take_request", lambda self: DriverRequest.STOP)
-    _, outcome = train("short", loop={"name": "loops.py:short", "body": body}, metrics=[])
-    assert (outcome["state"], outcome["step"]) == ("stopped", 1)
-
-
-@pytest.mark.parametrize("leave_at", [7, 8])
-def test_a_pass_that_is_left_by_break_stays_left(project: Path, leave_at: int) -> None:
-    write(project, PASSES.replace("range(3)", "range(1)"))
-    loop = {"name": "loops.py:passes", "leave_at": leave_at}
-    _, outcome = train("left", loop=loop)
-    assert (outcome["state"], outcome["step"]) == ("finished", leave_at)
-    assert train("left", loop=loop)[1]["step"] == leave_at
 
 
 @pytest.mark.parametrize(
@@ -330,6 +171,8 @@ def test_a_pass_that_is_left_by_break_stays_left(project: Path, leave_at: int) -
         ),
         ("run.model('a', Net(), width=3)", UserError, "takes no width; give its class"),
         ("run.model('a', Net, width=torch.ones(1))", UserError, "no form for, so that it could not be built again"),
+        ("run.model('a', Net, name='b')", UserError, "a is given name, a key that raytorch has for models"),
+        ("run.model('a', Net, width=3, weights='b')", UserError, "a is given weights, a key that raytorch has for"),
         ("run.model('a', dict)", UserError, "must be a torch.nn.Module, or make one, not a dict"),
         ("run.optimizer('a', Net())", UserError, "must be a torch.optim.Optimizer, not a Net"),
         ("run.keep('a', {})", UserError, "must have state_dict and load_state_dict, which a dict lacks"),
@@ -341,6 +184,11 @@ def test_a_pass_that_is_left_by_break_stays_left(project: Path, leave_at: int) -
             "[run.model('a', Net) for _ in run.batches(Points('train'), steps=2)]",
             UserError,
             "register a before the batches",
+        ),
+        (
+            "run.model('a', Net); [run.average('a') for _ in run.batches(Points('train'), steps=2)]",
+            UserError,
+            "run.average: register a before the batches",
         ),
         ("run.model('a', Net); run.average('a'); run.average('a')", UserError, "a has an average already"),
         ("run.bare('a')", UserError, "no model a in this run: none yet"),
