@@ -8,7 +8,6 @@ recorded, compared and resumed as any other.
 import __future__
 
 import inspect
-import keyword
 import os
 import sys
 import sysconfig
@@ -21,7 +20,7 @@ from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.interactive_code import FILE, FUTURE, Definition, assembled, definition, reduced
 from raytorch.config.project import Project, Reference
 from raytorch.config.session_sources import code_of, is_of_session, namespace_of, source_of
-from raytorch.system.python_files import ProjectError, is_taken, read_source
+from raytorch.system.python_files import ProjectError, is_taken, module_name, read_source
 
 LONGEST_VALUE = 100_000
 """Characters of a number, text, list or mapping that is written down as it is."""
@@ -140,10 +139,10 @@ def _is_installed(file: str) -> bool:
 
 
 def _project_of(files: Sequence[Path], folder: Path) -> Project:
-    """The project of the folder, or of a file, whichever can import all files; that of the first where none can."""
+    """The project of the folder, or of a file, whichever has all files by plain names; else that of the first."""
     projects = [Project.of(each) for each in (folder, *(file.parent for file in files))]
     return next(
-        (each for each in projects if all(_folders(file.parent, each) is not None for file in files)),
+        (each for each in projects if all(_has_plain_names(_folders(file.parent, each)) for file in files)),
         projects[bool(files)],
     )
 
@@ -157,8 +156,11 @@ def _folders(place: Path, project: Project) -> tuple[str, ...] | None:
     """The folders that lead from a project's root to a place in it; None if modules cannot be imported from there."""
     root = project.root.resolve()
     parts = place.relative_to(root).parts if place.is_relative_to(root) else ("..",)
-    is_package = all(part.isidentifier() and not keyword.iskeyword(part) for part in parts)
-    return parts if is_package and not (parts and is_taken(parts[0])) else None
+    return None if parts[:1] == ("..",) or (parts and is_taken(module_name(parts[0]))) else parts
+
+
+def _has_plain_names(folders: tuple[str, ...] | None) -> bool:
+    return folders is not None and all(module_name(part) == part for part in folders)
 
 
 class _Collection:

@@ -1,7 +1,6 @@
 """References to a user's own code, as ``nets.py:Net`` in a run's file: found and checked, but never run."""
 
 import ast
-import keyword
 import os
 import re
 from collections.abc import Mapping
@@ -138,9 +137,6 @@ def _taken_apart(text: str) -> tuple[PurePosixPath, str]:
 
 def _require_importable(file: str) -> None:
     module = module_name(file)
-    for part in module.split("."):
-        if not part.isidentifier() or keyword.iskeyword(part):
-            raise ProjectError(f"{file} cannot be imported: {part!r} is no name in Python; rename it")
     if is_taken(module):
         top = module.partition(".")[0]
         kind = "folder" if "/" in file else "file"

@@ -11,16 +11,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from raytorch.config import Data, OwnData, RunConfig, StoredData
 from raytorch.config.own_calls import own_call
+from raytorch.config.section import Section, name_alone
+from raytorch.config.yaml_tree import DICTIONARY
 from raytorch.datasets.common_generators import SeededReading, seed_common
 from raytorch.datasets.in_memory import load_dataset
 from raytorch.datasets.readers import Readers
@@ -76,18 +78,24 @@ def load_split(config: RunConfig, split: str, device: torch.device) -> Split:
 
 def shipped_split(part: str | Mapping[str, Any], split: Literal["train", "test"], device: torch.device) -> Split:
     """The split of a shipped data set, by its name or section. Raises ConfigError, and DataError as load_split does."""
-    section = {"name": part} if isinstance(part, str) else dict(part)
-    try:
-        data = TypeAdapter(Data).validate_python(section)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"][1:]))
+    if not isinstance(part, str | Mapping):
         raise ConfigError(
-            f"data{where and '.'}{where}: {first['msg']}; of a data set of your own give an instance"
-        ) from None
+            f"run.data takes the name of a shipped data set, or its section, not {type(part).__name__}; a data set of "
+            "your own is given to run.batches, run.read and run.share as it is"
+        )
+    try:
+        data = _Shipped(data=cast(Any, part)).data
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{DICTIONARY}: data", "run.data")) from None
     if isinstance(data, StoredData) and not Path(data.root).expanduser().is_absolute():
-        raise ConfigError(f"data.root: {data.root} must be given in full, as a worker may run in any folder")
+        raise ConfigError(f"run.data.root: {data.root} must be given in full, as a worker may run in any folder")
     return load_dataset(data, split, device)
+
+
+class _Shipped(Section):
+    """What is wrong with its keys is told as of a configuration."""
+
+    data: Annotated[Data, BeforeValidator(name_alone)]
 
 
 class _Batches:

@@ -1,5 +1,6 @@
 """Whole models in files: their weights as safetensors, with the architecture that rebuilds them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from raytorch.system.python_files import ProjectError
 METADATA_KEY = "raytorch"
 """Where a safetensors file's metadata has the model's architecture, as JSON."""
 _LARGEST_CONSTANTS = 64 * 2**20
-"""Bytes that a model may hold beside its file's weights; the shipped ones have kilobytes."""
+"""Bytes that a shipped model may hold beside its weights, however small these are; most have kilobytes."""
+_CONSTANTS_PER_BYTE = 16
+"""Bytes that it may hold besides for each of its file's."""
 _MOST_TENSORS = 25_000
 """Tensors of a model at most: each layer that is outlined takes far more memory than its line in a file's header."""
 _UNBUILT = (ConfigError, RuntimeError, ValueError, TypeError, AssertionError, OverflowError)
@@ -38,6 +41,27 @@ def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> N
             f"{_MOST_TENSORS:,}: write them with save_tensors; nothing was written"
         )
     save_tensors(state, path, {METADATA_KEY: architecture.to_json()})
+
+
+def require_loadable(model: nn.Module, architecture: Architecture) -> None:
+    """Refuse, before it is trained, a model that :func:`load_model` would refuse. Raises ConfigError.
+
+    Example:
+        >>> require_loadable(architecture.build(), architecture)
+    """
+    state = model.state_dict()
+    if len(state) > _MOST_TENSORS:
+        raise ConfigError(
+            f"model.name: {architecture.config.name} makes a model of {len(state):,} tensors, and one that can be "
+            f"loaded again has at most {_MOST_TENSORS:,}; join some of them, as torch.stack does, or train it in a "
+            "loop of your own, which gives run.model the module itself"
+        )
+    nbytes = sum(tensor.nbytes for tensor in state.values())
+    if problem := _constants_problem(model, architecture, nbytes):
+        raise ConfigError(
+            f"model.name: {architecture.config.name} could not be loaded again: it would have {problem}; take smaller "
+            "inputs, or a model of your own"
+        )
 
 
 def load_model(path: StrPath, device: torch.device | str = "cpu", *, code: Code = None) -> nn.Module:
@@ -113,20 +137,37 @@ def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -
     for name in sorted(expected.keys() | there.keys()):
         if expected.get(name) != there.get(name):
             raise _unfit(path, f"tensor {name!r:.99} is {_shape(there.get(name))}, not {_shape(expected.get(name))}")
-    _check_constants(path, {name: each.nbytes for name, each in outline.named_buffers() if name not in expected})
+    _check_constants(path, outline, architecture)
 
 
-def _check_constants(path: Path, sizes: dict[str, int]) -> None:
-    """Check what the buffers take that are in no file, by their names."""
-    total = sum(sizes.values())
-    if total > _LARGEST_CONSTANTS:
-        largest = max(sizes, key=lambda name: sizes[name])
+def _check_constants(path: Path, outline: nn.Module, architecture: Architecture) -> None:
+    """Check what the buffers take that are in no file."""
+    if problem := _constants_problem(outline, architecture, path.stat().st_size):
         raise ModelFileError(
-            f"{path} cannot be loaded: its model has buffers that are not saved with it (persistent=False), of "
-            f"{total:,} bytes, {largest!r:.99} the largest, and at most {_LARGEST_CONSTANTS:,} can be; make "
-            "them persistent, compute them where they are used, or build the model yourself and give it "
-            "load_weights(path)"
+            f"{path} cannot be loaded: its model has {problem}; make them persistent, compute them where they are "
+            "used, or build the model yourself and give it load_weights(path)"
         )
+
+
+def _constants_problem(model: nn.Module, architecture: Architecture, nbytes: int) -> str | None:
+    """What is wrong with the buffers that are not among the ``nbytes`` of weights.
+
+    A file of weights says how large those of a shipped model are, and may be anybody's; code of a user's own holds what
+    it is meant to, on a machine that can.
+    """
+    saved = model.state_dict().keys()
+    sizes = {name: each.nbytes for name, each in model.named_buffers() if name not in saved}
+    total, most = sum(sizes.values()), _LARGEST_CONSTANTS + _CONSTANTS_PER_BYTE * nbytes
+    if architecture.code:
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if total <= most:
+        return None
+    largest = max(sizes, key=lambda name: sizes[name])
+    held = "this machine's memory has" if architecture.code else f"with weights of {nbytes:,} bytes it can have"
+    return (
+        f"buffers that are not saved with it (persistent=False), of {total:,} bytes, {largest!r:.99} the largest, and "
+        f"{held} {most:,}"
+    )
 
 
 def _outline(architecture: Architecture) -> nn.Module:

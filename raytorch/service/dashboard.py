@@ -35,6 +35,9 @@ Answer = TypeVar("Answer")
 _NO_AGENT = re.compile("No available agent to submit job|Failed to get head node agent")
 """Text of a dashboard, with status 500, that has looked for ten seconds for an agent to give jobs to: none was begun
 (Ray 2.60)."""
+_NO_ANSWER_OF_AGENT = re.compile(r"Cannot connect to host \S+|ServerDisconnectedError")
+"""Text of a dashboard, with status 500, whose agent has died, or listens no more (Ray 2.60)."""
+_LOOK = "look at dashboard.log on the head"
 _LOSSES = ("Unexpected termination", "Terminated due to preemption")
 """How the state message of a node begins that has crashed, was cut off, or was taken back (Ray 2.60)."""
 _TALKATIVE = (
@@ -90,7 +93,7 @@ class DashboardConnection:
             options = ListApiOptions(limit=MOST_NODES, detail=True)
             ask = partial(client.list, StateResource.NODES, options, raise_on_missing_output=False)
             try:  # Ray's NodeState of the nodes that are up and of those that were
-                listed = list(self._once(ask, bool, "its dashboard knows of no node"))
+                listed = list(self._once(ask, bool, "its dashboard knows of no node", _LOOK))
             except RayStateApiException as error:
                 raise RuntimeError(error) from None
         up = [
@@ -146,22 +149,31 @@ class DashboardConnection:
             answer = self._once(
                 ask,
                 lambda answer: answer.status_code != 500 or not _NO_AGENT.search(answer.text),
-                "the agent on its head has not started, as far as its dashboard knows",
+                "as far as its dashboard knows, no agent listens on its head, which the dashboard gives jobs to",
+                "another program may have the agent's port there, 52365 unless 'ray start' was given another: end "
+                "that, or start the head anew with --dashboard-agent-listen-port and a free one; dashboard_agent.log "
+                "on the head says whether it is so",
             )
+            if answer.status_code == 500 and (found := _NO_ANSWER_OF_AGENT.search(answer.text)):
+                raise ClusterError(
+                    f"the cluster at {self.url} takes no jobs: the agent on its head, which the dashboard gives jobs "
+                    f"to, no longer answers ({readable(found[0])}); start Ray anew there, and look at "
+                    "dashboard_agent.log for why the agent has ended"
+                )
             if answer.status_code in (401, 403):
                 raise self._refused(answer.status_code)
             return answer
 
         return type(client.__name__, (client,), {"_do_request": do_request})
 
-    def _once(self, ask: Callable[[], Answer], is_ready: Callable[[Answer], bool], lack: str) -> Answer:
+    def _once(self, ask: Callable[[], Answer], is_ready: Callable[[Answer], bool], lack: str, remedy: str) -> Answer:
         """An answer, asked for again while it shows that the cluster takes no jobs yet."""
         deadline = time.monotonic() + AGENT_S
         while not is_ready(answer := ask()):
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"the cluster at {self.url} takes no jobs: {lack}; if the cluster has just started, try again, "
-                    "else look at dashboard_agent.log on the head"
+                    f"else {remedy}"
                 )
             time.sleep(AGENT_PAUSE_S)
         return answer

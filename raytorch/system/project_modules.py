@@ -19,7 +19,8 @@ NOT_SENT = "the modules of a project are sent where an import statement names th
 class ProjectModules(MetaPathFinder, ExecutionLoader):
     """Finds and loads the modules of a project, whose files are texts by their paths from its root.
 
-    A file is imported by its path, ``nets/tagger.py`` as ``nets.tagger``, and a folder without ``__init__.py`` is a
+    A file is imported by its path, ``nets/tagger.py`` as ``nets.tagger`` (see
+    :func:`~raytorch.system.python_files.module_name`), and a folder without ``__init__.py`` is a
     package as well. Beside the root, modules are found in the folders of the ``entries``, as beside a script, and are
     the same modules as by their paths. A module of Python's own, or one that raytorch needs, is never replaced.
 
@@ -35,7 +36,7 @@ class ProjectModules(MetaPathFinder, ExecutionLoader):
         self._root, self._sources = root, dict(sources)
         by_precedence = sorted(self._sources, key=_is_package)  # a package is found before a file of its name
         self._files = {module_name(file): file for file in by_precedence}
-        self._folders = {folder for file in self._sources for folder in _folders(file)}
+        self._folders = {module_name(folder): folder for file in self._sources for folder in _folders(file)}
         self._beside = sorted({module_name(posixpath.dirname(entry)) for entry in entries} - {""})
         self._served: set[str] = set()
 
@@ -114,7 +115,7 @@ class ProjectModules(MetaPathFinder, ExecutionLoader):
     def _spec(self, name: str) -> ModuleSpec | None:
         if name not in self._files:  # a folder alone
             spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = [self._path(name.replace(".", "/"))]
+            spec.submodule_search_locations = [self._path(self._folders[name])]
             return spec
         path = self.get_filename(name)
         below = [posixpath.dirname(path)] if self.is_package(name) else None
@@ -151,6 +152,6 @@ def _is_package(file: str) -> bool:
 
 
 def _folders(file: str) -> Iterator[str]:
-    """The names as packages of the folders that a file is in."""
+    """The folders that a file is in."""
     parts = file.split("/")[:-1]
-    return (".".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return ("/".join(parts[: depth + 1]) for depth in range(len(parts)))

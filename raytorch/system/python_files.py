@@ -2,7 +2,9 @@
 
 import ast
 import io
+import keyword
 import os
+import re
 import sys
 import tokenize
 import warnings
@@ -25,13 +27,24 @@ class ProjectError(ValueError):
 
 
 def module_name(file: str) -> str:
-    """The name by which a file is imported from the project's root.
+    """The name by which a file or folder is imported from the project's root.
+
+    What is no name in Python is made one, which no other file has: TorchScript, for one, takes no others.
 
     Example:
-        >>> module_name("nets/tagger.py"), module_name("nets/__init__.py")
-        ('nets.tagger', 'nets')
+        >>> module_name("nets/tagger.py"), module_name("nets/__init__.py"), module_name("my-nets/tagger.py")
+        ('nets.tagger', 'nets', 'my_2d_nets.tagger')
     """
-    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return ".".join(map(_as_name, file.removesuffix(".py").removesuffix("/__init__").split("/")))
+
+
+def _as_name(part: str) -> str:
+    if keyword.iskeyword(part):
+        return f"{part}_"
+    if not part or part.isidentifier():
+        return part
+    name = re.sub(r"\W", lambda found: f"_{ord(found[0]):x}_", part)
+    return name if name.isidentifier() else f"_{name}"
 
 
 def is_taken(module: str) -> bool:

@@ -28,6 +28,8 @@ class BatchLoss:
         self._loss = torch.zeros((), device=worker.device)
         self._counts: list[Tensor] = []
         self._has_counts: bool | None = None
+        self._parts = 0
+        self._last_part: _GradientsOfLastPart | None = None
 
     def part(self, value: Any, batch: MicroBatch) -> Tensor:
         """What to call ``backward`` on of a micro-batch, for which the loss returned ``value``.
@@ -50,6 +52,7 @@ class BatchLoss:
             part = losses * is_here
             self._counts.append(valid_count(count).to(self._worker.device) * is_here)
         self._loss += part.detach()
+        self._await_gradients()
         return part
 
     def finish(self) -> Tensor:
@@ -57,10 +60,11 @@ class BatchLoss:
 
         A collective operation where the loss returns ``(sum, count)``. A batch in which nothing is counted has a loss
         and gradients of 0. Raises ValueError for what is no count, on every worker, and ConfigError for parameters that
-        have no gradient, without which DDP waits for them.
+        have no gradient, or none of the last micro-batch, in which DDP waits for them.
         """
         if self._worker.world_size > 1:
-            _require_gradients(self._model)
+            self._require_gradients()
+        self._parts = 0
         loss, counts = self._loss, self._counts
         self._loss, self._counts = torch.zeros_like(loss), []
         if not counts:
@@ -71,13 +75,44 @@ class BatchLoss:
             tensor.mul_(scale) if scale else tensor.zero_()  # 0 * NaN is NaN
         return loss
 
+    def _await_gradients(self) -> None:
+        """Note which parameters the next backward pass reaches, where those before it have left gradients in them."""
+        self._parts += 1
+        if self._worker.world_size > 1 and self._parts > 1:
+            self._last_part = self._last_part or _GradientsOfLastPart(self._model)
+            self._last_part.reached.clear()
 
-def _require_gradients(model: nn.Module) -> None:
-    unused = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    def _require_gradients(self) -> None:
+        """DDP averages what the last backward pass reaches, and would go on with each worker's own of the rest."""
+        _require(
+            "", [name for name, each in self._model.named_parameters() if each.requires_grad and each.grad is None]
+        )
+        if self._last_part and self._parts > 1:
+            _require(f" in the last of {self._parts} micro-batches (accumulate)", self._last_part.missing())
+
+
+class _GradientsOfLastPart:
+    """Which parameters the newest backward pass has reached."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self.reached: set[int] = set()
+        parameter: Any  # whose method has no types
+        for parameter in self._parameters.values():
+            parameter.register_post_accumulate_grad_hook(lambda each: self.reached.add(id(each)))
+
+    def missing(self) -> list[str]:
+        """The names of those that it has not."""
+        trained = {name: each for name, each in self._parameters.items() if each.requires_grad}
+        return [name for name, each in trained.items() if id(each) not in self.reached]
+
+
+def _require(where: str, unused: list[str]) -> None:
     if unused:
         more = f" and {len(unused) - MOST_NAMES} more" if len(unused) > MOST_NAMES else ""
+        each = "the last micro-batch of each step" if where else "each step"
         raise ConfigError(
-            f"model: the loss does not depend on {', '.join(unused[:MOST_NAMES])}{more}; with several workers every "
-            "parameter needs a gradient in each step: use it, call requires_grad_(False) on it as the model is made, "
-            "add 0 times its sum to the loss where it is not used, or train with one worker"
+            f"model: the loss does not depend on {', '.join(unused[:MOST_NAMES])}{more}{where}; with several workers "
+            f"every parameter needs a gradient in {each}: use it, call requires_grad_(False) on it as the model is "
+            "made, add 0 times its sum to the loss where it is not used, or train with one worker"
         )

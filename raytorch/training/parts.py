@@ -16,6 +16,7 @@ from raytorch.errors import ConfigError, UserError
 from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_manifest import MODEL_NAME
 from raytorch.serialization.nested_state import require_savable
+from raytorch.serialization.whole_models import require_loadable
 from raytorch.system.near_names import did_you_mean
 from raytorch.system.python_files import module_name
 from raytorch.training.averaging import WeightAverage
@@ -66,6 +67,8 @@ class Parts:
                 f"export: model {name} cannot be built again; give run.model its class and the arguments, as "
                 f"run.model({name!r}, Net, width=64), or leave export out"
             )
+        if architecture:
+            require_loadable(bare, architecture)
         bare = self._precision.to_memory_format(bare.to(self._worker.device))
         if prepare:
             prepare(bare)

@@ -186,6 +186,41 @@ def evaluate_the_same_and_others(worker: Worker) -> None:
     assert told == {"same": 0.1, "own": (world_size - 1) / 2, "pair": (world_size - 1) / 4}
 
 
+class Heads(nn.Module):
+    """Two heads on a body, of which a batch names those that it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.heads = nn.Linear(2, 2), nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(2))
+
+    def forward(self, inputs: Tensor, heads: list[int]) -> Tensor:
+        body = self.body(inputs)
+        return torch.stack([self.heads[head](body) for head in heads]).sum(0)[:, 0]
+
+
+def leave_a_head_out(worker: Worker) -> None:
+    """All that the last micro-batch needs is averaged; a head that it leaves out is told in the same step."""
+    model = Heads()
+    net = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    batch_loss = BatchLoss(model, worker)
+
+    def take_step(heads: list[list[int]]) -> None:
+        model.zero_grad()
+        for number, each in enumerate(heads, start=1):
+            part = MicroBatch((torch.ones(3, 2), each), 3, 0.5)
+            with gradient_sync(net, enabled=number == len(heads)):
+                torch.autograd.backward(batch_loss.part(net(*part.content), part))
+        batch_loss.finish()
+
+    for heads in ([[0], [0, 1]], [[0, 1], [1, 0]], [[0, 1]]):
+        take_step(heads)
+    told = (
+        r"^model: the loss does not depend on heads\.1\.weight in the last of 2 micro-batches \(accumulate\); with sev"
+    )
+    with pytest.raises(ConfigError, match=told):
+        take_step([[0, 1], [0]])
+
+
 def check_all(worker: Worker) -> None:
     for loss, optimizer in ((token_loss, "sgd"), (token_loss, "adamw"), (sample_loss, "sgd"), (mean_loss, "sgd")):
         train_as_plain_pytorch(worker, loss, optimizer)
@@ -194,6 +229,8 @@ def check_all(worker: Worker) -> None:
     count_nothing(worker)
     evaluate_the_same_and_others(worker)
     refuse_a_count_of_another_worker(worker)
+    if worker.world_size > 1:
+        leave_a_head_out(worker)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import raytorch.onnx
 from raytorch.config import MlpModel, VitModel
-from raytorch.errors import ModelFileError, UntrustedFileError
+from raytorch.errors import ConfigError, ModelFileError, UntrustedFileError
 from raytorch.models.networks import Architecture
 from raytorch.serialization import (
     capture,
@@ -31,6 +31,7 @@ from raytorch.serialization import (
     save_model,
     script,
 )
+from raytorch.serialization.whole_models import require_loadable
 
 MLP = Architecture(MlpModel(hidden=[4]), (1, 2, 2), 3)
 LIMIT = 2**29
@@ -239,6 +240,12 @@ def test_constants_beyond_measure_are_refused(tmp_path: Path) -> None:
     model = Architecture(config, (1, 8, 8), 3).build()
     save_model(model, path, Architecture(config, (1, 80_000, 80_000), 3))
     assert "buffers that are not saved with it (persistent=False), of 12,800,000,000 bytes" in refused(load_model, path)
+    large = Architecture(config, (1, 80_000, 80_000), 3)
+    with (
+        torch.device("meta"),
+        pytest.raises(ConfigError, match=r"vit could not be loaded again: it would have buffers"),
+    ):
+        require_loadable(large.build(), large)  # before it is trained
 
 
 def test_weights_without_an_architecture_are_told_from_models(tmp_path: Path) -> None:

@@ -256,10 +256,17 @@ def test_what_is_installed_is_imported(kernel: Kernel) -> None:
 
 def test_a_notebook_in_a_folder_of_a_project(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".git").mkdir()
-    for folder, file in (("books", "books/interactive.py"), ("2 books", "interactive.py")):
+    for folder in ("books", "2 books"):
         (tmp_path / folder).mkdir()
+        (tmp_path / folder / "beside.py").write_text("def block(): ...\n", "utf-8")
         monkeypatch.chdir(tmp_path / folder)
-        assert raytorch.load(epochs=1, model=kernel.names["Net"]).model.name == f"{file}:Net"
+        monkeypatch.syspath_prepend(tmp_path / folder)
+        kernel.run("from beside import block\ndef net(num_classes: int): return block()")
+        config = raytorch.load(epochs=1, model=kernel.names["net"])
+        assert config.model.name == f"{folder}/interactive.py:net"
+        assert config.code
+        assert [*config.code.sources] == [f"{folder}/beside.py", f"{folder}/interactive.py"]
+        sys.modules.pop("beside")
 
 
 SCRIPT = """
@@ -281,6 +288,7 @@ if __name__ == "__main__":
         ("in", "", "nets/net.py:net ROOT/in nets/beside.py nets/net.py"),
         (".", "", "net.py:net ROOT/in/nets beside.py net.py"),  # as no module can be in "in", a word of Python's
         ("/", "in", "nets/net.py:net ROOT/in nets/beside.py nets/net.py"),
+        (".", ".", "in/nets/net.py:net ROOT in/nets/beside.py in/nets/net.py"),
     ],
 )
 def test_a_script_is_of_the_project_that_it_can_be_imported_from(

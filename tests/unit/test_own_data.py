@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raytorch.config import ModelKeys, RunConfig
 from raytorch.config.file import from_data
 from raytorch.datasets import TrainLoader, evaluation_batches, load_split
-from raytorch.datasets.own import OwnDataset
+from raytorch.datasets.own import OwnDataset, shipped_split
 from raytorch.errors import ConfigError
 from raytorch.models.networks import Architecture
 
@@ -333,3 +333,23 @@ def test_mistakes_about_it(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config(**keys)
     assert str(caught.value).removeprefix("the configuration: ").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (
+            "mnst",
+            "run.data: must be one of digits, mnist, cifar10, moving_mnist, mnist_strips, not 'mnst' (did you mean ",
+        ),
+        ({"name": "mnist", "rot": "/x"}, "run.data.rot: unknown key; allowed: name, train_samples, test_samples, "),
+        ({"name": "mnist", "root": 3}, "run.data.root: must be text, not 3"),
+        ({"name": "mnist", "root": "x"}, "run.data.root: x must be given in full"),
+        ({}, "run.data.name: missing; must be one of digits, "),
+        (3, "run.data takes the name of a shipped data set, or its section, not int; a data set of your own is given "),
+    ],
+)
+def test_a_shipped_data_set_that_a_loop_names_wrongly_is_told_as_of_a_configuration(part: Any, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        shipped_split(part, "train", torch.device("cpu"))
+    assert str(caught.value).startswith(told)

@@ -108,13 +108,32 @@ def test_sizes_that_only_a_call_gives_are_refused_unless_there_was_one(project: 
     assert load_model(saved(project), code=project)(torch.zeros(2, 1, 2, 2)).shape == (2, 5)
 
 
-def test_buffers_that_are_in_no_file_are_told_by_name_where_they_are_too_large(project: Path) -> None:
-    lines = ["from torch import nn, zeros", "class Net(nn.Linear):", "    def __init__(self, *, size: int = 2):"]
-    lines += ["        super().__init__(4, size)", "        self.register_buffer('mask', zeros(5000, 5000), False)"]
-    write(project / "net.py", "\n".join(lines))
-    told = r"buffers that are not saved with it \(persistent=False\), of 100,000,000 bytes, 'mask' the largest"
+MASKED = """
+from torch import empty, nn
+
+class Net(nn.Linear):
+    def __init__(self, *, cells: int = 5000 * 5000):
+        super().__init__(4, 2)
+        self.register_buffer('mask', empty(cells), False)
+        self.register_buffer('table', empty(2 * cells))
+"""
+
+
+def test_buffers_are_as_large_as_the_users_code_makes_them_up_to_the_machines_memory(project: Path) -> None:
+    """As those of 100 MB are, be they in the file or not; the arguments of a file may be anybody's."""
+    write(project / "net.py", MASKED)
+    file = saved(project)
+    assert {name: each.nbytes for name, each in load_model(file, code=project).named_buffers()} == {
+        "mask": 100_000_000,
+        "table": 200_000_000,
+    }
+    write(project / "net.py", MASKED.replace("2 * cells", "2"))
+    file = saved(project)
+    config = load_config(project / "run.yaml", ["model.cells=1000000000000"])
+    save_model(load_model(file, code=project), file, Architecture(config.model, (1, 2, 2), 5, config.code))
+    told = r"buffers that are not saved with it \(persistent=False\), of 4,000,000,000,000 bytes, 'mask' the largest"
     with pytest.raises(ModelFileError, match=told):
-        load_model(saved(project), code=project)
+        load_model(file, code=project)
 
 
 def test_a_file_of_weights_names_no_other_file_than_the_users(project: Path) -> None:

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import keyword
+import pickle
 import sys
 import threading
 import traceback
@@ -50,6 +52,22 @@ def test_a_package_has_its_own_file_and_a_folder_needs_none() -> None:
         assert found == [8, 9, 10]
         assert modules.load("own/__init__.py", "WIDTH") == 8
         assert sys.modules["own"].__path__ == [f"{ROOT}/own"]
+
+
+@pytest.mark.parametrize("folder", ["own-nets/v1.0", "own/1st", "own/class"])
+def test_folders_whose_names_are_none_in_python_have_modules(folder: str) -> None:
+    """By names that are, as what writes them down (TorchScript) takes no others."""
+    sources = {
+        f"{folder}/my-net.py": "from .layer import WIDTH\nfrom beside import DEPTH\nclass Net: ...",
+        f"{folder}/layer.py": "WIDTH = 8",
+        f"{folder}/beside.py": "DEPTH = 2",
+    }
+    with installed(sources, f"{folder}/my-net.py") as modules:
+        assert [modules.load(f"{folder}/my-net.py", name) for name in ("WIDTH", "DEPTH")] == [8, 2]
+        net = modules.load(f"{folder}/my-net.py", "Net")
+        assert all(part.isidentifier() and not keyword.iskeyword(part) for part in net.__module__.split("."))
+        assert inspect.getsource(net).strip() == "class Net: ..."
+        assert pickle.loads(pickle.dumps(net)) is net
 
 
 def test_a_package_comes_before_a_file_of_its_name() -> None:

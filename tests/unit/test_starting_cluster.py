@@ -77,10 +77,28 @@ def test_a_cluster_that_never_takes_any_is_one_clear_error(
     with pytest.raises(ClusterError) as refusal:
         ask(there, tmp_path)
     assert str(refusal.value) == (
-        f"the cluster at {there.url} takes no jobs: the agent on its head has not started, as far as its dashboard "
-        "knows; if the cluster has just started, try again, else look at dashboard_agent.log on the head"
+        f"the cluster at {there.url} takes no jobs: as far as its dashboard knows, no agent listens on its head, which "
+        "the dashboard gives jobs to; if the cluster has just started, try again, else another program may have the "
+        "agent's port there, 52365 unless 'ray start' was given another: end that, or start the head anew with "
+        "--dashboard-agent-listen-port and a free one; dashboard_agent.log on the head says whether it is so"
     )
     assert [f"{method} {path}" for method, path, _ in there.seen].count(request) > 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_cluster_whose_agent_has_died_is_told_at_once(there: Dashboard, tmp_path: Path, case: str) -> None:
+    died = (
+        "Traceback (most recent call last):\n  ...\naiohttp.client_exceptions.ClientConnectorError: Cannot connect to "
+        "host 10.0.0.7:52365 ssl:default [Connect call failed ('10.0.0.7', 52365)]"
+    )
+    ask, request, _, _ = CASES[case]
+    there.routes[request.split()[1]] = in_turn(there, [], send(500, died.encode()))
+    told = (
+        r"takes no jobs: the agent on its head, .* no longer answers \(Cannot connect to host 10.0.0.7:52365\); start"
+    )
+    with pytest.raises(ClusterError, match=told):
+        ask(there, tmp_path)
+    assert [f"{method} {path}" for method, path, _ in there.seen].count(request) == 1
 
 
 def test_a_cluster_that_lists_no_node_yet_is_asked_again(

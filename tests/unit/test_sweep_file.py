@@ -1,15 +1,20 @@
 """Reading a sweep's file: the trials that it stands for, and the message for each mistake."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import create_model
 
-from raytorch.config import RunConfig, SweepConfig
+from raytorch.config import RunConfig, SweepConfig, own_code, project
 from raytorch.config.file import dump_config
+from raytorch.config.signature import signature_of
 from raytorch.errors import ConfigError
 from raytorch.sweeps.file import Sweep, is_sweep, load_sweep
+from raytorch.system.python_files import read_source
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -251,6 +256,31 @@ def test_a_parameter_that_the_run_cannot_have(parameter: str, message: str) -> N
 def test_a_sweep_that_cannot_be(text: str, message: str) -> None:
     Path("own.py").write_text("def f1(model, batch): ...\n", encoding="utf-8")
     assert problem(text) == message
+
+
+def test_own_code_is_read_as_often_however_many_trials_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand trials are planned in a moment: what they share is read, parsed and made a schema of once."""
+    own = "class Net:\n    def __init__(self, *, width: int = 8): ...\ndef other(*, width: int = 2): ...\n"
+    Path("own.py").write_text(f"{own}def f1(model, batch): ...\n", encoding="utf-8")
+    parameters = {"model.width": {"grid": [1, 2]}, "model.name": {"choice": ["own.py:Net", "own.py:other"]}}
+    run = {"epochs": 1, "model": "own.py:Net", "metrics": ["own.py:f1"], "loss": "own.py:f1"}
+    counts = []
+    for trials in (10, 100):
+        done = Counter[str]()
+
+        def counted(name: str, call: Callable[..., Any], done: Counter[str] = done) -> Callable[..., Any]:
+            return lambda *arguments, **options: (done.update([name]), call(*arguments, **options))[1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(project, "read_source", counted("read", read_source))
+            patch.setattr(own_code, "signature_of", counted("signature", signature_of))
+            patch.setattr(own_code, "create_model", counted("schema", create_model))
+            drawn = sweep(parameters, run=run, trials=trials).trials
+        assert {trial.config.model.name for trial in drawn} == {"own.py:Net", "own.py:other"}
+        assert [getattr(trial.config.model, "arguments", None) for trial in drawn[:2]] == [{"width": 1}, {"width": 2}]
+        counts.append(done)
+    assert counts[0] == counts[1]
+    assert counts[0]["schema"] == 2
 
 
 def test_trials_that_disagree_on_what_is_better_are_refused() -> None:

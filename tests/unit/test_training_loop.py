@@ -122,6 +122,16 @@ def test_a_loss_of_a_sum_and_a_count_trains_and_is_reported_as_the_mean_of_its_n
         assert ours.get("accuracy") == theirs.get("accuracy")
 
 
+def test_a_model_that_could_not_be_loaded_again_is_refused_before_it_is_trained(project: Path) -> None:
+    own = "from torch import nn, zeros\nclass Many(nn.ParameterList):\n    def __init__(self):\n"
+    own += "        super().__init__(nn.Parameter(zeros(1)) for _ in range(25_001))\n"
+    (project / "mine.py").write_text(own, encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"^model.name: mine.py:Many makes a model of 25,001 tensors, and one that can"
+    ):
+        train("many", model="mine.py:Many")
+
+
 def test_metrics_of_the_runs_own_choice_are_measured_and_rank_checkpoints(project: Path) -> None:
     own = "values = iter([3.0, 1.0, 2.0, 4.0])\ndef errors(model, batch):\n    return next(values), 1\n"
     (project / "mine.py").write_text(own, encoding="utf-8")
