@@ -130,9 +130,9 @@ class TrainLoader:
         """The samples of an epoch, int64 (N,)."""
         count, weights = len(self._dataset), self._weights
         if weights is None:
-            return torch.randperm(count, generator=generator)
+            return torch.randperm(count, generator=generator, device="cpu")
         ends = weights.cumsum(0)  # a sample has the numbers from the end of the one before it up to its own
-        drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") * ends[-1]
         last = int(weights.nonzero()[-1])  # which a number that is rounded up to the very end is one of
         return torch.searchsorted(ends, drawn, right=True).clamp(max=last)
 
@@ -141,7 +141,7 @@ class TrainLoader:
         if order.dtype != torch.int64:
             return False
         if self._weights is None:
-            return torch.equal(order.sort().values, torch.arange(len(order)))
+            return torch.equal(order.sort().values, torch.arange(len(order), device="cpu"))
         return bool(((order >= 0) & (order < len(order))).all()) and bool((self._weights[order] > 0).all())
 
     def _take_order(self, order: Tensor) -> None:
@@ -182,8 +182,8 @@ class TrainLoader:
     def _draw(self, start: int, size: int) -> Draws:
         """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""
         generator = self._generator(start)
-        offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator)
-        mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8)
+        offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator, device="cpu")
+        mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8, device="cpu")
         return Draws(self._augment, offset.to(self._dataset.device), mirrored.to(self._dataset.device))
 
     def _generator(self, *position: int) -> torch.Generator:
