@@ -18,7 +18,7 @@ from raytorch.config.in_python import plain, read_python
 from raytorch.config.json_schema import whole_schema
 from raytorch.config.live_code import is_live, recalled, remembered
 from raytorch.config.messages import explain, must_be
-from raytorch.config.own_code import find_own_code
+from raytorch.config.own_code import Found, find_own_code
 from raytorch.config.project import Project
 from raytorch.config.run import RunConfig
 from raytorch.config.section import Section, tell_mistakes_by
@@ -136,9 +136,14 @@ def parse(raw: bytes, name: str, kind: type[Config]) -> Config:
     return validate(compose(raw, name, kind, "it is damaged"), kind)
 
 
-def validate_run(root: yaml.MappingNode, folder: Path, project: Project | None = None) -> RunConfig:
-    """The run that a tree stands for, with the own code that it names from ``folder``. Raises ConfigError."""
-    own = find_own_code(root, folder, project)
+def validate_run(
+    root: yaml.MappingNode, folder: Path, project: Project | None = None, found: Found | None = None
+) -> RunConfig:
+    """The run that a tree stands for, with the own code that it names from ``folder``. Raises ConfigError.
+
+    ``project`` and ``found`` are as for :func:`raytorch.config.own_code.find_own_code`.
+    """
+    own = find_own_code(root, folder, project, found)
     return own.settled(validate(root, own.schema)) if own else validate(root, RunConfig)
 
 

@@ -57,6 +57,12 @@ class OwnCode:
     """Where each is named."""
 
     @cached_property
+    def code(self) -> CodeSnapshot:
+        """The code itself. Raises ConfigError where what it imports cannot be read."""
+        with placing(*next(iter(self.nodes.items()))):
+            return snapshot(self.project, self.references.values())
+
+    @cached_property
     def schema(self) -> type[RunConfig]:
         """The schema of a run with these very parts. Raises ConfigError where their code can have no keys."""
         sections = {key: self._section(key) for key in self.references}
@@ -82,9 +88,7 @@ class OwnCode:
             parts: Any = fields[key] if place else fields
             at = place[0] if place else key
             parts[at] = _settled(PARTS[key], parts[at], reference)
-        with placing(*next(iter(self.nodes.items()))):
-            code = snapshot(self.project, self.references.values())
-        return RunConfig.model_validate(fields).with_code(code)
+        return RunConfig.model_validate(fields).with_code(self.code)
 
     def _section(self, key: tree.Key) -> type[Section]:
         """The keys of a part; any where its signature is known only when it is run."""
@@ -155,11 +159,22 @@ def _own_name(part: Any) -> str:
     return name if isinstance(name, str) and is_reference(name) else "shipped"
 
 
-def find_own_code(root: yaml.MappingNode, folder: Path, project: Project | None = None) -> OwnCode | None:
+Found = dict[tuple[tuple[tree.Key, str], ...], OwnCode]
+"""The own code of runs that name it from one folder, by their parts and names."""
+
+
+def find_own_code(
+    root: yaml.MappingNode, folder: Path, project: Project | None = None, found: Found | None = None
+) -> OwnCode | None:
     """The own code that a run's tree names from ``folder``; None if all is shipped. Raises ConfigError.
 
-    ``project`` is where it is, by default that which the folder belongs to.
+    Args:
+        root: The run's tree.
+        folder: Where its names are looked for.
+        project: Where that is, by default the one that the folder belongs to.
+        found: What was found from there for other runs. It is taken from here, and added.
     """
+    found = {} if found is None else found
     listed = tree.find(root, ("metrics",))
     count = len(listed.node.value) if isinstance(listed.node, yaml.SequenceNode) and not listed.rest else 0
     alone = (key for key in PARTS if key != "metrics")
@@ -170,8 +185,12 @@ def find_own_code(root: yaml.MappingNode, folder: Path, project: Project | None 
         nodes = {("loop",): nodes["loop",]}
     if not nodes:
         return None
-    project = project or Project.of(folder)
-    return OwnCode(project, {key: _resolved(project, key, node, folder) for key, node in nodes.items()}, nodes)
+    names = tuple((key, node.value) for key, node in nodes.items())
+    if names not in found:
+        project = project or Project.of(folder)
+        references = {key: _resolved(project, key, node, folder) for key, node in nodes.items()}
+        found[names] = OwnCode(project, references, nodes)
+    return found[names]
 
 
 def settle_reference(node: yaml.Node, key: tree.Key, folder: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from raytorch.config import ConflictError, Parameter, RunConfig, SweepConfig
 from raytorch.config import yaml_tree as tree
 from raytorch.config.file import apply_override, compose, graft, read, validate, validate_run
-from raytorch.config.own_code import PARTS, settle_reference
+from raytorch.config.own_code import PARTS, Found, settle_reference
 from raytorch.config.project import Project
 from raytorch.errors import ConfigError
 
@@ -78,10 +78,11 @@ def recorded_sweep(raw: bytes, name: str) -> Sweep:
 def _drawn(root: yaml.MappingNode, folder: Path) -> Sweep:
     """The sweep of a tree, whose run names own code from ``folder``, its project's root."""
     config = validate(root, SweepConfig)
+    found: Found = {}  # read once, however many trials there are
     for parameters in config.probes():
-        _vary(root, config, parameters, folder)
+        _vary(root, config, parameters, folder, found)
     drawn = enumerate(config.draw())
-    return Sweep(config, tuple(Trial(number, each, _vary(root, config, each, folder)) for number, each in drawn))
+    return Sweep(config, tuple(Trial(number, each, _vary(root, config, each, folder, found)) for number, each in drawn))
 
 
 def is_sweep(path: str | Path) -> bool:
@@ -133,7 +134,9 @@ def _items(root: yaml.MappingNode, place: tree.Key) -> list[tree.Key]:
     return [(*place, number) for number in range(len(there.node.value))] if is_list else []
 
 
-def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any], folder: Path) -> RunConfig:
+def _vary(
+    root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any], folder: Path, found: Found
+) -> RunConfig:
     """The run with these values of its keys; of a key and one inside it, the inner is set last and so has its say."""
     base = tree.find(root, ("run",)).node
     run = yaml.MappingNode(tree.MAP, list(base.value), base.start_mark, base.end_mark)
@@ -147,7 +150,7 @@ def _vary(root: yaml.MappingNode, config: SweepConfig, parameters: dict[str, Any
                 raise tree.report([tree.Problem(place.mark, keys, text)])
         grafted[keys] = _node(root, config.parameters[key], key, parameters[key])
         graft(run, list(keys), grafted[keys], place.mark, RunConfig)
-    trial = validate_run(run, folder)
+    trial = validate_run(run, folder, found=found)
     try:
         ranking = trial.ranking_by(config.ranking.label)
     except ConflictError as error:
