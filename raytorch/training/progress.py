@@ -292,9 +292,10 @@ class RunProgress:
 
     def report(self, values: Mapping[str, Any]) -> None:
         """Tell the driver of ``values``, beside the place of the run."""
-        self.driver.report_progress({**self._position(), **values})
+        self.driver.report_progress({**self.position(), **values})
 
-    def _position(self) -> dict[str, Any]:
+    def position(self) -> dict[str, Any]:
+        """What the driver is told of the run's place."""
         return {
             "phase": "training",
             "step": self.step,
