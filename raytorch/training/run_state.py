@@ -52,6 +52,10 @@ class OptimizerState:
                     raise TypeError(f"{name} of an optimizer is {saved[name]!r:.99}")
         remembered = {int(number): dict(each) for number, each in state["state"].items()}
         self._optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+        for group, loaded in zip(own, self._optimizer.param_groups, strict=True):
+            group.clear()
+            group.update(loaded)
+        self._optimizer.param_groups = own  # of which the loop may hold one
 
 
 def _as_tuples(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,8 +28,10 @@ def initialized(run, *, stop_at: int = 0):
     average = run.average("student", 0.9)
     adam = run.optimizer("adam", torch.optim.Adam(net.parameters(), 0.05))
     average.apply(initial)
-    adam.param_groups[0]["weight_decay"] = 0.1
+    group = adam.param_groups[0]
+    group["weight_decay"] = 0.1
     for x, y in run.batches(Points("train"), epochs=3):
+        group["lr"] = 0.05 / run.step
         step(run, net, adam, x, y, stop_at)
 
 
