@@ -32,7 +32,9 @@ RULES: dict[str, Rule] = {
     "validation.test": Rule(OnResume.APPLIED),
     "sampling": Rule(OnResume.REFUSED, "it decides the order of the data"),
     "model": Rule(OnResume.REFUSED, "the weights are of the model that was trained"),
-    "loop": Rule(OnResume.APPLIED, "its arguments; another loop is other code"),
+    "loop": Rule(
+        OnResume.APPLIED, "its arguments, though optimizers and what else it has registered go on as they were saved"
+    ),
     "loop.name": Rule(OnResume.REFUSED, "what it has saved is of that loop"),
     "model.weights": Rule(OnResume.KEPT, "read once, by a run that has no checkpoint yet"),
     "model.strict": Rule(OnResume.KEPT, "it says how they are read"),

@@ -162,7 +162,7 @@ class TrainLoader:
 
     def _look_up(self, spans: Iterable[Span]) -> Iterator[tuple[int, Tensor]]:
         """Where each of the global batches begins, and its samples on the data set's device."""
-        known, first = torch.empty(0, dtype=torch.int64), 0
+        known, first = torch.empty(0), 0
         for start, stop in spans:
             if stop > first + len(known):
                 until = min(max(stop, start + _AT_ONCE), self.samples)
@@ -172,8 +172,8 @@ class TrainLoader:
     def _draw(self, start: int, size: int) -> Draws:
         """Offset and mirroring of each sample of a global batch, drawn as a whole: the same for any world size."""
         generator = self._generator(start)
-        offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator)
-        mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8)
+        offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator, device="cpu")
+        mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8, device="cpu")
         return Draws(self._augment, offset.to(self._dataset.device), mirrored.to(self._dataset.device))
 
     def _generator(self, *position: int) -> torch.Generator:

@@ -1,5 +1,6 @@
 """Where a run is in its data: the passes over it that its loop makes, one after the other."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ class Place:
     Attributes:
         loader: That of the newest pass.
         is_replaying: Whether the loop has still to come to where the checkpoint was saved.
+        is_left: Whether the loop has left the newest pass before its end.
     """
 
     def __init__(self, parts: Parts, worker: Worker, seed: int) -> None:
         self._parts, self._worker, self._seed = parts, worker, seed
         self.loader: TrainLoader | None = None
-        self.is_replaying = False
+        self.is_replaying = self.is_left = False
+        self._restored_at = 0
         self._passes: list[int] = []
         """After how many steps each began, oldest first."""
         self._registered: list[str] = []
@@ -52,21 +55,25 @@ class Place:
             raise ValueError("passes")
         if type(ended) is not int or len(passes) - ended not in (0, 1) or passes != sorted(passes):
             raise ValueError("passes")
-        if step and not passes:
+        if (step and not passes) or type(state["left"]) is not bool:
             raise ValueError("no passes")
-        self.is_replaying = True
+        self.is_replaying, self._restored_at = True, step
 
     def state_dict(self, *, is_within: bool) -> dict[str, Any]:
         """What a checkpoint keeps of it; ``is_within`` says whether the newest pass goes on."""
         return {
             "passes": self._passes,
             "ended": len(self._passes) - is_within,
+            "left": self.is_left,
             "registered": self._registered,
             "loader": self.loader and self.loader.state_dict(),
         }
 
-    def enter(self, loader: TrainLoader, step: int) -> int | None:
-        """Begin a pass after so many steps, or go on in it; answers when it began, None if it is done."""
+    def enter(self, loader: TrainLoader, step: int, is_done: Callable[[int], bool]) -> int | None:
+        """Begin a pass after so many steps, or go on in it; answers when it began, None if it is over.
+
+        ``is_done`` tells of a pass that began after so many steps whether nothing is left of it, as configured now.
+        """
         self._samples_before, self.loader = self.samples_seen, loader
         number, restored = len(self._passes), self._parts.restored
         if number:
@@ -83,14 +90,24 @@ class Place:
             return None
         with explaining_misfit(restored.name):
             loader.load_state_dict(restored.state["loader"])
-            restore_generators(restored.state["generators"], self._worker, seed=self._seed + step)
+        self.is_left = restored.state["left"]
+        if restored.state["ended"] > number and (self.is_left or is_done(began[0])):
+            restored.reach()
+            return None  # and what follows was done before the checkpoint as well
         self.reach()
-        return None if restored.state["ended"] > number else began[0]
+        return began[0]
 
     def reach(self) -> None:
-        """Take note that the loop is where the checkpoint was saved. Raises CheckpointError for parts that it lacks."""
-        if self.is_replaying and self._parts.restored:
-            self._parts.restored.reach()
+        """Go on from where the checkpoint was saved, if the loop is there. Raises CheckpointError for parts that it
+        lacks.
+        """
+        restored = self._parts.restored
+        if self.is_replaying and restored:
+            restored.reach()
+            restored.give_again()
+            with explaining_misfit(restored.name):
+                generators = restored.state["generators"]
+                restore_generators(generators, self._worker, seed=self._seed + self._restored_at)
         self.is_replaying = False
 
     def _samples_of_pass(self) -> int:

@@ -132,16 +132,19 @@ class RunProgress:
             raise RunStopped
         self._complete_step()
         is_replaying = self.place.is_replaying
-        began = self.place.enter(batches.loader, self.step)
+        total = batches.total
+        began = self.place.enter(batches.loader, self.step, lambda it: self._is_done(self.last_step(it, total)))
         if not is_replaying and self.request is DriverRequest.STOP:  # heard in the last step before these
             self.is_stopped = True
             raise RunStopped
         self._is_within = self.parts.is_within_batches = True
         try:
             if began is not None:
-                self.total_steps = self.last_step(began, batches.total)
+                self.total_steps = self.last_step(began, total)
                 self.report({})
+                self.place.is_left = True
                 yield from self._steps(batches.loader)
+                self.place.is_left = False
         finally:
             self._is_within = self.parts.is_within_batches = False
 
@@ -196,7 +199,10 @@ class RunProgress:
 
     def is_over(self) -> bool:
         """True if there is nothing left to train in these batches."""
-        return self.step >= self.total_steps or self.patience.is_over
+        return self._is_done(self.total_steps)
+
+    def _is_done(self, last_step: int) -> bool:
+        return self.step >= last_step or self.patience.is_over
 
     @property
     def ends_epoch(self) -> bool:
@@ -286,9 +292,10 @@ class RunProgress:
 
     def report(self, values: Mapping[str, Any]) -> None:
         """Tell the driver of ``values``, beside the place of the run."""
-        self.driver.report_progress({**self._position(), **values})
+        self.driver.report_progress({**self.position(), **values})
 
-    def _position(self) -> dict[str, Any]:
+    def position(self) -> dict[str, Any]:
+        """What the driver is told of the run's place."""
         return {
             "phase": "training",
             "step": self.step,

@@ -117,7 +117,9 @@ class Run:
         return records.summary_writer() if records else None
 
     def report(self, **values: Any) -> None:
-        """Tell the driver, whose ``watch`` sees it as progress."""
+        """Tell the driver, whose ``watch`` sees it as progress. Raises UserError for what a run says of itself."""
+        if taken := sorted(values.keys() & self._progress.position().keys()):
+            raise UserError(f"run.report: {', '.join(taken)}: the run tells that itself; take another name")
         self._progress.report(values)
 
     def bare(self, name: str) -> nn.Module:

@@ -1,7 +1,7 @@
 """The parts of a loop that a checkpoint has, by name: given back to each as the loop registers it again."""
 
 import logging
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
 
@@ -53,12 +53,10 @@ class OptimizerState:
                     raise TypeError(f"{name} of an optimizer is {saved[name]!r:.99}")
         remembered = {int(number): dict(each) for number, each in state["state"].items()}
         self._optimizer.load_state_dict({"state": remembered, "param_groups": groups})
-
-    def restore_settings(self, state: dict[str, Any]) -> None:
-        """Give it the settings of :meth:`state_dict` again, which schedules that were made since have changed."""
-        own = self._optimizer.param_groups
-        for group, saved in zip(own, _with_tuples(state["groups"], own), strict=True):
-            group |= {name: value for name, value in saved.items() if name != "params"}
+        for group, loaded in zip(own, self._optimizer.param_groups, strict=True):
+            group.clear()
+            group.update(loaded)
+        self._optimizer.param_groups = own  # of which the loop may hold one
 
 
 def _with_tuples(groups: list[dict[str, Any]], own: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -84,47 +82,37 @@ class Restored:
         self.manifest = self._content.manifest
         with explaining_misfit(self.name):
             self.state = self._content.state()
-            self._averages: dict[str, Any] = dict(self.state["averages"])
-            self._kept: dict[str, Any] = dict(self.state["kept"])
+            self._averaged, self._kept = set(dict(self.state["averages"])), set(dict(self.state["kept"]))
             self._needed = set(map(str, self.state["registered"]))
         self._models = set(self._content.models)
-        self._averaged = set(self._averages)
-        self._optimizers: list[tuple[OptimizerState, Any]] = []
+        self._given: list[Callable[[], object]] = []
         self._is_reached = False
 
     def load_model(self, name: str, module: nn.Module) -> None:
         """Give a model its weights: those that are trained, where what is saved is their average."""
         if self._has(name, self._models, f"model {name}"):
             self._models.discard(name)
-            with explaining_misfit(self.name):
-                trained = self._averages.get(name, {}).get("trained")
-                module.load_state_dict(self._weights(name) if trained is None else trained)
+            self._give(lambda: module.load_state_dict(self._trained(name)))
 
     def load_average(self, name: str, average: WeightAverage) -> None:
         """Give the average of a model its weights."""
         if name in self._averaged:
             self._averaged.discard(name)
-            with explaining_misfit(self.name):
-                average.load_state_dict(self._weights(name), self._averages[name])
+            self._give(lambda: average.load_state_dict(self._weights(name), self.state["averages"][name]))
         else:
             logger.warning("%s has no average of %s, which begins with the weights that are there", self.name, name)
-
-    def _weights(self, name: str) -> dict[str, Tensor]:
-        return self._content.model(self._device, name)
 
     def load(self, name: str, part: Stateful) -> None:
         """Give a part the state that it had."""
         if self._has(name, self._kept, name):
-            with explaining_misfit(self.name):
-                state = self._kept.pop(name)
-                part.load_state_dict(state)
-                if isinstance(part, OptimizerState):
-                    self._optimizers.append((part, state))
+            self._kept.discard(name)
+            self._give(lambda: part.load_state_dict(self.state["kept"][name]))
 
     def reach(self) -> None:
-        """Take note that the loop has come to where it was saved. Raises CheckpointError for parts that it lacks."""
-        left = {*self._models, *self._kept}
-        lacked = ", ".join(sorted(left & self._needed))
+        """Take note that the loop has come to the batches that were saved. Raises CheckpointError for parts that it
+        lacks.
+        """
+        lacked = ", ".join(sorted((self._models | self._kept) & self._needed))
         if lacked and not self._may_differ:
             raise CheckpointError(
                 f"{self.name} has {lacked}, which the loop has not registered before its batches; call run.model, "
@@ -133,14 +121,32 @@ class Restored:
         for what in (lacked, ", ".join(f"an average of {name}" for name in sorted(self._averaged))):
             if what:
                 logger.warning("%s has %s, which the loop has no more", self.name, what)
-        with explaining_misfit(self.name):
-            for part, state in self._optimizers:
-                part.restore_settings(state)
         self._is_reached = True
+
+    def give_again(self) -> None:
+        """Give all parts what they were given, as the loop may have changed them while it came back to its place: by
+        initial weights, a step of a schedule, or a schedule that was made since.
+        """
+        with explaining_misfit(self.name):
+            self.state = self._content.state()  # an optimizer has changed the tensors that it was given
+            for give in self._given:
+                give()
 
     def close(self) -> None:
         """Let go of the files."""
         self._open.close()
+
+    def _give(self, give: Callable[[], object]) -> None:
+        with explaining_misfit(self.name):
+            give()
+        self._given.append(give)
+
+    def _trained(self, name: str) -> dict[str, Tensor]:
+        trained: dict[str, Tensor] | None = self.state["averages"].get(name, {}).get("trained")
+        return self._weights(name) if trained is None else trained
+
+    def _weights(self, name: str) -> dict[str, Tensor]:
+        return self._content.model(self._device, name)
 
     def _has(self, name: str, there: Container[str], called: str) -> bool:
         if self._is_reached:  # what is registered after the batches

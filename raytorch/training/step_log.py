@@ -104,8 +104,8 @@ def _single(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.detach().reshape(())
     if isinstance(value, int | float):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     try:
-        return torch.tensor(float(value), dtype=torch.float64)  # of numpy, say
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")  # of numpy, say
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number or a tensor of one element, not {value!r:.99}") from None

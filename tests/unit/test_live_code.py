@@ -147,6 +147,14 @@ def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) 
     ("cell", "message"),
     [
         ("bad = lambda model, batch: 1", "loss: <lambda> is a lambda; define it"),
+        (
+            "act = lambda x: x\ndef bad(model, batch): return act(1)",
+            "act is a lambda, which is not sent; define it with",
+        ),
+        (
+            "class Own:\n    def go(self): ...\ndef go(self): ...\nOwn.go = go\ndef bad(model, batch): return Own",
+            "Own.go was given to Own after it was defined, whose text is sent without it; define it in the class",
+        ),
         ("def outer():\n    def bad(model, batch): ...\n    return bad\nbad = outer()", "inside another function or"),
         ("big = torch.zeros(3)\ndef bad(model, batch): return big", "bad uses big, a Tensor of the session, which"),
         ("big = [torch.zeros(3)]\ndef bad(model, batch): return big", "a list that is too large or holds more than"),
@@ -161,6 +169,14 @@ def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) 
 def test_what_cannot_be_sent_is_refused_with_what_to_do(kernel: Kernel, cell: str, message: str) -> None:
     kernel.run(cell)
     assert message in refusal(model=kernel.names["Net"], loss=kernel.names["bad"])
+
+
+def test_what_a_class_takes_from_elsewhere_in_its_text_is_sent(kernel: Kernel) -> None:
+    kernel.run("Whole = int\ndef go(self): return Whole(3.5)")
+    kernel.run("class Own(Net):\n    forward = go\ndef loss(model, batch): return Own")
+    text = text_of(raytorch.load(epochs=1, model=kernel.names["Net"], loss=kernel.names["loss"]))
+    assert "from builtins import int as Whole" in text
+    assert "class Own(Net):\n    forward = go" in text
 
 
 def test_arguments_are_checked_as_those_of_a_file(kernel: Kernel) -> None:
