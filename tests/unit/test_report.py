@@ -93,8 +93,27 @@ def test_each_metric_has_a_panel(folder: RunFolder, tmp_path: Path, monkeypatch:
     drawn[0].draw_without_rendering()
     titles = [axes.get_title() for axes in drawn[0].axes]
 
-    assert titles == ["loss", "test bleu", "test $x^$", "learning rate", "samples/s", ""]
+    assert titles == ["loss", "test bleu", "test $x^$", ""]
     assert read_evaluations(folder) == [Evaluation(1, 1.0, {"loss": 0.5, "bleu": 0.1, "$x^$": 0.2})]
+
+
+def test_what_a_loop_of_ones_own_logs_is_drawn_and_what_it_has_not_is_left_out(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    train = {"split": "train", "reward": 1.5, "loss_$a^$": 0.1, "lr_first": 0.1, "lr_$second^$": 0.2}
+    lines = [{"step": n, "epoch": n, "time": 1.0, **train} for n in (1, 2)]
+    lines.append({"step": 2, "epoch": 2, "split": "test", "score": 3.0})
+    folder.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    write_report(folder, tmp_path / "a.png")
+    drawn[0].draw_without_rendering()
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == ["test score", "train reward", "train loss_$a^$", "learning rate"]
+    labels = [text.get_text() for text in drawn[0].axes[-1].get_legend().get_texts()]
+    assert labels == ["first", "$second^$"]
+    assert all(axes.lines for axes in drawn[0].axes)
+    assert not recwarn.list
 
 
 def test_a_run_without_evaluations_is_drawn_all_the_same(folder: RunFolder, tmp_path: Path) -> None:
