@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.code_snapshot import CodeSnapshot
-from raytorch.config.in_python import plain, read_python
+from raytorch.config.in_python import no_data, plain, read_python, told_apart
 from raytorch.config.json_schema import whole_schema
 from raytorch.config.live_code import is_live, recalled, remembered
 from raytorch.config.messages import explain, must_be
@@ -48,7 +48,8 @@ def from_data(
 
     A class or function may stand where a reference to it would, with ``project`` for other references.
     """
-    given = read_python(data, folder or Path())
+    known = {key: value if key in RunConfig.model_fields else None for key, value in data.items()}
+    given = read_python(known, folder or Path())
     root = compose(_written(given.content).encode(), tree.DICTIONARY, RunConfig, _LEAST)
     config = _changed(root, overrides, folder or Path(), given.project or project)
     for part in given.parts:
@@ -75,15 +76,17 @@ def with_own_code(config: RunConfig, overrides: Sequence[str] = (), code: CodeSn
     return from_data(content, overrides, project.root, project) if overrides else config
 
 
-def one_line(value: Any) -> str:
-    """A value as an override has it behind its key. Raises ConfigError: YAML has no word for it."""
-    return _written([value]).strip()[1:-1]
+def one_line(value: Any, key: str = "the value") -> str:
+    """A value as an override has it behind its ``key``. Raises ConfigError: YAML has no word for it."""
+    return _written([value], key).strip()[1:-1]
 
 
-def _written(data: Any) -> str:
+def _written(data: Any, key: str = "") -> str:
     try:
         return tree.dump(plain(data))
     except yaml.YAMLError as error:
+        if found := no_data(plain(data[0] if key else data), key):
+            raise tree.invalid(f"{tree.DICTIONARY}: {told_apart(*found)}") from None
         reason = f"{error.args[0]}: {error.args[-1]!r}"
     except (RecursionError, TypeError, ValueError) as error:  # a list in itself, a class, a number without end
         reason = f"cannot be written as YAML: {error}"

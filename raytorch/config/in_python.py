@@ -2,8 +2,9 @@
 
 import ast
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -64,6 +65,8 @@ def read_python(data: Mapping[str, Any], folder: Path) -> PythonConfig:
     parts: list[LivePart] = []
     for kind in PARTS:
         listed = content.get(kind)
+        if kind == "metrics" and _has_live(listed):
+            raise _refused(kind, "must be a list, also of a single one: metrics=[...]")
         if isinstance(listed, list | tuple):
             parts += (part for at, each in enumerate(listed) for part in _parts(f"{kind}[{at}]", kind, each))
         elif kind in content:
@@ -87,6 +90,12 @@ def _parts(key: str, kind: str, value: Any) -> Iterator[LivePart]:
     elif not isinstance(value, str | Mapping | BaseModel | list | tuple | int | float | None):
         name = type(value).__name__
         raise _refused(key, f'is an object of {name}; give the class, and its arguments: {{"name": {name}, ...}}')
+
+
+def _has_live(value: Any) -> bool:
+    """Tell whether a class or function stands in the place of a whole part."""
+    named = value.get("name") if isinstance(value, Mapping) else value
+    return is_live(named.func if isinstance(named, partial) else named)
 
 
 def _put_references(content: dict[str, Any], parts: list[LivePart], folder: Path) -> Project:
@@ -125,6 +134,34 @@ def plain(data: Any) -> Any:
     if isinstance(data, PurePath):
         return str(data)
     return data.tolist() if hasattr(data, "tolist") else data
+
+
+def no_data(data: Any, key: str = "") -> tuple[str, Any] | None:
+    """The key and value of the first thing that is not of numbers, texts, lists and mappings; None if all is.
+
+    Example:
+        >>> no_data({"epochs": 1, "model": {"name": "mlp", "hidden": [set()]}})
+        ('model.hidden[0]', set())
+    """
+    inside: Iterable[tuple[str, Any]] = ()
+    if isinstance(data, Mapping):
+        inside = ((f"{key}.{each}" if key else str(each), value) for each, value in data.items())
+    elif isinstance(data, list | tuple):
+        inside = ((f"{key}[{at}]", value) for at, value in enumerate(data))
+    elif not isinstance(data, str | int | float | date | None):
+        return key, data
+    return next((found for each, value in inside if (found := no_data(value, each))), None)
+
+
+def told_apart(key: str, value: Any) -> str:
+    """Say that a configuration has nothing like ``value``, which stands at ``key``, and what it has."""
+    if not is_live(value):
+        return f"{key}: is {value!r:.99}, a {type(value).__name__}; give plain numbers, texts, lists and mappings"
+    kind = "class" if isinstance(value, type) else "function"
+    return (
+        f"{key}: is the {kind} {value.__name__}; give plain numbers, texts, lists and mappings, such as its name: "
+        f"classes and functions stand for {', '.join(PARTS)}, as in raytorch.train(model=Net)"
+    )
 
 
 def require_guard(sources: Mapping[str, str], root: Path, call: str) -> None:

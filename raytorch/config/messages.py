@@ -15,7 +15,7 @@ def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment
     if error["type"] == "value_error":
         return _conflict(error["ctx"]["error"], root, location)
     if error["type"] == "extra_forbidden":
-        allowed = [key for alternative in alternatives for key in alternative.get("properties", ())]
+        allowed = list(dict.fromkeys(key for each in alternatives for key in each.get("properties", ())))
         text = f"unknown key; allowed: {', '.join(allowed)}{did_you_mean(path[-1], allowed)}"
         variant = tree.find(root, (*path[:-1], "name"))
         changed = path[-1] in siblings and not variant.rest and tree.is_override(variant.mark)

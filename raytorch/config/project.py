@@ -9,7 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from raytorch.config import interactive_code
 from raytorch.system.near_names import did_you_mean
-from raytorch.system.python_files import ProjectError, bindings, is_taken, module_name, parse_source, read_source
+from raytorch.system.python_files import (
+    ProjectError,
+    bindings,
+    is_main_guard,
+    is_taken,
+    module_name,
+    parse_source,
+    read_source,
+)
 from raytorch.system.safe_text import escaped_line
 
 _FORM = re.compile(r"([^:]+\.py):([^\W\d]\w*)")
@@ -73,8 +81,15 @@ class Project:
         path, name = _taken_apart(text)
         file = self._found(path, folder.resolve())
         _require_importable(file)
-        top = bindings(self.parse(file).body)
+        body = self.parse(file).body
+        top = bindings(body)
         if name not in top and "*" not in top:  # of a star import, which may bring anything
+            guarded = bindings(each for guard in body if is_main_guard(guard) for each in guard.body)
+            if name in guarded:
+                raise ProjectError(
+                    f'{file} has {name} below if __name__ == "__main__": alone, which workers that import the file do '
+                    "not run; define it above"
+                )
             raise ProjectError(f"{file} has no {name} at its top level{did_you_mean(name, top)}")
         return Reference(file, name)
 

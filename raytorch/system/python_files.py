@@ -10,6 +10,7 @@ import tokenize
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeGuard
 
 from raytorch.system.regular_files import open_regular
 
@@ -98,7 +99,10 @@ def parse_source(text: str, name: str) -> ast.Module:
 
 
 def bindings(body: Iterable[ast.stmt]) -> dict[str, list[Binding]]:
-    """What binds each name at the top of a module or class, also in branches there; an ``@overload`` does not."""
+    """What binds each name at the top of a module or class, also in branches there.
+
+    An ``@overload`` does not, nor what is below ``if __name__ == "__main__":``, as a module that is imported has not.
+    """
     found: dict[str, list[Binding]] = {}
     waiting: list[ast.AST] = list(reversed([*body]))
     while waiting:
@@ -115,8 +119,17 @@ def bindings(body: Iterable[ast.stmt]) -> dict[str, list[Binding]]:
             case ast.AnnAssign(value=None) | ast.Lambda() | ast.comprehension():
                 pass  # binds nothing, or in a scope of its own
             case _:
-                waiting += [*ast.iter_child_nodes(node)][::-1]
+                inside = node.orelse if is_main_guard(node) else [*ast.iter_child_nodes(node)]
+                waiting += reversed(inside)
     return found
+
+
+def is_main_guard(statement: ast.AST) -> TypeGuard[ast.If]:
+    """Tell whether it is an ``if __name__ == "__main__":``."""
+    match statement:
+        case ast.If(test=ast.Compare(left=one, ops=[ast.Eq()], comparators=[other])):
+            return {ast.unparse(one), ast.unparse(other)} == {"__name__", "'__main__'"}
+    return False
 
 
 def _is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:

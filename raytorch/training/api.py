@@ -313,7 +313,7 @@ def _changes(overrides: Overrides, workers: int | None, storage: str | Path | No
 
 def _as_texts(overrides: Overrides) -> list[str]:
     if isinstance(overrides, Mapping):
-        return [f"{key}={one_line(value)}" for key, value in overrides.items()]
+        return [f"{key}={one_line(value, key)}" for key, value in overrides.items()]
     if isinstance(overrides, str) or not (
         isinstance(overrides, Sequence) and all(isinstance(override, str) for override in overrides)
     ):

@@ -33,6 +33,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("epoch: 3", f"epoch: unknown key; allowed: {TOP} (did you mean 'epochs'?)"),
         ('"a.b": 3', f"'a.b': unknown key; allowed: {TOP}"),
         (
+            "loss: {smoothing: 0.1}",
+            "loss.smoothing: unknown key; allowed: name, label_smoothing (did you mean 'label_smoothing'?)",
+        ),
+        (
             "optimizer: {name: adam, momentum: 0.9}",
             "optimizer.momentum: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay, groups",
         ),

@@ -103,6 +103,32 @@ def test_what_yaml_has_no_word_for_is_refused(value: Any) -> None:
         raytorch.load({"epochs": 1, "seed": value})
 
 
+class Net(torch.nn.Linear):
+    """A model of one's own."""
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"modle": Net}, "modle: unknown key; allowed: name, seed, "),
+        (
+            {"optimizer": torch.optim.AdamW},
+            "optimizer: is the class AdamW; give plain numbers, texts, lists and mappings",
+        ),
+        ({"optimizer": {"name": torch.optim.AdamW}}, "optimizer.name: is the class AdamW; give plain numbers"),
+        ({"model": {"name": "mlp", "hidden": [3, torch.relu]}}, "model.hidden[1]: is the function relu; give plain"),
+        ({"stop": torch.nn.ReLU()}, "stop: is ReLU(), a ReLU; give plain numbers, texts, lists and mappings"),
+        ({"metrics": Net}, "metrics: must be a list, also of a single one: metrics=[...]"),
+        ({"metrics": {"name": Net, "better": "lower"}}, "metrics: must be a list, also of a single one: metrics=[...]"),
+        ({"set": {"optimizer.lr": Net}}, "optimizer.lr: is the class Net; give plain numbers"),
+    ],
+)
+def test_a_class_or_object_where_none_can_stand_is_told_with_its_key(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        raytorch.load(epochs=1, **keys) if "set" not in keys else raytorch.load({"epochs": 1}, **keys)
+    assert str(caught.value).startswith(f"the configuration: {message}")
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [

@@ -231,6 +231,14 @@ def test_a_name_is_at_the_top_level_whatever_binds_it(root: Path, source: str) -
     assert Project.of(root).resolve("net.py:Net", root) == Reference("net.py", "Net")
 
 
+@pytest.mark.parametrize("guard", ['if __name__ == "__main__":', "if '__main__' == __name__:"])
+def test_a_name_below_the_guard_of_a_script_is_none_that_workers_have(root: Path, guard: str) -> None:
+    told = 'net.py has Net below if __name__ == "__main__": alone, which workers that import the file do not run'
+    assert refused_file(root, f"{guard}\n    class Net: ...").startswith(told)
+    (root / "net.py").write_text(f"{guard}\n    Net = 1\nelse:\n    Net = 2", encoding="utf-8")
+    assert Project.of(root).resolve("net.py:Net", root) == Reference("net.py", "Net")
+
+
 @pytest.mark.parametrize(
     "source", ["def f():\n    class Net: ...", "class A:\n    Net = 1", "Net: int", "x = [Net for Net in ()]", "Net"]
 )
