@@ -13,13 +13,13 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from types import ModuleType
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.interactive_code import FILE, FUTURE, Definition, assembled, definition, reduced
 from raytorch.config.project import Project, Reference
-from raytorch.config.session_sources import code_of, is_of_session, namespace_of, source_of
+from raytorch.config.session_sources import code_of, is_of_session, method_set_later, namespace_of, source_of
 from raytorch.system.python_files import ProjectError, is_taken, module_name, read_source
 
 LONGEST_VALUE = 100_000
@@ -219,7 +219,7 @@ def _imported(name: str, value: Any) -> str | None:
         return (f"import {home}" if home == name else f"import {home} as {name}") if is_there else None
     for home in (str(getattr(value, "__module__", "")), type(value).__module__):
         module = sys.modules.get(home)
-        if module is None or home in ("__main__", "builtins"):
+        if module is None or home == "__main__" or (home == "builtins" and not _is_built_in(value)):
             continue
         others = sorted(each for each, there in vars(module).items() if there is value)
         names = [name, str(getattr(value, "__qualname__", name)), *others]
@@ -229,10 +229,23 @@ def _imported(name: str, value: Any) -> str | None:
     return None
 
 
+def _is_built_in(value: Any) -> bool:
+    """Tell what can be imported of Python's own names: ``None`` and ``True`` cannot."""
+    return isinstance(value, type | BuiltinFunctionType) and value.__module__ == "builtins"
+
+
 def _code(name: str, value: Any) -> str:
+    if value.__name__ == "<lambda>":
+        raise ProjectError(f"{name} is a lambda, which is not sent; define it with def")
     if name != value.__name__:
         return f"{name} = {value.__name__}"
-    return source_of(value)
+    text = source_of(value)
+    if isinstance(value, type) and (method := method_set_later(value, text)):
+        raise ProjectError(
+            f"{name}.{method} was given to {name} after it was defined, whose text is sent without it; define it in "
+            "the class"
+        )
+    return text
 
 
 def _literal(name: str, value: Any) -> str | None:

@@ -35,13 +35,42 @@ def namespace_of(value: Any) -> Mapping[str, Any]:
     return vars(sys.modules[value.__module__]) if value.__module__ in sys.modules else {}
 
 
+def method_set_later(value: type, text: str) -> str | None:
+    """The name of a method that a class has of the session but not by its ``text``, if there is one."""
+    [definition] = (node for node in parse_source(text, value.__name__).body if isinstance(node, ast.ClassDef))
+    methods = {each.name: each for each in definition.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
+    assigned = {
+        node.id
+        for each in definition.body
+        if isinstance(each, ast.Assign | ast.AnnAssign)
+        for node in ast.walk(each)
+        if isinstance(node, ast.Name)
+    }
+    for name, member in _functions(value):
+        method = methods.get(name)
+        if method:
+            is_in_text = bool(method.decorator_list) or member.__qualname__ == f"{value.__qualname__}.{name}"
+        else:
+            is_in_text = name in assigned or bool(definition.decorator_list)  # which may have given it
+        if not is_in_text:
+            return name
+    return None
+
+
 def _methods(value: Any) -> Iterator[FunctionType]:
-    for member in vars(value).values() if isinstance(value, type) else ():
+    for _, member in _functions(value):
+        if member.__qualname__.startswith(f"{value.__qualname__}."):
+            yield member
+
+
+def _functions(value: Any) -> Iterator[tuple[str, FunctionType]]:
+    """Those of a class that are written where it is, by name."""
+    for name, member in vars(value).items() if isinstance(value, type) else ():
         member = getattr(member, "fget", getattr(member, "__func__", member))  # of a property, of a static method
-        if isinstance(member, FunctionType) and member.__qualname__.startswith(f"{value.__qualname__}."):
-            made = member.__code__.co_filename == "<string>"  # by a dataclass, say
-            if not made and member.__globals__.get("__name__") == value.__module__:
-                yield member
+        if not isinstance(member, FunctionType) or member.__code__.co_filename == "<string>":  # as of a dataclass
+            continue
+        if member.__globals__.get("__name__") == value.__module__:
+            yield name, member
 
 
 def source_of(value: Any) -> str:
