@@ -17,8 +17,10 @@ TAKEN = ", which metrics.jsonl has for something else; rename it"
 
 
 def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
+    """Those of a configuration."""
     for subclass in section.__subclasses__():
-        yield subclass
+        if subclass.__module__.startswith("raytorch.config."):
+            yield subclass
         yield from sections(subclass)
 
 
