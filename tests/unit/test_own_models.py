@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from raytorch.config import own_calls
+from raytorch.config import code_snapshot, own_calls
 from raytorch.config.file import load_config
 from raytorch.config.own_calls import imported
 from raytorch.errors import ConfigError, ModelFileError
@@ -249,3 +249,20 @@ def test_a_model_of_own_code_is_compiled_as_any_other(project: Path) -> None:
     model = load_model(saved(project), code=project)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert_close(compiled(torch.ones(3, 1, 2, 2)), model(torch.ones(3, 1, 2, 2)))
+
+
+def test_a_copy_of_code_without_its_secrets_is_told_from_other_code(project: Path) -> None:
+    """A run's own record, in which they are ``***``."""
+    write(project / "net.py", f"{NET}STORE = 's3://key:secret@bucket/x'\n")
+    file, code = saved(project), load_config(project / "run.yaml").code
+    assert code
+    for name, text in code.copies().items():
+        write(project / "copies" / name, text)
+    told = (
+        r"net.py has changed; give that of then, .* in its folder code; in net.py \*\*\* stands for secrets: put them b"
+    )
+    with pytest.raises(ModelFileError, match=told):
+        load_model(file, code=project / "copies")
+    text = code.copies()["net.py"].replace(f"{code_snapshot.MASKED}\n", "").replace("***", "key:secret")
+    write(project / "copies/net.py", text)
+    assert load_model(file, code=project / "copies")
