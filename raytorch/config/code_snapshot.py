@@ -10,9 +10,12 @@ from pathlib import PurePosixPath
 from raytorch.config import interactive_code
 from raytorch.config.project import Project, Reference
 from raytorch.system.python_files import ProjectError, is_taken, parse_source
+from raytorch.system.safe_text import without_secrets
 
 MOST_FILES = 2_000
 MOST_BYTES = 20_000_000
+MASKED = "# raytorch: *** stands for secrets in this copy; to use it, put them back and take this line away"
+"""Last line of a copy that differs from the file, and so from its digest."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class CodeSnapshot:
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each file, in UTF-8."""
         return {file: hashlib.sha256(text.encode()).hexdigest() for file, text in self.sources.items()}
+
+    def copies(self) -> dict[str, str]:
+        """The text of each file as records have it: without the secrets of addresses, of which a last line tells.
+
+        Example:
+            >>> CodeSnapshot("/project", {"net.py": "store = 's3://key:secret@bucket'"}).copies()["net.py"].splitlines()[0]
+            "store = 's3://***@bucket'"
+        """
+        return {file: _copy(text) for file, text in self.sources.items()}
 
     def needed_by(self, reference: str) -> "CodeSnapshot":
         """The part of it that a snapshot for ``FILE.py:NAME`` alone would have."""
@@ -76,6 +88,20 @@ def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
         for file in sorted(before.keys() | now.keys())
         if before.get(file) != now.get(file)
     ]
+
+
+def masked_copies(code: CodeSnapshot, changed: Iterable[str]) -> str:
+    """The end of a message about code that has changed: which of its files are copies without their secrets, if any."""
+    files = [file for file, text in code.sources.items() if MASKED in text]
+    told = [file for file in files if any(change.startswith(f"{file} ") for change in changed)]
+    if not told:
+        return ""
+    return f"; in {', '.join(told)} *** stands for secrets: put them back, and take the line away that says so"
+
+
+def _copy(text: str) -> str:
+    masked = without_secrets(text)
+    return text if masked == text else f"{masked.removesuffix(chr(10))}\n{MASKED}\n"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Code of a user's own, imported from the sources that travel with a run, and called as shipped parts are."""
 
 import inspect
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,9 @@ from raytorch.config.own_section import arguments_of, section_of
 from raytorch.config.signature import signature_of
 from raytorch.errors import ConfigError
 from raytorch.system.near_names import did_you_mean
-from raytorch.system.project_modules import ProjectModules
+from raytorch.system.project_modules import LOCK, ProjectModules
 from raytorch.system.python_files import ProjectError
 
-_lock = threading.RLock()  # code that is imported may load a model of a user's own
 _importing = False
 _installed: tuple[CodeSnapshot, ProjectModules] | None = None
 
@@ -34,23 +33,40 @@ def imported(name: str, code: CodeSnapshot | None) -> Any:
         raise ConfigError(f"{name}: the code of the run has no such file")
     if (live := live_value(name, code)) is not None:
         return live
-    with _lock:
+    with LOCK:
         if _installed is None or _installed[0] != code:
             if _importing:
                 raise ConfigError(
                     f"{name}: is of other code than that which is being imported; load it in a function that is called "
                     "later"
                 )
-            if _installed:
-                _installed[1].uninstall()
-            modules = ProjectModules(code.root, code.sources, code.entries)
-            modules.install()
-            _installed = code, modules
+            _installed = code, ProjectModules(code.root, code.sources, code.entries)
+        _installed[1].install()
         outer, _importing = _importing, True
         try:
             return _installed[1].load(file, attribute)
         finally:
             _importing = outer
+
+
+@contextmanager
+def without_staying() -> Iterator[None]:
+    """Let import statements look after the block where they did before it: in the code of the run, if there is one.
+
+    What was imported in the block is kept where no other code has its names, so that a model of it can be pickled.
+    """
+    global _installed
+    with LOCK:
+        before = _installed
+        was_installed = before is not None and before[1].is_installed
+        try:
+            yield
+        finally:
+            if before and was_installed:
+                before[1].install()
+                _installed = before
+            elif _installed:
+                _installed[1].retire()
 
 
 def own_call(

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Discriminator, Tag, create_model
 
 from raytorch.config import yaml_tree as tree
-from raytorch.config.code_snapshot import CodeSnapshot, changed_files, snapshot
+from raytorch.config.code_snapshot import CodeSnapshot, changed_files, masked_copies, snapshot
 from raytorch.config.live_code import live_project, recalled
 from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
 from raytorch.config.own_parts import (
@@ -240,7 +240,7 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
     if changes := changed_files(digests, there.digests()):
         raise ProjectError(
             f"it was saved by other code than that in {there.root}: {', '.join(changes)}; give that of then, of which "
-            "a run keeps a copy in its folder code"
+            f"a run keeps a copy in its folder code{masked_copies(there, changes)}"
         )
     return there
 

@@ -90,7 +90,8 @@ class Project:
                     f'{file} has {name} below if __name__ == "__main__": alone, which workers that import the file do '
                     "not run; define it above"
                 )
-            raise ProjectError(f"{file} has no {name} at its top level{did_you_mean(name, top)}")
+            advice = did_you_mean(name, top) or "; define it there"
+            raise ProjectError(f"{file} has no {name} at its top level{advice}")
         return Reference(file, name)
 
     def having(self, texts: Mapping[str, str]) -> "Project":
@@ -124,7 +125,7 @@ class Project:
                 return file
         folders = [str(each) for each in dict.fromkeys((folder, root))]
         names = [name for each in folders for name in _python_files(Path(each, path.parent))]
-        advice = did_you_mean(path.name, names)
+        advice = did_you_mean(path.name, names) or "; give the path of one that is, from there"
         if path.name == interactive_code.FILE:
             advice = (
                 ", and it is of a notebook or a prompt: go on there, where its classes are defined, or put the copy of "

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from raytorch.config import CodeSnapshot, ConflictError, ModelKeys, OwnModel, own_code
 from raytorch.config.models import ModelPart
-from raytorch.config.own_calls import imported, own_call
+from raytorch.config.own_calls import imported, own_call, without_staying
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ConfigError
 from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
@@ -96,7 +96,9 @@ class Architecture:
         told = {"input_shape": self.input_shape, "num_classes": self.num_classes, **self.facts}
         facts = {name: value for name, value in told.items() if value is not None}
         if isinstance(self.config, OwnModel):
-            model = own_call("model", self.config, self.code, facts)()
+            with without_staying():
+                make = own_call("model", self.config, self.code, facts)
+            model = make()
             if not isinstance(model, nn.Module):
                 kind = type(model).__name__
                 raise ConfigError(f"model.name: {self.config.name} makes a {kind}, not a torch.nn.Module")

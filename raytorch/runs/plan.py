@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raytorch.config import CodeSnapshot, OwnData, RunConfig, RunName, StoredData
-from raytorch.config.code_snapshot import changed_files
+from raytorch.config.code_snapshot import changed_files, masked_copies
 from raytorch.config.file import dump_config, parse, with_own_code
 from raytorch.config.resuming import refused_changes, rule_of
 from raytorch.config.run import LONGEST_NAME, NAME_FORM
@@ -46,11 +46,11 @@ class RunPlan:
         return RunFolder(self.config.storage, self.config.name)
 
     def record_code(self) -> None:
-        """Copy the user's own code into the run's folder, if it is new. It is never run from there."""
+        """Copy the user's own code into the run's folder, if it is new, without secrets. It is never run from there."""
         if self.config.code and self.new_code_at is not None:
             place = f"{CODE_FOLDER}/step-{self.new_code_at}"
             self.folder.delete(place)  # of an attempt that has saved nothing
-            for file, text in self.config.code.sources.items():
+            for file, text in self.config.code.copies().items():
                 self.folder.write_text(f"{place}/{file}", text)
 
 
@@ -132,9 +132,11 @@ def plan_resume(
         finished = finished if dump_config(config) == dump_config(before) else None  # in which tuples are lists
         changes = code_changes(config, manifest)
         if changes and not (finished or changed_code):
+            masked = masked_copies(config.code, changes) if config.code else ""
             raise ConfigError(
                 f"the code of the run that is resumed ({folder.file(source)}) was other than it is: "
-                f"{', '.join(changes)}; bring it back, a copy is in {folder.file(CODE_FOLDER)}, or go on with the new",
+                f"{', '.join(changes)}; bring it back, a copy is in {folder.file(CODE_FOLDER)}, or go on with the "
+                f"new{masked}",
                 remedies=[Remedy("changed_code")],
             )
         new_code_at = manifest.step if changes else None

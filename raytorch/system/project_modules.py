@@ -1,19 +1,26 @@
 """Importing a project's modules from their texts, on machines that need not have its files."""
 
+import builtins
 import linecache
 import posixpath
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import ExecutionLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 from raytorch.system.python_files import is_taken, module_name
 
 NOT_SENT = "the modules of a project are sent where an import statement names them, and others where they are installed"
+
+LOCK = threading.RLock()
+"""Held while one project's modules take another's place; code that is imported may ask for that itself."""
 
 
 class ProjectModules(MetaPathFinder, ExecutionLoader):
@@ -23,6 +30,9 @@ class ProjectModules(MetaPathFinder, ExecutionLoader):
     :func:`~raytorch.system.python_files.module_name`), and a folder without ``__init__.py`` is a
     package as well. Beside the root, modules are found in the folders of the ``entries``, as beside a script, and are
     the same modules as by their paths. A module of Python's own, or one that raytorch needs, is never replaced.
+
+    Modules of several projects may have the same names: one project at a time has them in ``sys.modules``, and an
+    import statement in a project's function, whenever it is called, finds that project's.
 
     Example:
         >>> modules = ProjectModules("/project", {"nets/tagger.py": "WIDTH = 8"})
@@ -39,21 +49,54 @@ class ProjectModules(MetaPathFinder, ExecutionLoader):
         self._folders = {module_name(folder): folder for file in self._sources for folder in _folders(file)}
         self._beside = sorted({module_name(posixpath.dirname(entry)) for entry in entries} - {""})
         self._served: set[str] = set()
+        self._modules: dict[str, ModuleType] = {}
+        """Those that were imported, while others have their names."""
+        self._displaced: dict[str, ModuleType] = {}
+        """What had their names before."""
+        self.has_names = False
+        """True if its modules are in ``sys.modules``."""
+        _projects.add(self)
+
+    @property
+    def is_installed(self) -> bool:
+        """True if import statements look here first."""
+        return self in sys.meta_path
 
     def install(self) -> None:
-        """Have import statements look here first."""
-        if self not in sys.meta_path:
-            sys.meta_path.insert(0, self)
+        """Have import statements look here first, and nowhere in other projects."""
+        with LOCK:
+            for other in [*_projects]:
+                if other is not self:
+                    other.put_away()
+            if not self.has_names:
+                self._displaced = {name: sys.modules[name] for name in self._modules if name in sys.modules}
+                sys.modules.update(self._modules)
+                self.has_names = True
+            if not self.is_installed:
+                sys.meta_path.insert(0, self)
+
+    def retire(self) -> None:
+        """Have import statements look here no more; what was imported keeps its names, to be pickled by, say."""
+        with LOCK:
+            if self.is_installed:
+                sys.meta_path.remove(self)
+
+    def put_away(self) -> None:
+        """As :meth:`retire`, and let others have the names; :meth:`install` brings the modules back."""
+        with LOCK:
+            self.retire()
+            if self.has_names:
+                self._modules = {name: sys.modules.pop(name) for name in self._served if name in sys.modules}
+                sys.modules.update(self._displaced)
+                self.has_names = False
+                for file in self._sources:
+                    linecache.cache.pop(self._path(file), None)
 
     def uninstall(self) -> None:
-        """Take back :meth:`install`, and forget the modules that were imported, so that others may have their names."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        for name in self._served:
-            sys.modules.pop(name, None)
-        for file in self._sources:
-            linecache.cache.pop(self._path(file), None)
+        """As :meth:`put_away`, and forget the modules."""
+        self.put_away()
         self._served.clear()
+        self._modules.clear()
 
     def load(self, file: str, name: str) -> Any:
         """Import a file, and answer what is called ``name`` at its top level.
@@ -96,6 +139,28 @@ class ProjectModules(MetaPathFinder, ExecutionLoader):
         self._served.add(fullname)
         return self._spec(name) if name == fullname else ModuleSpec(fullname, _SameModule(name))
 
+    def exec_module(self, module: ModuleType) -> None:
+        """Run a module, whose import statements find the project's modules also when another has their names."""
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
+        super().exec_module(module)
+
+    def _import(
+        self,
+        name: str,
+        globals_: Mapping[str, Any] | None = None,
+        locals_: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """What the project's import statements call, in place of Python's own ``__import__``."""
+        top = name.partition(".")[0]
+        is_own = level > 0 or any(each in self._files or each in self._folders for each in self._possible(top))
+        if self.is_installed or not is_own or is_taken(top):
+            return builtins.__import__(name, globals_, locals_, fromlist, level)
+        with in_place_of_others():
+            self.install()
+            return builtins.__import__(name, globals_, locals_, fromlist, level)
+
     def get_filename(self, fullname: str) -> str:
         """The path of a module's file, where the project is. Raises ImportError for what is no module of it."""
         return self._path(self._file(fullname))
@@ -129,6 +194,26 @@ class ProjectModules(MetaPathFinder, ExecutionLoader):
 
     def _path(self, file: str) -> str:
         return posixpath.join(self._root, file)
+
+
+_projects: WeakSet[ProjectModules] = WeakSet()
+
+
+@contextmanager
+def in_place_of_others() -> Iterator[None]:
+    """Let a project be installed in the block; afterwards import statements look where they did before it."""
+    with LOCK:
+        owner = next((each for each in _projects if each.has_names), None)
+        was_installed = owner is not None and owner.is_installed
+        try:
+            yield
+        finally:
+            for each in [*_projects]:
+                each.put_away()
+            if owner:
+                owner.install()
+            if owner and not was_installed:
+                owner.retire()
 
 
 class _SameModule(Loader):

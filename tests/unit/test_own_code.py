@@ -127,7 +127,7 @@ def test_a_configuration_in_a_folder_of_the_project(project: Path) -> None:
         ("model.width=true", "model.width: must be a whole number, not the boolean true"),
         ("model.num_classes=3", "model.num_classes: is given by the data; leave it out"),
         ("model=net.py:net", "model.depth: missing; must be a whole number"),
-        ("model=net.py:Nte", "model.name: net.py has no Nte at its top level (did you mean 'net'?)"),
+        ("model=net.py:Nte", "model.name: net.py has no Nte at its top level (did you mean 'Net'?)"),
         (
             "model=net.py:Taken",
             "model.name: has a parameter 'freeze' (line 15), which is a key of raytorch's own; rename it",

@@ -1,18 +1,24 @@
 """Models of a user's own in files: saved with the digests of their code, and built again from it."""
 
+import importlib
+import pickle
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
+from raytorch.config import code_snapshot, own_calls
 from raytorch.config.file import load_config
 from raytorch.config.own_calls import imported
 from raytorch.errors import ConfigError, ModelFileError
 from raytorch.models.networks import Architecture
 from raytorch.serialization import load_model, read_architecture
 from raytorch.serialization.whole_models import save_model
+from raytorch.system.project_modules import ProjectModules
 
 NET = """
 import torch
@@ -42,6 +48,15 @@ def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No code of a run is installed in the process."""
+    for finder in [*sys.meta_path]:
+        if isinstance(finder, ProjectModules):
+            finder.uninstall()
+    monkeypatch.setattr(own_calls, "_installed", None)
 
 
 @pytest.fixture
@@ -176,3 +191,78 @@ def student(num_classes: int): ...
     thread.join(30)
     why = "net.py:Net: is of other code than that which is being imported; load it in a function that is called later"
     assert [text.partition("; expected")[0] for text in told] == [why]
+
+
+LATE = """
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, num_classes: int):
+        super().__init__(1, num_classes)
+
+    def forward(self, inputs):
+        from late import NAME
+        import later
+        return len(range(3)), NAME, later.NAME, sorted(zip([1], [2]))
+"""
+
+
+def test_models_of_two_projects_in_one_process_are_each_of_their_own_code(tmp_path: Path) -> None:
+    """Which may have files of the same names, and import them when they are called."""
+    finders, files, models = [*sys.meta_path], dict[str, Path](), dict[str, nn.Module]()
+    for project in ("one", "two"):
+        (tmp_path / project / ".git").mkdir(parents=True)
+        write(tmp_path / project / "net.py", f"PROJECT = {project!r}\n{LATE}")
+        for name in ("late", "later"):
+            write(tmp_path / project / f"{name}.py", f"NAME = '{name} of {project}'\n")
+        write(tmp_path / project / "run.yaml", "epochs: 1\nmodel: net.py:Net\n")
+        files[project] = saved(tmp_path / project)
+    for project, file in files.items():
+        models[project] = load_model(file, code=file.parent)
+        assert sys.meta_path == finders
+        assert type(pickle.loads(pickle.dumps(models[project]))) is type(models[project])
+    for project in ("one", "two", "one"):
+        told = (3, f"late of {project}", f"later of {project}", [(1, 2)])
+        assert models[project](torch.ones(1)) == told
+        assert sys.meta_path == finders
+        assert sys.modules["net"].PROJECT == "two"  # the newest, as of any module that is imported anew
+    assert type(load_model(files["two"], code=files["two"].parent)) is type(models["two"])
+
+
+def test_a_model_of_other_code_leaves_that_of_the_run_in_its_place(project: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write(other / "net.py", f"PROJECT = 'other'\n{LATE}")
+    write(other / "late.py", "NAME = 'late of other'\n")
+    write(other / "later.py", "NAME = 'later of other'\n")
+    (other / ".git").mkdir()
+    write(other / "run.yaml", "epochs: 1\nmodel: net.py:Net\n")
+    file, code = saved(other), load_config(project / "run.yaml").code
+    own = imported("net.py:Net", code)
+    teacher = load_model(file, code=other)
+    assert teacher(torch.ones(1))[1:3] == ("late of other", "later of other")
+    assert imported("net.py:Net", code) is own
+    assert importlib.import_module("net").Net is own
+    assert importlib.import_module("losses").loss
+
+
+def test_a_model_of_own_code_is_compiled_as_any_other(project: Path) -> None:
+    model = load_model(saved(project), code=project)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_close(compiled(torch.ones(3, 1, 2, 2)), model(torch.ones(3, 1, 2, 2)))
+
+
+def test_a_copy_of_code_without_its_secrets_is_told_from_other_code(project: Path) -> None:
+    """A run's own record, in which they are ``***``."""
+    write(project / "net.py", f"{NET}STORE = 's3://key:secret@bucket/x'\n")
+    file, code = saved(project), load_config(project / "run.yaml").code
+    assert code
+    for name, text in code.copies().items():
+        write(project / "copies" / name, text)
+    told = (
+        r"net.py has changed; give that of then, .* in its folder code; in net.py \*\*\* stands for secrets: put them b"
+    )
+    with pytest.raises(ModelFileError, match=told):
+        load_model(file, code=project / "copies")
+    text = code.copies()["net.py"].replace(f"{code_snapshot.MASKED}\n", "").replace("***", "key:secret")
+    write(project / "copies/net.py", text)
+    assert load_model(file, code=project / "copies")

@@ -40,6 +40,17 @@ def test_a_finished_run_whose_code_takes_a_tuple_has_nothing_left_to_do() -> Non
     assert plan_resume(folder.path).finished is not None
 
 
+def test_a_run_is_not_resumed_with_a_copy_of_its_code_that_lacks_the_secrets() -> None:
+    Path("net.py").write_text(f"{NET}STORE = 's3://key:secret@bucket/x'\n", encoding="utf-8")
+    config = from_data({"epochs": 1, "model": "net.py:net"})
+    assert config.code
+    folder = started(config, code=config.code.digests())
+    Path("net.py").write_text(config.code.copies()["net.py"], encoding="utf-8")
+    told = r"net.py has changed; bring it back, .*; in net.py \*\*\* stands for secrets: put them back, and take"
+    with pytest.raises(ConfigError, match=told):
+        plan_resume(folder.path)
+
+
 def test_a_change_of_what_is_recorded_leaves_its_code_to_be_found_from_the_root(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -100,8 +100,11 @@ def test_what_has_another_form_is_refused(root: Path, text: str) -> None:
         ("nets/../../x.py:f", "nets/../../x.py has a '..'; give the path from the project's folder"),
         ("tager.py:Net", "no file tager.py in ROOT/configs or in ROOT (did you mean 'tagger.py'?)"),
         ("nets/layer.py:layer", "no file nets/layer.py in ROOT/configs or in ROOT (did you mean 'layers.py'?)"),
-        ("\x1b[2J\ud800.py:f", r"no file \x1b[2J\ud800.py in ROOT/configs or in ROOT"),
-        ("none/x.py:f", "no file none/x.py in ROOT/configs or in ROOT"),
+        (
+            "\x1b[2J\ud800.py:f",
+            r"no file \x1b[2J\ud800.py in ROOT/configs or in ROOT; give the path of one that is, from there",
+        ),
+        ("none/x.py:f", "no file none/x.py in ROOT/configs or in ROOT; give the path of one that is, from there"),
         ("nets/layers.py:layers", "nets/layers.py has no layers at its top level (did you mean 'layer'?)"),
         ("tagger.py:Path_", "configs/tagger.py has no Path_ at its top level (did you mean 'Path'?)"),
     ],
@@ -111,7 +114,7 @@ def test_what_leads_elsewhere_or_nowhere_is_refused(root: Path, text: str, reaso
 
 
 def test_in_the_root_one_folder_is_named(root: Path) -> None:
-    assert refused(root, "x.py:f", ".") == "no file x.py in ROOT"
+    assert refused(root, "x.py:f", ".") == "no file x.py in ROOT; give the path of one that is, from there"
 
 
 @pytest.mark.parametrize("name", ["random.py", "torch.py", "raytorch.py", "numpy.py", "__main__.py"])

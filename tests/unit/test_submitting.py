@@ -11,7 +11,7 @@ import pytest
 from run_folders import started
 from typer.testing import CliRunner
 
-from raytorch.cli.main import app
+from raytorch.cli.main import app, main
 from raytorch.cluster.capacity import Node
 from raytorch.config import RunConfig
 from raytorch.config.file import load_config
@@ -188,3 +188,72 @@ def test_what_is_left_out_is_said(
         f"not sent from {project}: data (left out by its name), notes.txt (leads out of the project, to /etc/hostname)"
     ]
     assert not (tmp_path / "node" / "notes.txt").exists()
+
+
+FORM = (
+    "must be FILE.py:NAME, as in nets.py:Net, not {!r}: name a file of the project, and what it defines; what is inst"
+)
+
+
+@pytest.mark.parametrize("key", ["model", "loop"])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("os:system", FORM.format("os:system")),
+        ("os.system", FORM.format("os.system")),
+        ("../x.py:f", "../x.py has a '..'; give the path from the project's folder"),
+        (
+            "OUTSIDE/x.py:f",
+            "OUTSIDE/x.py is an absolute path; give it from the configuration's or the project's folder",
+        ),
+        ("nets/:f", FORM.format("nets/:f")),
+        ("folder.py:f", "folder.py cannot be read: it is not a file, but a folder, a pipe or a device"),
+        (
+            "link.py:f",
+            "link.py is a link, or behind one, that leads out of the project, to OUTSIDE/x.py; put a copy in its ",
+        ),
+        ("missing.py:f", "no file missing.py in PROJECT; give the path of one that is, from there"),
+        ("net.py:other", "net.py has no other at its top level; define it there"),
+        ("net.py:Nett", "net.py has no Nett at its top level (did you mean 'Net'?)"),
+        ("net.py:", FORM.format("net.py:")),
+    ],
+)
+def test_own_code_that_a_configuration_names_wrongly_is_refused_without_being_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, told: str, key: str
+) -> None:
+    """With its line and what to do, before the cluster is asked for anything."""
+    project, outside, trace = tmp_path / "project", tmp_path / "outside", tmp_path / "trace"
+    for file in (project / "net.py", outside / "x.py", project.parent / "x.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"import pathlib\npathlib.Path({str(trace)!r}).touch()\nclass Net: ...\n", encoding="utf-8")
+    for folder in (".git", "nets", "folder.py"):
+        (project / folder).mkdir()
+    (project / "link.py").symlink_to(outside / "x.py")
+    name = name.replace("OUTSIDE", str(outside))
+    (project / "run.yaml").write_text(f"epochs: 1\n{key}:\n  name: '{name}'\n", encoding="utf-8")
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(client_module, "DashboardConnection", lambda address: pytest.fail("asked the cluster"))
+    monkeypatch.setattr(sys, "argv", ["raytorch", "submit", "run.yaml"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    output, error = capsys.readouterr()
+    told = told.replace("OUTSIDE", str(outside)).replace("PROJECT", str(project))
+    assert end.value.code == 2
+    assert error.startswith(f"run.yaml:3: {key}.name: {told}"), error
+    assert error.count("\n") == 1
+    assert output == ""
+    assert not trace.exists()
+
+
+def test_submitting_a_run_reads_its_code_and_runs_none_of_it(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace"
+    (tmp_path / "net.py").write_text(
+        f"import pathlib\npathlib.Path({str(trace)!r}).touch()\ndef net(num_classes: int): ...\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert Client().submit(RunConfig.model_validate({"epochs": 1}), name="shipped") == "shipped"
+    Path("run.yaml").write_text(f"epochs: 1\nmodel: net.py:net\nstorage: {tmp_path}\n", encoding="utf-8")
+    assert Client().submit("run.yaml", name="mine") == "mine"
+    assert not trace.exists()

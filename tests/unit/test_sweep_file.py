@@ -244,7 +244,7 @@ def test_a_parameter_that_the_run_cannot_have(parameter: str, message: str) -> N
         ),
         (
             "run: {epochs: 1}\nparameters: {metrics: {grid: [[accuracy], [own.py:f2]]}}",
-            "sweep.yaml:2: metrics[0].name: own.py has no f2 at its top level",
+            "sweep.yaml:2: metrics[0].name: own.py has no f2 at its top level; define it there",
         ),
         (
             "run: {epochs: 1}\nparameters: {seed: {grid: [1, 2]}}\ntrials: 1000000000",
