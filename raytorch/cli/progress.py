@@ -76,7 +76,10 @@ class ProgressDisplay(_Bars):
     def _show(self, news: dict[str, Any]) -> None:
         if "samples_per_s" in news:
             rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
-            losses = "".join(f"{name} {value:.4f}  " for name, value in news.items() if "loss" in name)
+            numbers = {
+                name: value for name, value in news.items() if isinstance(value, int | float)
+            }  # not a loop's texts
+            losses = "".join(f"{name} {value:.4f}  " for name, value in numbers.items() if "loss" in name)
             self._numbers = f"epoch {news['epoch']:.1f}  {losses}{rate}"
         text = self._numbers if news["phase"] == "training" else news["phase"]
         self.update(self._task, completed=news["step"], total=news["total_steps"], numbers=escaped_line(text))

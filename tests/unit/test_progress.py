@@ -50,6 +50,11 @@ def test_a_terminal_shows_one_live_line() -> None:
     assert text.endswith("\x1b[1A\x1b[2K")  # and wiped away in the end
 
 
+def test_what_a_loop_reports_is_shown_if_it_is_a_loss() -> None:
+    text = shown(status(NEWS | {"loss_d": 0.25, "loss_of": "digits", "phase_of_moon": 3}), terminal=True)
+    assert "epoch 1.2  loss 0.5123  loss_d 0.2500  12,346 samples/s" in text
+
+
 def test_it_is_told_once_that_workers_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "WAITING_S", 0.0)
     text = shown(status(attempts=0), status(attempts=0), status())
