@@ -76,7 +76,9 @@ class ProgressDisplay(_Bars):
     def _show(self, news: dict[str, Any]) -> None:
         if "samples_per_s" in news:
             rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
-            numbers = [(name, value) for name, value in news.items() if "loss" in name and isinstance(value, float)]
+            numbers = [
+                (name, value) for name, value in news.items() if "loss" in name and isinstance(value, int | float)
+            ]
             losses = "".join(f"{name} {value:.4f}  " for name, value in numbers)
             self._numbers = f"epoch {news['epoch']:.1f}  {losses}{rate}"
         text = self._numbers if news["phase"] == "training" else news["phase"]

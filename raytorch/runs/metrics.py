@@ -108,12 +108,18 @@ class MetricsLog:
 
     A line is ``{"step": int, "epoch": float, "split": "train" | "validation" | "test", "time": seconds since 1970,
     ...}``.
+
+    Args:
+        folder: The run's folder.
+        resume_step: The step of the checkpoint that the run goes on from; what is there of later ones is forgotten.
+        evaluated: Whether the checkpoint is of after the evaluation at that step; one that came later is forgotten.
+        tensorboard: Whether there are events.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, resume_step: int = 0, evaluated: bool = True, tensorboard: bool = True) -> None:
         files = LocalFolder(str(folder))
         if files.exists(METRICS_FILE):
-            _drop_after(files, resume_step)
+            _drop_after(files, resume_step, evaluated=evaluated)
         events = files.make("tensorboard") if tensorboard else None
         self._file = TextIOWrapper(files.append(METRICS_FILE), "utf-8", line_buffering=True)
         self._events = EventFile(events, resume_step) if events else None
@@ -206,19 +212,24 @@ def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
     return round(samples / seconds, 1) if seconds > 0 else None
 
 
-def _drop_after(files: LocalFolder, step: int) -> None:
-    """Forget the steps that a resumed run will take again."""
+def _drop_after(files: LocalFolder, step: int, *, evaluated: bool) -> None:
+    """Forget the steps and evaluations that a resumed run will take again."""
     with files.open(METRICS_FILE) as stream:
         lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
-        files.write(METRICS_FILE, ((to_json(line) + "\n").encode() for line in _kept(lines, step)))
+        files.write(METRICS_FILE, ((to_json(line) + "\n").encode() for line in _kept(lines, step, evaluated=evaluated)))
 
 
-def _kept(lines: Iterable[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:
-    """Those up to ``step``, but for the test at the end of a run that is judged by validation: it has another end."""
+def _kept(lines: Iterable[dict[str, Any]], step: int, *, evaluated: bool) -> Iterator[dict[str, Any]]:
+    """Those up to ``step``, of evaluations at it those before the checkpoint.
+
+    The test at the end of a run that is judged by validation is none of them: it has another end.
+    """
     is_validated = False
     for line in lines:
         is_validated |= line["split"] == "validation"
-        if line["step"] < step or (line["step"] == step and not (is_validated and line["split"] == "test")):
+        is_of_end = is_validated and line["split"] == "test"
+        is_there = line["split"] == "train" or (evaluated and not is_of_end)
+        if line["step"] < step or (line["step"] == step and is_there):
             yield line
 
 

@@ -103,7 +103,7 @@ class Summary(_Record):
     """Of the newest evaluation."""
     split: Literal["validation", "test"] = "test"
     """The split of that."""
-    test_metrics: dict[str, float] = {}
+    test_metrics: dict[str, Number] = {}
     """Of the finished model on the test split, where the run was judged by another."""
     ended_early: str | None = None
     epochs: float | None = None

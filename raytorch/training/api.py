@@ -58,10 +58,12 @@ class Result:
     def test_metrics(self) -> dict[str, float]:
         """What the model that :meth:`model` loads has come to on the test split, when the run had finished.
 
-        Without ``validation`` these are the :attr:`metrics`.
+        Without ``validation``, and of a loop of your own that does not call ``run.tested``, these are the
+        :attr:`metrics`.
         """
-        judged_by_test = self.summary.get("split", "test") == "test"
-        return self.metrics if judged_by_test else dict(self.summary.get("test_metrics", {}))
+        if tested := self.summary.get("test_metrics"):
+            return dict(tested)
+        return self.metrics if self.summary.get("split", "test") == "test" else {}
 
     def model(self, name: str | None = None, *, code: Code = None) -> Any:
         """Load the model of the run's latest checkpoint, on the CPU and in evaluation mode, as an ``nn.Module``.

@@ -100,8 +100,8 @@ class RunProgress:
             self._restore(step)
         if self.worker.rank == 0:
             self.files.extend(METRICS_FILE).close()
-            wanted = self.config.logging.tensorboard
-            self.records = MetricsLog(self.files.path, resume_step=self.step, tensorboard=wanted)
+            wanted, evaluated = self.config.logging.tensorboard, self._evaluated_at == self.step
+            self.records = MetricsLog(self.files.path, resume_step=self.step, evaluated=evaluated, tensorboard=wanted)
 
     def _restore(self, step: int) -> None:
         may_differ = self.job.plan.changed_code

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raytorch.config import Augment, RunConfig
-from raytorch.datasets import MicroBatch, TrainLoader, evaluation_batches
+from raytorch.datasets import TrainLoader, evaluation_batches
 from raytorch.datasets.own import OwnDataset, shipped_split
 from raytorch.datasets.requests import Split
 from raytorch.distributed.worker import Worker
@@ -275,12 +275,9 @@ class Run:
 
         Workers may get different numbers of batches: call no collective operation between them.
         """
-        return (batch.content for batch in self.share_of(data, batch_size))
-
-    def share_of(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[MicroBatch]:
-        """As :meth:`share`, with the number of samples of each batch."""
         rank, world_size = self.worker.rank, self.worker.world_size
-        return evaluation_batches(self._split(data, 0), batch_size=batch_size, rank=rank, world_size=world_size)
+        batches = evaluation_batches(self._split(data, 0), batch_size=batch_size, rank=rank, world_size=world_size)
+        return (batch.content for batch in batches)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for forward passes in the configuration's ``precision``."""

@@ -1,43 +1,18 @@
 """Which samples the ranks get: each once, evenly, in an order that survives a restart and another world size."""
 
 import itertools
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from torch import Tensor
+from loaders import assert_same_steps, epoch, numbered, ranks, samples, saved
 
 from raytorch.config import Augment
 from raytorch.config.run import smallest_batch
-from raytorch.datasets import Dataset, MicroBatch, TrainLoader, evaluation_batches
+from raytorch.datasets import Dataset, TrainLoader, evaluation_batches
 from raytorch.datasets.in_memory import MnistStrips, Moments
 from raytorch.errors import CheckpointError, ConfigError
-from raytorch.serialization.nested_state import load_saved_state, save_state
 
 WORLDS = [1, 2, 3]
-
-
-def numbered(count: int, shape: tuple[int, int, int] = (1, 2, 2)) -> Dataset:
-    """A data set whose sample k has target k; its pixels are random and not black, and are not normalized."""
-    pixels = torch.randint(1, 256, (count, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    channels = shape[0]
-    return Dataset(pixels, torch.arange(count), Moments((0.0,) * channels, (1.0,) * channels, brightest=1))
-
-
-def ranks(dataset: Dataset, world_size: int, **options) -> list[TrainLoader]:
-    return [TrainLoader(dataset, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
-
-
-def epoch(loaders: list[TrainLoader]) -> list[list[MicroBatch]]:
-    """What is left of the epoch: for each step the micro-batches of all ranks, in the order of the global batch."""
-    steps = zip(*(loader.remaining() for loader in loaders), strict=True)
-    return [list(itertools.chain.from_iterable(step)) for step in steps]
-
-
-def samples(step: list[MicroBatch]) -> list[int]:
-    """The samples that count in a step."""
-    return [sample for part in step if part.weight for sample in part.content[1].tolist()]
 
 
 # -- exactly once ------------------------------------------------------------------------------------------------------
@@ -156,13 +131,6 @@ def test_order_depends_on_seed_and_epoch():
     assert tuple(range(53)) not in drawn
 
 
-def saved(loader: TrainLoader) -> dict:
-    """The loader's state after a way through a checkpoint."""
-    with TemporaryDirectory() as folder:
-        save_state(loader.state_dict(), Path(folder))
-        return load_saved_state(Path(folder))
-
-
 @pytest.mark.parametrize("stop", [1, 3, 6])
 @pytest.mark.parametrize("world_size", WORLDS)
 def test_resumes_at_the_exact_next_batch_under_another_world_size(world_size, stop):
@@ -187,16 +155,6 @@ def test_resumes_at_the_exact_next_batch_under_another_world_size(world_size, st
     for loader in loaders:
         loader.next_epoch()
     assert_same_steps(epoch(loaders), expected_next)
-
-
-def assert_same_steps(actual: list[list[MicroBatch]], expected: list[list[MicroBatch]]) -> None:
-    assert list(map(samples, actual)) == list(map(samples, expected))
-    for a, b in zip(actual, expected, strict=True):
-        assert torch.equal(inputs(a), inputs(b))
-
-
-def inputs(step: list[MicroBatch]) -> Tensor:
-    return torch.cat([part.content[0] for part in step if part.weight])
 
 
 @pytest.mark.parametrize("count", [52, 54])

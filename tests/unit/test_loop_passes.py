@@ -124,3 +124,16 @@ def test_a_pass_that_is_left_by_break_stays_left(project: Path, leave_at: int) -
     _, outcome = train("left", loop=loop)
     assert (outcome["state"], outcome["step"]) == ("finished", leave_at)
     assert train("left", loop=loop)[1]["step"] == leave_at
+
+
+def test_an_evaluation_behind_the_last_checkpoint_is_told_once(project: Path) -> None:
+    changes: dict[str, Any] = {"loop": "loops.py:passes", "stop": {"patience": 9}}
+    write(project, PASSES)
+    whole, _ = train("whole", **changes)
+    evaluated = "        run.evaluated(error=float(number))\n"
+    write(project, PASSES.replace(evaluated, f"{evaluated}        raise KeyError('here')\n"))
+    with pytest.raises(KeyError, match="here"):
+        train("parted", **changes)
+    write(project, PASSES)
+    parted, _ = train("parted", changed_code=True, **changes)
+    assert lines(parted) == lines(whole)

@@ -258,3 +258,11 @@ def test_the_record_of_a_run_has_what_its_loop_takes_and_nothing_that_it_decides
     manifest = read_manifest(folder, str(latest_checkpoint(folder)))
     assert manifest.config["loop"]["name"] == "loops.py:main"
     assert list(manifest.code) == ["loops.py"]
+
+
+def test_a_loop_tests_what_it_has_trained(project: Path) -> None:
+    write(project, CODE + '    assert run.tested(error=(6.0, 3)) == {"error": 2.0}\n')
+    folder, outcome = train("tested")
+    assert outcome["test_metrics"] == {"error": 2.0}
+    assert outcome["metrics"]["error"] != 2.0
+    assert (lines(folder)[-1]["split"], lines(folder)[-1]["error"]) == ("test", 2.0)

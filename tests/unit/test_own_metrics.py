@@ -1,5 +1,6 @@
 """Metrics of torchmetrics' kind that a run names: a class or a function that makes one, and mistakes about it."""
 
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training_loop import project, store, train  # noqa: F401 - fixtures
+from stored_runs import project_with_store, train
 from torch import nn
 
 import raytorch
@@ -54,8 +55,15 @@ def of_outputs(outputs):
 """
 
 
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with an object store; no Ray."""
+    with project_with_store(tmp_path, monkeypatch) as folder:
+        yield folder
+
+
 @pytest.fixture
-def own(project: Path) -> None:  # noqa: F811
+def own(project: Path) -> None:
     (project / "own.py").write_text(OWN, encoding="utf-8")
 
 

@@ -2,14 +2,16 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_loader import assert_same_steps, epoch, numbered, ranks, samples, saved
-from test_training_loop import final, project, store, train  # noqa: F401 - fixtures
+from loaders import assert_same_steps, epoch, numbered, ranks, samples, saved
+from lone_runs import final
+from stored_runs import project_with_store, train
 from torch import Tensor
 from whole_runs import assert_bitwise_equal
 
@@ -26,6 +28,13 @@ from raytorch.errors import ConfigError
 CPU = torch.device("cpu")
 COUNT = 53
 WEIGHTS = torch.arange(COUNT, dtype=torch.float64).fmod(4)  # of which every fourth is 0
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with an object store; no Ray."""
+    with project_with_store(tmp_path, monkeypatch) as folder:
+        yield folder
 
 
 def drawn(weights: Tensor, epochs: int) -> Tensor:
@@ -207,7 +216,7 @@ class Rows:
 """
 
 
-def test_a_run_draws_and_goes_on_with_the_same_bits(project: Path) -> None:  # noqa: F811
+def test_a_run_draws_and_goes_on_with_the_same_bits(project: Path) -> None:
     (project / "rows.py").write_text(OWN, encoding="utf-8")
     changes = {"data": "rows.py:Rows", "sampling": "weighted", "epochs": 2}
     whole = train("whole", **changes)

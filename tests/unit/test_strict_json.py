@@ -49,14 +49,17 @@ def test_a_runs_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     log.write("test", 3, 1.0, ODD)
     log.close()
     MetricsLog(Path(folder.path), resume_step=3, tensorboard=False).close()
-    assert write_end(folder, "summary.json", {"state": "finished", "started": "", "metrics": ODD})
+    ended = {"state": "finished", "started": "", "metrics": ODD, "split": "validation", "test_metrics": ODD}
+    assert write_end(folder, "summary.json", ended)
     for file in Path(folder.path).iterdir():
         for line in (
             file.read_text(encoding="utf-8").splitlines() if file.suffix == ".jsonl" else [file.read_text("utf-8")]
         ):
             strict(line)
     assert same(read_evaluations(folder)[0].metrics)
-    assert same(read_summary(folder)["metrics"])
+    summary = read_summary(folder)
+    assert same(summary["metrics"])
+    assert same(summary["test_metrics"])
 
 
 def test_records_of_before_are_read_too(tmp_path: Path) -> None:

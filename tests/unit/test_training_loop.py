@@ -5,64 +5,27 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Timer
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lone_runs import follow, without_ray
-from pyarrow import fs
-from whole_runs import SMALL_RUN, assert_bitwise_equal
+from lone_runs import final
+from stored_runs import Monitor, project_with_store, train
+from whole_runs import assert_bitwise_equal
 
-from raytorch.config.file import from_data
 from raytorch.errors import CheckpointError, ConfigError, DivergedError
-from raytorch.runs import storage
 from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint, read_manifest
-from raytorch.runs.plan import RunPlan
 from raytorch.runs.storage import RunFolder
 from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.loop import Trainer
 
 
-class Monitor:
-    """A monitor that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *arguments: self.told.append((name, arguments)))
-
-
 @pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An object store, and no Ray."""
-    bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
-    with without_ray(Path.cwd(), monkeypatch):
-        yield
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, where a run's own code is."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def train(name: str, told: Monitor | None = None, **changes: Any) -> RunFolder:
-    """Train the small run on one worker, from its newest checkpoint on."""
-    run = SMALL_RUN | {"scaling": {"workers": 1}, "checkpoint": {"every_steps": 10}} | changes
-    config = from_data(run | {"name": name, "storage": "s3://bucket"})
-    folder = RunFolder(config.storage, config.name)
-    follow(RunPlan(config), told or Monitor())
-    return folder
-
-
-def final(folder: RunFolder) -> dict[str, Any]:
-    with open_checkpoint(folder, str(latest_checkpoint(folder))) as saved:
-        return saved.model(torch.device("cpu"))
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with an object store; no Ray."""
+    with project_with_store(tmp_path, monkeypatch) as folder:
+        yield folder
 
 
 def test_the_end_waits_for_the_last_checkpoint_to_be_sent_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

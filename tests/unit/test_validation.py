@@ -1,12 +1,14 @@
 """A run that is judged by samples apart from the test split: which these are, and what is made of them."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_training_loop import Monitor, final, project, store, train  # noqa: F401 - fixtures
+from lone_runs import final
+from stored_runs import Monitor, project_with_store, train
 from torch import Tensor
 from whole_runs import assert_bitwise_equal
 
@@ -23,6 +25,13 @@ from raytorch.training.progress import RunProgress
 
 CPU = torch.device("cpu")
 SHARE = {"share": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with an object store; no Ray."""
+    with project_with_store(tmp_path, monkeypatch) as folder:
+        yield folder
 
 
 def contents(split: Split) -> list[bytes]:
@@ -77,7 +86,6 @@ class Rows:
 """
 
 
-@pytest.mark.usefixtures("project")
 def test_an_own_data_set_is_called_with_the_splits_name() -> None:
     Path("rows.py").write_text(OWN, encoding="utf-8")
 
@@ -207,7 +215,7 @@ def test_what_is_not_to_be_tested_is_not() -> None:
     assert lines(folder) == [("validation", 21)]
 
 
-def test_checkpoints_and_the_end_follow_from_it(project: Path) -> None:  # noqa: F811
+def test_checkpoints_and_the_end_follow_from_it(project: Path) -> None:
     """The metric is better and better on the test split, and worse and worse on the other."""
     own = "calls = []\ndef odd(model, batch):\n    calls.append(len(batch[1]))\n"
     own += "    return (-len(calls) if calls[-1] == 150 else 100.0), 1\n"

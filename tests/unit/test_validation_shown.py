@@ -54,6 +54,10 @@ def test_runs_are_listed_by_split_if_one_is_judged_by_validation(tmp_path: Path)
     mine, old = (raytorch.find_run(name, tmp_path) for name in ("mine", "old"))
     assert (mine.metrics, mine.test_metrics) == ({"accuracy": 0.75}, {"accuracy": 0.5})
     assert old.metrics == old.test_metrics == {"accuracy": 0.25}
+    of_loop = SUMMARY | {"name": "loop", "split": "test"}
+    started(RunConfig(epochs=1, storage=str(tmp_path)), "loop").write_json("summary.json", of_loop)
+    looped = raytorch.find_run("loop", tmp_path)
+    assert (looped.metrics, looped.test_metrics) == ({"accuracy": 0.75}, {"accuracy": 0.5})
 
 
 def test_a_test_does_not_outlive_the_model_that_it_was_of(tmp_path: Path) -> None:
