@@ -43,7 +43,7 @@ class RunRecord(LiveRecord):
             self.update(initial_weights=weights)
         if status.evaluations:
             newest = status.evaluations[-1]
-            untested: dict[str, Any] = {"test_metrics": {}} if newest.split != "test" else {}
+            untested: dict[str, Any] = {"test_metrics": {}} if "test_metrics" in self.content else {}
             self.update(metrics=newest.metrics, step=newest.step, epochs=round(newest.epoch, 4), **untested)
 
     def end(self, status: RunStatus) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from run_folders import started
 from typer.testing import CliRunner
@@ -60,20 +61,22 @@ def test_runs_are_listed_by_split_if_one_is_judged_by_validation(tmp_path: Path)
     assert (looped.metrics, looped.test_metrics) == ({"accuracy": 0.75}, {"accuracy": 0.5})
 
 
-def test_a_test_does_not_outlive_the_model_that_it_was_of(tmp_path: Path) -> None:
-    plan = plan_run(RunConfig(epochs=1, storage=str(tmp_path), validation=Validation(share=0.1)), "mine")
+@pytest.mark.parametrize("validation", [Validation(share=0.1), None])  # none: a loop, which tests as it likes
+def test_a_test_does_not_outlive_the_model_that_it_was_of(tmp_path: Path, validation: Validation | None) -> None:
+    config = RunConfig(epochs=1, storage=str(tmp_path), validation=validation)
+    plan, split = plan_run(config, "mine"), config.judged_split
     plan.folder.make()
-    plan.folder.write_json("summary.json", SUMMARY)
+    plan.folder.write_json("summary.json", SUMMARY | {"split": split})
     record = RunRecord(plan)
     with record.writing():
         status = RunStatus(attempts=1, begun_at=1.0)
         record.note(status)
         record.write()
         assert read_summary(plan.folder)["test_metrics"] == {"accuracy": 0.5}
-        status.evaluations.append(Evaluation(9, 1.0, {"accuracy": 0.8}, "validation"))
+        status.evaluations.append(Evaluation(9, 1.0, {"accuracy": 0.8}, split))
         record.fail(RuntimeError("lost"), status)
     summary = read_summary(plan.folder)
-    assert (summary["split"], summary["metrics"], summary["test_metrics"]) == ("validation", {"accuracy": 0.8}, {})
+    assert (summary["split"], summary["metrics"], summary["test_metrics"]) == (split, {"accuracy": 0.8}, {})
 
 
 def test_a_sweep_compares_by_it_and_tells_the_test_of_each(tmp_path: Path) -> None:
