@@ -29,7 +29,7 @@ from raytorch.training.place import Place
 from raytorch.training.precision import Precision
 from raytorch.training.reproducibility import generator_states
 from raytorch.training.run_state import Restored
-from raytorch.training.step_log import Number, StepLog, reduced
+from raytorch.training.step_log import Number, StepLog, reduced, require_the_same
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
 
 EXPORT_FOLDER = "export"
@@ -57,6 +57,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         return self._progress.take(self)
+
+    def __str__(self) -> str:
+        return f"{self.total:,} batches of {self.loader.batch_size:,} out of {self.samples:,} samples"
 
 
 class RunProgress:
@@ -131,8 +134,9 @@ class RunProgress:
         if self.is_stopped:
             raise RunStopped
         self._complete_step()
-        is_replaying = self.place.is_replaying
-        total = batches.total
+        is_replaying, total = self.place.is_replaying, batches.total
+        text = f"{batches}, in a run of {', '.join(sorted(self.parts.registered)) or 'nothing'}"
+        require_the_same(self.worker, text, "run.batches")
         began = self.place.enter(batches.loader, self.step, lambda it: self._is_done(self.last_step(it, total)))
         if not is_replaying and self.request is DriverRequest.STOP:  # heard in the last step before these
             self.is_stopped = True

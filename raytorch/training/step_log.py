@@ -95,8 +95,8 @@ def require_the_same(worker: Worker, text: str, asked: str) -> None:
     sums = all_reduce(torch.cat([marks, marks**2]))
     if not torch.equal(sums[:2] ** 2, sums[2:] * worker.world_size):
         raise ValueError(
-            f"{asked} was given other names on other workers, or at other steps; call it on all of them alike: here "
-            f"it was {text:.500}"
+            f"{asked} was given something else on another worker, or at another step; call it on all of them alike: "
+            f"here it was {text:.500}"
         )
 
 
