@@ -272,11 +272,9 @@ class RunProgress:
 
     def tested(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
         """Take what the finished models come to on the test split."""
-        measured = reduced(self.worker, metrics, "run.tested")
-        if self.place.is_replaying:
-            return measured
-        self.test_metrics = measured
-        self._record("test", self.test_metrics)
+        self.test_metrics = reduced(self.worker, metrics, "run.tested")
+        if not self.place.is_replaying:
+            self._record("test", self.test_metrics)
         return self.test_metrics
 
     def _record(self, split: str, metrics: Mapping[str, float]) -> None:

@@ -128,7 +128,8 @@ class Restored:
         initial weights, a step of a schedule, or a schedule that was made since.
         """
         with explaining_misfit(self.name):
-            self.state = self._content.state()  # an optimizer has changed the tensors that it was given
+            self.state = {}  # an optimizer has changed the tensors that it was given
+            self.state = self._content.state()
             for give in self._given:
                 give()
 

@@ -76,6 +76,7 @@ def finishing(run):
             parameter.mul_(0.5)
     run.log(loss=1.0)
     run.evaluated(error=2.0)
+    run.tested(error=3.0)
 
 
 def elsewhere(run, *, stop_at: int = 0):
@@ -162,5 +163,6 @@ def test_what_follows_the_last_batches_is_done_once_also_where_the_run_ends_twic
     before, told = weights(folder), lines(folder)
     _, outcome = train("ended", loop=called("finishing"))
     assert (outcome["state"], outcome["step"]) == ("finished", 8)
+    assert (outcome["metrics"], outcome["test_metrics"]) == ({"error": 2.0}, {"error": 3.0})
     assert_bitwise_equal(weights(folder), before)
     assert lines(folder) == told
