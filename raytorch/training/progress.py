@@ -103,8 +103,8 @@ class RunProgress:
             self._restore(step)
         if self.worker.rank == 0:
             self.files.extend(METRICS_FILE).close()
-            wanted, evaluated = self.config.logging.tensorboard, self._evaluated_at == self.step
-            self.records = MetricsLog(self.files.path, resume_step=self.step, evaluated=evaluated, tensorboard=wanted)
+            wanted, lines = self.config.logging.tensorboard, self.parts.restored.lines if self.parts.restored else 0
+            self.records = MetricsLog(self.files.path, resume_step=self.step, lines=lines, tensorboard=wanted)
 
     def _restore(self, step: int) -> None:
         may_differ = self.job.plan.changed_code
@@ -320,10 +320,14 @@ class RunProgress:
         with self.clock.phase("checkpointing"):
             device = self.worker.device
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
-            if not self.checkpoints:
+            if not (self.checkpoints and self.records):
                 return
             own = self.place.state_dict(is_within=self._is_within)
-            own |= {"patience": self.patience.state_dict(), "generators": generators}
+            own |= {
+                "patience": self.patience.state_dict(),
+                "generators": generators,
+                "lines": self.records.lines_of(self.step),
+            }
             manifest = {
                 "step": self.step,
                 "epoch": self.place.epochs_done,

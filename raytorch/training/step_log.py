@@ -14,6 +14,8 @@ from raytorch.distributed.worker import Worker
 from raytorch.errors import UserError
 from raytorch.models.objectives import ratio
 
+LONGEST_NAME = 250
+"""Characters of a number's name."""
 Number = float | Tensor
 """A number, or a tensor of one element."""
 
@@ -78,8 +80,10 @@ def _ratio(name: str, told: Iterator[tuple[float, ...]]) -> float:
 
 
 def require_names(call: str, names: Iterable[str]) -> None:
-    """Refuse names that a line of metrics has for something else. Raises UserError."""
+    """Refuse names that a line of metrics has for something else, or no room for. Raises UserError."""
     for name in names:
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"{call}: a number's name has at most {LONGEST_NAME} characters, not {name!r:.40}...")
         if name in (*RECORD_KEYS, "samples_per_s"):
             raise UserError(f"{call}: a number cannot be called {name}, which metrics.jsonl has for something else")
 
