@@ -114,7 +114,7 @@ class MetricsLog:
     Args:
         folder: The run's folder.
         resume_step: The step of the checkpoint that the run goes on from; what is there of later ones is forgotten.
-        lines: How many lines of that step there were when the checkpoint was saved; those that came later are forgotten.
+        lines: How many lines of that step there were when the checkpoint was saved; later ones are forgotten.
         tensorboard: Whether there are events.
     """
 

@@ -135,8 +135,7 @@ class RunProgress:
             raise RunStopped
         self._complete_step()
         is_replaying, total = self.place.is_replaying, batches.total
-        text = f"{batches}, in a run of {', '.join(sorted(self.parts.registered)) or 'nothing'}"
-        require_the_same(self.worker, text, "run.batches")
+        require_the_same(self.worker, f"{batches}, with {sorted(self.parts.registered)}", "run.batches")
         began = self.place.enter(batches.loader, self.step, lambda it: self._is_done(self.last_step(it, total)))
         if not is_replaying and self.request is DriverRequest.STOP:  # heard in the last step before these
             self.is_stopped = True
