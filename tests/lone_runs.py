@@ -1,4 +1,4 @@
-"""Runs of a single worker in the process of the test, without Ray."""
+"""Runs of a single worker, or of one of several, in the process of the test, without Ray."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -59,9 +59,8 @@ def train(name: str, model: dict[str, Any] | None = None, told: Monitor | None =
     return folder
 
 
-def follow(plan: RunPlan, told: Any) -> dict[str, Any]:
+def follow(plan: RunPlan, told: Any, worker: Worker = Worker(0, 1, torch.device("cpu"))) -> dict[str, Any]:  # noqa: B008
     """Follow a run's loop from its newest checkpoint on, and return what it came to."""
-    worker = Worker(0, 1, torch.device("cpu"))
     prepare(plan.config, worker)
     with (
         closing(LiveFiles(plan.folder)) as files,

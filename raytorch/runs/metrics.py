@@ -22,6 +22,8 @@ T = TypeVar("T")
 METRICS_FILE = "metrics.jsonl"
 LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
+LONGEST_VALUES = LONGEST_LINE - 2**12
+"""Bytes of the values in it at most."""
 LONGEST_GAP = 2**24
 """Bytes of a line that is too long, at most, before the rest of the file is given up."""
 _SPLITS = ("train", "validation", "test")
@@ -112,26 +114,33 @@ class MetricsLog:
     Args:
         folder: The run's folder.
         resume_step: The step of the checkpoint that the run goes on from; what is there of later ones is forgotten.
-        evaluated: Whether the checkpoint is of after the evaluation at that step; one that came later is forgotten.
+        lines: How many lines of that step there were when the checkpoint was saved; later ones are forgotten.
         tensorboard: Whether there are events.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int = 0, evaluated: bool = True, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, resume_step: int = 0, lines: int = 0, tensorboard: bool = True) -> None:
         files = LocalFolder(str(folder))
         if files.exists(METRICS_FILE):
-            _drop_after(files, resume_step, evaluated=evaluated)
+            _drop_after(files, resume_step, lines)
         events = files.make("tensorboard") if tensorboard else None
         self._file = TextIOWrapper(files.append(METRICS_FILE), "utf-8", line_buffering=True)
         self._events = EventFile(events, resume_step) if events else None
+        self._written = resume_step, lines
 
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
         """Record ``values`` (plain numbers) of an optimizer step."""
-        line = {"step": step, "epoch": round(epoch, 4), "split": split, "time": round(time.time(), 3), **values}
-        self._file.write(to_json(line) + "\n")
+        place = {"step": step, "epoch": round(epoch, 4), "split": split, "time": round(time.time(), 3)}
+        for part in _short_enough(values):
+            self._file.write(to_json({**place, **part}) + "\n")
+            self._written = step, self.lines_of(step) + 1
         if self._events:
             for name, value in values.items():
                 if value is not None:
                     self._events.write(f"{split}/{name}", value, step)
+
+    def lines_of(self, step: int) -> int:
+        """How many lines there are of a step, none of which is older than the newest line's."""
+        return self._written[1] if self._written[0] == step else 0
 
     def summary_writer(self) -> Any:
         """TensorBoard's ``SummaryWriter`` into the run's events; None where none are wanted."""
@@ -160,6 +169,19 @@ def read_metrics(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
             odd += 1
     if odd:
         logger.warning("%s: %d lines are damaged, or none of raytorch's, and left out", escaped(name), odd)
+
+
+def _short_enough(values: Mapping[str, float | None]) -> Iterator[dict[str, float | None]]:
+    """Values in as many parts as lines that can be read again take; one, if there are none."""
+    part: dict[str, float | None] = {}
+    size = 0
+    for name, value in values.items():
+        size += len(to_json({name: value}))
+        if part and size > LONGEST_VALUES:
+            yield part
+            part, size = {}, len(to_json({name: value}))
+        part[name] = value
+    yield part
 
 
 def measured(line: Mapping[str, Any]) -> dict[str, float]:
@@ -212,24 +234,17 @@ def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
     return round(samples / seconds, 1) if seconds > 0 else None
 
 
-def _drop_after(files: LocalFolder, step: int, *, evaluated: bool) -> None:
-    """Forget the steps and evaluations that a resumed run will take again."""
+def _drop_after(files: LocalFolder, step: int, of_step: int) -> None:
+    """Forget the steps that a resumed run will take again, and of ``step`` all but the first lines."""
     with files.open(METRICS_FILE) as stream:
         lines = read_metrics(stream, f"{files.path}/{METRICS_FILE}")
-        files.write(METRICS_FILE, ((to_json(line) + "\n").encode() for line in _kept(lines, step, evaluated=evaluated)))
+        files.write(METRICS_FILE, ((to_json(line) + "\n").encode() for line in _kept(lines, step, of_step)))
 
 
-def _kept(lines: Iterable[dict[str, Any]], step: int, *, evaluated: bool) -> Iterator[dict[str, Any]]:
-    """Those up to ``step``, of evaluations at it those before the checkpoint.
-
-    The test at the end of a run that is judged by validation is none of them: it has another end.
-    """
-    is_validated = False
+def _kept(lines: Iterable[dict[str, Any]], step: int, of_step: int) -> Iterator[dict[str, Any]]:
     for line in lines:
-        is_validated |= line["split"] == "validation"
-        is_of_end = is_validated and line["split"] == "test"
-        is_there = line["split"] == "train" or (evaluated and not is_of_end)
-        if line["step"] < step or (line["step"] == step and is_there):
+        of_step -= line["step"] == step
+        if line["step"] < step or (line["step"] == step and of_step >= 0):
             yield line
 
 

@@ -23,6 +23,7 @@ from raytorch.training.averaging import WeightAverage
 from raytorch.training.checkpoints import Models
 from raytorch.training.precision import Precision
 from raytorch.training.run_state import Kept, Restored, Stateful
+from raytorch.training.step_log import require_the_same
 
 
 @dataclass
@@ -69,6 +70,8 @@ class Parts:
             )
         if architecture:
             require_loadable(bare, architecture)
+        shapes = [tuple(tensor.shape) for tensor in bare.state_dict().values()]
+        require_the_same(self._worker, f"{name}, with tensors of {shapes}", "run.model")
         bare = self._precision.to_memory_format(bare.to(self._worker.device))
         if prepare:
             prepare(bare)

@@ -29,7 +29,7 @@ from raytorch.training.place import Place
 from raytorch.training.precision import Precision
 from raytorch.training.reproducibility import generator_states
 from raytorch.training.run_state import Restored
-from raytorch.training.step_log import Number, StepLog, reduced
+from raytorch.training.step_log import Number, StepLog, reduced, require_the_same
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
 
 EXPORT_FOLDER = "export"
@@ -57,6 +57,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         return self._progress.take(self)
+
+    def __str__(self) -> str:
+        return f"{self.total:,} batches of {self.loader.batch_size:,} out of {self.samples:,} samples"
 
 
 class RunProgress:
@@ -100,8 +103,8 @@ class RunProgress:
             self._restore(step)
         if self.worker.rank == 0:
             self.files.extend(METRICS_FILE).close()
-            wanted, evaluated = self.config.logging.tensorboard, self._evaluated_at == self.step
-            self.records = MetricsLog(self.files.path, resume_step=self.step, evaluated=evaluated, tensorboard=wanted)
+            wanted, lines = self.config.logging.tensorboard, self.parts.restored.lines if self.parts.restored else 0
+            self.records = MetricsLog(self.files.path, resume_step=self.step, lines=lines, tensorboard=wanted)
 
     def _restore(self, step: int) -> None:
         may_differ = self.job.plan.changed_code
@@ -131,8 +134,8 @@ class RunProgress:
         if self.is_stopped:
             raise RunStopped
         self._complete_step()
-        is_replaying = self.place.is_replaying
-        total = batches.total
+        is_replaying, total = self.place.is_replaying, batches.total
+        require_the_same(self.worker, f"{batches}, with {sorted(self.parts.registered)}", "run.batches")
         began = self.place.enter(batches.loader, self.step, lambda it: self._is_done(self.last_step(it, total)))
         if not is_replaying and self.request is DriverRequest.STOP:  # heard in the last step before these
             self.is_stopped = True
@@ -268,11 +271,9 @@ class RunProgress:
 
     def tested(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
         """Take what the finished models come to on the test split."""
-        measured = reduced(self.worker, metrics, "run.tested")
-        if self.place.is_replaying:
-            return measured
-        self.test_metrics = measured
-        self._record("test", self.test_metrics)
+        self.test_metrics = reduced(self.worker, metrics, "run.tested")
+        if not self.place.is_replaying:
+            self._record("test", self.test_metrics)
         return self.test_metrics
 
     def _record(self, split: str, metrics: Mapping[str, float]) -> None:
@@ -318,10 +319,14 @@ class RunProgress:
         with self.clock.phase("checkpointing"):
             device = self.worker.device
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
-            if not self.checkpoints:
+            if not (self.checkpoints and self.records):
                 return
             own = self.place.state_dict(is_within=self._is_within)
-            own |= {"patience": self.patience.state_dict(), "generators": generators}
+            own |= {
+                "patience": self.patience.state_dict(),
+                "generators": generators,
+                "lines": self.records.lines_of(self.step),
+            }
             manifest = {
                 "step": self.step,
                 "epoch": self.place.epochs_done,

@@ -67,10 +67,19 @@ def _with_tuples(groups: list[dict[str, Any]], own: list[dict[str, Any]]) -> lis
     ]
 
 
+def _natural(number: Any) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{number!r:.99} lines")
+    return number
+
+
 class Restored:
     """A checkpoint that a run goes on from, while its loop registers again what it has.
 
     It stays open until the loop takes its first step after it.
+
+    Attributes:
+        lines: How many lines of metrics there were of its step.
     """
 
     def __init__(self, folder: RunFolder, step: int, device: torch.device, *, may_differ: bool = False) -> None:
@@ -84,6 +93,7 @@ class Restored:
             self.state = self._content.state()
             self._averaged, self._kept = set(dict(self.state["averages"])), set(dict(self.state["kept"]))
             self._needed = set(map(str, self.state["registered"]))
+            self.lines = _natural(self.state["lines"])
         self._models = set(self._content.models)
         self._given: list[Callable[[], object]] = []
         self._is_reached = False
@@ -128,7 +138,8 @@ class Restored:
         initial weights, a step of a schedule, or a schedule that was made since.
         """
         with explaining_misfit(self.name):
-            self.state = self._content.state()  # an optimizer has changed the tensors that it was given
+            self.state = {}  # an optimizer has changed the tensors that it was given
+            self.state = self._content.state()
             for give in self._given:
                 give()
 

@@ -14,6 +14,8 @@ from raytorch.distributed.worker import Worker
 from raytorch.errors import UserError
 from raytorch.models.objectives import ratio
 
+LONGEST_NAME = 250
+"""Characters of a number's name."""
 Number = float | Tensor
 """A number, or a tensor of one element."""
 
@@ -78,8 +80,10 @@ def _ratio(name: str, told: Iterator[tuple[float, ...]]) -> float:
 
 
 def require_names(call: str, names: Iterable[str]) -> None:
-    """Refuse names that a line of metrics has for something else. Raises UserError."""
+    """Refuse names that a line of metrics has for something else, or no room for. Raises UserError."""
     for name in names:
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"{call}: a number's name has at most {LONGEST_NAME} characters, not {name!r:.40}...")
         if name in (*RECORD_KEYS, "samples_per_s"):
             raise UserError(f"{call}: a number cannot be called {name}, which metrics.jsonl has for something else")
 
@@ -95,8 +99,8 @@ def require_the_same(worker: Worker, text: str, asked: str) -> None:
     sums = all_reduce(torch.cat([marks, marks**2]))
     if not torch.equal(sums[:2] ** 2, sums[2:] * worker.world_size):
         raise ValueError(
-            f"{asked} was given other names on other workers, or at other steps; call it on all of them alike: here "
-            f"it was {text:.500}"
+            f"{asked} was given something else on another worker, or at another step; call it on all of them alike: "
+            f"here it was {text:.500}"
         )
 
 

@@ -76,6 +76,17 @@ def finishing(run):
             parameter.mul_(0.5)
     run.log(loss=1.0)
     run.evaluated(error=2.0)
+    run.tested(error=3.0)
+
+
+def told(run, *, stop_at: int = 0):
+    net = run.model("student", Net)
+    adam = run.optimizer("adam", torch.optim.Adam(net.parameters(), 0.05))
+    run.evaluated(error=9.0)
+    for number in range(3):
+        for x, y in run.batches(Points("train"), epochs=1):
+            step(run, net, adam, x, y, stop_at)
+        run.evaluated(error=float(number))
 
 
 def elsewhere(run, *, stop_at: int = 0):
@@ -128,6 +139,17 @@ def test_what_a_loop_does_between_passes_is_done_once() -> None:
     assert_ends_alike_when_stopped("between", 3, 5, 8, 11)
 
 
+@pytest.mark.parametrize("stop_at", [2, 5, 9])
+def test_what_was_told_after_a_checkpoint_is_told_once(stop_at: int) -> None:
+    changes: dict[str, Any] = {"checkpoint": {"every_epochs": 1}}
+    whole, _ = train("whole", loop=called("told"), **changes)
+    with pytest.raises(KeyError, match="here"):
+        train("parted", loop=called("told", stop_at=stop_at), **changes)
+    parted, _ = train("parted", loop=called("told"), **changes)
+    assert [line["error"] for line in lines(whole)] == [9, 0, 1, 2]
+    assert lines(parted) == lines(whole)
+
+
 def test_a_default_device_is_not_where_the_order_of_samples_is_drawn() -> None:
     try:
         assert_ends_alike_when_stopped("elsewhere", 5)
@@ -162,5 +184,6 @@ def test_what_follows_the_last_batches_is_done_once_also_where_the_run_ends_twic
     before, told = weights(folder), lines(folder)
     _, outcome = train("ended", loop=called("finishing"))
     assert (outcome["state"], outcome["step"]) == ("finished", 8)
+    assert (outcome["metrics"], outcome["test_metrics"]) == ({"error": 2.0}, {"error": 3.0})
     assert_bitwise_equal(weights(folder), before)
     assert lines(folder) == told

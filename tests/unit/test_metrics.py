@@ -16,7 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from raytorch.runs import metrics
-from raytorch.runs.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, read_metrics, versions
+from raytorch.runs.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, measured, read_metrics, versions
 
 
 class Time:
@@ -135,13 +135,30 @@ def test_a_resumed_run_forgets_the_steps_that_it_takes_again(tmp_path: Path) -> 
     with closing(MetricsLog(tmp_path, tensorboard=False)) as log:
         for step in range(1, 6):
             log.write("train", step, 0.0, {"loss": 1.0})
-    with closing(MetricsLog(tmp_path, resume_step=3, tensorboard=False)) as log:
+        log.write("test", 5, 0.0, {"loss": 1.0})
+        assert [log.lines_of(step) for step in (5, 6)] == [2, 0]
+    with closing(MetricsLog(tmp_path, resume_step=5, lines=1, tensorboard=False)) as log:
+        assert [line["split"] for line in lines(tmp_path)] == ["train"] * 5
+        log.write("test", 5, 0.0, {"loss": 1.0})
+        assert log.lines_of(5) == 2
+    with closing(MetricsLog(tmp_path, resume_step=3, lines=1, tensorboard=False)) as log:
         assert recorded(tmp_path) == [1, 2, 3]
         log.write("train", 4, 0.0, {"loss": 2.0})
     assert recorded(tmp_path) == [1, 2, 3, 4]
     with closing(MetricsLog(tmp_path, tensorboard=False)):
         assert recorded(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_numbers_for_more_than_a_line_are_told_in_several(tmp_path: Path) -> None:
+    numbers = {f"{'number ' * 20}{number}": float(number) for number in range(2000)}
+    with closing(MetricsLog(tmp_path, tensorboard=False)) as log:
+        log.write("train", 1, 0.0, numbers)
+        log.write("train", 2, 0.0, {})
+        assert log.lines_of(2) == 1
+    told = lines(tmp_path)
+    assert {key: it for line in told if line["step"] == 1 for key, it in measured(line).items()} == numbers
+    assert recorded(tmp_path)[-2:] == [1, 2]
 
 
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:

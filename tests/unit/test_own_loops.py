@@ -179,6 +179,7 @@ def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
         ("run.batches(Points('train'), batch_size=0)", ConfigError, "batch_size: run.batches takes a whole number"),
         ("run.steps(Points('train'), epochs=1, steps=1)", ConfigError, "either epochs or steps, not both"),
         ("run.log(step=1.0)", UserError, "a number cannot be called step, which metrics.jsonl has"),
+        ("run.log(**{'x' * 251: 1.0})", UserError, "a number's name has at most 250 characters, not 'xxx"),
         ("run.report(step='x')", UserError, "run.report: step: the run tells that itself; take another name"),
         ("run.evaluated(epoch=1.0)", UserError, "a number cannot be called epoch"),
         (

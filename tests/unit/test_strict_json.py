@@ -48,7 +48,7 @@ def test_a_runs_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     log = MetricsLog(Path(folder.path), tensorboard=False)
     log.write("test", 3, 1.0, ODD)
     log.close()
-    MetricsLog(Path(folder.path), resume_step=3, tensorboard=False).close()
+    MetricsLog(Path(folder.path), resume_step=3, lines=1, tensorboard=False).close()
     ended = {"state": "finished", "started": "", "metrics": ODD, "split": "validation", "test_metrics": ODD}
     assert write_end(folder, "summary.json", ended)
     for file in Path(folder.path).iterdir():
