@@ -155,7 +155,8 @@ def example(model: nn.Module, architecture: Architecture) -> tuple[dict[str, Ten
     if make is None and shape is None:
         raise ExportError(
             f"nothing says what {architecture.config.name} reads: let its class have a method example_inputs, which "
-            "returns inputs by name, or the data set's facts an input_shape"
+            "returns inputs by name, or the data set's facts an input_shape; of a run that is there already, whose "
+            "code has to stay as it was, raytorch.onnx.export(model, inputs, path) takes the inputs from Python"
         )
     with torch.random.fork_rng(devices=[]):
         if make is None:

@@ -48,7 +48,7 @@ class Result:
     path: str
     state: str
     metrics: dict[str, float]
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     address: str = field(default="", repr=False, compare=False)
     """Where :meth:`model` and the others read: ``path`` with the secrets of its storage's address, if it has some."""
     code: CodeSnapshot | None = field(default=None, repr=False, compare=False)

@@ -96,12 +96,12 @@ class Parts:
             self.restored.load_average(name, model.average)
         return model.average.model
 
-    def keep(self, name: str, part: Kept) -> Kept:
-        """Save a part with each checkpoint."""
-        self._require_new("run.keep", name)
+    def keep(self, name: str, part: Kept, call: str = "run.keep") -> Kept:
+        """Save a part with each checkpoint, as ``call`` of the loop asks for."""
+        self._require_new(call, name)
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
             raise UserError(
-                f"run.keep: {name} must have state_dict and load_state_dict, which a {type(part).__name__} lacks"
+                f"{call}: {name} must have state_dict and load_state_dict, which a {type(part).__name__} lacks"
             )
         try:
             require_savable(part.state_dict())
@@ -171,7 +171,11 @@ class Parts:
                 f"{call}: a name is of up to 64 letters, digits and _, and begins with a letter: not {name!r}"
             )
         if name in self.models or name in self._kept:
-            raise UserError(f"{call}: {name} is registered already; give each part of a run a name of its own")
+            kind = "a model" if name in self.models else "an optimizer or another part"
+            raise UserError(
+                f"{call}: {name} is registered already, as {kind}; give each model, optimizer and other part of a run "
+                f"a name of its own, such as {call.rpartition('.')[2]}_{name}"
+            )
 
 
 def _built(

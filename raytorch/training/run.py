@@ -142,7 +142,7 @@ class Run:
         """Save an optimizer's state and settings with each checkpoint, and write down the rate of its last group."""
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UserError(f"run.optimizer: {name} must be a torch.optim.Optimizer, not a {type(optimizer).__name__}")
-        self._progress.parts.keep(name, OptimizerState(optimizer))
+        self._progress.parts.keep(name, OptimizerState(optimizer), "run.optimizer")
         self.gauge(f"lr_{name}", lambda: float(optimizer.param_groups[-1]["lr"]))
         return optimizer
 

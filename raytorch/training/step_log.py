@@ -112,4 +112,5 @@ def _single(name: str, value: Any) -> Tensor:
     try:
         return torch.tensor(float(value), dtype=torch.float64, device="cpu")  # of numpy, say
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or a tensor of one element, not {value!r:.99}") from None
+        told = f"a tensor of shape {(*value.shape,)}; give its mean" if isinstance(value, Tensor) else f"{value!r:.99}"
+        raise TypeError(f"{name} must be a number or a tensor of one element, not {told}") from None

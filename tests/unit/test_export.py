@@ -113,6 +113,13 @@ def test_fresh_inputs_have_two_batch_sizes_and_valid_tokens() -> None:
     assert not torch.equal(large["images"][:2], given["images"])
 
 
+def test_a_model_of_which_nothing_says_what_it_reads_is_refused_with_the_way_that_is_left() -> None:
+    with pytest.raises(
+        ExportError, match=r"reads: let its class have .*; of a run that is there already, .*onnx\.export"
+    ):
+        example(nn.Identity(), Architecture(MlpModel(hidden=[8])))
+
+
 def test_the_largest_error_of_each_output_is_reported() -> None:
     model = nn.Identity()
     trials = [{"x": torch.tensor([[1.0, 100.0]])}, {"x": torch.tensor([[2.0, 4.0]])}]

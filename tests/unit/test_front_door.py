@@ -215,6 +215,11 @@ def test_a_result_reads_where_its_address_leads_and_shows_no_secret(tmp_path: Pa
     assert "secret" not in repr(result)
 
 
+def test_a_result_is_shown_without_all_of_its_record() -> None:
+    shown = repr(raytorch.Result("mine", "runs/mine", "finished", {"loss": 0.5}, {"versions": {"python": "3.11"}}))
+    assert shown == "Result(name='mine', path='runs/mine', state='finished', metrics={'loss': 0.5})"
+
+
 def test_what_names_no_run_is_refused(tmp_path: Path) -> None:
     for call in (raytorch.find_run, raytorch.resume):
         with pytest.raises(UserError, match="a run is given by its name"):

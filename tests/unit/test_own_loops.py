@@ -167,7 +167,12 @@ def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
         (
             "run.model('a', Net); run.keep('a', torch.optim.SGD(Net().parameters(), 1))",
             UserError,
-            "a is registered already",
+            "run.keep: a is registered already, as a model; give each",
+        ),
+        (
+            "run.optimizer('a', torch.optim.SGD(run.model('a', Net).parameters(), 1))",
+            UserError,
+            "run.optimizer: a is registered already, as a model; .* a name of its own, such as optimizer_a",
         ),
         ("run.model('a', Net(), width=3)", UserError, "takes no width; give its class"),
         ("run.model('a', Net, width=torch.ones(1))", UserError, "no form for, so that it could not be built again"),
@@ -200,7 +205,11 @@ def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
             "a: its state_dict.. cannot be",
         ),
         ("next(iter(run.batches(Points('train'))))", ConfigError, "epochs: say how many"),
-        ("run.log(loss=torch.ones(2))", TypeError, "loss must be a number or a tensor of one element"),
+        (
+            "run.log(loss=torch.ones(2))",
+            TypeError,
+            r"loss must be .* one element, not a tensor of shape \(2,\); give its mean",
+        ),
         ("run.evaluated(other=1.0)", ConfigError, "has no error, by which checkpoints are ranked"),
         ("run.evaluated(error=(1.0, -1.0, 2))", TypeError, "a number or .sum, count."),
         (
