@@ -7,6 +7,8 @@ from raytorch.config import yaml_tree as tree
 from raytorch.config.json_schema import Fragment, allowed_at, enumerated, item_of
 from raytorch.system.near_names import did_you_mean
 
+ANY_VALUE = "any value"
+
 
 def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment) -> tree.Problem:
     """Say in the user's terms what pydantic refuses."""
@@ -21,7 +23,9 @@ def explain(error: ErrorDetails, root: yaml.MappingNode, allowed_there: Fragment
         changed = path[-1] in siblings and not variant.rest and tree.is_override(variant.mark)
         return tree.Problem(variant.mark if changed else location.mark, path, text)
     if location.rest:
-        return tree.Problem(location.mark, path, f"missing; must be {_describe(alternatives)}")
+        wanted = _describe(alternatives)
+        text = "missing, and has no default" if wanted == ANY_VALUE else f"missing; must be {wanted}"
+        return tree.Problem(location.mark, path, text)
     return tree.Problem(location.mark, location.path, must_be(alternatives, location.node))
 
 
@@ -77,7 +81,7 @@ def _describe(alternatives: list[Fragment]) -> str:
 def _form(fragment: Fragment) -> str:
     match fragment.get("type"):
         case None:
-            return "any value"
+            return ANY_VALUE
         case "integer":
             return f"a whole number{_bounds(fragment)}"
         case "number":

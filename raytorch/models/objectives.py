@@ -185,9 +185,12 @@ def _as_it_is(model: nn.Module) -> nn.Module:
 
 
 def classification_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 0.0) -> Tensor:
-    """Each sample's loss, float32 (B,); the mean over classes where the targets are one-hot."""
-    inputs, targets = batch
-    outputs = model(inputs)
+    """Each sample's loss, float32 (B,); the mean over classes where the targets are one-hot.
+
+    The targets of ``cross_entropy`` may be probabilities of classes as well, (B, classes). Raises ConfigError for a
+    batch of something else than classes.
+    """
+    outputs, targets = _of_classes(f"loss: {name}", model, batch, or_probabilities=name == "cross_entropy")
     with torch.autocast(outputs.device.type, enabled=False):
         outputs = outputs.float()
         if name == "cross_entropy":
@@ -201,10 +204,34 @@ def classification_loss(model: Any, batch: Any, *, name: str, label_smoothing: f
 
 
 def accuracy(model: Any, batch: Any) -> Share:
-    """The samples whose largest output is that of their class."""
-    inputs, targets = batch
-    correct = model(inputs).argmax(dim=1) == targets
+    """The samples whose largest output is that of their class. Raises ConfigError if a batch has no classes."""
+    outputs, targets = _of_classes("metrics: accuracy", model, batch)
+    correct = outputs.argmax(dim=1) == targets
     return _count(correct, torch.ones_like(correct))
+
+
+def _of_classes(asked: str, model: Any, batch: Any, *, or_probabilities: bool = False) -> tuple[Tensor, Tensor]:
+    """The model's outputs and a batch's targets, which PyTorch would compare with each other whatever they are."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        found = f"a batch is {_form(batch)}"
+    else:
+        outputs, targets = model(batch[0]), batch[1]
+        if _are_classes(outputs, targets, or_probabilities=or_probabilities):
+            return outputs, targets
+        kind = f" of {str(targets.dtype).removeprefix('torch.')}" if isinstance(targets, Tensor) else ""
+        found = f"the model returns {_form(outputs)}, and the targets are {_form(targets)}{kind}"
+    raise ConfigError(
+        f"{asked} is for classes: outputs (samples, classes) and targets (samples,) of whole numbers. Here {found}; "
+        "name one of your own, FILE.py:NAME"
+    )
+
+
+def _are_classes(outputs: Any, targets: Any, *, or_probabilities: bool) -> bool:
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.dim() > 1):
+        return False
+    if targets.is_floating_point():
+        return or_probabilities and outputs.shape == targets.shape and outputs.shape[1] > 1
+    return targets.shape == (outputs.shape[0], *outputs.shape[2:])
 
 
 # -- strips of digits, for raytorch.models.networks.Seq2Seq and its targets --------------------------------------------

@@ -98,6 +98,43 @@ def test_classification_loss_equals_pytorchs_mean(loss: Any, expected: Any, bf16
     assert model.outputs.grad.isfinite().all()
 
 
+ROWS, CLASSES = torch.randn(8, 3), torch.arange(8) % 3
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "found"),
+    [
+        (torch.randn(8, 1), torch.randn(8, 1), r"a tensor \(8, 1\), and the targets are a tensor \(8, 1\) of float32"),
+        (torch.randn(8), torch.randn(8), r"a tensor \(8,\), and the targets are a tensor \(8,\) of float32"),
+        (ROWS, CLASSES[:, None], r"a tensor \(8, 3\), and the targets are a tensor \(8, 1\) of int64"),
+        (ROWS, [0, 1], r"the targets are list"),
+        ((ROWS, ROWS), CLASSES, r"the model returns \(a tensor \(8, 3\), a tensor \(8, 3\)\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["cross_entropy", "mse", "accuracy"])
+def test_what_raytorchs_own_have_for_classes_is_refused_for_other_things(
+    name: Any, outputs: Any, targets: Any, found: str
+) -> None:
+    kind = "metrics" if name == "accuracy" else "loss"
+    judge: Any = (
+        metrics_of([Metric(name=name)], nn.Identity())[name]
+        if name == "accuracy"
+        else loss_function(Loss(name=name), nn.Identity())
+    )
+    with pytest.raises(
+        ConfigError, match=rf"^{kind}: {name} is for classes: .* Here .*{found}.*; name one of your own"
+    ):
+        judge(nn.Identity(), (outputs, targets))
+    with pytest.raises(ConfigError, match=r"Here a batch is dict; name one of your own, FILE\.py:NAME"):
+        judge(nn.Identity(), {"x": outputs, "y": targets})
+
+
+def test_targets_may_be_probabilities_of_classes() -> None:
+    probabilities = torch.rand(8, 3).softmax(1)
+    given = loss_function(Loss(), nn.Identity())(nn.Identity(), (ROWS, probabilities))
+    torch.testing.assert_close(given, F.cross_entropy(ROWS, probabilities, reduction="none"))
+
+
 def test_classification_counts_every_sample_once() -> None:
     outputs = torch.eye(5)[torch.tensor([3, 1, 4, 2])]
     assert accuracy_of(_Says(outputs), (torch.zeros(4), LABELS)) == [3, 4]

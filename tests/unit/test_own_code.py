@@ -36,6 +36,8 @@ def smooth(model, batch, *, smoothing: float = 0.1):
 def top(model, batch, *, k: int = 5):
     images, labels = batch
     return (model(images).topk(k).indices == labels[:, None]).sum(), len(labels)
+
+def third(model, batch, thing): ...
 """
 RUN = """epochs: 1
 model:
@@ -127,6 +129,7 @@ def test_a_configuration_in_a_folder_of_the_project(project: Path) -> None:
         ("model.width=true", "model.width: must be a whole number, not the boolean true"),
         ("model.num_classes=3", "model.num_classes: is given by the data; leave it out"),
         ("model=net.py:net", "model.depth: missing; must be a whole number"),
+        ("loss=net.py:third", "loss.thing: missing, and has no default"),
         ("model=net.py:Nte", "model.name: net.py has no Nte at its top level (did you mean 'Net'?)"),
         (
             "model=net.py:Taken",
