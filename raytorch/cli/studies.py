@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, Storage, errors, new_app, output, print_json, progress
+from raytorch.cli.common import EXIT_STOPPED, AsJson, Overrides, errors, new_app, output, print_json, progress
 from raytorch.errors import MissingPackageError, UserError
 from raytorch.system.terminal import say, say_labelled
 
@@ -15,16 +15,22 @@ app = new_app()
 @app.command()
 def sweep(
     file: Annotated[Path | None, typer.Argument(help="YAML file of the sweep.")] = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Change a key of the sweep's file, e.g. trials=4."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep and its folder.")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="SWEEP", help="Go on with a sweep, by its name or path.")
     ] = None,
-    storage: Storage = "runs",
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that holds the sweep, in place of the file's.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default one is started here.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Train a run with many values of its keys, and find the best."""
+    from raytorch.config.file import one_line
     from raytorch.sweeps.file import load_sweep
     from raytorch.sweeps.live_table import SweepDisplay, print_sweep
     from raytorch.sweeps.sweep import plan_resumed_sweep, plan_sweep, run_sweep
@@ -32,9 +38,10 @@ def sweep(
     if resume and (file or overrides or name):
         raise UserError("--resume goes on with a sweep as it was planned; give no file, --set or --name beside it")
     if resume:
-        plan = plan_resumed_sweep(resume, storage)
+        plan = plan_resumed_sweep(resume, storage or "runs")
     elif file:
-        plan = plan_sweep(load_sweep(file, overrides or []), name)
+        placed = [f"storage={one_line(storage)}"] if storage else []
+        plan = plan_sweep(load_sweep(file, [*(overrides or []), *placed]), name)
     else:
         raise UserError("give a sweep's file, e.g. configs/sweeps/digits.yaml, or --resume SWEEP")
     with SweepDisplay(progress, plan.sweep.trials) as display:

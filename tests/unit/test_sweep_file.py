@@ -1,5 +1,6 @@
 """Reading a sweep's file: the trials that it stands for, and the message for each mistake."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 import yaml
 from pydantic import create_model
 
+from raytorch.cli.main import main
 from raytorch.config import RunConfig, SweepConfig, own_code, project
 from raytorch.config.file import dump_config
 from raytorch.config.signature import signature_of
-from raytorch.errors import ConfigError
+from raytorch.errors import ConfigError, UserError
 from raytorch.sweeps.file import Sweep, is_sweep, load_sweep
 from raytorch.system.python_files import read_source
 
@@ -55,6 +57,26 @@ def test_shipped_sweeps(path: Path) -> None:
 def test_a_run_is_no_sweep() -> None:
     assert not any(is_sweep(path) for path in (ROOT / "configs").glob("*.yaml"))
     assert not is_sweep("nowhere.yaml")
+
+
+@pytest.mark.parametrize(("options", "place"), [([], "there"), (["--storage", "here, 1"], "here, 1")])
+def test_a_sweep_is_put_where_the_command_says(
+    options: list[str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("sweep.yaml").write_text(
+        "{run: {epochs: 1}, parameters: {seed: {grid: [1, 2]}}, storage: there}", encoding="utf-8"
+    )
+    planned: list[Any] = []
+
+    def end(plan: Any, **_: Any) -> None:
+        planned.append(plan)
+        raise UserError("planned")
+
+    monkeypatch.setattr("raytorch.sweeps.sweep.run_sweep", end)
+    monkeypatch.setattr(sys, "argv", ["raytorch", "sweep", "sweep.yaml", "--name", "mine", *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert planned[0].folder.path == str(tmp_path / place / "mine")
 
 
 # -- trials ------------------------------------------------------------------------------------------------------------
