@@ -181,6 +181,8 @@ def _facts_of(data: Any) -> dict[str, Any]:
         told = json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError):
         told = None
+    if callable(facts):
+        raise ConfigError(f"data.name: the facts of {type(data).__name__} are a method; put @property above it")
     if not isinstance(told, dict):
         raise ConfigError(
             f"data.name: the facts of {type(data).__name__} must be a dictionary of what JSON has, not {facts!r:.80}"

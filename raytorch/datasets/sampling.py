@@ -34,7 +34,7 @@ def _of_classes(split: Split) -> Tensor:
     """So that all classes are equally likely."""
     labels = number_of_each(split, "labels")
     if labels is None or labels.is_floating_point() or labels.is_complex():
-        raise _refusal("balanced", "labels, a whole number for each of its training samples")
+        raise _refusal("balanced", split, "labels", "a whole number for each of its training samples")
     _, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     likely: Tensor = 1 / counts.double()[place]
     return likely
@@ -42,14 +42,28 @@ def _of_classes(split: Split) -> Tensor:
 
 def _of_samples(split: Split) -> Tensor:
     weights = number_of_each(split, "weights")
-    what = "weights, a finite number of at least 0, and not 0 of all, for each of its training samples"
+    what = "a finite number of at least 0, and not 0 of all, for each of its training samples"
     if weights is None or weights.is_complex():
-        raise _refusal("weighted", what)
+        raise _refusal("weighted", split, "weights", what)
     weights = weights.double()
     if not (weights.isfinite().all() and (weights >= 0).all() and 0 < float(weights.sum()) < float("inf")):
-        raise _refusal("weighted", what)
+        raise _refusal("weighted", split, "weights", what)
     return weights
 
 
-def _refusal(sampling: str, what: str) -> ConfigError:
-    return ConfigError(f"sampling: {sampling} draws by {what}; let the data set have them")
+def _refusal(sampling: str, split: Split, name: str, what: str) -> ConfigError:
+    return ConfigError(f"sampling: {sampling} draws by {name}, {what}; let the data set have them{_found(split, name)}")
+
+
+def _found(split: Split, name: str) -> str:
+    told: Any = getattr(split, name, None)
+    if told is None:
+        return ""
+    try:
+        numbers = torch.as_tensor(told)
+    except (TypeError, ValueError, RuntimeError):
+        return f": here they are {told!r:.60}"
+    if numbers.shape != (len(split),):
+        return f": here they are of shape {tuple(numbers.shape)} for {len(split)} samples"
+    span = "" if numbers.is_complex() else f", from {numbers.min():g} to {numbers.max():g}"
+    return f": here they are of {str(numbers.dtype).removeprefix('torch.')}{span}"

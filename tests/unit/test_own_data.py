@@ -229,6 +229,10 @@ def test_an_error_that_a_data_set_raises_is_not_asked_for_twice() -> None:
             {"__len__": lambda self: 1, "batch": lambda self, indices: indices, "facts": {"mean": torch.ones(1)}},
             "the facts of Odd must be a dictionary of what JSON has, not {'mean': tensor([1.])}",
         ),
+        (
+            {"__len__": lambda self: 1, "batch": lambda self, indices: indices, "facts": lambda self: {}},
+            "the facts of Odd are a method; put @property above it",
+        ),
     ],
 )
 def test_what_is_no_data_set_is_refused(members: dict[str, Any], message: str) -> None:

@@ -157,6 +157,23 @@ def test_what_does_not_tell_how_to_draw_is_refused(sampling: Any, told: dict[str
         assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "told", "found"),
+    [
+        ("balanced", {}, ""),
+        ("balanced", {"labels": [1, 2, 3]}, ": here they are of shape (3,) for 4 samples"),
+        ("balanced", {"labels": [0.5, 2.0, 3.0, 4.0]}, ": here they are of float32, from 0.5 to 4"),
+        ("balanced", {"labels": ["cat", "dog", "dog", "dog"]}, ": here they are ['cat', 'dog', 'dog', 'dog']"),
+        ("weighted", {"weights": [1, -1, 1, -1]}, ": here they are of int64, from -1 to 1"),
+        ("weighted", {"weights": [1j] * 4}, ": here they are of complex64"),
+    ],
+)
+def test_what_was_found_instead_is_told(sampling: Any, told: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        drawing_weights(sampling, own(**told))
+    assert str(caught.value).endswith(f"let the data set have them{found}")
+
+
 def test_the_weights_are_those_of_the_samples_that_are_trained_on() -> None:
     config = RunConfig(epochs=1, sampling="balanced", validation=Validation(share=0.4))
     splits = load_splits(config, CPU)
