@@ -70,7 +70,7 @@ class Parts:
             )
         if architecture:
             require_loadable(bare, architecture)
-        shapes = [tuple(tensor.shape) for tensor in bare.state_dict().values()]
+        shapes = [tuple(tensor.shape) for tensor in (*bare.parameters(), *bare.buffers())]
         require_the_same(self._worker, f"{name}, with tensors of {shapes}", "run.model")
         bare = self._precision.to_memory_format(bare.to(self._worker.device))
         if prepare:
