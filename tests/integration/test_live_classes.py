@@ -20,7 +20,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "examples/notebook/spirals.ipynb"
-SHORT = (("epochs=20", "epochs=3"), ('{"epochs": 25}', '{"epochs": 4}'), ("count: int = 3000", "count: int = 300"))
+SHORT = (
+    ("epochs=20", "epochs=3"),
+    ('{"epochs": 25}', '{"epochs": 4}'),
+    ("count: int = 3000", "count: int = 300"),
+    ("workers=2", "workers=1"),
+)
 
 
 def test_the_notebook_trains_its_own_classes_and_goes_on_in_another_kernel(

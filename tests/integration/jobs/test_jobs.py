@@ -244,7 +244,8 @@ def test_a_run_of_own_code_is_sent_with_its_project(cluster: Cluster, client: Cl
     told = raytorch(cluster, "submit", "--resume", "own", "--set", "epochs=2")  # from another folder than the project's
     assert told.returncode == 2
     assert "is of code of your own, which is looked for in the project of the current folder" in told.stderr
-    again = raytorch(cluster, "submit", "--resume", f"{cluster.home}/runs/own", "--set", "epochs=2", at=project)
+    changes = ["--set", "epochs=2", "--set", "scaling.workers=1"]
+    again = raytorch(cluster, "submit", "--resume", f"{cluster.home}/runs/own", *changes, at=project)
     assert again.returncode == 0, again.stderr
     job = client.wait(again.stdout.split()[1])
     assert job.state == "finished", client.logs(job.id)

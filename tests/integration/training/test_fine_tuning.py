@@ -1,4 +1,4 @@
-"""A run that begins with another's weights, on two workers: frozen, recomputed, averaged, interrupted and resumed."""
+"""A run that begins with another's weights: frozen, recomputed, averaged, interrupted and resumed."""
 
 import shutil
 from pathlib import Path
@@ -13,6 +13,8 @@ from raytorch.errors import UserError
 from raytorch.runs.storage import RunFolder, split
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+
+RUN = SMALL_RUN | {"schedule": "constant", "epochs": 1, "scaling": {"workers": 1}}
 
 PLOTS = """
 import torch
@@ -31,10 +33,9 @@ def folder(result: raytorch.Result) -> RunFolder:
 def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plots.py").write_text(PLOTS.replace("told.txt", f"{tmp_path}/told.txt"), encoding="utf-8")
-    base = SMALL_RUN | {"schedule": "constant", "epochs": 1}
-    first = raytorch.train(base, name="first", workers=1)
+    first = raytorch.train(RUN, name="first")
     model = SMALL_RUN["model"] | {"weights": "first", "freeze": ["1.*"], "checkpointing": ["1", "4"]}
-    tuned: dict[str, Any] = base | {"model": model, "ema": {"decay": 0.9}, "clip_norm": 1.0}
+    tuned: dict[str, Any] = RUN | {"model": model, "ema": {"decay": 0.9}, "clip_norm": 1.0}
     whole = raytorch.train(tuned | {"epochs": 2}, name="whole")
     shown = tuned | {"on_evaluation": {"name": "plots.py:show", "lines": 2}, "logging": {"every_steps": 2}}
     parted = raytorch.train(shown, name="parted")
@@ -50,7 +51,7 @@ def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
         assert began["source"] == f"{first.path}/checkpoint_00000024/model.safetensors"
         assert (began["missing"], len(began["sha256"])) == ([], 64)
     assert resumed.model()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    thawed = raytorch.resume(resumed, set={"epochs": 3, "model.freeze": []}, workers=1)
+    thawed = raytorch.resume(resumed, set={"epochs": 3, "model.freeze": []})
     assert not torch.equal(weights(folder(thawed))["1.weight"], frozen["1.weight"])
     with pytest.raises(UserError, match=r"^model.weights: no run first in .*/runs"):
         raytorch.train(tuned)
@@ -59,7 +60,7 @@ def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_weights_that_do_not_fit_end_a_run_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"1.weight": torch.zeros(32, 64), "head.bias": torch.zeros(3)}, "some.pt")
-    run = SMALL_RUN | {"epochs": 1, "scaling": {"workers": 1}, "model": SMALL_RUN["model"] | {"weights": "some.pt"}}
+    run = RUN | {"model": SMALL_RUN["model"] | {"weights": "some.pt"}}
     with pytest.raises(
         UserError, match=r"^model.weights: .*/some.pt is not of this model: missing: 1.bias, .*, or take what fits"
     ):

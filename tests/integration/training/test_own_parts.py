@@ -68,7 +68,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def own(run: dict[str, Any]) -> dict[str, Any]:
     """The run with a model of one's own in place of the shipped one."""
     model = {"name": "nets/net.py:Net", "dropout": run["model"]["dropout"]}
-    return run | {"model": model, "loss": "nets/net.py:loss", "storage": "runs"}
+    return run | {"model": model, "loss": "nets/net.py:loss", "scaling": {"workers": 1}, "storage": "runs"}
 
 
 def folder_of(result: raytorch.Result) -> RunFolder:
@@ -80,7 +80,7 @@ def test_a_model_of_ones_own_trains_as_the_shipped_one(project: Path, small_run:
     run = own(small_run) | {"export": ["onnx"], "metrics": metrics}
     (project / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
     mine = raytorch.train("run.yaml", name="mine")
-    shipped = raytorch.train(small_run | {"storage": "runs"}, name="shipped")
+    shipped = raytorch.train(small_run | {"storage": "runs"}, name="shipped", workers=1)
     errors = mine.metrics.pop("errors")
     assert mine.metrics == shipped.metrics
     assert errors == pytest.approx(1 - shipped.metrics["accuracy"], abs=1e-12)
@@ -134,7 +134,7 @@ def test_an_exception_in_own_code_is_told_from_there_on(project: Path, small_run
 
 
 def test_a_sweep_over_an_argument_of_ones_own(project: Path, small_run: dict[str, Any]) -> None:
-    run = own(small_run) | {"epochs": 1, "scaling": {"workers": 1}}
+    run = own(small_run) | {"epochs": 1}
     parameters = {"model.width": {"grid": [8, 16]}}
     (project / "sweep.yaml").write_text(yaml.safe_dump({"run": run, "parameters": parameters}), encoding="utf-8")
     plan = plan_sweep(load_sweep("sweep.yaml"), "widths")
