@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 TESTS = Path(__file__).resolve().parent
 QUICKSTART = TESTS.parent / "configs" / "quickstart.yaml"
 SECRET = "f4fb3fcf-a-secret"
-JOBS = int(os.environ.get("RAYTORCH_TEST_JOBS", "4"))
+JOBS = int(os.environ.get("RAYTORCH_TEST_JOBS", "3"))
 """Jobs that are sent at once; the suite is content with few."""
 
 

@@ -36,6 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytorch.runs.storage import RunFolder
 from raytorch.system.background import BackgroundWork
+from raytorch.system.importing import without_garbage_collection
 
 START_POLL_S = 0.05
 ANSWER_POLL_S = 0.5
@@ -231,7 +232,8 @@ def _join_process_group(backend: str, address: str, port: int, timeout_s: int) -
         LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
         NODE_RANK=str(context.get_node_rank()),
     )
-    import torch.distributed as dist
+    with without_garbage_collection():
+        import torch.distributed as dist
 
     rank, timeout = context.get_world_rank(), timedelta(seconds=timeout_s)
     dist.init_process_group(

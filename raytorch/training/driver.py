@@ -6,6 +6,7 @@ from typing import Any
 
 from raytorch.runs.plan import RunPlan, WorkerJob, plan_resume, require_free
 from raytorch.runs.status import MonitorHandle, RunStatus
+from raytorch.system.importing import without_garbage_collection
 from raytorch.training.launch import ray_for
 from raytorch.training.run_record import RunRecord
 from raytorch.training.stopping import StatusCallback, abandon_workers, leave_workers
@@ -121,6 +122,7 @@ def _build_trainer(job: WorkerJob, work: WorkerFunction) -> Any:
 
 
 def _train_on_worker(job: WorkerJob) -> None:
-    from raytorch.training.worker import train_on_worker  # torch is imported here, on the worker
+    with without_garbage_collection():
+        from raytorch.training.worker import train_on_worker  # torch is imported here, on the worker
 
     train_on_worker(job)

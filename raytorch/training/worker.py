@@ -16,6 +16,7 @@ from raytorch.runs.metrics import log_to_file
 from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
+from raytorch.system.importing import without_garbage_collection
 from raytorch.training.loop import Trainer
 from raytorch.training.monitor import reporting_failures
 from raytorch.training.precision import choose_attention
@@ -57,6 +58,8 @@ def prepare(config: RunConfig, worker: Worker) -> None:
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     choose_attention(worker.device)
     keep_freed_memory()
+    with without_garbage_collection():  # PyTorch imports its compiler with the first optimizer
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 
 
 def follow_loop(progress: RunProgress) -> dict[str, object]:

@@ -1,5 +1,6 @@
-"""Each folder of examples/ trains, ends bitwise equal when it is resumed and killed, and is exported."""
+"""Each folder of examples/ trains and is exported; resumed and killed, it ends bitwise equal."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from raytorch.training.checkpoints import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
+KILLED = os.environ.get("RAYTORCH_KILLED_EXAMPLES", "char_gpt gan")
+"""Which are resumed and killed; the suite is content with one of raytorch's loop and one of its own."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*/*.yaml"))
 SHORT: dict[str, Any] = {
@@ -72,6 +75,9 @@ def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypat
     whole = raytorch.train(file, set=short | {"export": ["onnx"]}, storage=storage, name="whole")
     expected = trained(whole)
     assert [export["relative_error"] < 1e-4 for export in whole.summary["exports"]] == [True] * len(expected)
+    require_models(whole, expected)
+    if file.stem not in KILLED.split():
+        return
 
     for later in sorted(Path(whole.path).glob("checkpoint_*"))[1:]:
         shutil.rmtree(later)
@@ -82,6 +88,11 @@ def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypat
     assert resumed.metrics == whole.metrics
     for name, weights in expected.items():
         assert_bitwise_equal(trained(resumed)[name], weights)
-        assert_bitwise_equal(resumed.model(name).state_dict(), weights)
-        resumed.export("safetensors", tmp_path / "model.safetensors", model=name)
-        assert_bitwise_equal(load_file(tmp_path / "model.safetensors"), weights)
+
+
+def require_models(run: raytorch.Result, expected: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Each can be loaded and exported as it was trained."""
+    for name, weights in expected.items():
+        assert_bitwise_equal(run.model(name).state_dict(), weights)
+        run.export("safetensors", "model.safetensors", model=name)
+        assert_bitwise_equal(load_file("model.safetensors"), weights)

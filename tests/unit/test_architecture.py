@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 # ``__init__`` of a room comes after its files, which it may export.
 ROOMS = {
     "system": [
-        "allocator background deletion environment lazy_exports near_names processes regular_files safe_text",
+        "allocator background deletion environment importing lazy_exports near_names processes regular_files safe_text",
         "python_files strict_json temporary_folders terminal",
         "project_modules",
     ],
