@@ -81,6 +81,8 @@ class Stream:
         self._instructions: list[Instruction | int] = []
         self._attachments: list[Parts] = []
         self._in_flight: deque[list[Future]] = deque()
+        self._showing = threading.RLock()  # a client's stream of text may itself use the session
+        self._unshown: set[Future] = set()
         self.untold = UnreportedErrors()
         self._programs = 0
         self._turns: list[Turn] = []
@@ -217,6 +219,7 @@ class Stream:
         packed = program.pack()
         with interrupts_postponed():  # the program is sent whole, and known to be, or not at all
             futures = self._dispatch(packed)
+            self._unshown.update(futures)
             others = [future for rank, future in enumerate(futures) if rank not in answer_from]
             if others:
                 self._in_flight.append(others)
@@ -254,7 +257,8 @@ class Stream:
         return futures
 
     def _hear(self, future: Future) -> Report:
-        """A worker's report, whose errors are noted. Raises SessionLostError."""
+        """A worker's report: its errors are noted, and its text is shown, once, before this returns, whichever threads
+        hear it. Raises SessionLostError."""
         try:
             report = future.result()
         except SessionLostError as lost:
@@ -262,7 +266,10 @@ class Stream:
             raise
         for error in report.errors:
             self.untold.note(error)
-        show(report.printed)
+        with self._showing:
+            if future in self._unshown:
+                self._unshown.remove(future)
+                show(report.printed)
         return report
 
     def _lose(self, lost: SessionLostError) -> None:
@@ -307,7 +314,8 @@ class Stream:
 
     def become_forked(self) -> None:
         """Refuse all calls from now on, in a process forked from the one whose stream this is."""
-        self.is_forked, self._dozing, self._lock = True, False, threading.Lock()
+        self.is_forked, self._dozing = True, False
+        self._lock, self._showing = threading.Lock(), threading.RLock()
         self._ended = SessionLostError(
             "a process that was forked cannot use its parent's session: start it by 'spawn', and let it connect itself"
         )

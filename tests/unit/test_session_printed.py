@@ -2,18 +2,23 @@
 
 import io
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from in_process import local_session
+from in_process import InProcess, local_session
 from torch import Tensor, nn
 
 from raytorch.errors import RemoteOpError
 from raytorch.session import instruction_stream, worker_output
+from raytorch.session.instruction_stream import Future
+from raytorch.session.program import Report
+from raytorch.session.remote_tensor import RemoteTensor
 from raytorch.session.session import Session
 
 
@@ -140,15 +145,87 @@ def test_a_client_that_can_show_nothing_is_told_of_errors_all_the_same(
     assert session.ones(1).item() == 1
 
 
-def test_an_error_is_noted_before_what_was_printed_is_shown(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def printing_in_backward(session: Session) -> RemoteTensor:
+    """A loss whose ``backward()`` prints a line, and is recorded without waiting for it."""
+    x = session.ones(1, requires_grad=True)
+    loss = (x * 2).sum()
+    x.sum().backward()  # the first of its kind is waited for
+    x.register_hook(lambda grad: print("hook", grad.item()))
+    session.synchronize()
+    return loss
+
+
+def test_text_that_cannot_be_shown_hides_no_error(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(printed: Any) -> None:
         raise RuntimeError("not here")
 
-    error = RemoteOpError.describing(operation="view", arguments="", rank=0, file="", line=0, reason="no")
-    told: Any = SimpleNamespace(result=lambda: SimpleNamespace(printed=(), errors=[error]))
-    monkeypatch.setattr(instruction_stream, "show", refuse)
-    stream = session._recorder.stream
-    with pytest.raises(RuntimeError, match="not here"):
-        stream._hear(told)
-    assert stream.untold
-    stream.untold.mark_reported(error)
+    total = printing_in_backward(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(instruction_stream, "show", refuse)
+        total.backward()
+        total.backward()
+        with suppress(RuntimeError):  # which the stream's own thread may have met before
+            session.synchronize()
+    with pytest.raises(RemoteOpError, match="backward through the graph a second time"):
+        session.synchronize()
+
+
+class Held(InProcess):
+    """Workers whose reports come when they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__(1, None)
+        self.waiting, self.let_go = threading.Semaphore(0), threading.Event()
+        self.let_go.set()
+
+    def hold(self) -> None:
+        self.waiting = threading.Semaphore(0)
+        self.let_go.clear()
+
+    def send(self, packed: bytes, attachments: Any) -> list[Future]:
+        return [HeldReport(self, future) for future in super().send(packed, attachments)]
+
+
+class HeldReport:
+    """A report that is there once its transport lets go."""
+
+    def __init__(self, transport: Held, future: Future) -> None:
+        self._transport, self._future = transport, future
+
+    def done(self) -> bool:
+        return self._transport.let_go.is_set()
+
+    def result(self) -> Report:
+        self._transport.waiting.release()
+        assert self._transport.let_go.wait(60)
+        return self._future.result()
+
+
+def test_text_that_several_threads_wait_for_is_shown_once_and_before_any_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[Any] = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def show_slowly(printed: Any) -> None:
+        begun.set()
+        assert may_end.wait(60)
+        shown.extend(printed)
+
+    transport = Held()
+    with Session(transport) as session, ThreadPoolExecutor(3) as threads:
+        total = printing_in_backward(session)
+        transport.hold()
+        monkeypatch.setattr(instruction_stream, "show", show_slowly)
+        total.backward()
+
+        def wait() -> int:
+            session.synchronize()
+            return len(shown)
+
+        numbers = [threads.submit(wait) for _ in range(3)]
+        assert all(transport.waiting.acquire(timeout=60) for _ in range(3))
+        transport.let_go.set()
+        assert begun.wait(60)
+        may_end.set()
+        assert [number.result(60) for number in numbers] == [1, 1, 1]
