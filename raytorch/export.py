@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from raytorch import serialization
 from raytorch.config.export_formats import ExportFormat
 from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError, UserError
-from raytorch.models.networks import Architecture, Code
+from raytorch.models.networks import Architecture, Code, require_known_inputs
 from raytorch.runs.checkpoint_manifest import THE_MODEL, latest_checkpoint, model_file, model_names, read_manifest
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.plan import require_code_elsewhere
@@ -149,15 +149,10 @@ def example(model: nn.Module, architecture: Architecture) -> tuple[dict[str, Ten
     """Random inputs by name for a model of this architecture, two samples of each, and their changeable axes.
 
     A model's class may bring its own: ``axes``, and a method ``example_inputs``, which may take the input's shape.
-    Otherwise it reads images.
+    Otherwise it reads images. Raises UserError if nothing says what it reads.
     """
+    require_known_inputs(model, architecture)
     make, shape = getattr(model, "example_inputs", None), architecture.input_shape
-    if make is None and shape is None:
-        raise ExportError(
-            f"nothing says what {architecture.config.name} reads: let its class have a method example_inputs, which "
-            "returns inputs by name, or the data set's facts an input_shape; of a run that is there already, whose "
-            "code has to stay as it was, raytorch.onnx.export(model, inputs, path) takes the inputs from Python"
-        )
     with torch.random.fork_rng(devices=[]):
         if make is None:
             inputs = {"images": torch.randn(2, *(shape or ()))}

@@ -14,7 +14,7 @@ from raytorch.config import CodeSnapshot, ConflictError, ModelKeys, OwnModel, ow
 from raytorch.config.models import ModelPart
 from raytorch.config.own_calls import imported, own_call, without_staying
 from raytorch.datasets.in_memory import END, PAD
-from raytorch.errors import ConfigError
+from raytorch.errors import ConfigError, UserError
 from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
 from raytorch.layers.conv import AdaptiveAvgPool3d, BatchNorm3d, Conv2d, Conv3d, MaxPool2d, MaxPool3d
 from raytorch.layers.rnn import GRU, LSTM, RNN
@@ -126,6 +126,16 @@ def _require_sizes(model: nn.Module, name: str) -> None:
             f"model.name: {name} makes a model whose {', '.join(lazy[:3])} has no size before its first call; give "
             "sizes (nn.Linear for nn.LazyLinear) by input_shape or another fact of the data, or call the model once "
             "where it is made"
+        )
+
+
+def require_known_inputs(model: nn.Module, architecture: Architecture) -> None:
+    """Refuse to export a model of which nothing says what it reads. Raises UserError."""
+    if architecture.input_shape is None and not hasattr(model, "example_inputs"):
+        raise UserError(
+            f"export: nothing says what {architecture.config.name} reads: let its class have a method example_inputs, "
+            "which returns inputs by name, or the data set's facts an input_shape; of a run that is there already, "
+            "whose code has to stay as it was, raytorch.onnx.export(model, inputs, path) takes the inputs from Python"
         )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch.config import CodeSnapshot, Loss, Metric, OwnLoss, OwnMetric, RunConfig
+from raytorch.config.metrics import LOSS_LABEL
 from raytorch.config.own_calls import own_call
 from raytorch.config.run import smallest_batch
 from raytorch.datasets.in_memory import END, PAD
@@ -131,6 +132,18 @@ def ratio(number: float, count: float, name: str) -> float:
     if math.isnan(count):
         raise ValueError(f"{name} returned a negative or infinite count; return (sum, count), the count at least 0")
     return number / count if count else 0.0
+
+
+def judged_ratio(number: float, count: float, name: str) -> float:
+    """What an evaluation called ``name`` comes to: NaN, which ranks last, where nothing was counted.
+
+    Raises ValueError if a count was no count, or the loss's 0.
+    """
+    if count == 0 and name == LOSS_LABEL:
+        raise ValueError(
+            f"{name}: nothing was counted in the whole split (its count is 0), so there is nothing to judge"
+        )
+    return ratio(number, count, name) if count else math.nan
 
 
 class EachCallOnce:

@@ -10,7 +10,7 @@ from raytorch.datasets import evaluation_batches
 from raytorch.datasets.requests import Split
 from raytorch.distributed.collectives import all_reduce, broadcast, gather_objects
 from raytorch.distributed.worker import Worker
-from raytorch.models.objectives import EachCallOnce, Judge, LossFunction, ratio, total
+from raytorch.models.objectives import EachCallOnce, Judge, LossFunction, judged_ratio, total
 from raytorch.models.stateful_metrics import StatefulMetric
 from raytorch.training.precision import Precision
 
@@ -54,7 +54,9 @@ class Evaluator:
             parts = [total(value, batch.samples, name) for name, value in values.items()]
             totals += torch.stack([part.to(totals.device) for part in parts])
         sums = all_reduce(totals).tolist()
-        measured = {name: ratio(part, count, name) for name, (part, count) in zip(self._means, sums, strict=True)}
+        measured = {
+            name: judged_ratio(part, count, name) for name, (part, count) in zip(self._means, sums, strict=True)
+        }
         measured |= self._of_states()
         return {name: measured[name] for name in self._labels}
 

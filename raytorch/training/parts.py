@@ -13,7 +13,7 @@ from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.ddp import broadcast_buffers, data_parallel
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
-from raytorch.models.networks import Architecture
+from raytorch.models.networks import Architecture, require_known_inputs
 from raytorch.runs.checkpoint_manifest import MODEL_NAME
 from raytorch.serialization.nested_state import require_savable
 from raytorch.serialization.whole_models import require_loadable
@@ -70,6 +70,8 @@ class Parts:
             )
         if architecture:
             require_loadable(bare, architecture)
+            if self._config.export:  # before it is trained
+                require_known_inputs(bare, architecture)
         shapes = [tuple(tensor.shape) for tensor in (*bare.parameters(), *bare.buffers())]
         require_the_same(self._worker, f"{name}, with tensors of {shapes}", "run.model")
         bare = self._precision.to_memory_format(bare.to(self._worker.device))

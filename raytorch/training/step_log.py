@@ -12,7 +12,7 @@ from raytorch.config.metrics import RECORD_KEYS
 from raytorch.distributed.collectives import all_gather, all_reduce
 from raytorch.distributed.worker import Worker
 from raytorch.errors import UserError
-from raytorch.models.objectives import ratio
+from raytorch.models.objectives import judged_ratio
 
 LONGEST_NAME = 250
 """Characters of a number's name."""
@@ -55,7 +55,8 @@ class StepLog:
 def reduced(worker: Worker, values: Mapping[str, Number | tuple[Number, Number]], asked: str) -> dict[str, float]:
     """One number by name over all workers: the mean, of ``(sum, count)`` the sum of all sums by that of all counts.
 
-    A collective operation. 0 where nothing was counted. Raises ValueError, on every worker, where their names differ.
+    A collective operation. NaN where nothing was counted. Raises ValueError, on every worker, where their names differ,
+    or where nothing was counted for the loss.
     """
     require_names(asked, values)
     pairs = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
@@ -76,7 +77,7 @@ def _mean(numbers: tuple[float, ...]) -> float:
 
 
 def _ratio(name: str, told: Iterator[tuple[float, ...]]) -> float:
-    return ratio(sum(next(told)), sum(next(told)), name)
+    return judged_ratio(sum(next(told)), sum(next(told)), name)
 
 
 def require_names(call: str, names: Iterable[str]) -> None:

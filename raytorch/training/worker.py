@@ -12,6 +12,7 @@ from raytorch.config.own_calls import own_call
 from raytorch.distributed.exception_causes import failure_cause
 from raytorch.distributed.process_group import leaving_process_group
 from raytorch.distributed.worker import Worker
+from raytorch.errors import UserError
 from raytorch.runs.metrics import log_to_file
 from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
@@ -73,4 +74,18 @@ def follow_loop(progress: RunProgress) -> dict[str, object]:
             Trainer(run).train()
     except RunStopped:
         return progress.finish("stopped")
-    return progress.finish("stopped" if progress.is_stopped else "finished")  # which a loop may have caught
+    outcome = progress.finish("stopped" if progress.is_stopped else "finished")  # which a loop may have caught
+    if own and not progress.is_stopped:
+        _require_evaluation(own.name, progress)
+    return outcome
+
+
+def _require_evaluation(loop: str, progress: RunProgress) -> None:
+    """Refuse, once all is saved, a loop that has left out what its configuration needs. Raises UserError."""
+    config = progress.config
+    needs = " and ".join(key for key, value in (("metrics", config.metrics), ("stop", config.stop)) if value)
+    if needs and not progress.metrics:
+        raise UserError(
+            f"{loop} has ended without run.evaluated, which {needs} of the configuration need: call it, or "
+            "leave them out of the next run; what this one trained is saved, and can be loaded"
+        )

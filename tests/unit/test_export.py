@@ -115,7 +115,7 @@ def test_fresh_inputs_have_two_batch_sizes_and_valid_tokens() -> None:
 
 def test_a_model_of_which_nothing_says_what_it_reads_is_refused_with_the_way_that_is_left() -> None:
     with pytest.raises(
-        ExportError, match=r"reads: let its class have .*; of a run that is there already, .*onnx\.export"
+        UserError, match=r"reads: let its class have .*; of a run that is there already, .*onnx\.export"
     ):
         example(nn.Identity(), Architecture(MlpModel(hidden=[8])))
 

@@ -1,6 +1,7 @@
 """Losses against plain PyTorch, metrics counted by hand, and totals that add up over batches."""
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -17,7 +18,15 @@ from raytorch.datasets import TrainLoader
 from raytorch.datasets.own import OwnDataset
 from raytorch.errors import ConfigError
 from raytorch.models.networks import END, PAD, Architecture, Seq2Seq
-from raytorch.models.objectives import EachCallOnce, loss_function, metrics_of, ratio, require_enough_samples, total
+from raytorch.models.objectives import (
+    EachCallOnce,
+    judged_ratio,
+    loss_function,
+    metrics_of,
+    ratio,
+    require_enough_samples,
+    total,
+)
 
 LABELS = torch.tensor([3, 1, 0, 2])
 STRIPS = torch.tensor([[3, 1, END, PAD, PAD], [2, 0, 9, 7, END], [5, END, PAD, PAD, PAD], [8, 8, 1, END, PAD]])
@@ -235,6 +244,15 @@ def test_a_count_that_is_none_is_refused_also_among_others(count: Any) -> None:
 
 def test_of_nothing_the_ratio_is_zero() -> None:
     assert (ratio(3.0, 4.0, "f1"), ratio(0.0, 0.0, "f1"), ratio(float("nan"), 0.0, "f1")) == (0.75, 0, 0)
+
+
+def test_what_judges_by_nothing_is_no_number_and_no_loss() -> None:
+    assert judged_ratio(3.0, 4.0, "f1") == 0.75
+    assert math.isnan(judged_ratio(0.0, 0.0, "f1"))
+    with pytest.raises(ValueError, match=r"^loss: nothing was counted in the whole split"):
+        judged_ratio(0.0, 0.0, "loss")
+    with pytest.raises(ValueError, match=r"^loss returned a negative or infinite count"):
+        judged_ratio(0.0, math.nan, "loss")
 
 
 def test_a_run_is_judged_by_the_metrics_that_it_names() -> None:

@@ -1,5 +1,6 @@
 """Loops of a user's own, on one worker and without Ray: what they are given, what is saved, and how they go on."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,6 +213,12 @@ def test_a_run_that_is_resumed_at_its_end_leaves_the_average_as_it_is() -> None:
         ),
         ("run.evaluated(other=1.0)", ConfigError, "has no error, by which checkpoints are ranked"),
         ("run.evaluated(error=(1.0, -1.0, 2))", TypeError, "a number or .sum, count."),
+        ("run.evaluated(loss=(0.0, 0), error=1.0)", ValueError, "loss: nothing was counted in the whole split"),
+        (
+            "run.model('a', Net); [run.log(loss=1.0) for _ in run.batches(Points('train'), steps=2)]",
+            UserError,
+            "loops.py:wrong has ended without run.evaluated, which metrics of the configuration need: call it",
+        ),
         (
             "[list(run.batches(Points('train'), steps=2)) for _ in run.batches(Points('train'), steps=2)]",
             UserError,
@@ -228,6 +235,28 @@ def test_what_a_loop_does_wrong_is_told(project: Path, body: str, error: type[Ex
     write(project, f"{CODE}\ndef wrong(run):\n    {body}\n")
     with pytest.raises(error, match=told):
         train("wrong", loop="loops.py:wrong")
+
+
+def test_a_loop_that_leaves_out_its_evaluations_has_lost_nothing(project: Path) -> None:
+    write(project, CODE.replace("run.evaluated(", "dict("))
+    with pytest.raises(UserError, match=r"ended without run\.evaluated, .*what this one trained is saved"):
+        train("unjudged")
+    assert latest_checkpoint(RunFolder(str(project / "runs"), "unjudged")) == "checkpoint_00000016"
+
+
+def test_an_evaluation_that_counts_nothing_is_no_number_and_ranks_last(project: Path) -> None:
+    write(project, CODE.replace("(error=(sum(errors), 10))", "(error=(0, 0) if run.step > 12 else (sum(errors), 10))"))
+    folder, outcome = train("uncounted", checkpoint={"every_steps": 3, "keep": 1})
+    assert math.isnan(outcome["metrics"]["error"])
+    errors = [float(line["error"]) for line in lines(folder) if "error" in line]
+    assert [math.isnan(error) for error in errors] == [False, False, False, True]
+
+
+def test_what_cannot_be_exported_is_told_before_it_is_trained(project: Path) -> None:
+    write(project, CODE.replace("    def example_inputs(input_shape):", "    def other(input_shape):"))
+    with pytest.raises(UserError, match=r"export: nothing says what loops.py:Net reads: let its class have a method"):
+        train("unknown", export=["onnx"])
+    assert latest_checkpoint(RunFolder(str(project / "runs"), "unknown")) is None
 
 
 def test_a_checkpoint_of_other_parts_is_refused_unless_the_code_may_have_changed(project: Path) -> None:
