@@ -142,6 +142,14 @@ def _require_positional(part: type[OwnPart], reference: Reference, signature: Si
             f"{_NOUNS[part]} is called with {' and '.join(part.called_with)}, and {reference} (line {signature.line}) "
             f"does not take {count} argument{'s' if count > 1 else ''} by position; write one that does{remedy}"
         )
+    given = [words.split()[-1] for words in part.called_with]  # "the split"
+    taken = signature.by_position[:count]
+    others = {each.name for each in signature.parameters} if part is OwnData else set(taken)
+    if misplaced := [name for place, name in enumerate(given) if name in others and [name] != taken[place : place + 1]]:
+        raise ProjectError(
+            f"{_NOUNS[part]} is called with {' and '.join(part.called_with)} by position, and {reference} (line "
+            f"{signature.line}) has {' and '.join(misplaced)} in another place; let it take {' and '.join(given)} first"
+        )
 
 
 def _settled(kind: type[OwnPart], part: Any, reference: Reference) -> OwnPart:

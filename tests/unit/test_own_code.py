@@ -107,6 +107,31 @@ def test_metrics_of_ones_own_rank(project: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("part", "code", "told"),
+    [
+        ("data", "class Images:\n    def __init__(self, root='/x', split='train'): ...", "has split in another place"),
+        ("data", "def Images(root='/x', *, split='train'): ...", "in another place; let it take split first"),
+        (
+            "loss",
+            "def Images(batch, model): ...",
+            "model and batch in another place; let it take model and batch first",
+        ),
+    ],
+)
+def test_what_is_given_by_position_has_to_have_that_place(project: Path, part: str, code: str, told: str) -> None:
+    write(project / "ordered.py", code)
+    path = write(project / "ordered.yaml", f"epochs: 1\n{part}: ordered.py:Images\n")
+    assert refusal(path).startswith("ordered.yaml:2: ")
+    assert told in refusal(path)
+
+
+def test_a_key_may_be_called_as_what_is_given_by_position(project: Path) -> None:
+    write(project / "free.py", "def loss(net, batch, model='a'): ...\ndef data(part, root='/x'): ...\n")
+    path = write(project / "free.yaml", "epochs: 1\nloss: {name: free.py:loss, model: b}\ndata: free.py:data\n")
+    assert load_config(path).loss.model_dump() == {"name": "free.py:loss", "model": "b"}
+
+
 def test_a_name_alone(project: Path) -> None:
     config = load_config(write(project / "short.yaml", "epochs: 1\nmodel: net.py:Net\n"))
     assert arguments(config.model) == {"name": "net.py:Net", "width": 8, "act": "relu"}
