@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.live_code import is_live, live_project
-from raytorch.config.own_calls import makes_a_metric, require_arguments
+from raytorch.config.own_calls import makes_a_metric, require_arguments, require_loss
 from raytorch.config.own_code import PARTS
+from raytorch.config.own_parts import OwnLoss
 from raytorch.config.project import Project
 from raytorch.errors import ConfigError
 from raytorch.system.python_files import ProjectError, parse_source, read_source
@@ -39,6 +40,8 @@ class LivePart:
     def require_arguments(self) -> None:
         """Refuse what it does not take, where that could not be read off its source. Raises ConfigError."""
         part = PARTS[self.kind]
+        if part is OwnLoss:
+            require_loss(self.key, self.value)
         arguments = sorted(self.keys.keys() - part.model_fields)
         makes = self.kind == "metrics" and makes_a_metric(self.value)
         require_arguments(self.key, self.value, arguments, 0 if makes else len(part.called_with), named_only=makes)
@@ -88,6 +91,8 @@ def _parts(key: str, kind: str, value: Any) -> Iterator[LivePart]:
     if is_live(value):
         yield LivePart(key, kind, value, keys)
     elif not isinstance(value, str | Mapping | BaseModel | list | tuple | int | float | None):
+        if kind == "loss" and callable(value):
+            require_loss(key, type(value))
         name = type(value).__name__
         raise _refused(key, f'is an object of {name}; give the class, and its arguments: {{"name": {name}, ...}}')
 

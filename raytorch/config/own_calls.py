@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.live_code import live_value
-from raytorch.config.own_parts import OwnPart
+from raytorch.config.own_parts import OwnLoss, OwnPart
 from raytorch.config.own_section import arguments_of, section_of
 from raytorch.config.signature import signature_of
 from raytorch.errors import ConfigError
@@ -94,6 +94,8 @@ def own_call(
     """
     function, in_front = imported(part.name, code), () if named_only else part.called_with
     positional = len(in_front)
+    if isinstance(part, OwnLoss):
+        require_loss(key, function)
     parameters = _parameters(key, function, named_only)[positional:]
     names = [parameter.name for parameter in parameters]
     _require_free_names(key, part, names)
@@ -129,6 +131,17 @@ def makes_a_metric(named: Any) -> bool:
     except (TypeError, ValueError):  # of what cannot be called, and of what is written in C
         return False
     return all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in parameters)
+
+
+def require_loss(key: str, function: Callable[..., Any]) -> None:
+    """Refuse a class, and a function of outputs and targets, as PyTorch's are. Raises ConfigError."""
+    taken = () if isinstance(function, type) else [each.name for each in _parameters(key, function, named_only=True)]
+    if isinstance(function, type) or tuple(taken[:2]) == ("input", "target"):
+        called = f"{function.__name__}()" if isinstance(function, type) else function.__name__
+        raise ConfigError(
+            f"{key}: a loss is a function that is called with the model and a batch, which {function.__name__} is not; "
+            f"write one, such as def loss(model, batch): x, y = batch; return {called}(model(x), y)"
+        )
 
 
 def require_arguments(

@@ -136,6 +136,11 @@ def _makes_a_metric(signature: Signature) -> bool:
 def _require_positional(part: type[OwnPart], reference: Reference, signature: Signature) -> None:
     """Refuse what cannot be called as such a part is. Raises ProjectError."""
     count = len(part.called_with)
+    if part is OwnLoss and signature.is_class:
+        raise ProjectError(
+            f"a loss is a function that is called with the model and a batch, and {reference} (line {signature.line}) "
+            "is a class; write a function, which may call one"
+        )
     if len(signature.by_position) < count and not signature.any_more:
         remedy = ", or one of keywords alone that makes a torchmetrics.Metric" if part is OwnMetric else ""
         raise ProjectError(

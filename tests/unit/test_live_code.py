@@ -162,13 +162,23 @@ def test_another_name_and_a_partial_function_stand_for_the_same(kernel: Kernel) 
         ("big = 'x' * 100_001\ndef bad(model, batch): return big", "bad uses big, a str that is too large"),
         ("exec('def bad(model, batch): ...')", "the source of bad is kept nowhere"),
         ("def bad(model, batch, **others): ...", "takes **others"),
-        ("bad = Net((4,), 3)", 'loss: is an object of Net; give the class, and its arguments: {"name": Net, ...}'),
+        ("bad = nn.functional.mse_loss", "batch): x, y = batch; return mse_loss(model(x), y)"),
+        (
+            "bad = nn.MSELoss",
+            "loss: a loss is a function that is called with the model and a batch, which MSELoss is not",
+        ),
+        ("bad = nn.MSELoss()", "such as def loss(model, batch): x, y = batch; return MSELoss()(model(x), y)"),
         ("from functools import partial\nbad = partial(squared, 3)", "loss: give the arguments of squared by their"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_with_what_to_do(kernel: Kernel, cell: str, message: str) -> None:
     kernel.run(cell)
     assert message in refusal(model=kernel.names["Net"], loss=kernel.names["bad"])
+
+
+def test_an_object_is_refused_as_it_could_not_be_made_again(kernel: Kernel) -> None:
+    told = 'model: is an object of Net; give the class, and its arguments: {"name": Net, ...}'
+    assert told in refusal(model=kernel.names["Net"]((4,), 3))
 
 
 def test_what_a_class_takes_from_elsewhere_in_its_text_is_sent(kernel: Kernel) -> None:

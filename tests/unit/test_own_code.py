@@ -114,6 +114,11 @@ def test_metrics_of_ones_own_rank(project: Path) -> None:
         ("data", "def Images(root='/x', *, split='train'): ...", "in another place; let it take split first"),
         (
             "loss",
+            "class Images:\n    def __init__(self, gamma=2.0): ...",
+            "is a class; write a function, which may call",
+        ),
+        (
+            "loss",
             "def Images(batch, model): ...",
             "model and batch in another place; let it take model and batch first",
         ),
@@ -258,7 +263,7 @@ def test_what_is_recorded_is_named_from_the_root(project: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("source", "kind", "line"),
     [
-        ("class judge:\n    def __init__(self, gamma=2.0): ...\n", "loss", 2),
+        ("def judge(outputs): ...\n", "loss", 1),
         ("def judge(outputs): ...\n", "metric", 1),
         ("def judge(*, model, batch): ...\n", "metric", 1),
     ],
