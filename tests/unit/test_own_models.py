@@ -18,6 +18,7 @@ from raytorch.errors import ConfigError, ModelFileError
 from raytorch.models.networks import Architecture
 from raytorch.serialization import load_model, read_architecture
 from raytorch.serialization.whole_models import save_model
+from raytorch.system import project_modules
 from raytorch.system.project_modules import ProjectModules
 
 NET = """
@@ -96,6 +97,56 @@ def test_a_model_that_computes_while_it_is_made_is_built_again(project: Path) ->
     """The rates of its dropout are items of a tensor, which tensors without memory have not."""
     model = load_model(saved(project), code=project)
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0, 0.5]
+
+
+CONSTANTS = """
+import torch
+from torch import nn
+
+MEAN = torch.tensor([0.5])
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_classes))
+        self.register_buffer("mean", MEAN, persistent=False)
+
+    def forward(self, inputs):
+        return (inputs - self.mean - MEAN) * self.scale
+"""
+
+
+def test_tensors_that_code_keeps_have_content_where_a_model_is_loaded_first(project: Path) -> None:
+    write(project / "net.py", CONSTANTS)
+    file = saved(project)
+    for modules in [*project_modules._projects]:  # as in another process
+        modules.uninstall()
+    own_calls._installed = None
+    assert_close(load_model(file, code=project)(torch.ones(1, 5)), torch.zeros(1, 5))
+
+
+TIED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, 4)
+        self.head = nn.Linear(4, num_classes, bias=False)
+        self.head.weight = self.embedding.weight
+"""
+
+
+def test_a_weight_under_two_names_is_one_again_unless_they_differ(project: Path) -> None:
+    write(project / "net.py", TIED)
+    file = saved(project)
+    model = load_model(file, code=project)
+    assert model.head.weight is model.embedding.weight
+    assert [name for name, _ in model.named_parameters()] == ["embedding.weight"]
+    model.head.weight = nn.Parameter(model.embedding.weight + 1)
+    save_model(model, file, read_architecture(file, code=project))
+    again = load_model(file, code=project)
+    assert_close(again.head.weight, again.embedding.weight + 1)
 
 
 LAZY = """
