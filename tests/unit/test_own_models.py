@@ -5,6 +5,7 @@ import pickle
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,6 +208,25 @@ def test_a_file_of_weights_names_no_other_file_than_the_users(project: Path) -> 
     other = write(project / "other.py", "raise SystemExit('this code must not run')\nNet = None\n")
     with pytest.raises(ModelFileError, match=r"is of net.py:Net, and .*/other.py is another file; give that, or "):
         load_model(file, code=other)
+
+
+def test_a_file_of_code_may_be_a_link_within_its_project(project: Path) -> None:
+    file = saved(project)
+    (project / "net.py").rename(project / "net_1.py")
+    (project / "net.py").symlink_to("net_1.py")
+    assert load_model(file, code=project / "net.py")(torch.zeros(2, 1, 2, 2)).shape == (2, 5)
+    (project / "net_1.py").rename(project.parent / "outside.py")
+    (project / "net.py").unlink()
+    (project / "net.py").symlink_to(project.parent / "outside.py")
+    with pytest.raises(ModelFileError, match=r"net.py is a link, or behind one, that leads out of the project"):
+        load_model(file, code=project / "net.py")
+
+
+@pytest.mark.parametrize("code", [nn.Linear(1, 1), nn, 7])
+def test_what_is_no_code_of_a_model_is_refused_by_its_kind(project: Path, code: Any) -> None:
+    told = rf"code is a {type(code).__name__}; give a class or function, or the file or folder that has it"
+    with pytest.raises(ModelFileError, match=told):
+        load_model(saved(project), code=code)
 
 
 @pytest.mark.parametrize("name", ["/net.py:Net", "../net.py:Net", f"{'n' * 5000}.py:Net"])
