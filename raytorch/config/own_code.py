@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Tag, create_model
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.code_snapshot import CodeSnapshot, changed_files, masked_copies, snapshot
-from raytorch.config.live_code import live_project, recalled
+from raytorch.config.live_code import is_live, live_project, recalled
 from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
 from raytorch.config.own_parts import (
     OwnData,
@@ -246,7 +246,7 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
             f"it is of {name}, a model of your own, and holds no code: give the file or folder that has it, as "
             f"code={name.partition(':')[0]!r}"
         )
-    there = code if isinstance(code, CodeSnapshot) else _of_live(code) if callable(code) else _find(name, Path(code))
+    there = code if isinstance(code, CodeSnapshot) else _of_live(code) if is_live(code) else _find(name, _path(code))
     if name.rpartition(":")[0] not in there.sources:
         raise ProjectError(f"it is of {name}, and the code in {there.root} has no such file")
     there = there.needed_by(name)
@@ -258,6 +258,14 @@ def same_code(name: str, digests: Mapping[str, str], code: Code) -> CodeSnapshot
     return there
 
 
+def _path(code: Any) -> Path:
+    try:
+        return Path(code)
+    except TypeError:
+        kind = type(code).__name__
+        raise ProjectError(f"code is a {kind}; give a class or function, or the file or folder that has it") from None
+
+
 def _of_live(value: Any) -> CodeSnapshot:
     return snapshot(*live_project([value], Path()))
 
@@ -267,7 +275,9 @@ def _find(name: str, place: Path) -> CodeSnapshot:
 
     A file of weights names no other file than that of the user's choice, where that is a file.
     """
-    place, file = place.resolve(), PurePosixPath(name.partition(":")[0])
+    # The name of a file is its own, also where it is a link to another one.
+    place = place.parent.resolve() / place.name if place.is_file() else place.resolve()
+    file = PurePosixPath(name.partition(":")[0])
     is_named = not file.is_absolute() and place.parts[-len(file.parts) :] == file.parts
     if place.is_file() and not is_named:
         raise ProjectError(f"it is of {name}, and {place} is another file; give that, or the folder that has it")

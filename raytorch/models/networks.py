@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -88,17 +89,21 @@ class Architecture:
         unsaid = {key: True for key, value in (("facts", self.facts), ("code", digests)) if not value}
         return described.model_dump_json(exclude={**unsaid, "config": set(ModelKeys.model_fields)})
 
-    def build(self) -> nn.Module:
+    def build(self, device: torch.device | None = None) -> nn.Module:
         """A new model, with PyTorch's default initialization from the global generator.
+
+        It is made on ``device``, by default where PyTorch makes tensors; what its code keeps for every model is not.
 
         Raises ConfigError if the input does not fit, or its own code does not take its arguments.
         """
         told = {"input_shape": self.input_shape, "num_classes": self.num_classes, **self.facts}
         facts = {name: value for name, value in told.items() if value is not None}
+        place = device or nullcontext()
         if isinstance(self.config, OwnModel):
             with without_staying():
                 make = own_call("model", self.config, self.code, facts)
-            model = make()
+            with place:
+                model = make()
             if not isinstance(model, nn.Module):
                 kind = type(model).__name__
                 raise ConfigError(f"model.name: {self.config.name} makes a {kind}, not a torch.nn.Module")
@@ -114,7 +119,8 @@ class Architecture:
         except ConflictError as error:
             raise ConfigError(f"model.{error}") from None
         options = self.config.model_dump(exclude={"name", *ModelKeys.model_fields})
-        return self.maker(self.input_shape, self.num_classes, **options)
+        with place:
+            return self.maker(self.input_shape, self.num_classes, **options)
 
 
 def _require_sizes(model: nn.Module, name: str) -> None:

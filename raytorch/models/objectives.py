@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from raytorch.config import CodeSnapshot, Loss, Metric, OwnLoss, OwnMetric, RunConfig
 from raytorch.config.metrics import LOSS_LABEL
@@ -149,22 +150,25 @@ def judged_ratio(number: float, count: float, name: str) -> float:
 class EachCallOnce:
     """A model in evaluation that computes a call once, however many losses and metrics of a batch make it.
 
-    Each time where gradients are asked for, as what was computed without has none. A copy of it is one of the model.
+    Each time where gradients are asked for, as what was computed without has none; and anew where one of them has
+    changed the result in place, as ``clamp_`` does. A copy of it is one of the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any, list[int]]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             return self._model(*args, **kwargs)
-        for given, named, result in self._calls:
+        for given, named, result, versions in self._calls:
             same = len(given) == len(args) and all(a is b for a, b in zip(given, args, strict=True))
-            if same and named.keys() == kwargs.keys() and all(named[key] is kwargs[key] for key in kwargs):
+            same = same and named.keys() == kwargs.keys() and all(named[key] is kwargs[key] for key in kwargs)
+            if same and _versions(result) == versions:
                 return result
-        self._calls.append((args, kwargs, self._model(*args, **kwargs)))
-        return self._calls[-1][2]
+        result = self._model(*args, **kwargs)
+        self._calls.append((args, kwargs, result, _versions(result)))
+        return result
 
     def judged(self, judge: Callable[[Any, Any], Any], batch: Any) -> Any:
         """What a loss or metric says of it: with gradients if it computes some itself, as a gradient penalty does."""
@@ -188,6 +192,12 @@ class EachCallOnce:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _as_it_is, (self._model,)
+
+
+def _versions(result: Any) -> list[int]:
+    """How often each tensor of a result was changed in place."""
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    return [tensor._version for tensor in tensors]
 
 
 def _as_it_is(model: nn.Module) -> nn.Module:

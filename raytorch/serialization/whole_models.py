@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from raytorch.errors import ConfigError, ModelFileError, Remedy
 from raytorch.models.networks import Architecture, Code
@@ -84,9 +84,8 @@ def load_model(path: StrPath, device: torch.device | str = "cpu", *, code: Code 
         model = architecture.build()
     with explaining_damage(path):
         tensors = load_file(path)
-    # As the file has them the tensors lie at odd addresses, where products are slower and their last bits others.
-    weights = {name: tensor.clone() for name, tensor in tensors.items()}
-    model.load_state_dict(weights, assign=True)  # not copied into the model's own, which would change their dtype
+    # Not copied into the model's own, which would change their dtype.
+    model.load_state_dict(_weights_of(path, model, tensors), assign=True)
     return model.to(device).eval()
 
 
@@ -97,6 +96,28 @@ def read_architecture(path: StrPath, *, code: Code = None) -> Architecture:
         ModelFileError: It says nothing, or what no model can be built from.
     """
     return _described(Path(path), code)[0]
+
+
+def _weights_of(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as the model is to have them: one for all names of what it has under several, unless they differ."""
+    weights: dict[str, Tensor] = {}
+    shared: dict[int, Tensor] = {}
+    own = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        weight = shared.get(id(own[name]))
+        if weight is None or not torch.equal(weight, tensor):
+            # As the file has it, it lies at an odd address, where products are slower and their last bits others.
+            weight = shared[id(own[name])] = _in_place_of(path, name, own[name], tensor.clone())
+        weights[name] = weight
+    return weights
+
+
+def _in_place_of(path: Path, name: str, own: Tensor, tensor: Tensor) -> Tensor:
+    if not isinstance(own, nn.Parameter):
+        return tensor
+    if own.requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise _unfit(path, f"tensor {name!r:.99} is of {tensor.dtype}, which cannot be trained")
+    return nn.Parameter(tensor, own.requires_grad)
 
 
 def _described(path: Path, code: Code) -> tuple[Architecture, dict[str, Any]]:
@@ -173,8 +194,7 @@ def _constants_problem(model: nn.Module, architecture: Architecture, nbytes: int
 def _outline(architecture: Architecture) -> nn.Module:
     """The model, if it can be without memory; code of a user's own may compute with tensors while it makes one."""
     try:
-        with torch.device("meta"):
-            return architecture.build()
+        return architecture.build(torch.device("meta"))
     except _UNBUILT:
         if not architecture.code:
             raise

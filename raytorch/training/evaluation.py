@@ -71,4 +71,7 @@ class Evaluator:
         if worker.rank == last:
             for number, metric in enumerate(metrics.values()):
                 values[number] = metric.compute([states[number] for states in every])
+        else:
+            for metric in metrics.values():  # which may hold all that the model said, also while it is trained again
+                metric.reset()
         return dict(zip(metrics, broadcast(values, src=last).tolist(), strict=True))

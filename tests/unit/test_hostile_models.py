@@ -234,6 +234,12 @@ def test_an_architecture_that_the_weights_are_not_of_is_refused(tmp_path: Path, 
     assert told in refused(load_model, path)
 
 
+def test_weights_that_are_no_numbers_to_train_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({name: each.int() for name, each in MLP.build().state_dict().items()}, path, {"raytorch": MLP.to_json()})
+    assert "tensor '1.bias' is of torch.int32, which cannot be trained" in refused(load_model, path)
+
+
 def test_constants_beyond_measure_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     config = VitModel(patch=4, dim=8, heads=2, feedforward=8, layers=1)

@@ -285,6 +285,19 @@ def test_a_loss_and_a_metric_of_a_batch_share_a_call() -> None:
     assert model.calls == 4
 
 
+@torch.no_grad()
+def test_what_a_metric_changes_in_place_is_computed_anew_for_the_next() -> None:
+    class Both(nn.Linear):
+        def forward(self, inputs: Tensor) -> Any:
+            return {"outputs": (super().forward(inputs),)}
+
+    model, inputs = Both(2, 2), torch.randn(3, 2)
+    once, expected = EachCallOnce(model), model(inputs)["outputs"][0]
+    once(inputs)["outputs"][0][1].clamp_(0, 0)
+    assert torch.equal(once(inputs)["outputs"][0], expected)
+    assert once(inputs)["outputs"][0] is once(inputs)["outputs"][0]
+
+
 def penalty(model: Any, batch: Any) -> Tensor:
     inputs = batch[0].clone().requires_grad_()
     [gradient] = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)

@@ -5,6 +5,7 @@ import pickle
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from raytorch.errors import ConfigError, ModelFileError
 from raytorch.models.networks import Architecture
 from raytorch.serialization import load_model, read_architecture
 from raytorch.serialization.whole_models import save_model
+from raytorch.system import project_modules
 from raytorch.system.project_modules import ProjectModules
 
 NET = """
@@ -98,6 +100,56 @@ def test_a_model_that_computes_while_it_is_made_is_built_again(project: Path) ->
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0, 0.5]
 
 
+CONSTANTS = """
+import torch
+from torch import nn
+
+MEAN = torch.tensor([0.5])
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_classes))
+        self.register_buffer("mean", MEAN, persistent=False)
+
+    def forward(self, inputs):
+        return (inputs - self.mean - MEAN) * self.scale
+"""
+
+
+def test_tensors_that_code_keeps_have_content_where_a_model_is_loaded_first(project: Path) -> None:
+    write(project / "net.py", CONSTANTS)
+    file = saved(project)
+    for modules in [*project_modules._projects]:  # as in another process
+        modules.uninstall()
+    own_calls._installed = None
+    assert_close(load_model(file, code=project)(torch.ones(1, 5)), torch.zeros(1, 5))
+
+
+TIED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, 4)
+        self.head = nn.Linear(4, num_classes, bias=False)
+        self.head.weight = self.embedding.weight
+"""
+
+
+def test_a_weight_under_two_names_is_one_again_unless_they_differ(project: Path) -> None:
+    write(project / "net.py", TIED)
+    file = saved(project)
+    model = load_model(file, code=project)
+    assert model.head.weight is model.embedding.weight
+    assert [name for name, _ in model.named_parameters()] == ["embedding.weight"]
+    model.head.weight = nn.Parameter(model.embedding.weight + 1)
+    save_model(model, file, read_architecture(file, code=project))
+    again = load_model(file, code=project)
+    assert_close(again.head.weight, again.embedding.weight + 1)
+
+
 LAZY = """
 import torch
 from torch import nn
@@ -156,6 +208,25 @@ def test_a_file_of_weights_names_no_other_file_than_the_users(project: Path) -> 
     other = write(project / "other.py", "raise SystemExit('this code must not run')\nNet = None\n")
     with pytest.raises(ModelFileError, match=r"is of net.py:Net, and .*/other.py is another file; give that, or "):
         load_model(file, code=other)
+
+
+def test_a_file_of_code_may_be_a_link_within_its_project(project: Path) -> None:
+    file = saved(project)
+    (project / "net.py").rename(project / "net_1.py")
+    (project / "net.py").symlink_to("net_1.py")
+    assert load_model(file, code=project / "net.py")(torch.zeros(2, 1, 2, 2)).shape == (2, 5)
+    (project / "net_1.py").rename(project.parent / "outside.py")
+    (project / "net.py").unlink()
+    (project / "net.py").symlink_to(project.parent / "outside.py")
+    with pytest.raises(ModelFileError, match=r"net.py is a link, or behind one, that leads out of the project"):
+        load_model(file, code=project / "net.py")
+
+
+@pytest.mark.parametrize("code", [nn.Linear(1, 1), nn, 7])
+def test_what_is_no_code_of_a_model_is_refused_by_its_kind(project: Path, code: Any) -> None:
+    told = rf"code is a {type(code).__name__}; give a class or function, or the file or folder that has it"
+    with pytest.raises(ModelFileError, match=told):
+        load_model(saved(project), code=code)
 
 
 @pytest.mark.parametrize("name", ["/net.py:Net", "../net.py:Net", f"{'n' * 5000}.py:Net"])

@@ -137,3 +137,17 @@ def measure_as_one_process(worker: Worker) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_measure_as_a_single_process_does_all_samples_at_once(workers: int) -> None:
     on_ranks(measure_as_one_process, workers)
+
+
+def measure_and_keep_nothing(worker: Worker) -> None:
+    kept = StatefulMetric(Sure(), "sure")
+    measuring = Evaluator(
+        {"sure": kept}, lambda model, batch: batch[1].double(), Precision.choose("fp32", worker.device), worker
+    )
+    with torch.no_grad():
+        measuring.measure(Net().eval(), samples(23))
+    assert kept.states() == [None]
+
+
+def test_no_worker_holds_what_a_metric_has_seen_when_it_is_measured() -> None:
+    on_ranks(measure_and_keep_nothing, 2)
