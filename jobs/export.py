@@ -5,8 +5,8 @@ from pathlib import Path
 
 import raytorch
 from raytorch import onnx
-from raytorch.export import example
 from raytorch.serialization import load_model, read_architecture
+from raytorch.training.export import example
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

@@ -68,7 +68,7 @@ def export(
     from raytorch.runs.catalog import find_run
 
     folder = find_run(run, storage)
-    from raytorch.export import SUFFIXES, export_run  # torch takes seconds, a run that is not there should not
+    from raytorch.training.export import SUFFIXES, export_run  # torch takes seconds, a run that is not there should not
 
     path = out or Path(f"{folder.name}{SUFFIXES[kind]}")
     differences = export_run(folder, kind, path, verify=verify, code=code, model=model)

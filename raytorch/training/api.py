@@ -77,7 +77,7 @@ class Result:
             RunNotFoundError: The run has no complete checkpoint.
             ModelFileError: The checkpoint's weights are damaged, or of other code.
         """
-        from raytorch.export import load_run
+        from raytorch.training.export import load_run
 
         with _own_errors():
             return load_run(self._folder, code or self.code or Path(), name)[0].eval()
@@ -91,7 +91,7 @@ class Result:
         code: Code = None,
         model: str | None = None,
     ) -> list[Any]:
-        """Export the model of the run's latest checkpoint; see :func:`raytorch.export.export_model`.
+        """Export the model of the run's latest checkpoint; see :func:`raytorch.training.export.export_model`.
 
         Args:
             kind: ``onnx``, ``torchscript``, ``pt2`` or ``safetensors``.
@@ -108,7 +108,7 @@ class Result:
             ExportError: The model cannot be exported so, or the file computes something else.
             UserError: There is no such format.
         """
-        from raytorch.export import SUFFIXES, export_run
+        from raytorch.training.export import SUFFIXES, export_run
 
         if kind not in SUFFIXES:
             raise UserError(f"a format is one of {', '.join(SUFFIXES)}, not {kind!r}")

@@ -357,7 +357,7 @@ class RunProgress:
         """Rank 0 writes the finished models into ``export`` in each format that is asked for. Raises ExportError."""
         if self.worker.rank > 0 or not self.config.export:
             return []
-        from raytorch.export import export_finished  # onnxruntime takes a second to import
+        from raytorch.training.export import export_finished  # onnxruntime takes a second to import
 
         self.report({"phase": "exporting"})
         exports: list[dict[str, Any]] = []

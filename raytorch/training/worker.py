@@ -52,7 +52,7 @@ def train_on_worker(job: WorkerJob, make_progress: MakeProgress = RunProgress) -
 def prepare(config: RunConfig, worker: Worker) -> None:
     """Set up this process for a run."""
     if config.export:
-        from raytorch.export import require_packages
+        from raytorch.training.export import require_packages
 
         require_packages(config.export)
     seed_everything(config.seed)

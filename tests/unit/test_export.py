@@ -15,11 +15,11 @@ from raytorch import onnx, serialization
 from raytorch.config import MlpModel, Seq2SeqModel
 from raytorch.datasets import END
 from raytorch.errors import ExportError, UserError
-from raytorch.export import example, export_model
 from raytorch.models.networks import Architecture, Seq2Seq
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.serialization import load_model, load_torchscript, save_model, script, trace
 from raytorch.serialization.comparison import batch_axes, fresh_inputs, require_agreement
+from raytorch.training.export import example, export_model
 
 MLP = Architecture(MlpModel(hidden=[8]), (1, 4, 4), 3)
 STRIPS = Architecture(
@@ -374,7 +374,7 @@ def test_what_a_killed_export_has_left_goes_with_the_next_one(tmp_path: Path) ->
     killed = """
 import os, sys
 from pathlib import Path
-from raytorch import export
+from raytorch.training import export
 from raytorch.config import MlpModel
 from raytorch.models.networks import Architecture
 export._write = lambda model, architecture, kind, path, *_: (path.touch(), os._exit(9))

@@ -15,11 +15,11 @@ from raytorch import onnx
 from raytorch.cli.main import main
 from raytorch.config import MlpModel, RunConfig
 from raytorch.errors import ModelFileError, RunNotFoundError
-from raytorch.export import SUFFIXES, export_run
 from raytorch.models.networks import Architecture
 from raytorch.runs import storage
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization import save_model
+from raytorch.training.export import SUFFIXES, export_run
 
 MLP = Architecture(MlpModel(hidden=[8]), (1, 4, 4), 3)
 

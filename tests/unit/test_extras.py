@@ -54,8 +54,11 @@ def test_a_model_is_exported_to_what_needs_no_extra(run: Path, tmp_path: Path) -
     ("code", "told"),
     [
         ("from raytorch import onnx", f"raytorch.errors.MissingPackageError: {ONNX}"),
-        ("from raytorch.export import require_packages; require_packages(['onnx'])", f"MissingPackageError: {ONNX}"),
-        ("from raytorch.export import require_packages; print(require_packages(['pt2']))", "None"),
+        (
+            "from raytorch.training.export import require_packages; require_packages(['onnx'])",
+            f"MissingPackageError: {ONNX}",
+        ),
+        ("from raytorch.training.export import require_packages; print(require_packages(['pt2']))", "None"),
         ("from raytorch.cli.main import main; sys.argv[1:] = ['report', 'mine']; main()", PLOTS),
         ("from raytorch.cli.main import main; sys.argv[1:] = ['export', 'mine', '--format', 'onnx']; main()", ONNX),
     ],

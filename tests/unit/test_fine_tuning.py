@@ -17,7 +17,6 @@ from whole_runs import assert_bitwise_equal
 from raytorch.config import MlpModel, RunConfig
 from raytorch.config.file import dump_config
 from raytorch.errors import ConfigError, ModelFileError, UserError
-from raytorch.export import load_run
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import placed, plan_run
 from raytorch.runs.storage import RunFolder
@@ -26,6 +25,7 @@ from raytorch.serialization import save_tensors
 from raytorch.service import destination
 from raytorch.service.destination import Destination
 from raytorch.training import initial_weights
+from raytorch.training.export import load_run
 from raytorch.training.initial_weights import begin_with_weights
 
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ from whole_runs import assert_bitwise_equal
 
 from raytorch.config.file import dump_config, from_data
 from raytorch.errors import CheckpointError, ConfigError, DivergedError, UserError
-from raytorch.export import load_run
 from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
 from raytorch.runs.storage import RunFolder
 from raytorch.training import run_state
 from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.export import load_run
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ from run_folders import started
 from raytorch.cli.common import config_from_options
 from raytorch.config.file import dump_config, from_data
 from raytorch.errors import ConfigError, UserError
-from raytorch.export import load_run
 from raytorch.models.networks import Architecture
 from raytorch.runs.plan import placed, plan_resume
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.whole_models import save_model
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.sweep import plan_resumed_sweep, plan_sweep
+from raytorch.training.export import load_run
 
 NET = """
 from torch import nn

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from raytorch import onnx
 from raytorch.config import Conv3dModel, ConvNetModel, MlpModel, ResNet18Model, RnnModel, Seq2SeqModel, VitModel
-from raytorch.export import example, export_model
 from raytorch.models.networks import MODELS, Architecture
 from raytorch.serialization import load_model, load_program, load_torchscript, load_weights
 from raytorch.serialization.comparison import fresh_inputs
+from raytorch.training.export import example, export_model
 
 ARCHITECTURES = {
     "mlp": Architecture(MlpModel(hidden=[32]), (1, 8, 8), 10),
