@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raytorch.config.own_parts import *
     from raytorch.config.run import *
     from raytorch.config.section import *
+    from raytorch.config.sources import *
     from raytorch.config.sweep import *
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "ArraysData",
     "Asgd",
     "Asha",
     "AttentionModel",
@@ -84,6 +86,7 @@ __all__ = [
     "Section",
     "Seq2SeqModel",
     "Sgd",
+    "Source",
     "StepSchedule",
     "StoredData",
     "SweepConfig",
@@ -108,5 +111,6 @@ __getattr__ = lazy_exports(
     "own_parts",
     "run",
     "section",
+    "sources",
     "sweep",
 )

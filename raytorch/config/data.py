@@ -1,11 +1,15 @@
 """Data sets."""
 
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from raytorch.config.own_parts import OwnData, own_or_shipped
 from raytorch.config.section import ConflictError, Section
+from raytorch.config.sources import ArraysData, Source
+
+Sampling = Literal["each", "balanced", "weighted"]
+Shuffle = Literal["full", "blocks"]
 
 
 class Augment(Section):
@@ -163,8 +167,53 @@ class MnistStripsData(StoredData):
 
 
 Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData, Field(discriminator="name")]
+"""A data set that is published, and held in memory."""
 DATA: tuple[type[ImageData], ...] = get_args(get_args(Data)[0])
+ShippedData = Annotated[
+    DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData | ArraysData, Field(discriminator="name")
+]
+SOURCE_NAMES = frozenset(
+    each.model_fields["name"].default for each in get_args(get_args(ShippedData)[0]) if issubclass(each, Source)
+)
 DataPart = Annotated[
-    Annotated[Data, Tag("shipped")] | Annotated[OwnData, Tag("own")],
+    Annotated[ShippedData, Tag("shipped")] | Annotated[OwnData, Tag("own")],
     Discriminator(own_or_shipped),
 ]
+"""What the key ``data`` takes; a section of an own data set's known signature stands for OwnData."""
+
+
+def require_split(data: Any, validation: Validation) -> None:
+    """Refuse a validation split that a data set does not have. Raises ConflictError."""
+    if validation.split and isinstance(data, ImageData):
+        raise ConflictError(
+            f"data {data.name} has no split {validation.split}, but train and test; take a share of its training "
+            "samples, as in validation: {share: 0.1}",
+            "validation.split",
+            "data.name",
+        )
+    if validation.split and isinstance(data, Source):
+        try:
+            data.files_of(validation.split)
+        except ConflictError as error:
+            raise ConflictError(str(error), "validation.split", "data.name") from None
+
+
+def require_order(data: Any, sampling: Sampling, shuffle: Shuffle) -> None:
+    """Refuse an order of the training samples that a data set is known not to have. Raises ConflictError."""
+    if sampling != "each" and shuffle != "full":
+        raise ConflictError(
+            f"shuffle: {shuffle} goes with sampling: each; leave one of them out", "shuffle", "sampling"
+        )
+    if not isinstance(data, ImageData):
+        return
+    if shuffle == "blocks":
+        raise ConflictError(f"data {data.name} is in memory, where all of it is near; leave shuffle out", "shuffle")
+    has_classes = data.kind != "strips"
+    missing = {"weighted": "weights", "balanced": None if has_classes else "classes"}.get(sampling)
+    if missing:
+        raise ConflictError(
+            f"data {data.name} has no {missing} to draw samples by; take sampling: each"
+            f"{' or balanced' if has_classes else ''}",
+            "sampling",
+            "data.name",
+        )

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Tag, create_model
 
 from raytorch.config import yaml_tree as tree
 from raytorch.config.code_snapshot import CodeSnapshot, changed_files, masked_copies, snapshot
+from raytorch.config.data import SOURCE_NAMES
 from raytorch.config.live_code import is_live, live_project, recalled
 from raytorch.config.metrics import Metric, OwnMetric, OwnMetricSection
 from raytorch.config.own_parts import (
@@ -62,6 +63,8 @@ class OwnCode:
     """By key of the run: ``("model",)``, ``("metrics", 0)``."""
     nodes: dict[tree.Key, yaml.Node]
     """Where each is named."""
+    are_facts_known: bool
+    """Whether the data is published, of which the facts that it tells a model are known before it is read."""
 
     @cached_property
     def code(self) -> CodeSnapshot:
@@ -110,7 +113,7 @@ class OwnCode:
             _require_positional(part, reference, signature)
             skip = len(part.called_with)
             match key[0]:
-                case "model" if ("data",) in self.references:  # which may give it any of its parameters
+                case "model" if not self.are_facts_known:  # which may give it any of its parameters
                     required = [each.name for each in signature.parameters if each.default is REQUIRED]
                     return section(base=OwnModelSection, optional=required)
                 case "model":
@@ -202,11 +205,13 @@ def find_own_code(
         nodes = {("loop",): nodes["loop",]}
     if not nodes:
         return None
-    names = tuple((key, node.value) for key, node in nodes.items())
+    data = named["data",]
+    are_facts_known = ("data",) not in nodes and (bool(data.rest) or data.node.value not in SOURCE_NAMES)
+    names = (*((key, node.value) for key, node in nodes.items()), ((), str(are_facts_known)))
     if names not in found:
         project = project or Project.of(folder)
         references = {key: _resolved(project, key, node, folder) for key, node in nodes.items()}
-        found[names] = OwnCode(project, references, nodes)
+        found[names] = OwnCode(project, references, nodes, are_facts_known)
     return found[names]
 
 

@@ -28,9 +28,11 @@ RULES: dict[str, Rule] = {
     "data": Rule(OnResume.REFUSED, "each epoch has every sample once"),
     "data.root": Rule(OnResume.APPLIED, "the same files in another place"),
     "data.download": Rule(OnResume.APPLIED),
+    "data.readers": Rule(OnResume.APPLIED, "they change no batch"),
     "validation": Rule(OnResume.REFUSED, "it decides which samples are trained on, and what has been judged by"),
     "validation.test": Rule(OnResume.APPLIED),
     "sampling": Rule(OnResume.REFUSED, "it decides the order of the data"),
+    "shuffle": Rule(OnResume.REFUSED, "it decides the order of the data"),
     "model": Rule(OnResume.REFUSED, "the weights are of the model that was trained"),
     "loop": Rule(
         OnResume.APPLIED, "its arguments, though optimizers and what else it has registered go on as they were saved"

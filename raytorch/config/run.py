@@ -19,7 +19,17 @@ from pydantic import (
 )
 
 from raytorch.config.code_snapshot import CodeSnapshot
-from raytorch.config.data import DATA, DataPart, DigitsData, ImageData, Validation
+from raytorch.config.data import (
+    DATA,
+    DataPart,
+    DigitsData,
+    ImageData,
+    Sampling,
+    Shuffle,
+    Validation,
+    require_order,
+    require_split,
+)
 from raytorch.config.execution import Averaging, Checkpointing, EarlyStopping, Failure, Logging, Scaling
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
@@ -47,8 +57,6 @@ def smallest_batch(samples: int, batch_size: int) -> int:
     return min(batch_size, samples - (steps_per_epoch(samples, batch_size) - 1) * batch_size)
 
 
-Sampling = Literal["each", "balanced", "weighted"]
-
 LONGEST_NAME = 128
 NAME_FORM = f"1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a letter or digit"
 RunName = Annotated[
@@ -63,7 +71,7 @@ RunName = Annotated[
 
 
 REPLACED_BY_LOOP = (
-    *("data", "validation", "sampling", "model", "loss", "on_evaluation"),
+    *("data", "validation", "sampling", "shuffle", "model", "loss", "on_evaluation"),
     *("optimizer", "schedule", "accumulate", "ema", "clip_norm"),
 )
 """Keys of a run that a loop of the user's own decides."""
@@ -83,6 +91,9 @@ class RunConfig(Section):
     sampling: Sampling = "each"
     """Training samples of an epoch: each of them once, or as many that are drawn at random, with replacement: with all
     classes equally likely, by the data set's labels, or in proportion to its weights."""
+    shuffle: Shuffle = "full"
+    """Order of the samples of an epoch: any, or with those near each other that lie together in files, as row groups
+    and shards: blocks of samples are shuffled, and so are the samples of each few that follow one another."""
     model: Annotated[ModelPart, BeforeValidator(name_alone)] = MlpModel()
     """Model."""
     loss: Annotated[LossPart, BeforeValidator(name_alone)] = Loss()
@@ -290,28 +301,10 @@ class RunConfig(Section):
         return (self.epochs or 0) * steps_per_epoch(samples, self.batch_size)
 
     @model_validator(mode="after")
-    def _data_has_the_split(self) -> "RunConfig":
-        if self.validation and self.validation.split and isinstance(self.data, ImageData):
-            raise ConflictError(
-                f"data {self.data.name} has no split {self.validation.split}, but train and test; take a share of its "
-                "training samples, as in validation: {share: 0.1}",
-                "validation.split",
-                "data.name",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _data_has_what_is_sampled_by(self) -> "RunConfig":
-        if not isinstance(self.data, ImageData) or self.sampling == "each":
-            return self
-        missing = "weights" if self.sampling == "weighted" else "classes" if self.data.kind == "strips" else None
-        if missing:
-            raise ConflictError(
-                f"data {self.data.name} has no {missing} to draw samples by; take sampling: each"
-                f"{' or balanced' if self.data.kind != 'strips' else ''}",
-                "sampling",
-                "data.name",
-            )
+    def _data_has_what_is_asked_of_it(self) -> "RunConfig":
+        if self.validation:
+            require_split(self.data, self.validation)
+        require_order(self.data, self.sampling, self.shuffle)
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from torch import Tensor
 from raytorch.config import Augment
 from raytorch.config.run import steps_per_epoch
 from raytorch.datasets.augmentation import Draws
-from raytorch.datasets.order import DrawnOrder, Order, ShuffledOrder
+from raytorch.datasets.order import BlockOrder, DrawnOrder, Order, ShuffledOrder
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import CheckpointError, ConfigError
 
@@ -65,9 +65,10 @@ class TrainLoader:
         seed: int = 0,
         augment: Augment = Augment(),  # noqa: B008 (frozen)
         weights: Tensor | None = None,
+        blocks: Tensor | None = None,
     ) -> None:
         """``batch_size`` counts samples per optimizer step over all ranks; ``weights``, float64 (N,), say in proportion
-        to what samples are drawn. Raises ConfigError.
+        to what samples are drawn; or ``blocks``, int64 (M,), how many of them lie together. Raises ConfigError.
 
         Ranks need the same arguments but for ``rank``.
         """
@@ -81,7 +82,7 @@ class TrainLoader:
         self._seed = seed
         self._augment = augment
         self.samples = len(dataset)
-        self._weights = weights
+        self._weights, self._blocks = weights, blocks
         self._pass = 0
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self.epoch = -1
@@ -133,7 +134,9 @@ class TrainLoader:
     def _new_order(self) -> Order:
         """That of the samples of this epoch."""
         seed = self._seed_sequence()
-        return ShuffledOrder(self.samples, seed) if self._weights is None else DrawnOrder(self._weights, seed)
+        if self._weights is not None:
+            return DrawnOrder(self._weights, seed)
+        return ShuffledOrder(self.samples, seed) if self._blocks is None else BlockOrder(self._blocks, seed)
 
     def _spans(self, start: int) -> Iterator[Span]:
         """The global batches of the epoch from ``start`` on."""

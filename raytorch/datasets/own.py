@@ -3,31 +3,30 @@
 A data set has a length, and samples by ``data[index]`` or whole batches by ``data.batch(indices)``, int64 (B,). Samples
 are put together by its ``collate(samples)`` if it has one, else as ``torch.utils.data.default_collate`` does. Its
 ``facts``, a dictionary, are told to the model. Its training samples may be drawn by its ``labels`` or ``weights``, a
-number for each. Where it takes ``rng=``, that is a ``numpy.random.Generator`` of the sample's own.
+number for each, or shuffled by its ``blocks``, how many of them lie together. Where it takes ``rng=``, that is a
+``numpy.random.Generator`` of the sample's own. Its ``on_device(batch)``, if it has one, is called with each batch once
+that is on the worker's device, and returns what is trained on.
 """
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from raytorch.config import Data, OwnData, RunConfig, StoredData
+from raytorch.config import CodeSnapshot, OwnData, Source
 from raytorch.config.own_calls import own_call
-from raytorch.config.section import Section, name_alone
-from raytorch.config.yaml_tree import DICTIONARY
 from raytorch.datasets.common_generators import SeededReading, seed_common
 from raytorch.datasets.in_memory import load_dataset
 from raytorch.datasets.readers import Readers
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import ConfigError
+from raytorch.sources import open_source
 
 
 class OwnDataset:
@@ -44,6 +43,7 @@ class OwnDataset:
         self._data, self._target = data, device
         self._batches = _Batches(data, seed)
         self._readers = Readers(self._batches.in_reader, readers) if readers else None
+        self._on_device = getattr(data, "on_device", None)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -58,44 +58,33 @@ class OwnDataset:
         """What it says of how often its samples are to be drawn, if it does."""
         return getattr(self._data, "weights", None)
 
+    @property
+    def blocks(self) -> Any:
+        """What it says of how many of its samples lie together, if it does."""
+        return getattr(self._data, "blocks", None)
+
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""
         batches = self._readers.read(map(_sendable, requests)) if self._readers else self._batches.read(requests)
-        return batches if self._target.type == "cpu" else (_moved(batch, self._target) for batch in batches)
+        if self._target.type != "cpu":
+            batches = (_moved(batch, self._target) for batch in batches)
+        return map(self._on_device, batches) if self._on_device else batches
 
 
-def load_split(config: RunConfig, split: str, device: torch.device) -> Split:
-    """The split of a run's data set: of the user's own one with any name, of a shipped one ``train`` or ``test``.
+def open_split(
+    data: Any, split: str, device: torch.device, *, seed: int = 0, code: CodeSnapshot | None = None, training: bool
+) -> Split:
+    """The split of a data set by its section: of the user's own one with any name, else ``train`` or ``test``.
 
-    Raises DataError for files that are not in order, and ConfigError for own code that is no data set.
+    Of one that is read from files it is changed at random, where that is asked for, if it is for ``training``; where it
+    has no files for the test split, that is all of the training split. Raises DataError for files that are not in
+    order, and ConfigError for own code that is no data set.
     """
-    data = config.data
+    if isinstance(data, Source):
+        return OwnDataset(open_source(data, split, training=training), device, seed=seed, readers=data.readers)
     if not isinstance(data, OwnData):
         return load_dataset(data, cast(Literal["train", "test"], split), device)
-    made = own_call("data", data, config.code)(split)
-    return OwnDataset(made, device, seed=config.seed, readers=data.readers)
-
-
-def shipped_split(part: str | Mapping[str, Any], split: Literal["train", "test"], device: torch.device) -> Split:
-    """The split of a shipped data set, by its name or section. Raises ConfigError, and DataError as load_split does."""
-    if not isinstance(part, str | Mapping):
-        raise ConfigError(
-            f"run.data takes the name of a shipped data set, or its section, not {type(part).__name__}; a data set of "
-            "your own is given to run.batches, run.read and run.share as it is"
-        )
-    try:
-        data = _Shipped(data=cast(Any, part)).data
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(f"{DICTIONARY}: data", "run.data")) from None
-    if isinstance(data, StoredData) and not Path(data.root).expanduser().is_absolute():
-        raise ConfigError(f"run.data.root: {data.root} must be given in full, as a worker may run in any folder")
-    return load_dataset(data, split, device)
-
-
-class _Shipped(Section):
-    """What is wrong with its keys is told as of a configuration."""
-
-    data: Annotated[Data, BeforeValidator(name_alone)]
+    return OwnDataset(own_call("data", data, code)(split), device, seed=seed, readers=data.readers)
 
 
 class _Batches:

@@ -1,11 +1,11 @@
-"""How likely each training sample is drawn, where an epoch is not to have every one of them once."""
+"""What a split says of its samples, by which they are drawn or shuffled."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raytorch.config.run import Sampling
+from raytorch.config.data import Sampling
 from raytorch.datasets.requests import Split
 from raytorch.errors import ConfigError
 
@@ -18,6 +18,26 @@ def drawing_weights(sampling: Sampling, split: Split) -> Tensor | None:
     if sampling == "each":
         return None
     return _of_classes(split) if sampling == "balanced" else _of_samples(split)
+
+
+def blocks_of(split: Split) -> Tensor:
+    """Samples of each block of those that lie together, int64 (M,).
+
+    Raises ConfigError if the split does not tell, as ``blocks``.
+    """
+    told: Any = getattr(split, "blocks", None)
+    what = f"the number of samples in each, in their order, {len(split):,} in all"
+    if told is None:
+        raise ConfigError(f"shuffle: blocks goes by blocks, {what}; let the data set have them, or leave shuffle out")
+    try:
+        blocks = torch.as_tensor(told).detach().cpu()
+        is_right = blocks.dim() == 1 and not blocks.is_floating_point() and not blocks.is_complex()
+        is_right = is_right and bool((blocks >= 1).all()) and int(blocks.sum()) == len(split)
+    except (TypeError, ValueError, RuntimeError):
+        is_right = False
+    if not is_right:
+        raise ConfigError(f"shuffle: blocks goes by blocks, {what}: here they are {told!r:.60}")
+    return blocks.to(torch.int64)
 
 
 def number_of_each(split: Split, name: str) -> Tensor | None:

@@ -1,16 +1,22 @@
 """The splits of a run: what it is trained on, what judges it after each epoch, and what it is tested on at its end."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
-from raytorch.config import RunConfig, Validation
-from raytorch.datasets.own import load_split
+from raytorch.config import RunConfig, Source
+from raytorch.config.data import ShippedData
+from raytorch.config.section import Section, name_alone
+from raytorch.config.yaml_tree import DICTIONARY
+from raytorch.datasets.own import open_split
 from raytorch.datasets.requests import Request, Split
-from raytorch.datasets.sampling import drawing_weights, number_of_each
+from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
+from raytorch.datasets.shares import Share
 from raytorch.errors import ConfigError
 
 _NO_EPOCH = 2**32 - 1
@@ -32,14 +38,13 @@ class Splits(NamedTuple):
 class Part:
     """Some of the samples of a split, as a split of their own."""
 
-    def __init__(self, whole: Split, indices: Tensor) -> None:
-        """``indices``: int64 (N,), which samples, in their order."""
-        self._whole, self._indices = whole, indices.to(whole.device)
+    def __init__(self, whole: Split, share: Share) -> None:
+        self._whole, self._share = whole, share
         self.device, self.facts = whole.device, whole.facts
         self.mirrors: bool = getattr(whole, "mirrors", True)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._share)
 
     @property
     def labels(self) -> Tensor | None:
@@ -51,38 +56,98 @@ class Part:
         """Those of the samples, if the whole split has some."""
         return self._of_each("weights")
 
+    @property
+    def blocks(self) -> Tensor | None:
+        """How many of the samples lie together, if the whole split tells."""
+        if getattr(self._whole, "blocks", None) is None:
+            return None
+        sizes = self._share.below(blocks_of(self._whole).cumsum(0)).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        return sizes[sizes > 0]
+
     def _of_each(self, name: str) -> Tensor | None:
         numbers = number_of_each(self._whole, name)
-        return None if numbers is None else numbers[self._indices.cpu()]
+        return None if numbers is None else numbers[self._share.at(torch.arange(len(self)))]
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, as the whole split reads them."""
-        indices = self._indices
-        return self._whole.read(request._replace(indices=indices[request.indices]) for request in requests)
+        return self._whole.read(request._replace(indices=self._share.at(request.indices)) for request in requests)
 
 
 def load_splits(config: RunConfig, device: torch.device) -> Splits:
-    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.load_split` for what is raised."""
-    train, validation = load_split(config, "train", device), config.validation
+    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised."""
+    train, validation = load_split(config, "train", device, training=True), config.validation
     test = load_split(config, "test", device) if validation is None or validation.test else None
     judged: Split | None = test
     if validation and validation.split:
         judged = load_split(config, validation.split, device)
     elif validation:
-        train, judged = _parted(train, validation, config.seed)
+        # One that is read from files is opened again: what judges is not changed at random.
+        unchanged = load_split(config, "train", device) if isinstance(config.data, Source) else train
+        share = len(train), _held_out("validation.share", validation.share or 0, len(train))
+        sequence = _sequence(config.seed, "validation")
+        judged = Part(unchanged, Share(*share, sequence, is_held_out=True))
+        train = Part(train, Share(*share, sequence, is_held_out=False))
     assert judged is not None
     return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
 
 
-def _parted(whole: Split, validation: Validation, seed: int) -> tuple[Part, Part]:
-    """The samples to train on, and those to judge by: the same for any number of workers. Raises ConfigError."""
-    samples, held_out = len(whole), validation.held_out(len(whole))
+def load_split(config: RunConfig, split: str, device: torch.device, *, training: bool = False) -> Split:
+    """The split of a run's data set on ``device``, by its name, as :func:`raytorch.datasets.own.open_split` opens it.
+
+    Where the configuration takes a share of the training samples for the test split, it is that, or what is left.
+    """
+    seed = config.seed
+    whole = open_split(config.data, split, device, seed=seed, code=config.code, training=training)
+    return _with_test_share(whole, config.data, split, seed)
+
+
+def shipped_split(
+    part: str | Mapping[str, Any], split: Literal["train", "test"], device: torch.device, seed: int = 0
+) -> Split:
+    """The split of a shipped data set, by its name or section, of which ``train`` is trained on.
+
+    Raises ConfigError, and DataError as load_split does.
+    """
+    if not isinstance(part, str | Mapping):
+        raise ConfigError(
+            f"run.data takes the name of a shipped data set, or its section, not {type(part).__name__}; a data set of "
+            "your own is given to run.batches, run.read and run.share as it is"
+        )
+    try:
+        data = _Shipped(data=cast(Any, part)).data
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{DICTIONARY}: data", "run.data")) from None
+    root = getattr(data, "root", "/")
+    if "://" not in root and not Path(root).expanduser().is_absolute():
+        raise ConfigError(f"run.data.root: {root} must be given in full, as a worker may run in any folder")
+    whole = open_split(data, split, device, seed=seed, training=split == "train")
+    return _with_test_share(whole, data, split, seed)
+
+
+class _Shipped(Section):
+    """What is wrong with its keys is told as of a configuration."""
+
+    data: Annotated[ShippedData, BeforeValidator(name_alone)]
+
+
+def _with_test_share(whole: Split, data: Any, split: str, seed: int) -> Split:
+    share = data.test_share if isinstance(data, Source) else None
+    if share is None or split == "validation":
+        return whole
+    held_out = _held_out("data.test", share, len(whole))
+    return Part(whole, Share(len(whole), held_out, _sequence(seed, "test"), is_held_out=split == "test"))
+
+
+def _held_out(key: str, share: float, samples: int) -> int:
+    """How many samples a share is. Raises ConfigError where it leaves none for it or for the rest."""
+    held_out = round(share * samples)
     if not 0 < held_out < samples:
         raise ConfigError(
-            f"validation.share: {validation.share:g} of {samples:,} training samples is {held_out:,}, and the rest "
-            f"{samples - held_out:,}; give a share that leaves some for both"
+            f"{key}: {share:g} of {samples:,} training samples is {held_out:,}, and the rest {samples - held_out:,}; "
+            "give a share that leaves some for both"
         )
-    sequence = np.random.SeedSequence(seed, spawn_key=(_NO_EPOCH,))
-    generator = torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
-    order = torch.randperm(samples, generator=generator)
-    return Part(whole, order[held_out:].sort().values), Part(whole, order[:held_out].sort().values)
+    return held_out
+
+
+def _sequence(seed: int, split: Literal["validation", "test"]) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(_NO_EPOCH, *((1,) if split == "test" else ())))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raytorch.config import Augment, OwnData
+from raytorch.config import Augment, ImageData
 from raytorch.config.own_calls import imported
 from raytorch.datasets import MicroBatch, load_splits
 from raytorch.distributed.ddp import gradient_sync
@@ -30,7 +30,8 @@ class Trainer:
             self.splits.train,
             accumulate=config.accumulate,
             weights=self.splits.weights,
-            augment=Augment() if isinstance(config.data, OwnData) else config.data.augment,
+            shuffle=config.shuffle,
+            augment=config.data.augment if isinstance(config.data, ImageData) else Augment(),
         )
         architecture: Any = Architecture.of(config.model, self.splits.train.facts, config.code)
         self.net = run.model(THE_MODEL, architecture, lambda model: prepare(model, config.model))

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from raytorch.config import Augment, RunConfig
+from raytorch.config.data import Shuffle
 from raytorch.datasets import TrainLoader, evaluation_batches
-from raytorch.datasets.own import OwnDataset, shipped_split
+from raytorch.datasets.own import OwnDataset
 from raytorch.datasets.requests import Split
+from raytorch.datasets.sampling import blocks_of
+from raytorch.datasets.splits import shipped_split
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
 from raytorch.training.evaluation import EVALUATION_BATCH
@@ -169,6 +172,7 @@ class Run:
         epochs: int | None = None,
         steps: int | None = None,
         readers: int = 0,
+        shuffle: Shuffle = "full",
     ) -> Iterator[Any]:
         """This worker's share of shuffled batches, one for each optimizer step.
 
@@ -178,11 +182,12 @@ class Run:
             epochs: Passes over the data; by default the configuration's ``epochs`` or ``steps``.
             steps: Optimizer steps, in place of epochs.
             readers: Processes that read ahead.
+            shuffle: As the key of a configuration.
 
         Raises:
             ConfigError: A batch would have no sample for one of the workers, or nothing says how many there are.
         """
-        taken = self.steps(data, batch_size=batch_size, epochs=epochs, steps=steps, readers=readers)
+        taken = self.steps(data, batch_size=batch_size, epochs=epochs, steps=steps, readers=readers, shuffle=shuffle)
         if taken.smallest < self.worker.world_size:
             raise ConfigError(
                 f"batch_size: {taken.samples:,} samples leave a batch of {taken.smallest} for {self.worker.world_size} "
@@ -199,6 +204,7 @@ class Run:
         epochs: int | None = None,
         steps: int | None = None,
         readers: int = 0,
+        shuffle: Shuffle = "full",
         augment: Augment = Augment(),  # noqa: B008 (frozen)
         weights: Tensor | None = None,
     ) -> Batches:
@@ -213,6 +219,7 @@ class Run:
             epochs: As for :meth:`batches`.
             steps: As for :meth:`batches`.
             readers: As for :meth:`batches`.
+            shuffle: As for :meth:`batches`.
             augment: How images of a shipped data set are changed at random; by default they are not.
             weights: float64 (N,), in proportion to which the N samples are drawn, with replacement.
 
@@ -236,8 +243,9 @@ class Run:
                 raise ConfigError(f"{key}: run.batches takes a whole number of at least 1, not {value!r:.99}")
         if epochs is not None and steps is not None:
             raise ConfigError("epochs: give run.batches either epochs or steps, not both")
+        split = self._split(data, readers)
         loader = TrainLoader(
-            self._split(data, readers),
+            split,
             batch_size=batch_size or config.batch_size,
             micro_batches=accumulate,
             rank=self.worker.rank,
@@ -245,6 +253,7 @@ class Run:
             seed=config.seed,
             augment=augment,
             weights=weights,
+            blocks=blocks_of(split) if shuffle == "blocks" else None,
         )
         if epochs is None and steps is None:
             epochs, steps = config.epochs, config.steps
@@ -264,7 +273,7 @@ class Run:
             ConfigError: There is no such data set, or its folder is not given in full.
             DataError: Its files are not in order.
         """
-        return shipped_split(name, split, self.worker.device)
+        return shipped_split(name, split, self.worker.device, self.config.seed)
 
     def read(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[Any]:
         """All batches of a data set in its order, the same on all workers."""

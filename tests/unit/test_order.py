@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from raytorch.datasets import TrainLoader
-from raytorch.datasets.order import DrawnOrder, Order, ShuffledOrder
+from raytorch.datasets.order import BlockOrder, DrawnOrder, Order, ShuffledOrder
 from raytorch.datasets.requests import Request
+from raytorch.datasets.shares import Share
+from raytorch.sources.blocks import TOGETHER
 
 BILLION = 10**9
 
@@ -114,3 +116,69 @@ def test_a_loader_of_a_billion_samples_keeps_its_place_in_a_few_bytes_and_goes_o
     halves = [next(rank.remaining())[0].content for rank in resumed]
     assert torch.equal(torch.cat(halves), second.content)
     assert not set(first.content.tolist()) & set(second.content.tolist())
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, TOGETHER, TOGETHER + 1, 5 * TOGETHER + 3])
+def test_blocks_of_any_sizes_have_every_sample_once_and_any_part_is_computed_alone(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    blocks = torch.randint(1, 40, (count,), generator=generator)
+    order, total = BlockOrder(blocks, seed(count)), int(blocks.sum())
+    whole = order.at(0, total)
+    assert torch.equal(whole.sort().values, torch.arange(total))
+    for start in range(0, total, max(1, total // 7)):
+        stop = min(total, start + 1 + total // 3)
+        assert torch.equal(order.at(start, stop), whole[start:stop])
+
+
+def test_few_blocks_are_read_at_a_time_and_no_two_of_their_samples_stay_together() -> None:
+    blocks = torch.full((100,), 1000)
+    whole = BlockOrder(blocks, seed()).at(0, 100_000)
+    groups = [set((part // 1000).tolist()) for part in whole.split(TOGETHER * 1000)]
+    assert [len(group) for group in groups] == [TOGETHER] * 12 + [4]
+    assert len(set.union(*groups)) == 100
+    assert [sorted(group) for group in groups] != sorted(sorted(group) for group in groups)
+    counts = torch.bincount(whole[:8000] // 1000, minlength=100)[sorted(groups[0])]
+    early = torch.bincount(whole[:800] // 1000, minlength=100)[sorted(groups[0])]
+    assert counts.tolist() == [1000] * TOGETHER
+    assert abs(chi_square(early, 100)) < 4
+    assert abs(float((whole[1:] - whole[:-1] == 1).float().mean())) < 0.01
+
+
+def test_another_epoch_has_the_blocks_in_another_order() -> None:
+    blocks = torch.full((50,), 10)
+    orders = {tuple(BlockOrder(blocks, seed(epoch)).at(0, 500).tolist()) for epoch in range(5)}
+    assert len(orders) == 5
+
+
+# -- shares ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [2, 3, 10, 97, 1500])
+def test_a_share_and_the_rest_have_every_sample_once_in_their_order(samples: int) -> None:
+    for held_out in {1, samples // 3, samples // 2, samples - 1} - {0}:
+        parts = [Share(samples, held_out, seed(held_out), is_held_out=which) for which in (True, False)]
+        taken = [part.at(torch.arange(len(part))) for part in parts]
+        assert [len(part) for part in parts] == [held_out, samples - held_out]
+        assert torch.equal(torch.cat(taken).sort().values, torch.arange(samples))
+        for part, those in zip(parts, taken, strict=True):
+            assert torch.equal(those, those.sort().values)
+            below = torch.arange(samples + 1)
+            assert torch.equal(part.below(below), torch.searchsorted(those, below))
+
+
+def test_every_sample_of_a_stretch_is_as_likely_to_be_held_out() -> None:
+    times = 4000
+    held_out = [Share(50, 5, seed(number), is_held_out=True).at(torch.arange(5)) for number in range(times)]
+    counts = torch.bincount(torch.cat(held_out), minlength=50)
+    assert abs(chi_square(counts, times / 10)) < 4
+
+
+def test_a_share_of_a_billion_samples_takes_no_memory() -> None:
+    rest = Share(BILLION, BILLION // 10, seed(), is_held_out=False)
+    places = torch.tensor([0, 7 * 10**8, len(rest) - 1])
+    samples = rest.at(places)
+    assert torch.equal(rest.below(samples), places)
+    assert samples[-1] >= BILLION - 2

@@ -1,0 +1,21 @@
+"""Data sets of files of the user's own, each by the protocol that a data set of the user's own follows.
+
+They are read as those are: see :mod:`raytorch.datasets.own`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from raytorch.config.sources import Source
+
+SOURCES = {"arrays": "Arrays"}
+"""The class of each source, by its name, which is its module's too."""
+
+
+def open_source(section: Source, split: str, *, training: bool) -> Any:
+    """The samples of a split of a source, changed at random, where its section says so, if they are for ``training``.
+
+    The test split is the whole training split where the section takes a share of it. Raises DataError for files that
+    are not in order.
+    """
+    return getattr(import_module(f"{__name__}.{section.name}"), SOURCES[section.name])(section, split, training)
