@@ -10,7 +10,7 @@ that is on the worker's device, and returns what is trained on.
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
@@ -67,12 +67,27 @@ class OwnDataset:
         """The batches that are asked for, read ahead if there are readers for that."""
         batches = self._readers.read(map(_sendable, requests)) if self._readers else self._batches.read(requests)
         if self._target.type != "cpu":
-            batches = (_moved(batch, self._target) for batch in batches)
+            batches = (moved(batch, self._target) for batch in batches)
         return map(self._on_device, batches) if self._on_device else batches
 
 
+Adapter = Callable[[Any], Split | None]
+"""What reads a data set of another library's; its answer is None for one that follows the protocol."""
+
+
+def no_other(data: Any) -> None:
+    """The adapter of where there is none."""
+
+
 def open_split(
-    data: Any, split: str, device: torch.device, *, seed: int = 0, code: CodeSnapshot | None = None, training: bool
+    data: Any,
+    split: str,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    code: CodeSnapshot | None = None,
+    adapt: Adapter = no_other,
+    training: bool,
 ) -> Split:
     """The split of a data set by its section: of the user's own one with any name, else ``train`` or ``test``.
 
@@ -84,7 +99,8 @@ def open_split(
         return OwnDataset(open_source(data, split, training=training), device, seed=seed, readers=data.readers)
     if not isinstance(data, OwnData):
         return load_dataset(data, cast(Literal["train", "test"], split), device)
-    return OwnDataset(own_call("data", data, code)(split), device, seed=seed, readers=data.readers)
+    made = own_call("data", data, code)(split)
+    return adapt(made) or OwnDataset(made, device, seed=seed, readers=data.readers)
 
 
 class _Batches:
@@ -179,14 +195,14 @@ def _facts_of(data: Any) -> dict[str, Any]:
     return told
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def moved(batch: Any, device: torch.device) -> Any:
     """A batch on a device: tensors alone, in dictionaries, tuples and lists."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
-        return {key: _moved(value, device) for key, value in batch.items()}
+        return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_moved(value, device) for value in batch))
+        return type(batch)(*(moved(value, device) for value in batch))
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        return type(batch)(_moved(value, device) for value in batch)  # type: ignore[call-arg]
+        return type(batch)(moved(value, device) for value in batch)  # type: ignore[call-arg]
     return batch

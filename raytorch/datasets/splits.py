@@ -1,6 +1,7 @@
 """The splits of a run: what it is trained on, what judges it after each epoch, and what it is tested on at its end."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -13,7 +14,7 @@ from raytorch.config import RunConfig, Source
 from raytorch.config.data import ShippedData
 from raytorch.config.section import Section, name_alone
 from raytorch.config.yaml_tree import DICTIONARY
-from raytorch.datasets.own import open_split
+from raytorch.datasets.own import Adapter, no_other, open_split
 from raytorch.datasets.requests import Request, Split
 from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
 from raytorch.datasets.shares import Share
@@ -39,6 +40,9 @@ class Part:
     """Some of the samples of a split, as a split of their own."""
 
     def __init__(self, whole: Split, share: Share) -> None:
+        """Raises ConfigError for a split whose samples cannot be asked for."""
+        if getattr(whole, "is_in_order_alone", False):
+            raise ConfigError("validation.share: no share can be taken of a stream; let it have a split for validation")
         self._whole, self._share = whole, share
         self.device, self.facts = whole.device, whole.facts
         self.mirrors: bool = getattr(whole, "mirrors", True)
@@ -73,16 +77,17 @@ class Part:
         return self._whole.read(request._replace(indices=self._share.at(request.indices)) for request in requests)
 
 
-def load_splits(config: RunConfig, device: torch.device) -> Splits:
+def load_splits(config: RunConfig, device: torch.device, adapt: Adapter = no_other) -> Splits:
     """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised."""
-    train, validation = load_split(config, "train", device, training=True), config.validation
-    test = load_split(config, "test", device) if validation is None or validation.test else None
+    load = partial(load_split, config, device=device, adapt=adapt)
+    train, validation = load("train", training=True), config.validation
+    test = load("test") if validation is None or validation.test else None
     judged: Split | None = test
     if validation and validation.split:
-        judged = load_split(config, validation.split, device)
+        judged = load(validation.split)
     elif validation:
         # One that is read from files is opened again: what judges is not changed at random.
-        unchanged = load_split(config, "train", device) if isinstance(config.data, Source) else train
+        unchanged = load("train") if isinstance(config.data, Source) else train
         share = len(train), _held_out("validation.share", validation.share or 0, len(train))
         sequence = _sequence(config.seed, "validation")
         judged = Part(unchanged, Share(*share, sequence, is_held_out=True))
@@ -91,13 +96,15 @@ def load_splits(config: RunConfig, device: torch.device) -> Splits:
     return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
 
 
-def load_split(config: RunConfig, split: str, device: torch.device, *, training: bool = False) -> Split:
+def load_split(
+    config: RunConfig, split: str, device: torch.device, *, adapt: Adapter = no_other, training: bool = False
+) -> Split:
     """The split of a run's data set on ``device``, by its name, as :func:`raytorch.datasets.own.open_split` opens it.
 
     Where the configuration takes a share of the training samples for the test split, it is that, or what is left.
     """
     seed = config.seed
-    whole = open_split(config.data, split, device, seed=seed, code=config.code, training=training)
+    whole = open_split(config.data, split, device, seed=seed, code=config.code, adapt=adapt, training=training)
     return _with_test_share(whole, config.data, split, seed)
 
 

@@ -15,6 +15,7 @@ from raytorch.training.evaluation import Evaluator
 from raytorch.training.optimizer_steps import OptimizerSteps
 from raytorch.training.preparing import begin, prepare
 from raytorch.training.run import Run
+from raytorch.training.streams import stream_of
 
 
 class Trainer:
@@ -25,7 +26,8 @@ class Trainer:
         config, device = self.config, run.worker.device
         for name in config.references:  # what is wrong with it is found before data is read
             imported(name, config.code)
-        self.splits = load_splits(config, device)
+        readers = getattr(config.data, "readers", 0)
+        self.splits = load_splits(config, device, lambda data: stream_of(data, run.worker, run.report, readers=readers))
         self.batches = run.steps(
             self.splits.train,
             accumulate=config.accumulate,

@@ -26,6 +26,7 @@ from raytorch.training.precision import Precision
 from raytorch.training.progress import Batches, RunProgress
 from raytorch.training.run_state import Kept, OptimizerState
 from raytorch.training.step_log import Number, require_names
+from raytorch.training.streams import is_stream, stream_of
 
 
 class Run:
@@ -277,6 +278,8 @@ class Run:
 
     def read(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[Any]:
         """All batches of a data set in its order, the same on all workers."""
+        if is_stream(data):
+            raise ConfigError("run.read: each worker has a share of a stream alone; take run.share")
         return (batch.content for batch in evaluation_batches(self._split(data, 0), batch_size=batch_size))
 
     def share(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[Any]:
@@ -342,4 +345,6 @@ class Run:
     def _split(self, data: Any, readers: int) -> Split:
         if isinstance(data, Split):
             return data
+        if (stream := stream_of(data, self.worker, self.report, readers=readers)) is not None:
+            return stream
         return OwnDataset(data, self.worker.device, seed=self.config.seed, readers=readers)

@@ -38,9 +38,13 @@ class RunRecord(LiveRecord):
             yield
 
     def note(self, status: RunStatus) -> None:
-        """Keep the newest evaluation, which is what a run that fails has come to, and what the run began with."""
-        if weights := (status.progress or {}).get("initial_weights"):
+        """Keep the newest evaluation, which is what a run that fails has come to, what the run began with, and
+        where a stream of data was begun again."""
+        told = status.progress or {}
+        if weights := told.get("initial_weights"):
             self.update(initial_weights=weights)
+        if (stream := told.get("stream")) and stream not in (known := self.content.get("stream_restarts", [])):
+            self.update(stream_restarts=[*known, stream])
         if status.evaluations:
             newest = status.evaluations[-1]
             untested: dict[str, Any] = {"test_metrics": {}} if "test_metrics" in self.content else {}

@@ -98,7 +98,7 @@ ROOMS = {
     ],
     "training": [
         "averaging batch_loss checkpoints history initial_weights launch module_names precision reproducibility",
-        "schedules step_log stopping",
+        "schedules step_log stopping streams",
         "after_evaluation evaluation export freezing monitor optimizer_steps recomputation run_state",
         "preparing",
         "failures parts",
