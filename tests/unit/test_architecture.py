@@ -59,9 +59,10 @@ ROOMS = {
         "plan",
     ],
     "datasets": [
-        "augmentation carried_errors common_generators download file_errors order shared_values",
-        "archives cifar10_files idx_files readers",
-        "files",
+        "augmentation carried_errors common_generators download file_errors mapped_arrays order",
+        "archives cifar10_files idx_files shared_values",
+        "files reader_server",
+        "readers",
         "preparation",
         "requests",
         "in_memory",
