@@ -27,26 +27,49 @@ def imported(name: str, code: CodeSnapshot | None) -> Any:
 
     Raises ConfigError if there is no such file or name; what the user's own code raises comes as it is.
     """
-    global _importing, _installed
+    global _importing
     file, _, attribute = name.rpartition(":")
     if code is None or file not in code.sources:
         raise ConfigError(f"{name}: the code of the run has no such file")
     if (live := live_value(name, code)) is not None:
         return live
     with LOCK:
-        if _installed is None or _installed[0] != code:
-            if _importing:
-                raise ConfigError(
-                    f"{name}: is of other code than that which is being imported; load it in a function that is called "
-                    "later"
-                )
-            _installed = code, ProjectModules(code.root, code.sources, code.entries)
-        _installed[1].install()
+        if _importing and (_installed is None or _installed[0] != code):
+            raise ConfigError(
+                f"{name}: is of other code than that which is being imported; load it in a function that is called "
+                "later"
+            )
+        modules = _modules_of(code)
         outer, _importing = _importing, True
         try:
-            return _installed[1].load(file, attribute)
+            return modules.load(file, attribute)
         finally:
             _importing = outer
+
+
+def code_in_use() -> CodeSnapshot | None:
+    """The code whose modules have their names in this process, so that what is of them can be pickled by name."""
+    with LOCK:
+        return _installed[0] if _installed and _installed[1].has_names else None
+
+
+def use_code(code: CodeSnapshot) -> None:
+    """Let import statements find the modules of ``code``, in the place of those of whatever code was used before.
+
+    Example:
+        >>> use_code(CodeSnapshot("/project", {"nets/tagger.py": "WIDTH = 8"}))
+        >>> import nets.tagger
+    """
+    with LOCK:
+        _modules_of(code)
+
+
+def _modules_of(code: CodeSnapshot) -> ProjectModules:
+    global _installed
+    if _installed is None or _installed[0] != code:
+        _installed = code, ProjectModules(code.root, code.sources, code.entries)
+    _installed[1].install()
+    return _installed[1]
 
 
 @contextmanager

@@ -4,9 +4,12 @@ import pickle
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
+
+import cloudpickle
 
 
 class Frame(NamedTuple):
@@ -83,13 +86,17 @@ def _said(error: BaseException) -> str:
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """The exception alone, if it is the same when it is read again: some require what they do not keep."""
-    try:
-        content = pickle.dumps(error)
-        same = pickle.loads(content)  # noqa: S301 (of this very process)
-        return content if type(same) is type(error) and _said(same) == _said(error) else None
-    except Exception:
-        return None
+    """The exception alone, if it is the same when it is read again: some require what they do not keep.
+
+    By value, one of a class that came here by value is of the class that it was where that came from.
+    """
+    for dumps in (pickle.dumps, cloudpickle.dumps):
+        with suppress(Exception):
+            content: bytes = dumps(error)
+            same = pickle.loads(content)  # noqa: S301 (of this very process)
+            if type(same) is type(error) and _said(same) == _said(error):
+                return content
+    return None
 
 
 def _stand_in(error: CarriedError) -> BaseException:

@@ -42,7 +42,7 @@ class OwnDataset:
         """What it says of itself to the model, as it is read again from JSON."""
         self._data, self._target = data, device
         self._batches = _Batches(data, seed)
-        self._readers = Readers(self._batches.in_reader, readers) if readers else None
+        self._readers = Readers(self._batches.in_reader, readers, type(data).__name__) if readers else None
         self._on_device = getattr(data, "on_device", None)
 
     def __len__(self) -> int:
@@ -114,6 +114,10 @@ class _Batches:
         self._batch = self._put_together if not self._whole else self._drawn if self._takes_rng else self._look_up
         self._epoch_seed = lru_cache(self._new_epoch_seed)
         self._seeded = SeededReading()
+
+    def __reduce__(self) -> Any:
+        """As it is sent to readers."""
+        return _Batches, (self._data, self._seed)
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """Batches that are read in the process that trains."""
@@ -198,7 +202,8 @@ def _facts_of(data: Any) -> dict[str, Any]:
 def moved(batch: Any, device: torch.device) -> Any:
     """A batch on a device: tensors alone, in dictionaries, tuples and lists."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        is_copied = device.type == "cuda" and batch.device.type == "cpu" and batch.layout is torch.strided
+        return (batch.pin_memory() if is_copied else batch).to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

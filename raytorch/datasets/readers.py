@@ -1,94 +1,209 @@
-"""Processes that read batches ahead, in the order in which they are asked for.
+"""Processes that read batches ahead, in the order in which they are asked for."""
 
-They are forked, so that they have the user's data set without importing its code again, and a request is a few numbers.
-"""
-
-import multiprocessing
+import json
 import os
-import pickle
 import signal
 import socket
-import struct
+import subprocess
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from weakref import finalize
 
-import torch
-
+from raytorch.config.own_calls import code_in_use
 from raytorch.datasets.carried_errors import CarriedError
-from raytorch.datasets.shared_values import packed, unpacked
-from raytorch.errors import ReaderDiedError
+from raytorch.datasets.reader_server import LINES_AT_ONCE, LOOK_S, Ended, Task, ask, received, send
+from raytorch.datasets.shared_values import packed, packed_data
+from raytorch.errors import ConfigError, ReaderDiedError
 
 AHEAD = 2
 """Batches that each reader has ready."""
-LOOK_S = 1.0
-"""Seconds between two looks whether the process at the other end is still there, where its end of the line is held by
-one that it has started."""
-_SIZE = struct.Struct("<q")
+_START = """
+import gc, json, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's to decide on
+gc.disable()  # what is imported stays
+number, worker, sys.path[:] = json.loads(sys.argv[1])
+from raytorch.datasets.reader_server import serve
+gc.enable()
+serve(number, worker)
+"""
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Libraries start threads as they are imported, and what has some must not be forked."""
+_PATIENCE_S = 2.0
 
 
 class Readers:
-    """Readers of one data set, started when they are first needed and there for all of its epochs.
+    """Readers of one data set, for all of its epochs. They begin to start at once.
 
     Example:
         >>> list(Readers(str.upper, 2).read("abc"))
         ['A', 'B', 'C']
     """
 
-    def __init__(self, answer: Callable[[Any], Any], count: int) -> None:
-        """``answer`` is called with each request in one of the ``count`` processes."""
-        self._answer, self._count = answer, count
-        self._started: list[_Reader] = []
+    def __init__(self, answer: Callable[[Any], Any], count: int, data: str = "the data set") -> None:
+        """``answer`` is called with each request in one of the ``count`` processes; it has state of what is ``data``.
+
+        Raises ConfigError for what cannot be sent there.
+        """
+        server = _server()  # which starts while that is packed
+        try:
+            file = packed_data(answer)
+        except Exception as error:
+            raise _cannot_be_sent(data, error) from error
+        self._keeper = _Keeper(server, data)
+        self._readers = self._keeper.start(count, file)
 
     def read(self, requests: Iterable[Any]) -> Iterator[Any]:
         """The answers to the requests.
 
-        Raises what ``answer`` raised in a reader, with the traceback that it had there, and ReaderDiedError for one
-        that is no longer there.
+        Raises what ``answer`` raised in a reader, with the traceback that it had there, ReaderDiedError for one that is
+        no longer there, and ConfigError if the data set could not be unpacked there.
         """
-        for reader in self._started:
+        for reader in self._readers:
             reader.forget()
         asked: deque[_Reader] = deque()
         for number, request in enumerate(requests):
-            reader = self._reader(number % self._count)
+            reader = self._readers[number % len(self._readers)]
             reader.ask(request)
             asked.append(reader)
-            if len(asked) == AHEAD * self._count:
+            if len(asked) == AHEAD * len(self._readers):
                 yield asked.popleft().answer()
         while asked:
             yield asked.popleft().answer()
 
-    def _reader(self, number: int) -> "_Reader":
-        if number == len(self._started):
-            lines = [reader.line for reader in self._started]
-            self._started.append(_Reader(self._answer, f"reader {number + 1} of {self._count}", lines))
-        return self._started[number]
+
+class _Line:
+    """This process's end of a line to another, which ends with it."""
+
+    def __init__(self) -> None:
+        self.socket, self.theirs = socket.socketpair()
+        self.close = finalize(self, _close, self.socket, os.getpid())
+
+
+def _close(line: socket.socket, process: int) -> None:
+    if os.getpid() == process:  # and not one that was forked from it, where that would end the readers of both
+        with suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)  # as one that was forked may have the line as well
+    line.close()
+
+
+class _Server:
+    """The server of this process, as it knows it."""
+
+    def __init__(self) -> None:
+        self.line, self._worker = _Line(), os.getpid()
+        theirs = self.line.theirs.fileno()
+        arguments = json.dumps([theirs, self._worker, [*map(str, sys.path)]])
+        self._process = subprocess.Popen(  # noqa: S603 (this very Python)
+            [sys.executable, "-P", "-u", "-c", _START, arguments],
+            pass_fds=[theirs],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+            process_group=0,  # a Ctrl-C in the terminal does not come to it, not even before it can ignore that
+        )
+        self.line.theirs.close()
+        finalize(self, _end, self.line.close, self._process, self._worker)
+
+    def is_alive(self) -> bool:
+        """False if it has ended, or is that of a process from which this one was forked."""
+        return self._worker == os.getpid() and self._process.poll() is None
+
+    def end(self) -> str:
+        """What has become of it, in words."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LOOK_S)
+        code = self._process.poll()
+        return (
+            "no longer answers" if code is None else _how(code, "it served them", "what it said is in the worker's log")
+        )
+
+
+def _end(close: Callable[[], object], process: "subprocess.Popen[bytes]", worker: int) -> None:
+    close()
+    if os.getpid() != worker:
+        return
+    try:
+        process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:  # it still imports what it needs, and has forked nothing
+        process.kill()
+        process.wait()
+
+
+_lock = threading.Lock()
+_last: _Server | None = None
+
+
+def start_server() -> None:
+    """Start the server of this process, if it has none: it takes seconds until the first data set can be read."""
+    _server()
+
+
+def _server() -> _Server:
+    """The server of this process, which stays until that ends."""
+    global _last
+    with _lock:
+        if _last is None or not _last.is_alive():
+            _last = _Server()
+        return _last
+
+
+class _Keeper:
+    """The process that has a data set and forks its readers, as this process knows it."""
+
+    def __init__(self, server: _Server, data: str) -> None:
+        self.line, self._server, self._data = _Line(), server, data
+        self._end: Ended | CarriedError | str | None = None
+        send(server.line.socket, self.line.theirs.detach())
+
+    def start(self, count: int, file: int) -> "list[_Reader]":
+        """Have it read a data set from a file, with so many readers."""
+        folder = None
+        with suppress(OSError):  # it was deleted
+            folder = str(Path.cwd())
+        send(self.line.socket, packed(Task(count, [*map(str, sys.path)], folder, code_in_use())), file)
+        readers = [_Reader(self, f"reader {number + 1} of {count}") for number in range(count)]
+        for start in range(0, count, LINES_AT_ONCE):
+            send(self.line.socket, *(each.line.theirs.detach() for each in readers[start : start + LINES_AT_ONCE]))
+        return readers
+
+    def is_alive(self) -> bool:
+        """False if it has ended without a word, as one does that is killed together with the server."""
+        return self._server.is_alive()
+
+    def raise_end(self) -> NoReturn:
+        """Raise an error that says why there are no readers."""
+        if self._end is None:
+            self._end = self._told()
+        if isinstance(self._end, CarriedError):
+            error = self._end.rebuilt()
+            raise _cannot_be_sent(self._data, error) from error
+        if isinstance(self._end, Ended):
+            how = _how(self._end.code, f"it kept {self._data} for them", "let own code raise an exception instead")
+            raise ReaderDiedError(f"data.readers: the process that readers come from {how}")
+        raise ReaderDiedError(f"data.readers: the server of readers {self._end}")
+
+    def _told(self) -> Any:
+        if wait([self.line.socket], LOOK_S):
+            with suppress(EOFError):
+                return received(self.line.socket)
+        return self._server.end()
 
 
 class _Reader:
     """One of them, as the process that asks knows it."""
 
-    def __init__(self, answer: Callable[[Any], Any], name: str, others: list[socket.socket]) -> None:
-        self._name, self._unanswered = name, 0
-        self.line, theirs = socket.socketpair()
-        context = multiprocessing.get_context("fork")
-        # The lines that it inherits are closed there, or they would stay open when this process is killed.
-        arguments = (answer, theirs, [self.line, *others], os.getpid())
-        self._process: BaseProcess = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()
-        finalize(self, self.line.close)  # at which the process ends
+    def __init__(self, keeper: _Keeper, name: str) -> None:
+        self.line, self._keeper, self._name, self._unanswered = _Line(), keeper, name, 0
+        self._end: Ended | None = None
 
     def ask(self, request: Any) -> None:
-        """Send a request."""
-        content = pickle.dumps(request)
-        with suppress(ConnectionError):  # that it has died is told with the first answer that is missing
-            self.line.sendall(_SIZE.pack(len(content)) + content)
+        """Send a request. That the reader has died is told with the first answer that is missing."""
+        ask(self.line.socket, request)
         self._unanswered += 1
 
     def answer(self) -> Any:
@@ -105,74 +220,36 @@ class _Reader:
 
     def _received(self) -> Any:
         self._unanswered -= 1
-        while not wait([self.line], LOOK_S):
-            if not self._process.is_alive():
-                break
-        files: list[int] = []
-        with suppress(ConnectionError, BlockingIOError):
-            _, files, _, _ = socket.recv_fds(self.line, 1, 1, socket.MSG_DONTWAIT)
-        if not files:
-            raise ReaderDiedError(f"data.readers: {self._name} {self._end()}")
-        return unpacked(files[0])
+        value = self._end or self._sent()
+        if isinstance(value, Ended):
+            self._end = value
+            how = _how(value.code, "it read a batch", "let own code raise an exception instead")
+            raise ReaderDiedError(f"data.readers: {self._name} {how}")
+        return value
 
-    def _end(self) -> str:
-        """What has become of the process, in words."""
-        self._process.join(LOOK_S)
-        code = self._process.exitcode
-        if code is None:
-            return "no longer answers"
-        if code >= 0:
-            return f"ended with exit status {code} while it read a batch; let own code raise an exception instead"
-        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-        reason = {
-            "SIGKILL": "somebody killed it, or the machine has no memory left for it: take fewer readers",
-            "SIGSEGV": "code that is not Python's crashed in it: readers: 0 tells whether that is so without it",
-        }
-        return f"died of {name} while it read a batch; {reason.get(name, 'readers: 0 reads without it')}"
-
-
-def _serve(answer: Callable[[Any], Any], line: socket.socket, others: list[socket.socket], parent: int) -> None:
-    """Answer requests until the process that asks is gone."""
-    for other in others:
-        other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's to decide on
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    while True:
-        while not wait([line], LOOK_S):
-            if os.getppid() != parent:
-                return
+    def _sent(self) -> Any:
+        while not wait([self.line.socket, self._keeper.line.socket], LOOK_S) and self._keeper.is_alive():
+            pass
         try:
-            request = _next_request(line)
-        except (ConnectionError, EOFError):
-            return
-        file = _answered(answer, request)
-        with suppress(ConnectionError):
-            socket.send_fds(line, [b"."], [file])
-        os.close(file)
+            return received(self.line.socket)
+        except EOFError:
+            self._keeper.raise_end()
 
 
-def _next_request(line: socket.socket) -> Any:
-    [size] = _SIZE.unpack(_exactly(line, _SIZE.size))
-    return pickle.loads(_exactly(line, size))  # noqa: S301 (of the process that has started this one)
+def _how(code: int, deed: str, advice: str) -> str:
+    """How a process has ended, in words; ``advice`` is for one that has ended by itself."""
+    if code >= 0:
+        return f"ended with exit status {code} while {deed}; {advice}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    reason = {
+        "SIGKILL": "somebody killed it, or the machine has no memory left for it: take fewer readers",
+        "SIGSEGV": "code that is not Python's crashed in it: readers: 0 tells whether that is so without it",
+    }
+    return f"died of {name} while {deed}; {reason.get(name, 'readers: 0 reads without it')}"
 
 
-def _exactly(line: socket.socket, size: int) -> bytes:
-    content = bytearray()
-    while len(content) < size:
-        if not (more := line.recv(size - len(content))):
-            raise EOFError
-        content += more
-    return bytes(content)
-
-
-def _answered(answer: Callable[[Any], Any], request: Any) -> int:
-    """The file of an answer, or of what was raised in place of one: SystemExit and the like are no ends of a reader."""
-    try:
-        value = answer(request)
-        try:
-            return packed(value)
-        except Exception as error:
-            raise TypeError(f"a batch cannot be sent by a reader, which pickles it: {error}; or readers: 0") from error
-    except BaseException as error:
-        return packed(CarriedError.of(error, below=str(Path(__file__).parent)))
+def _cannot_be_sent(data: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"data.readers: {data} cannot be sent to readers: {type(error).__name__}: {error}; give it __getstate__ that "
+        "leaves out what is open, or readers: 0"
+    )

@@ -5,14 +5,20 @@ Nothing of it has to fit into a pipe or into /dev/shm.
 """
 
 import io
+import marshal
 import os
 import pickle
 import tempfile
-from mmap import mmap
+from collections.abc import Callable
+from mmap import ACCESS_COPY, ACCESS_DEFAULT, mmap
+from types import CodeType
 from typing import Any
 
+import cloudpickle
 import torch
 from torch import Tensor
+
+from raytorch.datasets.mapped_arrays import reopened
 
 _ALIGNMENT = 64
 _NUMBER = 8
@@ -24,23 +30,28 @@ def packed(value: Any) -> int:
     It begins with the count of its parts and the size of each in bytes; the first is a pickle, the others are the bytes
     of arrays and tensors, which are not copied into it. Raises what pickle does for a value that cannot be sent.
     """
-    parts: list[Any] = []
-    stream = io.BytesIO()
-    _Pickler(stream, buffers=parts).dump(value)
-    parts = [stream.getbuffer(), *(part.raw() for part in parts)]
-    sizes = [len(parts), *(part.nbytes for part in parts)]
-    file = _unnamed_file()
-    with open(file, "wb", closefd=False) as out:
-        _write(out, b"".join(size.to_bytes(_NUMBER, "little") for size in sizes))
-        for part in parts:
-            _write(out, part)
-    return file
-
-
-def unpacked(file: int) -> Any:
-    """The value that a file of :func:`packed` holds. It is closed; arrays and tensors may be written to."""
     try:
-        memory = memoryview(mmap(file, 0))
+        return _file_of(value, _Pickler)
+    except (AttributeError, TypeError, pickle.PicklingError):  # of a class without a name that is found again, say
+        return _file_of(value, _PicklerByValue)
+
+
+def packed_data(value: Any) -> int:
+    """As :func:`packed`, of what is read in processes that have nothing else of this one.
+
+    Classes and functions of the running program are sent whole, since its ``__main__`` is not imported there, and
+    arrays of numpy.memmap by the place that they have in their file.
+    """
+    return _file_of(value, _DataPickler)
+
+
+def unpacked(file: int, *, is_own: bool = False) -> Any:
+    """The value that a file of :func:`packed` holds. It is closed; arrays and tensors may be written to.
+
+    With ``is_own`` what is written is this process's own, and not seen by others that map the file.
+    """
+    try:
+        memory = memoryview(mmap(file, 0, access=ACCESS_COPY if is_own else ACCESS_DEFAULT))
     finally:
         os.close(file)
     count = int.from_bytes(memory[:_NUMBER], "little")
@@ -50,7 +61,21 @@ def unpacked(file: int) -> Any:
         size = int.from_bytes(memory[place : place + _NUMBER], "little")
         parts.append(memory[start : start + size])
         start += _padded(size)
-    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (of a process that this one has forked)
+    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (of a process of this very program)
+
+
+def _file_of(value: Any, pickler: Callable[[io.BytesIO, list[Any]], Any]) -> int:
+    parts: list[Any] = []
+    stream = io.BytesIO()
+    pickler(stream, parts).dump(value)
+    parts = [stream.getbuffer(), *(part.raw() for part in parts)]
+    sizes = [len(parts), *(part.nbytes for part in parts)]
+    file = _unnamed_file()
+    with open(file, "wb", closefd=False) as out:
+        _write(out, b"".join(size.to_bytes(_NUMBER, "little") for size in sizes))
+        for part in parts:
+            _write(out, part)
+    return file
 
 
 def _unnamed_file() -> int:
@@ -77,17 +102,44 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """Called for each object that is not of Python's plain types."""
-        if type(value) is not Tensor or value.device.type != "cpu" or value.layout is not torch.strided:
-            return NotImplemented
-        if value.is_quantized or value.is_conj() or value.is_neg():
-            return NotImplemented
-        order = sorted(range(value.dim()), key=value.stride, reverse=True)
-        dense = value.detach().permute(order)
-        if not dense.is_contiguous():
-            order, dense = list(range(value.dim())), value.detach().contiguous()
-        numbers: Any = dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else b""
-        place = (value.dtype, tuple(dense.shape), order, value.requires_grad)
-        return _tensor, (pickle.PickleBuffer(numbers), *place)
+        return _reduced(value)
+
+
+class _PicklerByValue(cloudpickle.CloudPickler):
+    """The same for classes and functions as well that cannot be imported by a name."""
+
+    def __init__(self, stream: io.BytesIO, buffers: list[Any]) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=buffers.append)
+
+    def reducer_override(self, value: Any) -> Any:
+        """Called for each object that is not of Python's plain types."""
+        if type(value) is CodeType:  # with its file, of which tracebacks tell, and which cloudpickle leaves out
+            return marshal.loads, (marshal.dumps(value),)
+        reduced = _reduced(value)
+        return super().reducer_override(value) if reduced is NotImplemented else reduced
+
+
+class _DataPickler(_PicklerByValue):
+    """The same, and what is mapped from a file stays there."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Called for each object that is not of Python's plain types."""
+        reduced = reopened(value)
+        return super().reducer_override(value) if reduced is NotImplemented else reduced
+
+
+def _reduced(value: Any) -> Any:
+    if type(value) is not Tensor or value.device.type != "cpu" or value.layout is not torch.strided:
+        return NotImplemented
+    if value.is_quantized or value.is_conj() or value.is_neg():
+        return NotImplemented
+    order = sorted(range(value.dim()), key=value.stride, reverse=True)
+    dense = value.detach().permute(order)
+    if not dense.is_contiguous():
+        order, dense = list(range(value.dim())), value.detach().contiguous()
+    numbers: Any = dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else b""
+    place = (value.dtype, tuple(dense.shape), order, value.requires_grad)
+    return _tensor, (pickle.PickleBuffer(numbers), *place)
 
 
 def _tensor(numbers: Any, dtype: torch.dtype, shape: tuple[int, ...], order: list[int], requires_grad: bool) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 POLL_S = 0.05
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _STATE, _PARENT, _BEGAN = 0, 1, 19
 """Places in ``/proc/PID/stat``, behind the command's name."""
 
@@ -83,6 +83,18 @@ def adopt_orphans() -> None:
     """Become the parent of whatever this process's descendants leave behind, where the system can (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent ends, whatever it does then, where the system can (Linux).
+
+    It is to be called by what has just been forked; ``parent`` is the process that has forked it, which may be gone by
+    now. To the system that is the thread: one that ends before its process ends the child as well.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def end_children(patience: float, but: Collection[int]) -> int:

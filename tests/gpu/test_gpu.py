@@ -11,6 +11,8 @@ from torch import nn
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.config.file import from_data
+from raytorch.datasets import TrainLoader
+from raytorch.datasets.own import OwnDataset
 from raytorch.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.plan import plan_resume
 from raytorch.scaling.timed_training import train_timed
@@ -111,3 +113,32 @@ def test_an_optimizer_goes_on_from_a_checkpoint_with_the_same_bits_on_a_gpu(name
     trained(second, optimizer, range(4, 8))
     for own, expected in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(own, expected)
+
+
+class Pairs:
+    """Samples with a tensor, a number and a text each."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pair": torch.arange(index, index + 2).float(), "index": index, "text": str(index)}
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_batches_of_own_data_come_to_the_gpu_from_pinned_memory(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[bool, bool]] = []
+    to = torch.Tensor.to
+
+    def told(batch: torch.Tensor, *where: Any, **how: Any) -> torch.Tensor:
+        moved.append((batch.is_pinned(), how.get("non_blocking", False)))
+        return to(batch, *where, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", told)
+    loader = TrainLoader(OwnDataset(Pairs(), torch.device("cuda"), readers=readers), batch_size=4)
+    batches = [part.content for step in loader.remaining() for part in step]
+    assert moved == [(True, True)] * 4
+    index = torch.cat([batch["index"] for batch in batches])
+    assert torch.equal(torch.cat([batch["pair"] for batch in batches])[:, 0], index.float())
+    assert [text for batch in batches for text in batch["text"]] == [str(each) for each in index.tolist()]
+    assert index.device.type == "cuda"

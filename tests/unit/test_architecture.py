@@ -64,9 +64,10 @@ ROOMS = {
         "arrays",
     ],
     "datasets": [
-        "augmentation carried_errors common_generators download file_errors order shared_values",
-        "archives cifar10_files idx_files readers shares",
-        "files",
+        "augmentation carried_errors common_generators download file_errors mapped_arrays order",
+        "archives cifar10_files idx_files shared_values shares",
+        "files reader_server",
+        "readers",
         "preparation",
         "requests",
         "in_memory",

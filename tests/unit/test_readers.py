@@ -2,12 +2,12 @@
 
 import ctypes
 import faulthandler
-import importlib.util
+import importlib
 import io
-import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -142,14 +142,11 @@ def load(kind, index):
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Any]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A user's file."""
     (tmp_path / "own_images.py").write_text(OWN, encoding="utf-8")
-    spec: Any = importlib.util.spec_from_file_location("own_images", tmp_path / "own_images.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["own_images"] = module
-    spec.loader.exec_module(module)
-    yield module
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("own_images")
     del sys.modules["own_images"]
 
 
@@ -186,7 +183,7 @@ def test_samples_that_cannot_be_put_together_are_told_where_that_was_tried(own: 
 
 def test_a_batch_that_cannot_be_sent_is_told_with_what_to_do() -> None:
     with pytest.raises(TypeError, match=r"a batch cannot be sent by a reader, which pickles it: .*; or readers: 0"):
-        sent(lambda: 1)
+        list(Readers(lambda request: threading.Lock(), 1).read([None]))
 
 
 def kill(number: int) -> Callable[[Any], Any]:
@@ -220,35 +217,3 @@ def test_a_reader_that_dies_is_told_as_such(deed: Callable[[Any], Any], message:
     with pytest.raises(ReaderDiedError) as caught:
         next(answers)
     assert str(caught.value).startswith(f"data.readers: reader 1 of 2 {message}")
-
-
-def test_readers_end_with_the_process_that_asks_them(tmp_path: Path) -> None:
-    def ask() -> None:
-        pools = [Readers(lambda request: os.getpid(), 2) for _ in range(2)]
-        pids = {pid for pool in pools for pid in pool.read(range(4))}
-        (tmp_path / "pids").write_text(" ".join(map(str, pids)), encoding="utf-8")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    process = multiprocessing.get_context("fork").Process(target=ask)
-    process.start()
-    process.join(60)
-    pids = list(map(int, (tmp_path / "pids").read_text(encoding="utf-8").split()))
-    assert len(pids) == 4
-    while any(is_there(pid) for pid in pids):  # a test that hangs fails with all stacks
-        pass
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return False
-
-
-def test_readers_end_with_the_data_set() -> None:
-    readers = Readers(lambda request: os.getpid(), 1)
-    [pid] = readers.read([None])
-    assert is_there(pid)
-    del readers
-    while is_there(pid):
-        pass
