@@ -7,6 +7,7 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
+from raytorch.runs.skipped_list import SKIPPED_FILE
 from raytorch.runs.storage import from_here, is_in_job
 from raytorch.system.safe_text import escaped_line
 from raytorch.system.terminal import say, say_labelled
@@ -128,6 +129,8 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
     quoted = shlex.quote(path)  # what is copied into a shell is a name there, and nothing else
     lines = [("run", path), ("curves", f"raytorch report {quoted}")]
     lines += [("export", f"{path}/{export['file']}") for export in summary.get("exports", ())]
+    if skipped := summary.get("skipped"):
+        lines.append(("skipped", f"{_counted(f'{skipped:,}', 'sample')} that cannot be read: {path}/{SKIPPED_FILE}"))
     if summary["state"] == "stopped":
         lines.append(("continue", f"{resume} {quoted}"))
     for label, text in lines:

@@ -1,6 +1,7 @@
 """The splits of a run: what it is trained on, what judges it after each epoch, and what it is tested on at its end."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -17,6 +18,7 @@ from raytorch.datasets.own import open_split
 from raytorch.datasets.requests import Request, Split
 from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
 from raytorch.datasets.shares import Share
+from raytorch.datasets.skipping import SkippedSamples
 from raytorch.errors import ConfigError
 
 _NO_EPOCH = 2**32 - 1
@@ -70,19 +72,26 @@ class Part:
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, as the whole split reads them."""
-        return self._whole.read(request._replace(indices=self._share.at(request.indices)) for request in requests)
+        return self._whole.read(map(self._of_whole, requests))
+
+    def _of_whole(self, request: Request) -> Request:
+        return request._replace(indices=self._share.at(request.indices), shares=(self._share, *request.shares))
 
 
-def load_splits(config: RunConfig, device: torch.device) -> Splits:
-    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised."""
-    train, validation = load_split(config, "train", device, training=True), config.validation
-    test = load_split(config, "test", device) if validation is None or validation.test else None
+def load_splits(config: RunConfig, device: torch.device, skipped: SkippedSamples | None = None) -> Splits:
+    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised.
+
+    ``skipped`` takes the samples that cannot be read.
+    """
+    load = partial(load_split, config, device=device, skipped=skipped)
+    train, validation = load("train", training=True), config.validation
+    test = load("test") if validation is None or validation.test else None
     judged: Split | None = test
     if validation and validation.split:
-        judged = load_split(config, validation.split, device)
+        judged = load(validation.split)
     elif validation:
         # One that is read from files is opened again: what judges is not changed at random.
-        unchanged = load_split(config, "train", device) if isinstance(config.data, Source) else train
+        unchanged = load("train") if isinstance(config.data, Source) else train
         share = len(train), _held_out("validation.share", validation.share or 0, len(train))
         sequence = _sequence(config.seed, "validation")
         judged = Part(unchanged, Share(*share, sequence, is_held_out=True))
@@ -91,18 +100,29 @@ def load_splits(config: RunConfig, device: torch.device) -> Splits:
     return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
 
 
-def load_split(config: RunConfig, split: str, device: torch.device, *, training: bool = False) -> Split:
+def load_split(
+    config: RunConfig,
+    split: str,
+    device: torch.device,
+    *,
+    training: bool = False,
+    skipped: SkippedSamples | None = None,
+) -> Split:
     """The split of a run's data set on ``device``, by its name, as :func:`raytorch.datasets.own.open_split` opens it.
 
     Where the configuration takes a share of the training samples for the test split, it is that, or what is left.
     """
     seed = config.seed
-    whole = open_split(config.data, split, device, seed=seed, code=config.code, training=training)
+    whole = open_split(config.data, split, device, seed=seed, code=config.code, training=training, skipped=skipped)
     return _with_test_share(whole, config.data, split, seed)
 
 
 def shipped_split(
-    part: str | Mapping[str, Any], split: Literal["train", "test"], device: torch.device, seed: int = 0
+    part: str | Mapping[str, Any],
+    split: Literal["train", "test"],
+    device: torch.device,
+    seed: int = 0,
+    skipped: SkippedSamples | None = None,
 ) -> Split:
     """The split of a shipped data set, by its name or section, of which ``train`` is trained on.
 
@@ -120,7 +140,7 @@ def shipped_split(
     root = getattr(data, "root", "/")
     if "://" not in root and not Path(root).expanduser().is_absolute():
         raise ConfigError(f"run.data.root: {root} must be given in full, as a worker may run in any folder")
-    whole = open_split(data, split, device, seed=seed, training=split == "train")
+    whole = open_split(data, split, device, seed=seed, training=split == "train", skipped=skipped)
     return _with_test_share(whole, data, split, seed)
 
 

@@ -25,7 +25,7 @@ class Trainer:
         config, device = self.config, run.worker.device
         for name in config.references:  # what is wrong with it is found before data is read
             imported(name, config.code)
-        self.splits = load_splits(config, device)
+        self.splits = load_splits(config, device, run.skipped_samples)
         self.batches = run.steps(
             self.splits.train,
             accumulate=config.accumulate,
