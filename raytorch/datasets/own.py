@@ -59,6 +59,8 @@ class OwnDataset:
         self._data, self._target, self._name = data, device, name or type(data).__name__
         self._most_skipped, self._skipped = most_skipped, skipped or SkippedSamples()
         self._batches = _Batches(data, seed, self._name, most_skipped)
+        self.readers = readers
+        """Processes that read ahead."""
         self._readers = Readers(self._batches.in_reader, readers) if readers else None
         self._on_device = getattr(data, "on_device", None)
 

@@ -44,6 +44,7 @@ class Part:
         self._whole, self._share = whole, share
         self.device, self.facts = whole.device, whole.facts
         self.mirrors: bool = getattr(whole, "mirrors", True)
+        self.readers: int | None = getattr(whole, "readers", None)
 
     def __len__(self) -> int:
         return len(self._share)

@@ -215,9 +215,18 @@ class RunProgress:
                 name: sum(value for _, value in line) / len(line) for name, line in taken.items()
             }
             values |= {name: float(read()) for name, read in self.gauges.items()}
-            values["samples_per_s"] = self.throughput.recent()
+            values |= self.throughput.recent()._asdict()
             self.records.write("train", self.step, self.place.epochs_done, values)
-            self.report(values)
+            self.report({**values, "data_advice": self._data_advice()})
+
+    def _data_advice(self) -> str:
+        """What is to be done where the run waits for data; empty where it is in memory."""
+        readers, has_loop = self.place.readers, self.config.loop is not None
+        if readers is None:
+            return ""
+        if readers:
+            return "give run.batches more readers" if has_loop else "raise data.readers"
+        return "give run.batches readers" if has_loop else "set data.readers"
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -359,7 +368,7 @@ class RunProgress:
             **({"test_metrics": self.test_metrics} if self.test_metrics else {}),
             "step": self.step,
             "epochs": round(self.place.epochs_done, 4),
-            "samples_per_s": self.throughput.overall(),
+            **self.throughput.overall()._asdict(),
             "seconds": self.clock.read(),
             "first_step_at": self.throughput.first_step_at,
             "exports": list(exports),

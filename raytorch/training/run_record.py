@@ -8,12 +8,12 @@ from raytorch.config.file import dump_config
 from raytorch.errors import Cause, Remedy, StorageError, TrainingError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, SUMMARY_FILE, read_summary
 from raytorch.runs.live_record import LiveRecord
-from raytorch.runs.metrics import versions
+from raytorch.runs.metrics import PACE_KEYS, versions
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.skipped_list import SkippedList, SkippedSample
 from raytorch.runs.status import RunStatus, WorkerFailure
 
-MEASURED = ("samples_per_s", "first_step_at", "first_step_s", "workers", "device", "precision", "backend")
+MEASURED = (*PACE_KEYS, "first_step_at", "first_step_s", "workers", "device", "precision", "backend")
 """What only a command that trains a step can tell: how fast it was, and on what."""
 
 
