@@ -82,9 +82,11 @@ MOST_LEAVES = 5
 
 
 def message_of(error: BaseException) -> str:
-    """Return what an exception says, without the middle if it is very long; of a group also what those in it say."""
+    """Return what an exception says, with its notes and without the middle if it is very long; of a group also what
+    those in it say.
+    """
     if not isinstance(error, BaseExceptionGroup):
-        return cut(_said(error))
+        return cut("\n".join([_said(error), *map(str, getattr(error, "__notes__", ()))]))
     told = [f"{type(leaf).__name__}: {_said(leaf)}".partition("\n")[0] for leaf in leaves(error)]
     return cut(message_of_group(_said(error), told))
 

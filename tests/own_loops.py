@@ -12,6 +12,7 @@ from lone_runs import Monitor, follow, without_ray
 from raytorch.config.file import from_data
 from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
+from raytorch.runs.metrics import PACE_KEYS
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.storage import RunFolder
 from raytorch.training.checkpoints import open_checkpoint
@@ -93,12 +94,14 @@ def write(folder: Path, code: str) -> None:
     (folder / "loops.py").write_text(code, encoding="utf-8")
 
 
-def train(name: str, *, changed_code: bool = False, **changes: Any) -> tuple[RunFolder, dict[str, Any]]:
+def train(
+    name: str, *, changed_code: bool = False, told: Monitor | None = None, **changes: Any
+) -> tuple[RunFolder, dict[str, Any]]:
     """Follow the loop on one worker, from the newest checkpoint on, and return the run's folder and outcome."""
     config = from_data(RUN | changes | {"name": name, "storage": str(Path.cwd() / "runs")})
     folder = RunFolder(config.storage, config.name)
     folder.make()
-    return folder, follow(RunPlan(config, changed_code=changed_code), Monitor())
+    return folder, follow(RunPlan(config, changed_code=changed_code), told or Monitor())
 
 
 def saved(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], Any]:
@@ -111,6 +114,4 @@ def saved(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], Any]:
 
 def lines(folder: RunFolder) -> list[dict[str, Any]]:
     """The run's metrics, but for what takes time."""
-    return [
-        {key: it for key, it in line.items() if key not in ("time", "samples_per_s")} for line in read_history(folder)
-    ]
+    return [{key: it for key, it in line.items() if key not in ("time", *PACE_KEYS)} for line in read_history(folder)]

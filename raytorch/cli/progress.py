@@ -7,12 +7,15 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
+from raytorch.runs.skipped_list import SKIPPED_FILE
 from raytorch.runs.storage import from_here, is_in_job
 from raytorch.system.safe_text import escaped_line
 from raytorch.system.terminal import say, say_labelled
 
 WAITING_S = 60.0
 """Seconds without workers after which that is told."""
+MUCH_WAITING = 0.05
+"""Share of a run's time above which it is told that it was spent on waiting for data."""
 
 
 class _Bars(progress.Progress):
@@ -80,7 +83,7 @@ class ProgressDisplay(_Bars):
                 (name, value) for name, value in news.items() if "loss" in name and isinstance(value, int | float)
             ]
             losses = "".join(f"{name} {value:.4f}  " for name, value in numbers)
-            self._numbers = f"epoch {news['epoch']:.1f}  {losses}{rate}"
+            self._numbers = f"epoch {news['epoch']:.1f}  {losses}{rate}{_waiting(news)}"
         text = self._numbers if news["phase"] == "training" else news["phase"]
         self.update(self._task, completed=news["step"], total=news["total_steps"], numbers=escaped_line(text))
 
@@ -128,10 +131,20 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
     quoted = shlex.quote(path)  # what is copied into a shell is a name there, and nothing else
     lines = [("run", path), ("curves", f"raytorch report {quoted}")]
     lines += [("export", f"{path}/{export['file']}") for export in summary.get("exports", ())]
+    if skipped := summary.get("skipped"):
+        lines.append(("skipped", f"{_counted(f'{skipped:,}', 'sample')} that cannot be read: {path}/{SKIPPED_FILE}"))
     if summary["state"] == "stopped":
         lines.append(("continue", f"{resume} {quoted}"))
     for label, text in lines:
         say_labelled(console, label, text)
+
+
+def _waiting(news: dict[str, Any]) -> str:
+    """What a run says of waiting for data, if that takes much of its time, and what to do about it."""
+    share, advice = news.get("data_wait"), news.get("data_advice")
+    if not isinstance(share, int | float) or share <= MUCH_WAITING:
+        return ""
+    return f"  waiting for data {share:.0%}{f' ({advice})' if advice else ''}"
 
 
 def _has(summary: dict[str, Any], *keys: str) -> bool:

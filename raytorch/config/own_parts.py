@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from raytorch.config.model_keys import ModelKeys
 from raytorch.config.own_section import OwnArguments, OwnSection
 from raytorch.config.project import is_reference
+from raytorch.config.reading_keys import ReadingKeys
 from raytorch.config.section import ConflictError
 
 REFERENCE_FORM = "FILE.py:NAME of your own"
@@ -35,21 +36,13 @@ class OwnPart(OwnArguments):
         return self.model_dump(exclude=set(type(self).model_fields))
 
 
-Readers = Annotated[
-    int,
-    Field(
-        ge=0,
-        le=256,
-        description="Processes of each worker that read samples ahead; 0 reads them where they are used.",
-    ),
-]
-
-
-class OwnData(OwnPart):
+class OwnData(ReadingKeys, OwnPart):
     """A data set: a class whose instances, one for the split ``train`` and one for ``test``, have a length and samples.
 
     It is called with the split and its own keys. ``root`` among them is a folder, as of the shipped data sets.
     """
+
+    model_config = OwnPart.model_config
 
     called_with: ClassVar[tuple[str, ...]] = ("the split",)
     kind: ClassVar[None] = None
@@ -57,16 +50,14 @@ class OwnData(OwnPart):
     input_shape: ClassVar[None] = None
     """Known when it is read."""
 
-    readers: Readers = 0
 
-
-class OwnDataSection(OwnSection):
+class OwnDataSection(ReadingKeys, OwnSection):
     """Base of the sections of own data sets whose signature is known."""
+
+    model_config = OwnSection.model_config
 
     kind: ClassVar[None] = None
     input_shape: ClassVar[None] = None
-
-    readers: Readers = 0
 
 
 class OwnModel(ModelKeys, OwnPart):

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from raytorch.config.own_parts import Readers
+from raytorch.config.reading_keys import ReadingKeys
 from raytorch.config.section import ConflictError, Section
 
 Name = Annotated[str, Field(min_length=1)]
@@ -14,13 +14,8 @@ Files = Name | Annotated[list[Name], Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Source(Section):
-    """Base of the data sets that are read from files of the user's own."""
-
-    kind: ClassVar[str | None] = None
-    """The kind of a model's input; None for any."""
-    input_shape: ClassVar[tuple[int, ...] | None] = None
-    """Shape of a model's input; None where it is known when the files are read."""
+class _Located(Section):
+    """A section whose name and files stand before the keys of how they are read."""
 
     name: str
     """The data set."""
@@ -32,7 +27,15 @@ class Source(Section):
     """Files of the validation split, for ``validation: {split: validation}`` of the run."""
     test: Files | Share = "test"
     """Files of the test split; or a share, as in 0.1, of the training samples, drawn by the seed and not trained on."""
-    readers: Readers = 0
+
+
+class Source(ReadingKeys, _Located):
+    """Base of the data sets that are read from files of the user's own."""
+
+    kind: ClassVar[str | None] = None
+    """The kind of a model's input; None for any."""
+    input_shape: ClassVar[tuple[int, ...] | None] = None
+    """Shape of a model's input; None where it is known when the files are read."""
 
     def files_of(self, split: str) -> Sequence[str]:
         """The files of a split, as they are named. Raises ConflictError for one that the section does not name.

@@ -34,6 +34,7 @@ class CarriedError(NamedTuple):
     cause: "CarriedError | None"
     context: "CarriedError | None"
     is_context_told: bool
+    notes: list[str]
 
     @classmethod
     def of(cls, error: BaseException, below: str = "") -> "CarriedError":
@@ -49,6 +50,8 @@ class CarriedError(NamedTuple):
         error.__cause__ = self.cause and self.cause.rebuilt()
         error.__context__ = self.context and self.context.rebuilt()
         error.__suppress_context__ = not self.is_context_told
+        if self.notes:
+            error.__notes__ = self.notes
         return error.with_traceback(_traceback(self.frames))
 
 
@@ -69,6 +72,7 @@ def _carried(error: BaseException, below: str, seen: set[int]) -> CarriedError:
         told(error.__cause__),
         told(error.__context__),
         not error.__suppress_context__,
+        [str(note) for note in getattr(error, "__notes__", ())],
     )
 
 

@@ -88,6 +88,11 @@ class TrainLoader:
         self.epoch = -1
         self.next_epoch()
 
+    @property
+    def readers(self) -> int | None:
+        """Processes that read ahead; None for a data set in memory."""
+        return getattr(self._dataset, "readers", None)
+
     def begin_pass(self, number: int) -> None:
         """Begin anew with other orders than those of earlier passes of so many over data of the same seed."""
         self._pass, self.epoch = number, -1

@@ -11,7 +11,7 @@ that is on the worker's device, and returns what is trained on.
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -25,7 +25,9 @@ from raytorch.datasets.common_generators import SeededReading, seed_common
 from raytorch.datasets.in_memory import load_dataset
 from raytorch.datasets.readers import Readers
 from raytorch.datasets.requests import Request, Split
-from raytorch.errors import ConfigError
+from raytorch.datasets.shares import Share
+from raytorch.datasets.skipping import NoneReadableError, Skipped, SkippedSamples, StandIns, name_samples
+from raytorch.errors import ConfigError, DataError
 from raytorch.sources import open_source
 
 
@@ -35,13 +37,30 @@ class OwnDataset:
     device = torch.device("cpu")
     """Where it takes indices."""
 
-    def __init__(self, data: Any, device: torch.device, *, seed: int = 0, readers: int = 0) -> None:
-        """``seed`` is that of random numbers, ``readers`` how many processes read ahead. Raises ConfigError."""
+    def __init__(
+        self,
+        data: Any,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        readers: int = 0,
+        name: str = "",
+        most_skipped: int = 0,
+        skipped: SkippedSamples | None = None,
+    ) -> None:
+        """``seed`` is that of random numbers, ``readers`` how many processes read ahead, ``name`` that of the split.
+
+        ``skipped`` takes up to ``most_skipped`` samples that cannot be read; with 0 the error of the first is raised.
+        Raises ConfigError.
+        """
         _require_protocol(data)
         self.facts = _facts_of(data)
         """What it says of itself to the model, as it is read again from JSON."""
-        self._data, self._target = data, device
-        self._batches = _Batches(data, seed)
+        self._data, self._target, self._name = data, device, name or type(data).__name__
+        self._most_skipped, self._skipped = most_skipped, skipped or SkippedSamples()
+        self._batches = _Batches(data, seed, self._name, most_skipped)
+        self.readers = readers
+        """Processes that read ahead."""
         self._readers = Readers(self._batches.in_reader, readers, type(data).__name__) if readers else None
         self._on_device = getattr(data, "on_device", None)
 
@@ -66,9 +85,21 @@ class OwnDataset:
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""
         batches = self._readers.read(map(_sendable, requests)) if self._readers else self._batches.read(requests)
+        if self._most_skipped:
+            batches = self._told(batches)
         if self._target.type != "cpu":
             batches = (moved(batch, self._target) for batch in batches)
         return map(self._on_device, batches) if self._on_device else batches
+
+    def _told(self, answers: Iterable["_Answer"]) -> Iterator[Any]:
+        """The batches, of which what was skipped is told."""
+        for answer in answers:
+            if answer.errors:
+                self._skipped.add([Skipped(self._name, *each) for each in answer.errors.items()], self._most_skipped)
+            if not answer.is_whole:
+                *_, last = answer.errors.values()
+                raise DataError(f"none of the {len(self):,} samples of {self._name} can be read; the last: {last}")
+            yield answer.batch
 
 
 Adapter = Callable[[Any], Split | None]
@@ -88,30 +119,47 @@ def open_split(
     code: CodeSnapshot | None = None,
     adapt: Adapter = no_other,
     training: bool,
+    skipped: SkippedSamples | None = None,
 ) -> Split:
     """The split of a data set by its section: of the user's own one with any name, else ``train`` or ``test``.
 
     Of one that is read from files it is changed at random, where that is asked for, if it is for ``training``; where it
     has no files for the test split, that is all of the training split. Raises DataError for files that are not in
-    order, and ConfigError for own code that is no data set.
+    order, and ConfigError for own code that is no data set. ``skipped`` takes the samples that cannot be read.
     """
     if isinstance(data, Source):
-        return OwnDataset(open_source(data, split, training=training), device, seed=seed, readers=data.readers)
-    if not isinstance(data, OwnData):
+        samples = open_source(data, split, training=training)
+    elif isinstance(data, OwnData):
+        samples = own_call("data", data, code)(split)
+        if (adapted := adapt(samples)) is not None:
+            return adapted
+    else:
         return load_dataset(data, cast(Literal["train", "test"], split), device)
-    made = own_call("data", data, code)(split)
-    return adapt(made) or OwnDataset(made, device, seed=seed, readers=data.readers)
+    most, readers = data.most_skipped, data.readers
+    return OwnDataset(samples, device, seed=seed, readers=readers, name=split, most_skipped=most, skipped=skipped)
+
+
+class _Answer(NamedTuple):
+    """A batch, where samples that cannot be read are skipped."""
+
+    batch: Any
+    errors: dict[int, str]
+    """Of those in whose place others are, by index."""
+    is_whole: bool = True
+    """False if no others were found."""
 
 
 class _Batches:
-    """Batches by requests."""
+    """Batches by requests; each an :class:`_Answer`, if samples may be skipped."""
 
-    def __init__(self, data: Any, seed: int) -> None:
-        self._data, self._seed = data, seed
+    def __init__(self, data: Any, seed: int, name: str = "", most_skipped: int = 0) -> None:
+        self._data, self._seed, self._name = data, seed, name
         self._collate = getattr(data, "collate", default_collate)
         self._whole: Any = getattr(data, "batch", None)
         self._takes_rng = _takes_rng(self._whole or data.__getitem__)
-        self._batch = self._put_together if not self._whole else self._drawn if self._takes_rng else self._look_up
+        self._asked = self._put_together if not self._whole else self._looked_up
+        self._batch: Any = self._with_stand_ins if most_skipped else self._asked
+        self._stand_ins = StandIns(data, most_skipped)
         self._epoch_seed = lru_cache(self._new_epoch_seed)
         self._seeded = SeededReading()
 
@@ -127,22 +175,54 @@ class _Batches:
 
     def in_reader(self, sent: "_Sent") -> Any:
         """The same in a process that does nothing else, whose generators are nobody's."""
-        request = Request(torch.from_numpy(sent.indices), sent.place, sent.epoch)
+        request = Request(torch.from_numpy(sent.indices), sent.place, sent.epoch, shares=sent.shares)
         seed_common(self._epoch_seed(request.epoch) + request.place)
         return self._batch(request)
 
-    def _look_up(self, request: Request) -> Any:
-        return self._whole(request.indices)
+    def _looked_up(self, request: Request) -> Any:
+        try:
+            return self._of_whole(request)
+        except Exception as error:
+            name_samples(error, self._name, request.indices.tolist())
+            raise
 
-    def _drawn(self, request: Request) -> Any:
-        return self._whole(request.indices, **self._rng(request))
+    def _of_whole(self, request: Request) -> Any:
+        return self._whole(request.indices, **self._rng(request)) if self._takes_rng else self._whole(request.indices)
 
     def _put_together(self, request: Request) -> Any:
-        data, indices = self._data, request.indices.tolist()
-        if not self._takes_rng:
-            return self._collate([data[index] for index in indices])
-        samples = [data.__getitem__(index, **self._rng(request, number)) for number, index in enumerate(indices)]
+        data, indices, samples = self._data, request.indices.tolist(), []
+        try:
+            for number, index in enumerate(indices):
+                samples.append(
+                    data.__getitem__(index, **self._rng(request, number)) if self._takes_rng else data[index]
+                )
+        except Exception as error:
+            name_samples(error, self._name, [indices[len(samples)]])
+            raise
         return self._collate(samples)
+
+    def _with_stand_ins(self, request: Request) -> _Answer:
+        errors: dict[int, str] = {}
+        try:
+            if not self._whole:
+                return _Answer(self._collate([sample for _, sample in self._readable(request, errors)]), errors)
+            try:
+                return _Answer(self._of_whole(request), errors)
+            except Exception:
+                found = [index for index, _ in self._readable(request, errors)]
+            # Where each of them can be read, what is wrong is with the batch, and is raised.
+            return _Answer(self._of_whole(request._replace(indices=torch.tensor(found))), errors)
+        except NoneReadableError:
+            return _Answer(None, errors, is_whole=False)
+
+    def _readable(self, request: Request, errors: dict[int, str]) -> Iterator[tuple[int, Any]]:
+        """The samples of a request, or what is read in their place, and which these are."""
+        for number, index in enumerate(request.indices.tolist()):
+            yield self._stand_ins.read(index, request, partial(self._one, request, number), errors)
+
+    def _one(self, request: Request, number: int, index: int) -> Any:
+        rng = self._rng(request, number) if self._takes_rng else {}
+        return self._whole(torch.tensor([index]), **rng) if self._whole else self._data.__getitem__(index, **rng)
 
     def _rng(self, request: Request, number: int = 0) -> dict[str, np.random.Generator]:
         """The argument ``rng`` of a sample: from its place in the order of the epoch, whoever reads it."""
@@ -161,10 +241,11 @@ class _Sent(NamedTuple):
     indices: "np.ndarray[Any, Any]"
     place: int
     epoch: int
+    shares: tuple[Share, ...]
 
 
 def _sendable(request: Request) -> _Sent:
-    return _Sent(request.indices.numpy(), request.place, request.epoch)
+    return _Sent(request.indices.numpy(), request.place, request.epoch, request.shares)
 
 
 def _takes_rng(function: Any) -> bool:

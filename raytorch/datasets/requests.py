@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from raytorch.datasets.augmentation import Draws
+from raytorch.datasets.shares import Share
 
 
 class Request(NamedTuple):
@@ -20,6 +21,8 @@ class Request(NamedTuple):
     """From 1; 0 is evaluation."""
     draws: Draws | None = None
     """Random numbers for the images of those that ship."""
+    shares: tuple[Share, ...] = ()
+    """That which they are of, behind those that it is a share of itself: whatever is read in their place is of it."""
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from raytorch.datasets.own import Adapter, no_other, open_split
 from raytorch.datasets.requests import Request, Split
 from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
 from raytorch.datasets.shares import Share
+from raytorch.datasets.skipping import SkippedSamples
 from raytorch.errors import ConfigError
 
 _NO_EPOCH = 2**32 - 1
@@ -46,6 +47,7 @@ class Part:
         self._whole, self._share = whole, share
         self.device, self.facts = whole.device, whole.facts
         self.mirrors: bool = getattr(whole, "mirrors", True)
+        self.readers: int | None = getattr(whole, "readers", None)
 
     def __len__(self) -> int:
         return len(self._share)
@@ -74,12 +76,20 @@ class Part:
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, as the whole split reads them."""
-        return self._whole.read(request._replace(indices=self._share.at(request.indices)) for request in requests)
+        return self._whole.read(map(self._of_whole, requests))
+
+    def _of_whole(self, request: Request) -> Request:
+        return request._replace(indices=self._share.at(request.indices), shares=(self._share, *request.shares))
 
 
-def load_splits(config: RunConfig, device: torch.device, adapt: Adapter = no_other) -> Splits:
-    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised."""
-    load = partial(load_split, config, device=device, adapt=adapt)
+def load_splits(
+    config: RunConfig, device: torch.device, adapt: Adapter = no_other, skipped: SkippedSamples | None = None
+) -> Splits:
+    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised.
+
+    ``skipped`` takes the samples that cannot be read.
+    """
+    load = partial(load_split, config, device=device, adapt=adapt, skipped=skipped)
     train, validation = load("train", training=True), config.validation
     test = load("test") if validation is None or validation.test else None
     judged: Split | None = test
@@ -97,19 +107,31 @@ def load_splits(config: RunConfig, device: torch.device, adapt: Adapter = no_oth
 
 
 def load_split(
-    config: RunConfig, split: str, device: torch.device, *, adapt: Adapter = no_other, training: bool = False
+    config: RunConfig,
+    split: str,
+    device: torch.device,
+    *,
+    adapt: Adapter = no_other,
+    training: bool = False,
+    skipped: SkippedSamples | None = None,
 ) -> Split:
     """The split of a run's data set on ``device``, by its name, as :func:`raytorch.datasets.own.open_split` opens it.
 
     Where the configuration takes a share of the training samples for the test split, it is that, or what is left.
     """
     seed = config.seed
-    whole = open_split(config.data, split, device, seed=seed, code=config.code, adapt=adapt, training=training)
+    whole = open_split(
+        config.data, split, device, seed=seed, code=config.code, adapt=adapt, training=training, skipped=skipped
+    )
     return _with_test_share(whole, config.data, split, seed)
 
 
 def shipped_split(
-    part: str | Mapping[str, Any], split: Literal["train", "test"], device: torch.device, seed: int = 0
+    part: str | Mapping[str, Any],
+    split: Literal["train", "test"],
+    device: torch.device,
+    seed: int = 0,
+    skipped: SkippedSamples | None = None,
 ) -> Split:
     """The split of a shipped data set, by its name or section, of which ``train`` is trained on.
 
@@ -127,7 +149,7 @@ def shipped_split(
     root = getattr(data, "root", "/")
     if "://" not in root and not Path(root).expanduser().is_absolute():
         raise ConfigError(f"run.data.root: {root} must be given in full, as a worker may run in any folder")
-    whole = open_split(data, split, device, seed=seed, training=split == "train")
+    whole = open_split(data, split, device, seed=seed, training=split == "train", skipped=skipped)
     return _with_test_share(whole, data, split, seed)
 
 

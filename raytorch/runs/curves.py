@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from raytorch.config.metrics import RECORD_KEYS
 from raytorch.errors import Remedy, RunNotFoundError, UserError, needing_extra
 from raytorch.runs.catalog import read_evaluations, read_history
+from raytorch.runs.metrics import PACE_KEYS
 from raytorch.runs.storage import RunFolder
 from raytorch.system.safe_text import escaped_line
 
@@ -88,7 +89,7 @@ def _panels(folder: RunFolder, history: list[dict[str, Any]]) -> Iterator[Panel]
     yield from _judged_panels(folder)
     logged = list(dict.fromkeys(key for line in history if line["split"] == "train" for key in line))
     rates = [key for key in logged if key == "lr" or key.startswith(RATE_PREFIX)]
-    own = [key for key in logged if key not in (*RECORD_KEYS, "loss", "samples_per_s", *rates)]
+    own = [key for key in logged if key not in (*RECORD_KEYS, "loss", *PACE_KEYS, *rates)]
     for key in own[:MOST_METRICS]:
         yield Panel(f"train {key}", [("train", key)])
     yield Panel("learning rate", [("train", key) for key in rates])

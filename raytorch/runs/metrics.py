@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from raytorch import __version__
 from raytorch.runs.events import EventFile
@@ -20,6 +20,8 @@ from raytorch.system.strict_json import number, to_json
 T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
+PACE_KEYS = ("samples_per_s", "data_wait")
+"""Keys of a line of it that say how fast the run is."""
 LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
 LONGEST_VALUES = LONGEST_LINE - 2**12
@@ -79,30 +81,39 @@ class PhaseClock:
         return previous
 
 
+class Pace(NamedTuple):
+    """How fast a run was over a number of steps; None where there was none."""
+
+    samples_per_s: float | None = None
+    """Over all workers, while training or waiting for data."""
+    data_wait: float | None = None
+    """The share of that time in which the next batch was waited for."""
+
+
 class Throughput:
-    """Samples per second over all workers, while training or waiting for data; the first step is left out."""
+    """The pace of a run, without its first step."""
 
     def __init__(self) -> None:
         self.first_step_at: float | None = None
         """When this attempt's first optimizer step ended, in seconds since 1970."""
-        self._first = self._last = self._now = (0, 0.0)
+        self._first = self._last = self._now = (0, 0.0, 0.0)
 
     def count(self, samples_seen: int, clock: PhaseClock) -> None:
         """An optimizer step has ended, ``samples_seen`` samples after the run's beginning."""
-        self._now = (samples_seen, clock.working_seconds())
+        self._now = (samples_seen, clock.working_seconds(), clock.seconds["data"])
         if self.first_step_at is None:
             self.first_step_at = time.time()
             self._first = self._last = self._now
 
-    def overall(self) -> float | None:
-        """Samples per second since the first step; None before the second."""
-        return _rate(self._first, self._now)
+    def overall(self) -> Pace:
+        """That since the first step."""
+        return _pace(self._first, self._now)
 
-    def recent(self) -> float | None:
-        """Samples per second since the last call; None if no step has ended since."""
-        rate = _rate(self._last, self._now)
+    def recent(self) -> Pace:
+        """That since the last call."""
+        pace = _pace(self._last, self._now)
         self._last = self._now
-        return rate
+        return pace
 
 
 class MetricsLog:
@@ -229,9 +240,9 @@ def versions() -> dict[str, str]:
     return own | {package: metadata.version(package) for package in packages}
 
 
-def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
-    samples, seconds = end[0] - begin[0], end[1] - begin[1]
-    return round(samples / seconds, 1) if seconds > 0 else None
+def _pace(begin: tuple[int, float, float], end: tuple[int, float, float]) -> Pace:
+    samples, seconds, waited = end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]
+    return Pace(round(samples / seconds, 1), round(waited / seconds, 4)) if seconds > 0 else Pace()
 
 
 def _drop_after(files: LocalFolder, step: int, of_step: int) -> None:

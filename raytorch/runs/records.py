@@ -109,6 +109,9 @@ class Summary(_Record):
     epochs: float | None = None
     step: Count | None = None
     samples_per_s: float | None = None
+    data_wait: float | None = None
+    skipped: Count | None = None
+    """Samples that could not be read."""
 
     @model_validator(mode="before")
     @classmethod

@@ -58,6 +58,8 @@ class RunStatus:
     """How many of the restarts were planned, to go on with more or fewer workers."""
     begun_at: float | None = None
     """When the first attempt was ready to train, in seconds since 1970."""
+    skipped: int = 0
+    """Samples that could not be read, over all workers and attempts."""
     stopping: bool = False
     """True if the workers have been asked to end."""
 
@@ -82,6 +84,8 @@ class MonitorHandle(Protocol):
     joined: ActorMethod
     progress: ActorMethod
     evaluated: ActorMethod
+    skipped: ActorMethod
+    skipped_after: ActorMethod
     ended: ActorMethod
     failed: ActorMethod
     request_stop: ActorMethod

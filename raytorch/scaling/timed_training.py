@@ -14,7 +14,8 @@ from raytorch.errors import ConfigError
 from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
 from raytorch.scaling.step_timer import StepTimer
-from raytorch.training.progress import Batches, RunProgress, RunStopped
+from raytorch.training.batches import Batches, RunStopped
+from raytorch.training.progress import RunProgress
 from raytorch.training.worker import train_on_worker
 
 

@@ -55,6 +55,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: Wo
 
     with record.writing():
         monitor: MonitorHandle = start_on_this_node(RunMonitor)
+        monitor.skipped.remote(record.skipped.read())
         forget_snapshot(plan.folder)
         free_abandoned_resources()
         fit = BackgroundFit(_build_trainer(WorkerJob(plan, monitor), work))
@@ -64,6 +65,7 @@ def _supervise(plan: RunPlan, record: RunRecord, watch: StatusCallback, work: Wo
             nonlocal status, abandoned
             status = parts.wait_for(monitor.status.remote())
             record.note(status)
+            record.list_skipped(status, lambda number: parts.wait_for(monitor.skipped_after.remote(number)))
             if watch(status):
                 monitor.request_stop.remote()
             if status.stopping and not status.attempts:  # it may never have any workers

@@ -1,8 +1,8 @@
 """The shipped loop: a model, a data set, a loss, an optimizer with a schedule, and an evaluation after each epoch."""
 
-from typing import Any
+from typing import Any, cast
 
-from raytorch.config import Augment, ImageData
+from raytorch.config import Augment, ImageData, OwnData
 from raytorch.config.own_calls import imported
 from raytorch.datasets import MicroBatch, load_splits
 from raytorch.distributed.ddp import gradient_sync
@@ -26,8 +26,12 @@ class Trainer:
         config, device = self.config, run.worker.device
         for name in config.references:  # what is wrong with it is found before data is read
             imported(name, config.code)
-        readers = getattr(config.data, "readers", 0)
-        self.splits = load_splits(config, device, lambda data: stream_of(data, run.worker, run.report, readers=readers))
+        self.splits = load_splits(
+            config,
+            device,
+            lambda data: stream_of(data, run.worker, run.report, cast(OwnData, config.data)),
+            run.skipped_samples,
+        )
         self.batches = run.steps(
             self.splits.train,
             accumulate=config.accumulate,

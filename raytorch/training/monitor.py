@@ -14,8 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raytorch
 from raytorch.errors import Cause, RaytorchError, UserError, message_of
+from raytorch.runs.skipped_list import SkippedSample
 from raytorch.runs.status import Evaluation, MonitorHandle, RunStatus, WorkerFailure
-from raytorch.system.safe_text import cut
+from raytorch.system.safe_text import cut, escaped_line
 from raytorch.training.stopping import DriverRequest
 
 PROGRESS_INTERVAL_S = 0.5
@@ -31,6 +32,7 @@ class RunMonitor:
 
     def __init__(self) -> None:
         self._status = RunStatus()
+        self._skipped: dict[tuple[str, int], SkippedSample] = {}
         self._save_wanted = False
         self._saved = False
 
@@ -59,6 +61,17 @@ class RunMonitor:
     def evaluated(self, evaluation: Evaluation) -> None:
         """Take an evaluation."""
         self._status.evaluations.append(evaluation)
+
+    def skipped(self, samples: Sequence[SkippedSample]) -> int:
+        """Take samples that could not be read, of which some may be known; answers how many there are."""
+        for sample in samples:
+            self._skipped.setdefault(sample[:2], sample)
+        self._status.skipped = len(self._skipped)
+        return self._status.skipped
+
+    def skipped_after(self, number: int) -> list[SkippedSample]:
+        """Those behind the first ``number``, in the order in which they were told."""
+        return list(self._skipped.values())[number:]
 
     def ended(self, outcome: dict[str, Any]) -> None:
         """Take what the run came to."""
@@ -137,6 +150,14 @@ class DriverLink:
     def _read_answer(self, timeout: float = 0) -> None:
         if self._answer is not None and ray.wait([self._answer], timeout=timeout)[0]:
             self._request, self._answer = max(self._request, ray.get(self._answer)), None
+
+
+def tell_skipped(monitor: MonitorHandle, samples: Sequence[SkippedSample]) -> int:
+    """Tell of samples that could not be read, in this worker's log too; answers how many there are over all workers."""
+    for split, index, error in samples:
+        logger.warning("skipped: sample %d of %s: %s", index, split, escaped_line(error))
+    count: int = ray.get(monitor.skipped.remote([tuple(sample) for sample in samples]))
+    return count
 
 
 @contextmanager

@@ -44,6 +44,11 @@ class Place:
         return self.loader.epoch + self.loader.position / self.loader.samples if self.loader else 0.0
 
     @property
+    def readers(self) -> int | None:
+        """Processes that read ahead in the newest pass; None if its data is in memory."""
+        return self.loader.readers if self.loader else None
+
+    @property
     def is_at_end_of_epoch(self) -> bool:
         """True if every sample of this epoch has been seen."""
         return self.loader is not None and self.loader.position == self.loader.samples

@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from raytorch.config.metrics import LOSS_LABEL
-from raytorch.config.run import smallest_batch
 from raytorch.datasets import MicroBatch, TrainLoader
+from raytorch.datasets.skipping import SkippedSamples
 from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
 from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import ConfigError, DivergedError, UserError
 from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, versions
 from raytorch.runs.plan import WorkerJob
+from raytorch.runs.skipped_list import SKIPPED_FILE
 from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
+from raytorch.training.batches import Batches, RunStopped
 from raytorch.training.checkpoints import Checkpoints, explaining_misfit
-from raytorch.training.monitor import DriverLink
+from raytorch.training.monitor import DriverLink, tell_skipped
 from raytorch.training.optimizer_steps import diverged
 from raytorch.training.parts import Parts
 from raytorch.training.place import Place
@@ -34,32 +36,6 @@ from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
 
 EXPORT_FOLDER = "export"
 logger = logging.getLogger("raytorch")
-
-
-class RunStopped(BaseException):
-    """Leaves the loop of a run that was asked to stop, once it is saved."""
-
-
-class Batches:
-    """The batches of a number of optimizer steps, to be iterated over once.
-
-    Attributes:
-        steps_per_epoch: Optimizer steps in an epoch.
-        total: Optimizer steps from the first to the last batch, unless the run ends early.
-        samples: Of the data set.
-        smallest: Samples of the smallest batch over all workers.
-    """
-
-    def __init__(self, progress: "RunProgress", loader: TrainLoader, total: int) -> None:
-        self._progress, self.loader, self.total = progress, loader, total
-        self.steps_per_epoch, self.samples = loader.steps_per_epoch, loader.samples
-        self.smallest = smallest_batch(loader.samples, loader.batch_size)
-
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
-        return self._progress.take(self)
-
-    def __str__(self) -> str:
-        return f"{self.total:,} batches of {self.loader.batch_size:,} out of {self.samples:,} samples"
 
 
 class RunProgress:
@@ -84,6 +60,8 @@ class RunProgress:
         self.request = DriverRequest.CONTINUE
         self.clock, self.throughput = PhaseClock(), Throughput()
         self.driver = DriverLink(job.monitor, worker.rank)
+        listed_in = f"{self.folder}/{SKIPPED_FILE}"
+        self.skipped_samples = SkippedSamples(lambda samples: tell_skipped(job.monitor, samples), listed_in)
         self.records: MetricsLog | None = None
         self.checkpoints: Checkpoints | None = None
 
@@ -237,9 +215,18 @@ class RunProgress:
                 name: sum(value for _, value in line) / len(line) for name, line in taken.items()
             }
             values |= {name: float(read()) for name, read in self.gauges.items()}
-            values["samples_per_s"] = self.throughput.recent()
+            values |= self.throughput.recent()._asdict()
             self.records.write("train", self.step, self.place.epochs_done, values)
-            self.report(values)
+            self.report({**values, "data_advice": self._data_advice()})
+
+    def _data_advice(self) -> str:
+        """What is to be done where the run waits for data; empty where it is in memory."""
+        readers, has_loop = self.place.readers, self.config.loop is not None
+        if readers is None:
+            return ""
+        if readers:
+            return "give run.batches more readers" if has_loop else "raise data.readers"
+        return "give run.batches readers" if has_loop else "set data.readers"
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -381,7 +368,7 @@ class RunProgress:
             **({"test_metrics": self.test_metrics} if self.test_metrics else {}),
             "step": self.step,
             "epochs": round(self.place.epochs_done, 4),
-            "samples_per_s": self.throughput.overall(),
+            **self.throughput.overall()._asdict(),
             "seconds": self.clock.read(),
             "first_step_at": self.throughput.first_step_at,
             "exports": list(exports),

@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from raytorch.config import Augment, RunConfig
 from raytorch.config.data import Shuffle
+from raytorch.config.reading_keys import ReadingKeys
 from raytorch.datasets import TrainLoader, evaluation_batches
 from raytorch.datasets.own import OwnDataset
 from raytorch.datasets.requests import Split
 from raytorch.datasets.sampling import blocks_of
+from raytorch.datasets.skipping import SkippedSamples
 from raytorch.datasets.splits import shipped_split
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
+from raytorch.training.batches import Batches
 from raytorch.training.evaluation import EVALUATION_BATCH
 from raytorch.training.precision import Precision
-from raytorch.training.progress import Batches, RunProgress
+from raytorch.training.progress import RunProgress
 from raytorch.training.run_state import Kept, OptimizerState
 from raytorch.training.step_log import Number, require_names
 from raytorch.training.streams import is_stream, stream_of
@@ -120,6 +123,11 @@ class Run:
         records = self._progress.records
         return records.summary_writer() if records else None
 
+    @property
+    def skipped_samples(self) -> SkippedSamples:
+        """What takes the samples of the run that cannot be read, of splits that are loaded for it."""
+        return self._progress.skipped_samples
+
     def report(self, **values: Any) -> None:
         """Tell the driver, whose ``watch`` sees it as progress. Raises UserError for what a run says of itself."""
         if taken := sorted(values.keys() & self._progress.position().keys()):
@@ -173,6 +181,7 @@ class Run:
         epochs: int | None = None,
         steps: int | None = None,
         readers: int = 0,
+        max_skipped: int = 0,
         shuffle: Shuffle = "full",
     ) -> Iterator[Any]:
         """This worker's share of shuffled batches, one for each optimizer step.
@@ -183,12 +192,22 @@ class Run:
             epochs: Passes over the data; by default the configuration's ``epochs`` or ``steps``.
             steps: Optimizer steps, in place of epochs.
             readers: Processes that read ahead.
+            max_skipped: How many samples of the run may be skipped, as they cannot be read, before it ends; see the
+                key ``data.max_skipped``. With 0 the first ends it.
             shuffle: As the key of a configuration.
 
         Raises:
             ConfigError: A batch would have no sample for one of the workers, or nothing says how many there are.
         """
-        taken = self.steps(data, batch_size=batch_size, epochs=epochs, steps=steps, readers=readers, shuffle=shuffle)
+        taken = self.steps(
+            data,
+            batch_size=batch_size,
+            epochs=epochs,
+            steps=steps,
+            readers=readers,
+            max_skipped=max_skipped,
+            shuffle=shuffle,
+        )
         if taken.smallest < self.worker.world_size:
             raise ConfigError(
                 f"batch_size: {taken.samples:,} samples leave a batch of {taken.smallest} for {self.worker.world_size} "
@@ -205,6 +224,7 @@ class Run:
         epochs: int | None = None,
         steps: int | None = None,
         readers: int = 0,
+        max_skipped: int = 0,
         shuffle: Shuffle = "full",
         augment: Augment = Augment(),  # noqa: B008 (frozen)
         weights: Tensor | None = None,
@@ -220,6 +240,7 @@ class Run:
             epochs: As for :meth:`batches`.
             steps: As for :meth:`batches`.
             readers: As for :meth:`batches`.
+            max_skipped: As for :meth:`batches`.
             shuffle: As for :meth:`batches`.
             augment: How images of a shipped data set are changed at random; by default they are not.
             weights: float64 (N,), in proportion to which the N samples are drawn, with replacement.
@@ -244,7 +265,7 @@ class Run:
                 raise ConfigError(f"{key}: run.batches takes a whole number of at least 1, not {value!r:.99}")
         if epochs is not None and steps is not None:
             raise ConfigError("epochs: give run.batches either epochs or steps, not both")
-        split = self._split(data, readers)
+        split = self._split(data, readers, max_skipped)
         loader = TrainLoader(
             split,
             batch_size=batch_size or config.batch_size,
@@ -260,7 +281,9 @@ class Run:
             epochs, steps = config.epochs, config.steps
         if epochs is None and steps is None:
             raise ConfigError("epochs: say how many, or how many steps, in the configuration or to run.batches")
-        return Batches(self._progress, loader, steps if steps is not None else (epochs or 0) * loader.steps_per_epoch)
+        return Batches(
+            self._progress.take, loader, steps if steps is not None else (epochs or 0) * loader.steps_per_epoch
+        )
 
     def data(self, name: str | Mapping[str, Any], split: Literal["train", "test"]) -> Split:
         """A split of a shipped data set, for :meth:`batches`, :meth:`share` and :meth:`read`.
@@ -274,21 +297,24 @@ class Run:
             ConfigError: There is no such data set, or its folder is not given in full.
             DataError: Its files are not in order.
         """
-        return shipped_split(name, split, self.worker.device, self.config.seed)
+        return shipped_split(name, split, self.worker.device, self.config.seed, self.skipped_samples)
 
-    def read(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[Any]:
-        """All batches of a data set in its order, the same on all workers."""
+    def read(self, data: Any, batch_size: int = EVALUATION_BATCH, *, max_skipped: int = 0) -> Iterator[Any]:
+        """All batches of a data set in its order, the same on all workers; ``max_skipped`` as for :meth:`batches`."""
         if is_stream(data):
             raise ConfigError("run.read: each worker has a share of a stream alone; take run.share")
-        return (batch.content for batch in evaluation_batches(self._split(data, 0), batch_size=batch_size))
+        split = self._split(data, 0, max_skipped)
+        return (batch.content for batch in evaluation_batches(split, batch_size=batch_size))
 
-    def share(self, data: Any, batch_size: int = EVALUATION_BATCH) -> Iterator[Any]:
+    def share(self, data: Any, batch_size: int = EVALUATION_BATCH, *, max_skipped: int = 0) -> Iterator[Any]:
         """This worker's share of a data set in its order, each sample once over all workers, for evaluation.
 
-        Workers may get different numbers of batches: call no collective operation between them.
+        Workers may get different numbers of batches: call no collective operation between them. ``max_skipped`` is as
+        for :meth:`batches`.
         """
         rank, world_size = self.worker.rank, self.worker.world_size
-        batches = evaluation_batches(self._split(data, 0), batch_size=batch_size, rank=rank, world_size=world_size)
+        split = self._split(data, 0, max_skipped)
+        batches = evaluation_batches(split, batch_size=batch_size, rank=rank, world_size=world_size)
         return (batch.content for batch in batches)
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -342,9 +368,19 @@ class Run:
         """Write down what the finished models come to on a split that has decided nothing, as ``test_metrics``."""
         return self._progress.tested(metrics)
 
-    def _split(self, data: Any, readers: int) -> Split:
+    def _split(self, data: Any, readers: int, max_skipped: int) -> Split:
         if isinstance(data, Split):
             return data
-        if (stream := stream_of(data, self.worker, self.report, readers=readers)) is not None:
+        keys = ReadingKeys(readers=readers, on_error="skip" if max_skipped else "stop")
+        if (stream := stream_of(data, self.worker, self.report, keys)) is not None:
             return stream
-        return OwnDataset(data, self.worker.device, seed=self.config.seed, readers=readers)
+        told = getattr(data, "split", None)
+        return OwnDataset(
+            data,
+            self.worker.device,
+            seed=self.config.seed,
+            readers=readers,
+            name=told if isinstance(told, str) else "",
+            most_skipped=max_skipped,
+            skipped=self.skipped_samples,
+        )

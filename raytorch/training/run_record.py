@@ -1,6 +1,6 @@
 """A run's ``config.yaml`` and ``summary.json``, which its driver keeps. Imports neither torch nor ray at its top."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,11 +8,12 @@ from raytorch.config.file import dump_config
 from raytorch.errors import Cause, Remedy, StorageError, TrainingError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, SUMMARY_FILE, read_summary
 from raytorch.runs.live_record import LiveRecord
-from raytorch.runs.metrics import versions
+from raytorch.runs.metrics import PACE_KEYS, versions
 from raytorch.runs.plan import RunPlan
+from raytorch.runs.skipped_list import SkippedList, SkippedSample
 from raytorch.runs.status import RunStatus, WorkerFailure
 
-MEASURED = ("samples_per_s", "first_step_at", "first_step_s", "workers", "device", "precision", "backend")
+MEASURED = (*PACE_KEYS, "first_step_at", "first_step_s", "workers", "device", "precision", "backend")
 """What only a command that trains a step can tell: how fast it was, and on what."""
 
 
@@ -23,6 +24,7 @@ class RunRecord(LiveRecord):
         split = {"split": plan.config.judged_split} if plan.config.validation else {}
         super().__init__(plan.folder, seed=plan.config.seed, versions=versions(), **split)
         self._plan = plan
+        self.skipped = SkippedList(plan.folder)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -49,6 +51,16 @@ class RunRecord(LiveRecord):
             newest = status.evaluations[-1]
             untested: dict[str, Any] = {"test_metrics": {}} if "test_metrics" in self.content else {}
             self.update(metrics=newest.metrics, step=newest.step, epochs=round(newest.epoch, 4), **untested)
+
+    def list_skipped(self, status: RunStatus, behind: Callable[[int], list[SkippedSample]]) -> None:
+        """List the samples that were skipped since the last call: those ``behind`` the first ones.
+
+        Raises StorageError if they cannot be written down.
+        """
+        if status.skipped > self.skipped.count:
+            self.skipped.append(behind(self.skipped.count))
+        if status.skipped:
+            self.update(skipped=status.skipped)
 
     def end(self, status: RunStatus) -> dict[str, Any]:
         """Write down what the run came to; returns the summary. Raises StorageError if it could not be written."""

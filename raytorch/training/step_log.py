@@ -13,6 +13,7 @@ from raytorch.distributed.collectives import all_gather, all_reduce
 from raytorch.distributed.worker import Worker
 from raytorch.errors import UserError
 from raytorch.models.objectives import judged_ratio
+from raytorch.runs.metrics import PACE_KEYS
 
 LONGEST_NAME = 250
 """Characters of a number's name."""
@@ -85,7 +86,7 @@ def require_names(call: str, names: Iterable[str]) -> None:
     for name in names:
         if len(name) > LONGEST_NAME:
             raise UserError(f"{call}: a number's name has at most {LONGEST_NAME} characters, not {name!r:.40}...")
-        if name in (*RECORD_KEYS, "samples_per_s"):
+        if name in (*RECORD_KEYS, *PACE_KEYS):
             raise UserError(f"{call}: a number cannot be called {name}, which metrics.jsonl has for something else")
 
 

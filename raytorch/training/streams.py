@@ -13,6 +13,7 @@ import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
+from raytorch.config.reading_keys import ReadingKeys
 from raytorch.datasets.own import moved
 from raytorch.datasets.requests import Request, Split
 from raytorch.distributed.collectives import broadcast
@@ -132,12 +133,19 @@ def is_stream(data: Any) -> bool:
     return module is not None and isinstance(data, module.Dataset)
 
 
-def stream_of(data: Any, worker: Worker, tell: Tell, *, readers: int) -> Split | None:
-    """The stream of a ``ray.data.Dataset``; None of any other data set. Raises ConfigError for ``readers``."""
+def stream_of(data: Any, worker: Worker, tell: Tell, keys: ReadingKeys) -> Split | None:
+    """The stream of a ``ray.data.Dataset``; None of any other data set. Raises ConfigError for keys that ask for more
+    than streams have.
+    """
     if not is_stream(data):
         return None
-    if readers:
+    if keys.readers:
         raise ConfigError("data.readers: a ray.data.Dataset is read by tasks of Ray Data's own; leave readers out")
+    if keys.most_skipped:
+        raise ConfigError(
+            "data.on_error: what fails in a ray.data.Dataset is for Ray Data to skip, see max_errored_blocks of its "
+            "DataContext; leave on_error out"
+        )
     return Stream(data, worker, tell)
 
 

@@ -19,10 +19,11 @@ from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
 from raytorch.system.allocator import keep_freed_memory
 from raytorch.system.importing import without_garbage_collection
+from raytorch.training.batches import RunStopped
 from raytorch.training.loop import Trainer
 from raytorch.training.monitor import reporting_failures
 from raytorch.training.precision import choose_attention
-from raytorch.training.progress import RunProgress, RunStopped
+from raytorch.training.progress import RunProgress
 from raytorch.training.reproducibility import seed_everything
 from raytorch.training.run import Run
 

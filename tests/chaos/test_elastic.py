@@ -84,8 +84,8 @@ def train_and_record(job: WorkerJob) -> None:
     load, train_step = loop.load_splits, loop.Trainer.train_step
     given: list[int] = []
 
-    def load_recording(config: Any, device: Any) -> Any:
-        splits: Any = load(config, device)
+    def load_recording(*given_to_load: Any) -> Any:
+        splits: Any = load(*given_to_load)
         targets = splits.train.targets
         splits.train.targets = lambda index: (given.extend(index.tolist()), targets(index))[1]
         return splits

@@ -1,5 +1,6 @@
 """Runs of classes that a notebook or a script defines itself."""
 
+import json
 import os
 import re
 import subprocess
@@ -99,6 +100,8 @@ class Sums:
         return len(self.inputs)
 
     def __getitem__(self, index):
+        if index == 7:
+            raise ValueError("7 is broken")
         return self.inputs[index], self.inputs[index].sum()
 
 
@@ -122,10 +125,11 @@ FAILING, WORKERS = False, 2
 
 
 def main() -> None:
-    parts = {"data": Sums, "model": {"name": Linear, "width": 5}, "loss": squared}
+    parts = {"data": {"name": Sums, "on_error": "skip"}, "model": {"name": Linear, "width": 5}, "loss": squared}
     result = raytorch.train(epochs=2, batch_size=16, workers=WORKERS, name="sums", **parts)
     assert isinstance(result.model(), Linear)
-    print(result.state, result.code.entries, raytorch.resume(result, set={"epochs": 3}, workers=1).summary["epochs"])
+    summary = raytorch.resume(result, set={"epochs": 3}, workers=1).summary
+    print(result.state, result.code.entries, summary["epochs"], result.summary["skipped"], summary["skipped"])
 
 
 if __name__ == "__main__":
@@ -142,7 +146,10 @@ def run(script: Path, text: str) -> "subprocess.CompletedProcess[str]":
 
 def test_a_script_trains_its_own_classes(tmp_path: Path) -> None:
     ran = run(tmp_path / "sums.py", SCRIPT)
-    assert ran.stdout == "finished ('sums.py',) 3.0\n", ran.stderr
+    assert ran.stdout == "finished ('sums.py',) 3.0 2 2\n", ran.stderr
+    skipped = [json.loads(line) for line in (tmp_path / "runs/sums/skipped.jsonl").read_text("utf-8").splitlines()]
+    error = "ValueError: 7 is broken"  # met by two workers, and again when the run is resumed
+    assert skipped == [{"split": split, "index": 7, "error": error} for split in ("train", "test")]
     assert (tmp_path / "runs/sums/code/step-0/sums.py").read_text("utf-8") == SCRIPT
 
 

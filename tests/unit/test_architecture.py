@@ -38,7 +38,7 @@ ROOMS = {
     "config": [
         "annotations export_formats interactive_code section yaml_tree",
         "project",
-        "code_snapshot execution model_keys session_sources signature",
+        "code_snapshot execution model_keys reading_keys session_sources signature",
         "live_code",
         "own_section",
         "own_parts",
@@ -54,7 +54,7 @@ ROOMS = {
     "runs": [
         "events local_folder remote_folder",
         "metrics storage",
-        "records status",
+        "records skipped_list status",
         "catalog checkpoint_manifest",
         "curves live_record weights_source",
         "plan",
@@ -70,8 +70,9 @@ ROOMS = {
         "readers",
         "preparation",
         "requests",
-        "in_memory",
-        "loader own sampling",
+        "in_memory sampling",
+        "skipping",
+        "loader own",
         "splits",
     ],
     "models": [
@@ -98,8 +99,8 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss checkpoints history initial_weights launch module_names precision reproducibility",
-        "schedules step_log stopping streams",
+        "averaging batch_loss batches checkpoints history initial_weights launch module_names precision",
+        "reproducibility schedules step_log stopping streams",
         "after_evaluation evaluation export freezing monitor optimizer_steps recomputation run_state",
         "preparing",
         "failures parts",

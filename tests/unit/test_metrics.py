@@ -16,7 +16,16 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from raytorch.runs import metrics
-from raytorch.runs.metrics import MetricsLog, PhaseClock, Throughput, log_to_file, measured, read_metrics, versions
+from raytorch.runs.metrics import (
+    MetricsLog,
+    Pace,
+    PhaseClock,
+    Throughput,
+    log_to_file,
+    measured,
+    read_metrics,
+    versions,
+)
 
 
 class Time:
@@ -97,17 +106,19 @@ def test_throughput_leaves_out_the_first_step_and_all_that_is_not_training(time:
     time.now += 60  # the first step waits for everything
     throughput.count(64, clock)
     assert throughput.first_step_at is not None
-    assert (throughput.overall(), throughput.recent()) == (None, None)
-    time.now += 2
+    assert (throughput.overall(), throughput.recent()) == (Pace(), Pace())
+    time.now += 1.5
+    with clock.phase("data"):
+        time.now += 0.5
     throughput.count(128, clock)
-    assert throughput.recent() == 32
-    assert throughput.recent() is None
+    assert throughput.recent() == (32, 0.25)
+    assert throughput.recent() == Pace()
     with clock.phase("evaluating"):
         time.now += 100
     time.now += 1
     throughput.count(192, clock)
-    assert throughput.recent() == 64
-    assert throughput.overall() == pytest.approx(128 / 3, abs=0.05)
+    assert throughput.recent() == (64, 0)
+    assert throughput.overall() == pytest.approx((128 / 3, 1 / 6), abs=0.05)
 
 
 # -- metrics.jsonl -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raytorch.config import ModelKeys, RunConfig
 from raytorch.config.file import from_data
+from raytorch.config.reading_keys import ReadingKeys
 from raytorch.datasets import TrainLoader, evaluation_batches, load_split
 from raytorch.datasets.own import OwnDataset
 from raytorch.datasets.splits import shipped_split
@@ -278,7 +279,8 @@ def config(**keys: Any) -> RunConfig:
 
 def test_a_run_on_data_of_ones_own(project: Path) -> None:
     run = config(model="table.py:Net")
-    assert run.data.model_dump() == {"name": "table.py:Table", "readers": 0, "root": "table", "columns": 6}
+    own = run.data.model_dump(exclude=set(ReadingKeys.model_fields))
+    assert own == {"name": "table.py:Table", "root": "table", "columns": 6}
     assert run.model.model_dump(exclude=set(ModelKeys.model_fields)) == {"name": "table.py:Net", "width": 3}
     assert (run.metric_names, run.ranking.label, run.most_steps) == ((), "loss", None)
     train, test = load_split(run, "train", CPU), load_split(run, "test", CPU)
@@ -313,7 +315,7 @@ def test_facts_take_the_place_of_defaults_and_are_not_to_be_given(project: Path)
     [
         (
             {"data": {"name": "table.py:Table", "colums": 3}},
-            "data.colums: unknown key; allowed: name, readers, root, col",
+            "data.colums: unknown key; allowed: name, readers, on_error, max_skipped, root, col",
         ),
         (
             {"data": {"name": "table.py:Table", "readers": -1}},

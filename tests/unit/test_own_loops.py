@@ -1,18 +1,24 @@
 """Loops of a user's own, on one worker and without Ray: what they are given, what is saved, and how they go on."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lone_runs import Monitor
 from own_loops import CODE, CPU, RUN, lines, project_with_loops, saved, train, write
 from whole_runs import assert_bitwise_equal
 
 from raytorch.config.file import dump_config, from_data
+from raytorch.datasets import TrainLoader
 from raytorch.errors import CheckpointError, ConfigError, DivergedError, UserError
+from raytorch.runs import metrics
+from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
 from raytorch.runs.storage import RunFolder
 from raytorch.training import run_state
@@ -39,6 +45,41 @@ def test_a_loop_is_saved_with_all_that_it_registers_and_goes_on_with_the_same_bi
     for ours, theirs in zip(saved(parted), saved(whole), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert lines(parted) == lines(whole)
+
+
+@pytest.mark.parametrize(
+    ("data", "readers", "advice"),
+    [
+        ("Points('train')", 0, "give run.batches readers"),
+        ("Points('train')", 1, "give run.batches more readers"),
+        ("run.data('digits', 'train')", 0, ""),
+    ],
+)
+def test_it_is_told_how_much_of_its_time_it_waits_for_data(
+    project: Path, monkeypatch: pytest.MonkeyPatch, data: str, readers: int, advice: str
+) -> None:
+    """On a clock that goes on by a second with each read of a batch, and by three with each step on it."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, time=time.time)
+    monkeypatch.setattr(metrics, "time", clock)
+    remaining = TrainLoader.remaining
+
+    def slowly(self: TrainLoader) -> Iterator[Any]:
+        for batches in remaining(self):
+            clock.now += 1
+            yield batches
+
+    monkeypatch.setattr(TrainLoader, "remaining", slowly)
+    write(
+        project,
+        CODE + "\ndef wait(run):\n    from raytorch.runs.metrics import time\n"
+        f"    for batch in run.batches({data}, readers={readers}, steps=7):\n"
+        "        time.now += 3\n        run.log(loss=0.5)\n",
+    )
+    told = Monitor()
+    folder, outcome = train("waiting", told=told, loop="loops.py:wait", metrics=[], logging={"every_steps": 2})
+    assert outcome["data_wait"] == 0.25
+    assert {line["data_wait"] for line in read_history(folder)} == {0.25}
+    assert (told.told["progress"][0]["data_wait"], told.told["progress"][0]["data_advice"]) == (0.25, advice)
 
 
 def test_its_lines_have_what_it_logs_and_the_learning_rates() -> None:

@@ -50,6 +50,21 @@ def test_a_terminal_shows_one_live_line() -> None:
     assert text.endswith("\x1b[1A\x1b[2K")  # and wiped away in the end
 
 
+@pytest.mark.parametrize(
+    ("news", "told"),
+    [
+        ({"data_wait": 0.234, "data_advice": "set data.readers"}, "  waiting for data 23% (set data.readers)"),
+        ({"data_wait": 0.234, "data_advice": ""}, "  waiting for data 23%"),
+        ({"data_wait": 0.05, "data_advice": "set data.readers"}, ""),
+        ({"data_wait": None, "data_advice": "set data.readers"}, ""),
+        ({"data_wait": "a loop's own"}, ""),
+    ],
+)
+def test_much_waiting_for_data_is_told_with_what_to_do(news: dict[str, Any], told: str) -> None:
+    [line] = [line for line in shown(status(NEWS | news), terminal=True).split("\r") if "20/200" in line][-1:]
+    assert line.partition("samples/s")[2].startswith(f"{told} -:--:--")
+
+
 def test_what_a_loop_tells_of_its_loss_may_be_no_number() -> None:
     text = shown(status(NEWS | {"loss_kind": "huber", "lossless": None, "loss_d": 0.25}), terminal=True)
     assert "loss 0.5123  loss_d 0.2500  12,346 samples/s" in text

@@ -9,6 +9,7 @@ import ray
 import ray.data
 import torch
 
+from raytorch.config.reading_keys import ReadingKeys
 from raytorch.datasets.requests import Request
 from raytorch.datasets.shares import Share
 from raytorch.datasets.splits import Part
@@ -90,7 +91,9 @@ def test_what_a_stream_cannot_do_is_refused(told: dict[str, Any], monkeypatch: p
     assert is_stream(data)
     assert not is_stream([1, 2])
     with pytest.raises(ConfigError, match=r"data.readers: a ray.data.Dataset is read by tasks of Ray Data's own"):
-        stream_of(data, WORKER, told.update, readers=1)
+        stream_of(data, WORKER, told.update, ReadingKeys(readers=1))
+    with pytest.raises(ConfigError, match=r"data.on_error: what fails in a ray.data.Dataset is for Ray Data to skip"):
+        stream_of(data, WORKER, told.update, ReadingKeys(on_error="skip"))
     stream = Stream(Blocks([0, 1, 2]), WORKER, told.update)
     with pytest.raises(ConfigError, match=r"validation.share: no share can be taken of a stream"):
         Part(stream, Share(3, 1, np.random.SeedSequence(0), is_held_out=True))
@@ -101,4 +104,4 @@ def test_what_a_stream_cannot_do_is_refused(told: dict[str, Any], monkeypatch: p
 
 
 def test_what_is_no_stream_is_read_as_any_data_set(told: dict[str, Any]) -> None:
-    assert stream_of(SimpleNamespace(), WORKER, told.update, readers=2) is None
+    assert stream_of(SimpleNamespace(), WORKER, told.update, ReadingKeys(readers=2)) is None

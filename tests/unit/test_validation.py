@@ -20,6 +20,7 @@ from raytorch.datasets.requests import Request, Split
 from raytorch.errors import ConfigError
 from raytorch.runs import curves
 from raytorch.runs.catalog import read_evaluations, read_history
+from raytorch.runs.metrics import PACE_KEYS
 from raytorch.runs.storage import RunFolder
 from raytorch.training.progress import RunProgress
 
@@ -145,8 +146,7 @@ def lines(folder: RunFolder) -> list[tuple[str, int]]:
 
 def measured(folder: RunFolder) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if key not in ("time", "samples_per_s")}
-        for line in read_history(folder)
+        {key: value for key, value in line.items() if key not in ("time", *PACE_KEYS)} for line in read_history(folder)
     ]
 
 
