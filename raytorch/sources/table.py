@@ -1,7 +1,6 @@
 """Tables in files: rows of features, and a target."""
 
 import logging
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from raytorch.config.sources import TableData
 from raytorch.errors import DataError
 from raytorch.sources.blocks import TOGETHER
+from raytorch.sources.by_block import by_block
 from raytorch.sources.files import File, Root
 from raytorch.sources.last_used import LastUsed
 from raytorch.sources.table_columns import Columns, columns_of
@@ -112,7 +112,7 @@ class Table:
         table, found = self._opened(), self._encoding.empty(len(rows))
         self._asked += len(rows)
         mapped: dict[int, list[tuple[Array, Any]]] = {}
-        for block, places, within in self._by_block(rows):
+        for block, places, within in by_block(self._ends, rows):
             if self._is_kept(block, len(within)):
                 kept = self._kept.get(block, partial(self._decode, block))
                 found.write(places, Rows(*(array[within] for array in kept)))
@@ -136,15 +136,6 @@ class Table:
             return False
         del self._taken[block]
         return True
-
-    def _by_block(self, rows: Array) -> Iterator[tuple[int, Array, Array]]:
-        """Blocks in the order in which they are first asked for, with places in the batch and rows in the block."""
-        blocks = np.searchsorted(self._ends, rows, side="right")
-        order = np.argsort(blocks, kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1)
-        for places in sorted(parts, key=lambda part: int(part[0])):
-            block = int(blocks[places[0]])
-            yield block, places, rows[places] - self._first(block)
 
     def _first(self, block: int) -> int:
         return int(self._ends[block - 1]) if block else 0

@@ -60,7 +60,7 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks files last_used",
+        "blocks by_block files last_used mapped_arrays",
         "arrays range_file table_columns",
         "table_formats",
         "csv_tables",
