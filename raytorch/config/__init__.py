@@ -90,6 +90,7 @@ __all__ = [
     "StepSchedule",
     "StoredData",
     "SweepConfig",
+    "TableData",
     "Validation",
     "VitModel",
     "Warmup",

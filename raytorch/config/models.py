@@ -32,7 +32,7 @@ class ImageModel(ModelKeys, _Named):
 
 
 class MlpModel(ImageModel):
-    """Fully connected layers with ReLU on the flattened image."""
+    """Fully connected layers with ReLU on the flattened input, an image or a row of a table, say."""
 
     name: Literal["mlp"] = "mlp"
     """The model."""

@@ -1,9 +1,9 @@
 """Data sets that are read from files of the user's own, in a folder or a store: folders of images, tables, tokens."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raytorch.config.reading_keys import ReadingKeys
 from raytorch.config.section import ConflictError, Section
@@ -56,9 +56,40 @@ class Source(ReadingKeys, _Located):
 
 
 class ArraysData(Source):
-    """Arrays in files, memory-mapped: a folder of ``.npy`` files, one for each field of a sample."""
+    """Arrays in files, memory-mapped: ``.npz`` or ``.safetensors`` files, or folders of ``.npy`` files."""
 
     name: Literal["arrays"] = "arrays"
     """The data set."""
     fields: list[Name] = ["x", "y"]
     """Names of the arrays that a batch is a tuple of, in its order. All have an entry for each sample."""
+
+
+class TableData(Source):
+    """Rows of parquet, CSV or Arrow IPC (Feather) files: a batch is their features, float32 (B, F), and the target."""
+
+    name: Literal["table"] = "table"
+    """The data set."""
+    target: Name = "target"
+    """Column that is to be foretold."""
+    features: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Columns to foretell it from, in this order, or patterns with ``*``; all others by default."""
+    ignore: list[Name] = []
+    """Columns, or patterns with ``*``, that are no features where ``features`` would take them: a row's number, say."""
+    task: Literal["regression", "classification"] | None = None
+    """What the target is; by default classes where it is text, true or false or whole numbers, else a number."""
+    missing: Literal["error", "mean", "zero"] = "error"
+    """What takes the place of a number that is missing; ``mean`` is that of the training files."""
+    categories: Literal["error", "codes", "one_hot"] = "error"
+    """What text becomes: its number among the sorted values of the training files, or a column for each of them."""
+    unknown: Literal["error", "other"] = "error"
+    """Text that the training files do not have: an error, or a code, or column, of its own."""
+    standardize: bool = False
+    """Take the mean of each column of numbers from it and divide by its standard deviation, of the training files."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.target in (self.features or []):
+            raise ConflictError(f"{self.target} is the target, and cannot be a feature as well", "features", "target")
+        if self.unknown == "other" and self.categories == "error":
+            raise ConflictError("unknown: other goes with categories: codes or one_hot", "unknown", "categories")
+        return self

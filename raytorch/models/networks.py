@@ -1,6 +1,7 @@
 """The models that runs train; the fields of a model's section in the config are its keyword arguments."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from raytorch.layers.rnn import GRU, LSTM, RNN
 from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 from raytorch.models.objectives import digit_accuracy, strip_loss
 
+_IMAGE = 3
+"""Dimensions of an image: channels, height and width."""
 _BEGIN = 11  # what the decoder reads before the first digit
 
 Code: TypeAlias = own_code.Code
@@ -114,6 +117,11 @@ class Architecture:
                 f"model.name: {self.config.name} has to know input_shape and num_classes; let the data set have them "
                 "in its facts"
             )
+        if len(self.input_shape) < _IMAGE and self.config.name != "mlp":
+            raise ConfigError(
+                f"model.name: {self.config.name} reads images, and the inputs are of shape {list(self.input_shape)}; "
+                "take mlp or a model of your own"
+            )
         try:
             self.config.check_input(self.input_shape)
         except ConflictError as error:
@@ -146,11 +154,10 @@ def require_known_inputs(model: nn.Module, architecture: Architecture) -> None:
 
 
 class MLP(nn.Sequential):
-    """Fully connected layers with ReLU: images (B, C, H, W) to logits (B, num_classes)."""
+    """Fully connected layers with ReLU: inputs (B, ...) to logits (B, num_classes)."""
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, *, hidden: list[int], dropout: float) -> None:
-        channels, height, width = input_shape
-        widths = [channels * height * width, *hidden]
+        widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]

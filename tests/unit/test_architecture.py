@@ -60,8 +60,14 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks files",
-        "arrays",
+        "blocks by_block files last_used mapped_arrays",
+        "arrays range_file table_columns",
+        "table_formats",
+        "csv_tables",
+        "table_files",
+        "table_statistics",
+        "table_encoding",
+        "table",
     ],
     "datasets": [
         "augmentation carried_errors common_generators download file_errors mapped_arrays order",

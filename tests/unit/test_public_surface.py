@@ -75,7 +75,7 @@ EXPORTS = {
         MovingMnistData Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric
         OwnModel OwnPart Parameter ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop
         RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd Source StepSchedule StoredData SweepConfig
-        Validation VitModel Warmup WorkerRange
+        TableData Validation VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split

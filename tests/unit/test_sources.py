@@ -99,9 +99,15 @@ def test_what_does_not_go_together_is_told_before_anything_is_read(run: Any, dat
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ({"train": "trian"}, "/trian: expected .npy files of the data set, found no such file or folder"),
-        ({"train": "*.csv"}, "/*.csv: expected .npy files of the data set, found none among the 6 files there"),
-        ({"fields": ["z"]}, ": expected z.npy, for data.fields, found x, y"),
+        (
+            {"train": "trian"},
+            "/trian: expected .npy or .npz or .safetensors files of the data set, found no such file or folder",
+        ),
+        (
+            {"train": "*.csv"},
+            "/*.csv: expected .npy or .npz or .safetensors files of the data set, found none among the 6 files there",
+        ),
+        ({"fields": ["z"]}, "/train: expected z.npy, for data.fields, found x, y"),
     ],
 )
 def test_files_that_are_not_there_are_named(root: Path, data: Any, told: str) -> None:

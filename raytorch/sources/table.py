@@ -1,0 +1,164 @@
+"""Tables in files: rows of features, and a target."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raytorch.config.sources import TableData
+from raytorch.errors import DataError
+from raytorch.sources.blocks import TOGETHER
+from raytorch.sources.by_block import by_block
+from raytorch.sources.files import File, Root
+from raytorch.sources.last_used import LastUsed
+from raytorch.sources.table_columns import Columns, columns_of
+from raytorch.sources.table_encoding import Encoding, Rows
+from raytorch.sources.table_files import SUFFIXES, TableFiles, schema_of, stamp
+from raytorch.sources.table_statistics import statistics
+
+Array = np.ndarray[Any, Any]
+
+logger = logging.getLogger("raytorch")
+
+_IN_ORDER = 2
+"""Blocks that are kept where rows are read one after the other."""
+_SHARE, _MOST_NUMBERS = 8, 2**22
+"""A mapped block is made numbers as a whole when one in so many of its rows was taken, unless these were too many."""
+_TOO_FEW = 64
+"""It is said where a table has been decoded twice for less than one of so many of its rows."""
+
+_encodings: LastUsed[Any, tuple[Columns, Encoding]] = LastUsed(2)
+"""What the training files say is found once for all splits of a process."""
+
+
+class Table:
+    """A batch is the features, float32 (B, F), and the targets, float32 (B,) or the numbers of classes, int64 (B,)."""
+
+    def __init__(self, section: TableData, split: str, training: bool) -> None:
+        """Raises DataError for files that are not in order."""
+        self._root = Root(section.root)
+        self._files = self._root.find(section.files_of(split), SUFFIXES)
+        self._columns, self._encoding = self._by_training_files(section)
+        self._table: TableFiles | None = None
+        self._most = TOGETHER + 1 if training else _IN_ORDER
+        self._kept: LastUsed[int, Rows] = LastUsed(self._most)
+        self._ends = self._opened().rows.cumsum()
+        self._asked, self._decoded, self._is_told = 0, 0, False
+        self._taken: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the training files: the shape of the features, their names, the classes, and what they were made with."""
+        return self._encoding.facts
+
+    @property
+    def blocks(self) -> Tensor:
+        """Rows of each row group of parquet files, and of each record batch of others."""
+        return torch.from_numpy(self._opened().rows.copy())
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The number of each row's class; None of a regression."""
+        if not self._columns.is_classification:
+            return None
+        labels = torch.empty(len(self), dtype=torch.int64)
+        table, first = self._opened(), 0
+        for block, end in enumerate(self._ends.tolist()):
+            column = table.read(block, [self._columns.target]).column(self._columns.target)
+            classes, is_bad = self._encoding.targets(column)
+            if is_bad.any():
+                raise self._fault(first + int(is_bad.argmax()))
+            labels[first:end] = torch.from_numpy(classes)
+            first = end
+        return labels
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows, int64 (B,), one after the other. Raises DataError for one that has no place in it."""
+        rows = indices.numpy()
+        found = self._gathered(rows)
+        if found.is_bad.any():
+            raise self._fault(int(rows[found.is_bad.argmax()]))
+        return torch.from_numpy(found.features), torch.from_numpy(found.targets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_table": None, "_kept": LastUsed(self._most)}
+
+    def _by_training_files(self, section: TableData) -> tuple[Columns, Encoding]:
+        files = self._root.find(section.files_of("train"), SUFFIXES)
+        unlike = {"name", "train", "validation", "test", "readers"}
+        key = section.model_dump_json(exclude=unlike), stamp(self._root, files)
+        return _encodings.get(key, lambda: self._new_encoding(section, files))
+
+    def _new_encoding(self, section: TableData, files: list[File]) -> tuple[Columns, Encoding]:
+        first = files[0]
+        columns = columns_of(section, schema_of(self._root, first), self._root.place(first.name))
+        found = statistics(section, TableFiles(self._root, files, columns), columns)
+        return columns, Encoding(section, columns, found)
+
+    def _opened(self) -> TableFiles:
+        if self._table is None:
+            self._table = TableFiles(self._root, self._files, self._columns)
+        return self._table
+
+    def _gathered(self, rows: Array) -> Rows:
+        """The rows that are asked for, from blocks that are kept as numbers, or at once from those that are mapped."""
+        table, found = self._opened(), self._encoding.empty(len(rows))
+        self._asked += len(rows)
+        mapped: dict[int, list[tuple[Array, Any]]] = {}
+        for block, places, within in by_block(self._ends, rows):
+            if self._is_kept(block, len(within)):
+                kept = self._kept.get(block, partial(self._decode, block))
+                found.write(places, Rows(*(array[within] for array in kept)))
+            else:
+                mapped.setdefault(table.layout(block), []).append((places, table.read(block).take(pa.array(within))))
+        for parts in mapped.values():
+            taken = pa.Table.from_batches([part for _, part in parts])
+            found.write(np.concatenate([places for places, _ in parts]), self._encoding.encode(taken))
+        return found
+
+    def _is_kept(self, block: int, rows: int) -> bool:
+        """Tell whether a block of which so many rows are asked for is to be kept as numbers: those that are mapped when
+        much of them is asked for, which is as fast as can be in any order then.
+        """
+        table = self._opened()
+        if block in self._kept or not table.is_mapped(block):
+            return True
+        self._taken[block] = self._taken.get(block, 0) + rows
+        size = int(table.rows[block])
+        if self._taken[block] * _SHARE < size or size * self._encoding.width > _MOST_NUMBERS:
+            return False
+        del self._taken[block]
+        return True
+
+    def _first(self, block: int) -> int:
+        return int(self._ends[block - 1]) if block else 0
+
+    def _decode(self, block: int) -> Rows:
+        table = self._opened()
+        self._decoded += int(table.rows[block])
+        if (
+            not (self._is_told or table.is_mapped(block))
+            and self._decoded > 2 * len(self)
+            and self._asked < len(self) / _TOO_FEW
+        ):
+            self._is_told = True
+            logger.warning(
+                "data table: %s: %s rows have been decoded for %s that were asked for, as these files are read by "
+                "whole row groups; take shuffle: blocks, or write the table as Arrow IPC without compression",
+                self._root.place(self._files[0].name),
+                f"{self._decoded:,}",
+                f"{self._asked:,}",
+            )
+        return self._encoding.encode(table.read(block))
+
+    def _fault(self, row: int) -> DataError:
+        block = int(np.searchsorted(self._ends, row, side="right"))
+        table, within = self._opened(), row - self._first(block)
+        return DataError(f"{table.place(block, within)}: {self._encoding.fault(table.read(block).slice(within, 1))}")

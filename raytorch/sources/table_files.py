@@ -1,0 +1,123 @@
+"""The files of a table, as blocks of rows that are read by their number."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from raytorch.errors import DataError
+from raytorch.sources.blocks import TOGETHER
+from raytorch.sources.csv_tables import SUFFIXES as CSV
+from raytorch.sources.csv_tables import ConvertedCsv, csv_schema
+from raytorch.sources.files import File, Root
+from raytorch.sources.last_used import LastUsed
+from raytorch.sources.table_columns import Columns
+from raytorch.sources.table_formats import ARROW, MISTAKES, PARQUET, TableFile, open_table, told
+
+SUFFIXES = (*PARQUET, *ARROW, *CSV)
+
+_converted: "WeakValueDictionary[Any, ConvertedCsv]" = WeakValueDictionary()
+
+
+class _Block(NamedTuple):
+    file: int
+    number: int
+    """Among the blocks of its file."""
+    first: int
+    """Rows of its file before it."""
+    rows: int
+    layout: int
+    """The same for all whose columns are of the same types."""
+
+
+class TableFiles:
+    """The blocks of some files, one after the other."""
+
+    def __init__(self, root: Root, files: Sequence[File], columns: Columns) -> None:
+        """Raises DataError for files that cannot be read, or whose columns differ."""
+        self._root, self._files, self._columns = root, files, columns
+        self._converted = _csv_of(root, [file for file in files if _is_csv(file)], columns)
+        self._opened: LastUsed[int, TableFile] = LastUsed(TOGETHER + 1)
+        self._layouts: dict[tuple[Any, ...], int] = {}
+        blocks = [block for file in range(len(files)) for block in self._blocks_of(file)]
+        self._blocks = np.array(blocks, dtype=np.int64).reshape(-1, len(_Block._fields))
+
+    @property
+    def rows(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Of each block, int64 (M,), at least 1."""
+        return self._blocks[:, _Block._fields.index("rows")]
+
+    def read(self, block: int, names: list[str] | None = None) -> Any:
+        """Some columns of a block, by default all that are needed. Raises DataError."""
+        file, number, first, rows, _ = self._blocks[block].tolist()
+        try:
+            return self._open(file).read(number, names or self._columns.names)
+        except MISTAKES as error:
+            where = f"{self._place(file)}: rows {first + 1:,} to {first + rows:,}"
+            raise DataError(f"{where} cannot be read: {told(error)}") from error
+
+    def is_mapped(self, block: int) -> bool:
+        """Tell whether some rows of a block are read without the others."""
+        return self._open(int(self._blocks[block, 0])).is_mapped
+
+    def layout(self, block: int) -> int:
+        """A number that is the same for all blocks whose columns are of the same types."""
+        return int(self._blocks[block, _Block._fields.index("layout")])
+
+    def place(self, block: int, row: int) -> str:
+        """A row of a block as messages name it: by its number in the file, from 1."""
+        file, _, first, _, _ = self._blocks[block].tolist()
+        return f"{self._place(file)}: row {first + row + 1:,}"
+
+    def _place(self, file: int) -> str:
+        return self._root.place(self._files[file].name)
+
+    def _blocks_of(self, file: int) -> list[_Block]:
+        opened, first, blocks = self._open(file), 0, []
+        types = tuple(opened.schema.field(name).type for name in self._columns.names)
+        layout = self._layouts.setdefault(types, len(self._layouts))
+        for number, rows in enumerate(opened.sizes):
+            if rows:
+                blocks.append(_Block(file, number, first, rows, layout))
+            first += rows
+        return blocks
+
+    def _open(self, file: int) -> TableFile:
+        return self._opened.get(file, lambda: self._new(self._files[file]))
+
+    def _new(self, file: File) -> TableFile:
+        if self._converted and _is_csv(file):
+            return self._converted.file(file.name)
+        opened = open_table(self._root, file)
+        self._columns.require_same(opened.schema, self._root.place(file.name))
+        return opened
+
+
+def schema_of(root: Root, file: File) -> Any:
+    """Names and types of the columns of a file. Raises DataError."""
+    if not file.name.lower().endswith(SUFFIXES):
+        kinds = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise DataError(f"{root.place(file.name)}: expected a table, of a name that ends with {kinds}")
+    return csv_schema(root, file) if _is_csv(file) else open_table(root, file).schema
+
+
+def stamp(root: Root, files: Sequence[File]) -> tuple[Any, ...]:
+    """What is another for other files, and for those that were changed since."""
+    is_here = "://" not in str(root)
+    return (str(root), *((file, root.local(file.name).stat().st_mtime_ns if is_here else 0) for file in files))
+
+
+def _csv_of(root: Root, files: Sequence[File], columns: Columns) -> ConvertedCsv | None:
+    """The files once converted, for all splits that read them in this process."""
+    if not files:
+        return None
+    key = stamp(root, files), *columns.names, columns.is_classification
+    converted = _converted.get(key)
+    if converted is None:
+        converted = _converted[key] = ConvertedCsv(root, files, columns)
+    return converted
+
+
+def _is_csv(file: File) -> bool:
+    return file.name.lower().endswith(CSV)

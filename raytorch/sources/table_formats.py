@@ -1,0 +1,113 @@
+"""Files of tables in the formats that have their columns apart: parquet and Arrow IPC, which Feather 2 is too."""
+
+from typing import Any, Protocol
+
+import pyarrow as pa
+from pyarrow import ipc, parquet
+
+from raytorch.errors import DataError
+from raytorch.sources.files import File, Root
+from raytorch.sources.range_file import RangeFile
+
+PARQUET = (".parquet", ".pq")
+ARROW = (".arrow", ".feather", ".ipc")
+_FILE_BEGINS = b"ARROW1"
+MISTAKES = (pa.ArrowException, OSError, ValueError, KeyError)
+"""What reading a damaged file raises."""
+
+
+class TableFile(Protocol):
+    """A table whose blocks are read by their number."""
+
+    schema: Any
+    """Names and types of its columns."""
+    is_mapped: bool
+    """Whether some rows of a block are read without the others."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each block."""
+
+    def read(self, number: int, names: list[str]) -> Any:
+        """Columns of a block: a table or a record batch."""
+
+
+def open_table(root: Root, file: File) -> TableFile:
+    """Open a file by the end of its name. Raises DataError."""
+    is_parquet = file.name.lower().endswith(PARQUET)
+    try:
+        return Parquet(root, file) if is_parquet else ArrowIpc(pa.memory_map(str(root.local(file.name))).read_buffer())
+    except MISTAKES as error:
+        kind = "a parquet file" if is_parquet else "an Arrow IPC (Feather 2) file"
+        raise DataError(f"{root.place(file.name)}: expected {kind}, whole and undamaged: {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """What a library says is wrong, in one line."""
+    return " ".join(str(error).split())[:200]
+
+
+class Parquet:
+    """Of the columns that are asked for, those of a row group are read by ranges and decoded as a whole."""
+
+    is_mapped = False
+
+    def __init__(self, root: Root, file: File) -> None:
+        self._file = parquet.ParquetFile(pa.PythonFile(RangeFile(root, file), "r"), pre_buffer=True)
+        self.schema = self._file.schema_arrow
+
+    @property
+    def sizes(self) -> list[int]:
+        metadata = self._file.metadata
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+    def read(self, number: int, names: list[str]) -> Any:
+        return self._file.read_row_group(number, columns=names)
+
+
+class ArrowIpc:
+    """Bytes in the layout of files, or of streams. They are not copied where they are not compressed."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+        self._is_file = content[: len(_FILE_BEGINS)].to_pybytes() == _FILE_BEGINS
+        self._whole: Any = ipc.open_file(content) if self._is_file else ipc.open_stream(content)
+        self.schema = self._whole.schema
+        if not self._is_file:
+            self._whole = list(self._whole)
+        self.is_mapped = all(map(self._is_within, self._first_buffers()))
+        if not (self._is_file or self.is_mapped):
+            raise ValueError("a stream that is compressed cannot be read by position; write it as a file")
+
+    @property
+    def sizes(self) -> list[int]:
+        batches = self._whole
+        if self._is_file:
+            # By one column where they are compressed, since all that are asked for are decompressed.
+            reader = self._whole if self.is_mapped else self._of_columns(self.schema.names[:1])
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        return [batch.num_rows for batch in batches]
+
+    def read(self, number: int, names: list[str]) -> Any:
+        reader = self._whole if self.is_mapped else self._of_columns(names)
+        batch = reader.get_batch(number) if self._is_file else reader[number]
+        batch.validate()
+        return batch if names == batch.schema.names else batch.select(names)
+
+    def _of_columns(self, names: list[str]) -> Any:
+        """A reader of some columns: it copies them."""
+        places = sorted(place for name in names for place in self.schema.get_all_field_indices(name))
+        return ipc.open_file(self._content, options=ipc.IpcReadOptions(included_fields=places))
+
+    def _first_buffers(self) -> list[Any]:
+        """Those of the first block that has rows."""
+        count = self._whole.num_record_batches if self._is_file else len(self._whole)
+        for number in range(count):
+            batch = self._whole.get_batch(number) if self._is_file else self._whole[number]
+            if batch.num_rows:
+                return [each for column in batch.columns for each in column.buffers() if each is not None and each.size]
+        return []
+
+    def _is_within(self, buffer: Any) -> bool:
+        begin: int = self._content.address
+        return begin <= int(buffer.address) < begin + int(self._content.size)
