@@ -29,6 +29,7 @@ RULES: dict[str, Rule] = {
     "data.root": Rule(OnResume.APPLIED, "the same files in another place"),
     "data.download": Rule(OnResume.APPLIED),
     "data.readers": Rule(OnResume.APPLIED, "they change no batch"),
+    "data.cache": Rule(OnResume.APPLIED, "it changes no batch"),
     "validation": Rule(OnResume.REFUSED, "it decides which samples are trained on, and what has been judged by"),
     "validation.test": Rule(OnResume.APPLIED),
     "sampling": Rule(OnResume.REFUSED, "it decides the order of the data"),

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 ROOMS = {
     "system": [
         "allocator background deletion environment importing lazy_exports near_names processes regular_files safe_text",
-        "python_files strict_json temporary_folders terminal",
+        "memory python_files strict_json temporary_folders terminal",
         "project_modules",
     ],
     "errors": [],
@@ -43,6 +43,7 @@ ROOMS = {
         "own_section",
         "own_parts",
         "metrics sources",
+        "image_files",
         "data optimization optimizers",
         "models",
         "run",
@@ -60,8 +61,10 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks files",
-        "arrays",
+        "blocks files image_decoding shared_pixels",
+        "image_changes texts",
+        "image_pipeline",
+        "arrays images",
     ],
     "datasets": [
         "augmentation carried_errors common_generators download file_errors order shared_values",

@@ -71,11 +71,11 @@ EXPORTS = {
     "raytorch.config": """
         Adadelta Adafactor Adagrad Adam AdamW Adamax ArraysData Asgd Asha AttentionModel Augment Averaging Checkpointing
         Cifar10Data CodeSnapshot ConflictError ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData
-        EarlyStopping Failure ImageData Logging Loss Metric MlpModel MnistData MnistStripsData Model ModelKeys
-        MovingMnistData Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric
-        OwnModel OwnPart Parameter ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop
-        RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd Source StepSchedule StoredData SweepConfig
-        Validation VitModel Warmup WorkerRange
+        EarlyStopping Failure ImageAugment ImageData ImageFiles ImagesData Logging Loss Metric MlpModel MnistData
+        MnistStripsData Model ModelKeys MovingMnistData Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData
+        OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parameter ParameterGroup PlateauSchedule RAdam Ranking
+        ResNet18Model RmsProp RnnModel Rprop RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd Source
+        StepSchedule StoredData SweepConfig Validation VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split
