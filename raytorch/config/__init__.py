@@ -90,6 +90,7 @@ __all__ = [
     "Section",
     "Seq2SeqModel",
     "Sgd",
+    "ShardsData",
     "Source",
     "StepSchedule",
     "StoredData",

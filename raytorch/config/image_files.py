@@ -108,5 +108,59 @@ class ImagesData(ImageFiles):
         return (3, *self.height_and_width)
 
 
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+"""Extensions of images."""
+FIELDS = (*IMAGE_FIELDS, "cls", "json", "txt", "npy")
+
+
+class ShardsData(ImageFiles):
+    """Tar shards in WebDataset's layout, read by position: the files ``KEY.EXTENSION`` of a sample lie together.
+
+    ``raytorch data index`` writes an index beside each shard, once.
+    """
+
+    name: Literal["shards"] = "shards"
+    """The data set."""
+    fields: Annotated[list[Name], Field(min_length=1)] = ["jpg", "cls"]
+    """Extensions of the files that a batch is a tuple of, in its order: at most one of ``jpg``, ``jpeg``, ``png`` and
+    ``webp``, resized and changed as the other keys say; ``cls``, a class's number; ``npy``; ``json``; ``txt``; or such
+    a one behind a name, as in ``left.npy``."""
+    num_classes: PositiveInt | None = None
+    """How many classes there are; by default one more than the highest ``cls`` of the training samples."""
+
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        """That of images where a batch is images and classes."""
+        return "images" if [self.is_image(field) or field for field in self.fields] == [True, "cls"] else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:  # type: ignore[override]
+        """Shape of a model's input, if that is images."""
+        return (3, *self.height_and_width) if self.kind else None
+
+    @staticmethod
+    def is_image(field: str) -> bool:
+        """Tell whether a field is of images.
+
+        Example:
+            >>> ShardsData.is_image("left.png")
+            True
+        """
+        return field.rpartition(".")[2] in IMAGE_FIELDS
+
+    @model_validator(mode="after")
+    def _fields_can_be_read(self) -> Self:
+        for field in self.fields:
+            if field.rpartition(".")[2] not in FIELDS:
+                raise ConflictError(f"fields may end in {', '.join(FIELDS)}, not {field}", "fields")
+        if len(set(self.fields)) < len(self.fields):
+            raise ConflictError("fields has one twice; leave it out", "fields")
+        if sum(map(self.is_image, self.fields)) > 1:
+            raise ConflictError(
+                "fields has more than one image, each of which would be changed at random in a way of its own", "fields"
+            )
+        return self
+
+
 def _both(extent: int | list[int]) -> tuple[int, int]:
     return (extent, extent) if isinstance(extent, int) else (extent[0], extent[1])

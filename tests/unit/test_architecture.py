@@ -61,10 +61,10 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks files image_decoding shared_pixels",
-        "image_changes texts",
+        "blocks files image_decoding shared_pixels tar_headers texts",
+        "image_changes shard_index",
         "image_pipeline",
-        "arrays images",
+        "arrays images shards",
     ],
     "datasets": [
         "augmentation carried_errors common_generators download file_errors order shared_values",

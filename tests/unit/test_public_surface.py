@@ -56,6 +56,7 @@ COMMANDS = {
     "result": ["job_id", "--address", "--json"],
     "data prepare": ["name", "--root"],
     "data check": ["name", "--root"],
+    "data index": ["shards"],
 }
 
 EXPORTS = {
@@ -74,8 +75,8 @@ EXPORTS = {
         EarlyStopping Failure ImageAugment ImageData ImageFiles ImagesData Logging Loss Metric MlpModel MnistData
         MnistStripsData Model ModelKeys MovingMnistData Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData
         OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parameter ParameterGroup PlateauSchedule RAdam Ranking
-        ResNet18Model RmsProp RnnModel Rprop RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd Source
-        StepSchedule StoredData SweepConfig Validation VitModel Warmup WorkerRange
+        ResNet18Model RmsProp RnnModel Rprop RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd ShardsData
+        Source StepSchedule StoredData SweepConfig Validation VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split
