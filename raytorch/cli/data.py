@@ -1,5 +1,6 @@
 """Commands about the files of data sets."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -31,6 +32,22 @@ def check_data(name: DataName, root: DataRoot = "data") -> None:
 
     images = " + ".join(f"{number:,}" for number in count(_stored(name, root)).values())
     say(output, f"{name} in {root}: {images} images")
+
+
+@app.command("index")
+def index_shards(
+    shards: Annotated[list[Path], typer.Argument(help="Tar shards, or folders of them, in WebDataset's layout.")],
+) -> None:
+    """Write an index beside each tar shard, by which data: shards reads its samples."""
+    from raytorch.errors import DataError
+    from raytorch.sources.shard_index import write_index
+
+    for path in shards:
+        found = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
+        if not found:
+            raise DataError(f"{path}: expected tar shards, found no .tar file")
+        for shard in found:
+            say(output, f"{shard}: {write_index(shard):,} samples")
 
 
 def _stored(name: str, root: str) -> Any:

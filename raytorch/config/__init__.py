@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from raytorch.config.code_snapshot import *
     from raytorch.config.data import *
     from raytorch.config.execution import *
+    from raytorch.config.image_files import *
     from raytorch.config.metrics import *
     from raytorch.config.model_keys import *
     from raytorch.config.models import *
@@ -49,7 +50,10 @@ __all__ = [
     "DigitsData",
     "EarlyStopping",
     "Failure",
+    "ImageAugment",
     "ImageData",
+    "ImageFiles",
+    "ImagesData",
     "Logging",
     "Loss",
     "Metric",
@@ -86,6 +90,7 @@ __all__ = [
     "Section",
     "Seq2SeqModel",
     "Sgd",
+    "ShardsData",
     "Source",
     "StepSchedule",
     "StoredData",
@@ -104,6 +109,7 @@ __getattr__ = lazy_exports(
     "code_snapshot",
     "data",
     "execution",
+    "image_files",
     "metrics",
     "model_keys",
     "models",

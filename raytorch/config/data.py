@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
+from raytorch.config.image_files import ImagesData, ShardsData
 from raytorch.config.own_parts import OwnData, own_or_shipped
 from raytorch.config.section import ConflictError, Section
 from raytorch.config.sources import ArraysData, Source, TableData
@@ -170,7 +171,15 @@ Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistS
 """A data set that is published, and held in memory."""
 DATA: tuple[type[ImageData], ...] = get_args(get_args(Data)[0])
 ShippedData = Annotated[
-    DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData | ArraysData | TableData,
+    DigitsData
+    | MnistData
+    | Cifar10Data
+    | MovingMnistData
+    | MnistStripsData
+    | ArraysData
+    | ImagesData
+    | ShardsData
+    | TableData,
     Field(discriminator="name"),
 ]
 SOURCE_NAMES = frozenset(

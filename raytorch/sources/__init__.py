@@ -8,7 +8,7 @@ from typing import Any
 
 from raytorch.config.sources import Source
 
-SOURCES = {"arrays": "Arrays", "table": "Table"}
+SOURCES = {"arrays": "Arrays", "images": "Images", "shards": "Shards", "table": "Table"}
 """The class of each source, by its name, which is its module's too."""
 
 

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs/architecture.md"
 ROOMS = {
     "system": [
         "allocator background deletion environment importing lazy_exports near_names processes regular_files safe_text",
-        "python_files strict_json temporary_folders terminal",
+        "memory python_files strict_json temporary_folders terminal",
         "project_modules",
     ],
     "errors": [],
@@ -43,6 +43,7 @@ ROOMS = {
         "own_section",
         "own_parts",
         "metrics sources",
+        "image_files",
         "data optimization optimizers",
         "models",
         "run",
@@ -60,8 +61,10 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks by_block files last_used mapped_arrays",
-        "arrays range_file table_columns",
+        "blocks by_block files image_decoding last_used mapped_arrays shared_pixels tar_headers texts",
+        "arrays image_changes range_file shard_index table_columns",
+        "image_pipeline",
+        "images shards",
         "table_formats",
         "csv_tables",
         "table_files",

@@ -56,6 +56,7 @@ COMMANDS = {
     "result": ["job_id", "--address", "--json"],
     "data prepare": ["name", "--root"],
     "data check": ["name", "--root"],
+    "data index": ["shards"],
 }
 
 EXPORTS = {
@@ -69,12 +70,13 @@ EXPORTS = {
     """,
     "raytorch.cluster": "joined_ray",
     "raytorch.config": """
-        Adadelta Adafactor Adagrad Adam AdamW Adamax ArraysData Asgd Asha AttentionModel Augment Averaging Checkpointing
-        Cifar10Data CodeSnapshot ConflictError ConstantSchedule Conv3dModel ConvNetModel CosineSchedule Data DigitsData
-        EarlyStopping Failure ImageData Logging Loss Metric MlpModel MnistData MnistStripsData Model ModelKeys
-        MovingMnistData Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric
-        OwnModel OwnPart Parameter ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop
-        RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd Source StepSchedule StoredData SweepConfig
+        Adadelta Adafactor Adagrad Adam AdamW Adamax ArraysData Asgd Asha AttentionModel Augment Averaging
+        Checkpointing Cifar10Data CodeSnapshot ConflictError ConstantSchedule Conv3dModel ConvNetModel
+        CosineSchedule Data DigitsData EarlyStopping Failure ImageAugment ImageData ImageFiles ImagesData
+        Logging Loss Metric MlpModel MnistData MnistStripsData Model ModelKeys MovingMnistData Muon MuonOthers
+        NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parameter
+        ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName
+        Scaling Schedule Section Seq2SeqModel Sgd ShardsData Source StepSchedule StoredData SweepConfig
         TableData Validation VitModel Warmup WorkerRange
     """,
     "raytorch.datasets": """

@@ -1,0 +1,84 @@
+"""Images from the bytes of files: JPEG, PNG and WebP, by torchvision's decoders."""
+
+import re
+
+import torch
+import torchvision.io  # noqa: F401 (which loads the operators)
+from torch import Tensor
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MOST_PIXELS = 1 << 28
+"""Of an image: what claims more is refused before memory is taken for it."""
+_RGB = 3  # of torchvision's ImageReadMode
+_FRAMES = range(0xC0, 0xD0)
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)
+
+
+def decoded(content: bytes) -> Tensor:
+    """An image as uint8 (H, W, 3): grey ones and palettes in colour, without transparency, 16 bits by their upper 8.
+
+    It is turned as its EXIF orientation says, for JPEG and PNG. Raises ValueError, which says what was found.
+
+    Example:
+        >>> decoded(Path("cat.jpg").read_bytes()).shape
+        torch.Size([375, 500, 3])
+    """
+    kind, (height, width) = _described(content)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"found one that claims {height:,} x {width:,} pixels, of which {MOST_PIXELS:,} are allowed")
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    try:  # the operators, as their wrappers warn each time that torchvision is to leave them out some day
+        if kind == "WebP":
+            pixels: Tensor = torch.ops.image.decode_webp(encoded, _RGB)
+        else:
+            pixels = torch.ops.image.decode_image(encoded, _RGB, True)
+    except RuntimeError as error:
+        reason = re.sub(r"^\S+, \S+:\d+, ", "", str(error).partition("\n")[0])  # without torchvision's own file
+        raise ValueError(f"found a {kind} image that cannot be read: {reason}") from None
+    if pixels.dtype == torch.uint16:
+        pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
+    return pixels.permute(1, 2, 0).contiguous()
+
+
+def _described(content: bytes) -> tuple[str, tuple[int, int]]:
+    """What an image is, and the height and width that it claims. Raises ValueError for what is none."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "JPEG", _jpeg_size(content)
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG", (_number(content[20:24]), _number(content[16:20]))
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WebP", _webp_size(content)
+    raise ValueError(f"found {'nothing in it' if not content else f'bytes that begin with {content[:8]!r}'}")
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int]:
+    place = 2
+    while place + 9 <= len(content):
+        if content[place] != 0xFF:
+            break
+        marker = content[place + 1]
+        if marker == 0xFF:  # filling
+            place += 1
+        elif marker in _FRAMES and marker not in _NO_FRAMES:
+            return _number(content[place + 5 : place + 7]), _number(content[place + 7 : place + 9])
+        else:
+            place += 2 + _number(content[place + 2 : place + 4])
+    raise ValueError("found a JPEG image without its size, cut short or damaged")
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    form, head = content[12:16], content[20:30]
+    if form == b"VP8X":
+        return 1 + _little(head[7:10]), 1 + _little(head[4:7])
+    if form == b"VP8L":
+        bits = _little(head[1:5])
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    return _little(head[8:10]) & 0x3FFF, _little(head[6:8]) & 0x3FFF
+
+
+def _number(part: bytes) -> int:
+    return int.from_bytes(part, "big")
+
+
+def _little(part: bytes) -> int:
+    return int.from_bytes(part, "little")

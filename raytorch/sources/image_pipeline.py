@@ -1,0 +1,67 @@
+"""What becomes of an image, from the bytes of a file to a batch on a device: the same for all sources of images."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raytorch.config.image_files import ImageFiles
+from raytorch.errors import DataError
+from raytorch.sources.image_changes import RandomChanges, centre, covering
+from raytorch.sources.image_decoding import decoded
+from raytorch.sources.shared_pixels import SharedPixels, share_of_machine
+
+
+class ImagePipeline:
+    """Decoded, resized and cut out of the middle; or, for training, changed at random.
+
+    What no random number decides comes first, and is what ``cache: memory`` keeps.
+    """
+
+    def __init__(self, section: ImageFiles, images: int, *, training: bool) -> None:
+        """For so many ``images``."""
+        self.size = height, width = section.height_and_width
+        self._covered = section.covered(training=training)
+        augment = section.augment
+        self._change = RandomChanges(augment, height, width) if training else None
+        self._is_cut_last = training and bool(augment.crop or augment.resized_crop)
+        self._kept = SharedPixels(images, share_of_machine()) if section.cache == "memory" else None
+        # For whole rows of an image: by three colours at a time it would take four times as long.
+        mean, std = (torch.tensor(each * width) for each in (section.mean, section.std))
+        self._scale, self._offset = 1 / (255 * std), -mean / std
+
+    def image(
+        self, number: int, read: Callable[[], bytes], place: Callable[[], str], rng: np.random.Generator | None
+    ) -> Tensor:
+        """An image by its number, uint8 (H, W, 3), that is to be left as it is; random changes draw from ``rng``.
+
+        ``read`` reads its file, where it has not been kept, and ``place`` names that in errors. Raises DataError.
+        """
+        image = None if self._kept is None else self._kept.get(number)
+        if image is None:
+            image = self._fixed(read(), place)
+            if self._kept is not None:
+                self._kept.put(number, image)
+        return self._change(image, rng) if self._change and rng is not None else image
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """A batch as a model takes it, float32 (B, 3, H, W), on its device."""
+        self._scale, self._offset = self._scale.to(images.device), self._offset.to(images.device)
+        pixels = images.permute(0, 2, 3, 1).contiguous().to(torch.float32)
+        pixels.view(-1, len(self._scale)).mul_(self._scale).add_(self._offset)
+        return pixels.permute(0, 3, 1, 2)
+
+    def _fixed(self, content: bytes, place: Callable[[], str]) -> Tensor:
+        try:
+            image = decoded(content)
+        except ValueError as error:
+            raise DataError(f"{place()}: expected a JPEG, PNG or WebP image, {error}") from error
+        if self._covered:
+            image = covering(image, *self._covered)
+        return (image if self._is_cut_last else centre(image, *self.size)).contiguous()
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images, uint8 (H, W, 3), as a batch, uint8 (B, 3, H, W), in which an image's colours lie together as before."""
+    return torch.stack([*images]).permute(0, 3, 1, 2)
