@@ -90,10 +90,13 @@ __all__ = [
     "StepSchedule",
     "StoredData",
     "SweepConfig",
+    "TextData",
+    "TokensData",
     "Validation",
     "VitModel",
     "Warmup",
     "WorkerRange",
+    "data_root",
 ]
 
 __getattr__ = lazy_exports(

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, mod
 
 from raytorch.config.own_parts import OwnData, own_or_shipped
 from raytorch.config.section import ConflictError, Section
-from raytorch.config.sources import ArraysData, Source
+from raytorch.config.sources import ArraysData, Source, TextData, TokensData
 
 Sampling = Literal["each", "balanced", "weighted"]
 Shuffle = Literal["full", "blocks"]
@@ -170,7 +170,8 @@ Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistS
 """A data set that is published, and held in memory."""
 DATA: tuple[type[ImageData], ...] = get_args(get_args(Data)[0])
 ShippedData = Annotated[
-    DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData | ArraysData, Field(discriminator="name")
+    DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData | ArraysData | TextData | TokensData,
+    Field(discriminator="name"),
 ]
 SOURCE_NAMES = frozenset(
     each.model_fields["name"].default for each in get_args(get_args(ShippedData)[0]) if issubclass(each, Source)
@@ -180,6 +181,19 @@ DataPart = Annotated[
     Discriminator(own_or_shipped),
 ]
 """What the key ``data`` takes; a section of an own data set's known signature stands for OwnData."""
+
+
+def data_root(data: Any) -> str | None:
+    """The folder or URI that a data set reads files below, as its section has it; None if it reads none there.
+
+    Example:
+        >>> data_root(MnistData(root="/data"))
+        '/data'
+    """
+    root = getattr(data, "root", None)
+    if not isinstance(root, str) or (isinstance(data, Source) and not data.has_root):
+        return None
+    return root if isinstance(data, StoredData | Source | OwnData) else None
 
 
 def require_split(data: Any, validation: Validation) -> None:

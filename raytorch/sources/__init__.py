@@ -8,7 +8,7 @@ from typing import Any
 
 from raytorch.config.sources import Source
 
-SOURCES = {"arrays": "Arrays"}
+SOURCES = {"arrays": "Arrays", "text": "Text", "tokens": "Tokens"}
 """The class of each source, by its name, which is its module's too."""
 
 

@@ -60,8 +60,10 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks files",
-        "arrays",
+        "blocks files tokenizer",
+        "arrays documents token_files",
+        "tokenizing windows",
+        "text tokens",
     ],
     "datasets": [
         "augmentation carried_errors common_generators download file_errors order shared_values",
@@ -169,7 +171,8 @@ WITHOUT_TORCH = """
     datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
     datasets.preparation training.api training.driver training.failures training.history training.launch
     training.monitor training.run_record training.stopping session.connect session.host session.worker_actor
-    scaling.picture scaling.study scaling.table
+    scaling.picture scaling.study scaling.table sources.documents sources.files sources.token_files sources.tokenizer
+    sources.tokenizing
 """
 """Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 

@@ -56,6 +56,17 @@ COMMANDS = {
     "result": ["job_id", "--address", "--json"],
     "data prepare": ["name", "--root"],
     "data check": ["name", "--root"],
+    "data tokenize": [
+        "files",
+        "--out",
+        "--tokenizer",
+        "--validation",
+        "--test",
+        "--seed",
+        "--document-per",
+        "--key",
+        "--end-token",
+    ],
 }
 
 EXPORTS = {
@@ -75,7 +86,7 @@ EXPORTS = {
         MovingMnistData Muon MuonOthers NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric
         OwnModel OwnPart Parameter ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop
         RunConfig RunName Scaling Schedule Section Seq2SeqModel Sgd Source StepSchedule StoredData SweepConfig
-        Validation VitModel Warmup WorkerRange
+        TextData TokensData Validation VitModel Warmup WorkerRange data_root
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split
