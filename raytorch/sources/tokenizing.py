@@ -34,15 +34,24 @@ def open_tokenizer(name: str, root: Root, end_token: str | None = None) -> Token
 
 
 def split_path(path: str) -> tuple[str, Root]:
-    """The last name of a path, and what it is below."""
+    """The last name of a path, and what it is below.
+
+    Example:
+        >>> name, root = split_path("texts/books")
+        >>> name, str(root)
+        ('books', 'texts')
+    """
     folder, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        return "", Root(path)
     return name, Root(folder or ("/" if path.startswith("/") else "."))
 
 
 def found(paths: Sequence[str]) -> list[tuple[Root, File]]:
-    """The text files that are named, and those of folders at any depth. Raises DataError."""
+    """The text files that are named, and those of folders at any depth, each once. Raises DataError."""
     named = [split_path(path) for path in paths]
-    return [(root, file) for name, root in named for file in root.find([name], SUFFIXES)]
+    files = [(root, file) for name, root in named for file in root.find([name], SUFFIXES)]
+    return list({root.place(file.name): (root, file) for root, file in files}.values())
 
 
 def tokenize(

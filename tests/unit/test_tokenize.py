@@ -59,6 +59,14 @@ def test_bytes_come_back_as_they_were(text: Path, tmp_path: Path, capsys: pytest
     assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".lock"] == ["train.tokens"]
 
 
+def test_files_are_named_as_a_shell_names_them(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for number, names in enumerate((["..", "../text/"], ["../text/*.txt", text / "b.jsonl"], [f"{tmp_path}/."])):
+        run(*names, "--out", f"out{number}")
+        assert len(documents_of(Path(f"out{number}/train.tokens"))) == 4
+
+
 @pytest.mark.parametrize(("per", "count"), [("line", 3), ("paragraph", 2), ("file", 1)])
 def test_a_document_is_what_is_asked_for(text: Path, tmp_path: Path, per: str, count: int) -> None:
     run(text / "a.txt", "--out", tmp_path / "out", "--document-per", per)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lone_runs import final, train, without_ray
 from tokenizers import Tokenizer, models
 from torch import Tensor
+from whole_runs import assert_bitwise_equal
 
 from raytorch.config import RunConfig, TextData, TokensData
 from raytorch.config.file import from_data
@@ -223,6 +225,21 @@ def test_ends_of_documents_that_cannot_be_are_refused(tmp_path: Path, ends: list
     assert len(tokens_data(tmp_path)) == 1
     with pytest.raises(DataError, match=r"/train.tokens: where its documents end is damaged; write the file anew$"):
         tokens_data(tmp_path, documents="apart")
+
+
+@pytest.mark.parametrize("documents", ["packed", "apart"])
+def test_a_run_that_is_resumed_in_the_middle_of_an_epoch_is_the_same(
+    root: Path, documents: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config()
+    run = {"data": {"name": "tokens", "root": str(root), "context": 4, "documents": documents}, "schedule": "constant"}
+    run |= {"epochs": None, "batch_size": 16, "optimizer": {"name": "adamw", "lr": 0.01}}
+    with without_ray(root, monkeypatch):
+        whole, parted = (
+            [final(train(name, {"name": "model.py:Model"}, steps=steps, **run)) for steps in parts][-1]
+            for name, parts in (("whole", [14]), ("parted", [8, 14]))
+        )
+    assert_bitwise_equal(parted, whole)
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
