@@ -142,6 +142,11 @@ def test_blocks_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     windows_of_64_bytes = 64 / 2 / 4
     sizes = splits.train.blocks  # type: ignore[attr-defined]
     assert (int(sizes.sum()), len(sizes)) == (len(splits.train), math.ceil(len(splits.train) / windows_of_64_bytes))
+    parts = load_splits(config({"shuffle": "blocks"}, root=str(tmp_path), test=0.3), CPU)
+    for part in (parts.train, parts.judged):
+        assert int(part.blocks.sum()) == len(part)  # type: ignore[attr-defined]
+    loader = TrainLoader(parts.train, batch_size=7, blocks=parts.train.blocks)  # type: ignore[attr-defined]
+    assert targets_of([batch.content for [batch] in loader.remaining()]) == targets_of([read(parts.train)])
 
 
 def test_the_splits_are_the_files_that_tokenize_writes(root: Path) -> None:
