@@ -46,9 +46,13 @@ def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def train(name: str, model: dict[str, Any] | None = None, told: Monitor | None = None, **changes: Any) -> RunFolder:
-    """Train an epoch of the small run, or go on with it from its newest checkpoint."""
+    """Train an epoch of the small run, or go on with it from its newest checkpoint.
+
+    ``model`` changes that of the small run, or is another if it has a name.
+    """
     run = SMALL_RUN | {"scaling": {"workers": 1}, "epochs": 1} | changes | {"name": name}
-    config = from_data(run | {"model": SMALL_RUN["model"] | (model or {})})
+    model = model or {}
+    config = from_data(run | {"model": model if "name" in model else SMALL_RUN["model"] | model})
     folder = RunFolder("runs", name)
     plan = (
         plan_resume(folder.address, config) if folder.exists("config.yaml") else RunPlan(placed(config, name, "runs"))

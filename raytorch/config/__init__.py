@@ -96,10 +96,13 @@ __all__ = [
     "StoredData",
     "SweepConfig",
     "TableData",
+    "TextData",
+    "TokensData",
     "Validation",
     "VitModel",
     "Warmup",
     "WorkerRange",
+    "data_root",
 ]
 
 __getattr__ = lazy_exports(

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, mod
 from raytorch.config.image_files import ImagesData, ShardsData
 from raytorch.config.own_parts import OwnData, own_or_shipped
 from raytorch.config.section import ConflictError, Section
-from raytorch.config.sources import ArraysData, Source, TableData
+from raytorch.config.sources import ArraysData, Source, TableData, TextData, TokensData
 
 Sampling = Literal["each", "balanced", "weighted"]
 Shuffle = Literal["full", "blocks"]
@@ -179,7 +179,9 @@ ShippedData = Annotated[
     | ArraysData
     | ImagesData
     | ShardsData
-    | TableData,
+    | TableData
+    | TextData
+    | TokensData,
     Field(discriminator="name"),
 ]
 SOURCE_NAMES = frozenset(
@@ -190,6 +192,19 @@ DataPart = Annotated[
     Discriminator(own_or_shipped),
 ]
 """What the key ``data`` takes; a section of an own data set's known signature stands for OwnData."""
+
+
+def data_root(data: Any) -> str | None:
+    """The folder or URI that a data set reads files below, as its section has it; None if it reads none there.
+
+    Example:
+        >>> data_root(MnistData(root="/data"))
+        '/data'
+    """
+    root = getattr(data, "root", None)
+    if not isinstance(root, str) or (isinstance(data, Source) and not data.has_root):
+        return None
+    return root if isinstance(data, StoredData | Source | OwnData) else None
 
 
 def require_split(data: Any, validation: Validation) -> None:

@@ -31,6 +31,7 @@ RULES: dict[str, Rule] = {
     "data.readers": Rule(OnResume.APPLIED, "they change no batch"),
     "data.on_error": Rule(OnResume.APPLIED, "from the next batch on"),
     "data.max_skipped": Rule(OnResume.APPLIED, "those of the run until now count"),
+    "data.tokens_folder": Rule(OnResume.APPLIED),
     "data.cache": Rule(OnResume.APPLIED, "it changes no batch"),
     "validation": Rule(OnResume.REFUSED, "it decides which samples are trained on, and what has been judged by"),
     "validation.test": Rule(OnResume.APPLIED),

@@ -315,7 +315,7 @@ class RunConfig(Section):
             models = " or ".join(each.model_fields["name"].default for each in MODELS if each.reads == kind)
             raise ConflictError(
                 f"model {self.model.name} reads {reads}, data {self.data.name} has {kind}; take data {data}, or model "
-                f"{models}",
+                f"{models or 'FILE.py:NAME of your own'}",
                 "model.name",
                 "data.name",
             )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from raytorch.config.reading_keys import ReadingKeys
 from raytorch.config.section import ConflictError, Section
@@ -50,6 +50,11 @@ class Source(ReadingKeys, _Located):
         return [named] if isinstance(named, str) else named
 
     @property
+    def has_root(self) -> bool:
+        """Whether it has files below ``root`` at all."""
+        return True
+
+    @property
     def test_share(self) -> float | None:
         """The share of the training samples that is the test split; None if that has files of its own."""
         return self.test if isinstance(self.test, float) else None
@@ -93,3 +98,59 @@ class TableData(Source):
         if self.unknown == "other" and self.categories == "error":
             raise ConflictError("unknown: other goes with categories: codes or one_hot", "unknown", "categories")
         return self
+
+
+PYDOC = "pydoc_data.topics"
+"""In place of files: the help texts that every Python carries."""
+
+
+class Windows(Source):
+    """Base of the data sets of tokens."""
+
+    kind: ClassVar[str | None] = "tokens"
+    context: PositiveInt = 256
+    """Tokens of a sample."""
+    documents: Literal["packed", "apart"] = "packed"
+    """Samples of all documents in a row, or of one document each, whose last is padded: targets of padding are -100."""
+
+
+class TokensData(Windows):
+    """Token ids in files, memory-mapped, as ``raytorch data tokenize`` writes them."""
+
+    name: Literal["tokens"] = "tokens"
+    """The data set."""
+    train: Files = "train.tokens"
+    """Files to train on, below ``root``: a folder, a file, a pattern such as ``part-*.tokens``, or a list of them."""
+    validation: Files | None = "validation.tokens"
+    """Files of the validation split, for ``validation: {split: validation}`` of the run."""
+    test: Files | Share = "test.tokens"
+    """Files of the test split; or a share, as in 0.1, of the training samples: the end of them, not trained on."""
+
+
+class TextData(Windows):
+    """Text in files, written as tokens into a folder of each machine when it is first used."""
+
+    name: Literal["text"] = "text"
+    """The data set."""
+    train: Files = PYDOC
+    """Files to train on, below ``root``: folders of .txt and .jsonl, files, patterns with ``*``, or a list of them. The
+    default stands for the help texts that every Python carries, and needs no files."""
+    test: Files | Share = 0.1
+    """Files of the test split; or a share, as in 0.1, of the training samples: the end of the text, not trained on."""
+    tokenizer: Name = "bytes"
+    """``bytes``, the bytes of UTF-8, or a ``tokenizer.json`` of the package tokenizers, below ``root``."""
+    document_per: Literal["file", "line", "paragraph"] = "file"
+    """What of a file of plain text is a document; paragraphs have empty lines between them."""
+    key: Name = "text"
+    """Where the text is in each line of a .jsonl file, which is a document."""
+    tokens_folder: (
+        Annotated[str, Field(pattern=r"^[/~]", json_schema_extra={"patternErrorMessage": "a path in full"})] | None
+    ) = None
+    """Folder of the tokens on each machine, in full; by default ``~/.cache/raytorch/tokens``."""
+
+    @property
+    def has_root(self) -> bool:
+        splits = (self.train, self.validation, self.test)
+        return self.tokenizer != "bytes" or any(
+            each not in (PYDOC, None) and not isinstance(each, float) for each in splits
+        )

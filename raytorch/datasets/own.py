@@ -3,7 +3,8 @@
 A data set has a length, and samples by ``data[index]`` or whole batches by ``data.batch(indices)``, int64 (B,). Samples
 are put together by its ``collate(samples)`` if it has one, else as ``torch.utils.data.default_collate`` does. Its
 ``facts``, a dictionary, are told to the model. Its training samples may be drawn by its ``labels`` or ``weights``, a
-number for each, or shuffled by its ``blocks``, how many of them lie together. Where it takes ``rng=``, that is a
+number for each, or shuffled by its ``blocks``, how many of them lie together. Where its neighbours go on from each
+other, as it says by ``ordered``, a share that is held out is its end. Where it takes ``rng=``, that is a
 ``numpy.random.Generator`` of the sample's own. Its ``on_device(batch)``, if it has one, is called with each batch once
 that is on the worker's device, and returns what is trained on.
 """
@@ -81,6 +82,11 @@ class OwnDataset:
     def blocks(self) -> Any:
         """What it says of how many of its samples lie together, if it does."""
         return getattr(self._data, "blocks", None)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether its neighbours go on from each other, so that a share which is held out is its end."""
+        return bool(getattr(self._data, "ordered", False))
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""

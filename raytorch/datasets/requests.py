@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raytorch.datasets.augmentation import Draws
-from raytorch.datasets.shares import Share
+from raytorch.datasets.shares import EndShare, Share
 
 
 class Request(NamedTuple):
@@ -21,7 +21,7 @@ class Request(NamedTuple):
     """From 1; 0 is evaluation."""
     draws: Draws | None = None
     """Random numbers for the images of those that ship."""
-    shares: tuple[Share, ...] = ()
+    shares: tuple[Share | EndShare, ...] = ()
     """That which they are of, behind those that it is a share of itself: whatever is read in their place is of it."""
 
 

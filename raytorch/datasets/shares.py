@@ -1,4 +1,4 @@
-"""A share of the samples of a split, drawn by the seed: which sample is in it is computed when it is asked for."""
+"""A share of the samples of a split: which sample is in it is computed when it is asked for."""
 
 from typing import Any
 
@@ -56,6 +56,31 @@ class Share:
         """Which of the samples of a stretch is held out."""
         drawn: Tensor = _scrambled(stretch + self._key) % (self._start(stretch + 1) - self._start(stretch))
         return drawn
+
+
+class EndShare:
+    """The end of the samples, or what is before it: of samples of which neighbours go on from each other.
+
+    Example:
+        >>> EndShare(10, 2, is_held_out=True).at(torch.arange(2))
+        tensor([8, 9])
+    """
+
+    def __init__(self, samples: int, held_out: int, *, is_held_out: bool) -> None:
+        """``held_out`` of the ``samples`` are."""
+        self._size = held_out if is_held_out else samples - held_out
+        self._start = samples - held_out if is_held_out else 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def at(self, places: Tensor) -> Tensor:
+        """See :meth:`Share.at`."""
+        return places + self._start
+
+    def below(self, samples: Tensor) -> Tensor:
+        """See :meth:`Share.below`."""
+        return (samples - self._start).clamp(0, self._size)
 
 
 def _scrambled(numbers: Tensor) -> Tensor:

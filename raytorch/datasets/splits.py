@@ -10,14 +10,14 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from raytorch.config import RunConfig, Source
+from raytorch.config import RunConfig, Source, data_root
 from raytorch.config.data import ShippedData
 from raytorch.config.section import Section, name_alone
 from raytorch.config.yaml_tree import DICTIONARY
 from raytorch.datasets.own import Adapter, no_other, open_split
 from raytorch.datasets.requests import Request, Split
 from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
-from raytorch.datasets.shares import Share
+from raytorch.datasets.shares import EndShare, Share
 from raytorch.datasets.skipping import SkippedSamples
 from raytorch.errors import ConfigError
 
@@ -40,12 +40,13 @@ class Splits(NamedTuple):
 class Part:
     """Some of the samples of a split, as a split of their own."""
 
-    def __init__(self, whole: Split, share: Share) -> None:
+    def __init__(self, whole: Split, share: Share | EndShare) -> None:
         """Raises ConfigError for a split whose samples cannot be asked for."""
         if getattr(whole, "is_in_order_alone", False):
             raise ConfigError("validation.share: no share can be taken of a stream; let it have a split for validation")
         self._whole, self._share = whole, share
         self.device, self.facts = whole.device, whole.facts
+        self.ordered: bool = getattr(whole, "ordered", False)
         self.mirrors: bool = getattr(whole, "mirrors", True)
         self.readers: int | None = getattr(whole, "readers", None)
 
@@ -98,10 +99,10 @@ def load_splits(
     elif validation:
         # One that is read from files is opened again: what judges is not changed at random.
         unchanged = load("train") if isinstance(config.data, Source) else train
-        share = len(train), _held_out("validation.share", validation.share or 0, len(train))
+        held_out = _held_out("validation.share", validation.share or 0, len(train))
         sequence = _sequence(config.seed, "validation")
-        judged = Part(unchanged, Share(*share, sequence, is_held_out=True))
-        train = Part(train, Share(*share, sequence, is_held_out=False))
+        judged = Part(unchanged, _share(unchanged, held_out, sequence, is_held_out=True))
+        train = Part(train, _share(train, held_out, sequence, is_held_out=False))
     assert judged is not None
     return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
 
@@ -146,7 +147,7 @@ def shipped_split(
         data = _Shipped(data=cast(Any, part)).data
     except ConfigError as error:
         raise ConfigError(str(error).replace(f"{DICTIONARY}: data", "run.data")) from None
-    root = getattr(data, "root", "/")
+    root = data_root(data) or "/"
     if "://" not in root and not Path(root).expanduser().is_absolute():
         raise ConfigError(f"run.data.root: {root} must be given in full, as a worker may run in any folder")
     whole = open_split(data, split, device, seed=seed, training=split == "train", skipped=skipped)
@@ -164,7 +165,13 @@ def _with_test_share(whole: Split, data: Any, split: str, seed: int) -> Split:
     if share is None or split == "validation":
         return whole
     held_out = _held_out("data.test", share, len(whole))
-    return Part(whole, Share(len(whole), held_out, _sequence(seed, "test"), is_held_out=split == "test"))
+    return Part(whole, _share(whole, held_out, _sequence(seed, "test"), is_held_out=split == "test"))
+
+
+def _share(whole: Split, held_out: int, sequence: np.random.SeedSequence, *, is_held_out: bool) -> Share | EndShare:
+    if getattr(whole, "ordered", False):
+        return EndShare(len(whole), held_out, is_held_out=is_held_out)
+    return Share(len(whole), held_out, sequence, is_held_out=is_held_out)
 
 
 def _held_out(key: str, share: float, samples: int) -> int:

@@ -204,19 +204,27 @@ def _as_it_is(model: nn.Module) -> nn.Module:
     return model
 
 
-# -- classification: targets int64 (B,), outputs (B, classes) ----------------------------------------------------------
+# -- classification: targets int64 (B,), outputs (B, classes); or of tokens (B, T) and (B, T, classes) -----------------
+
+IGNORED = -100
+"""The target of a token that does not count, such as padding."""
 
 
-def classification_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 0.0) -> Tensor:
+def classification_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 0.0) -> Tensor | Share:
     """Each sample's loss, float32 (B,); the mean over classes where the targets are one-hot.
 
-    The targets of ``cross_entropy`` may be probabilities of classes as well, (B, classes). Raises ConfigError for a
-    batch of something else than classes.
+    The targets of ``cross_entropy`` may be probabilities of classes as well, (B, classes), or those of tokens, of which
+    the loss is their sum and count. Raises ConfigError for a batch of something else than classes.
     """
-    outputs, targets = _of_classes(f"loss: {name}", model, batch, or_probabilities=name == "cross_entropy")
+    is_entropy = name == "cross_entropy"
+    outputs, targets = _of_classes(f"loss: {name}", model, batch, or_probabilities=is_entropy, or_tokens=is_entropy)
     with torch.autocast(outputs.device.type, enabled=False):
         outputs = outputs.float()
-        if name == "cross_entropy":
+        if is_entropy and _are_tokens(outputs, targets):
+            each, of = outputs.flatten(0, 1), targets.flatten()
+            losses = F.cross_entropy(each, of, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
+            return losses, (of != IGNORED).sum()
+        if is_entropy:
             return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=label_smoothing)
         if name == "bce":
             outputs = outputs.sigmoid()
@@ -227,34 +235,47 @@ def classification_loss(model: Any, batch: Any, *, name: str, label_smoothing: f
 
 
 def accuracy(model: Any, batch: Any) -> Share:
-    """The samples whose largest output is that of their class. Raises ConfigError if a batch has no classes."""
+    """The samples, or tokens, whose largest output is that of their class.
+
+    Raises ConfigError if a batch has no classes.
+    """
     outputs, targets = _of_classes("metrics: accuracy", model, batch)
+    if _are_tokens(outputs, targets):
+        return _count(outputs.argmax(dim=2) == targets, targets != IGNORED)
     correct = outputs.argmax(dim=1) == targets
     return _count(correct, torch.ones_like(correct))
 
 
-def _of_classes(asked: str, model: Any, batch: Any, *, or_probabilities: bool = False) -> tuple[Tensor, Tensor]:
+def _of_classes(
+    asked: str, model: Any, batch: Any, *, or_probabilities: bool = False, or_tokens: bool = True
+) -> tuple[Tensor, Tensor]:
     """The model's outputs and a batch's targets, which PyTorch would compare with each other whatever they are."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         found = f"a batch is {_form(batch)}"
     else:
         outputs, targets = model(batch[0]), batch[1]
-        if _are_classes(outputs, targets, or_probabilities=or_probabilities):
+        if _are_classes(outputs, targets, or_probabilities=or_probabilities, or_tokens=or_tokens):
             return outputs, targets
         kind = f" of {str(targets.dtype).removeprefix('torch.')}" if isinstance(targets, Tensor) else ""
         found = f"the model returns {_form(outputs)}, and the targets are {_form(targets)}{kind}"
     raise ConfigError(
-        f"{asked} is for classes: outputs (samples, classes) and targets (samples,) of whole numbers. Here {found}; "
-        "name one of your own, FILE.py:NAME"
+        f"{asked} is for classes: outputs (samples, classes) and targets (samples,) of whole numbers, or of tokens "
+        f"(samples, tokens, classes) and (samples, tokens). Here {found}; name one of your own, FILE.py:NAME"
     )
 
 
-def _are_classes(outputs: Any, targets: Any, *, or_probabilities: bool) -> bool:
+def _are_classes(outputs: Any, targets: Any, *, or_probabilities: bool, or_tokens: bool) -> bool:
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.dim() > 1):
         return False
     if targets.is_floating_point():
         return or_probabilities and outputs.shape == targets.shape and outputs.shape[1] > 1
-    return targets.shape == (outputs.shape[0], *outputs.shape[2:])
+    is_token = or_tokens and _are_tokens(outputs, targets)
+    return is_token or targets.shape == (outputs.shape[0], *outputs.shape[2:])
+
+
+def _are_tokens(outputs: Tensor, targets: Tensor) -> bool:
+    """Tell whether the outputs are of each token, (B, T, classes)."""
+    return outputs.dim() == 3 and not targets.is_floating_point() and targets.shape == outputs.shape[:2]
 
 
 # -- strips of digits, for raytorch.models.networks.Seq2Seq and its targets --------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytorch.config import CodeSnapshot, OwnData, RunConfig, RunName, Source, StoredData
+from raytorch.config import CodeSnapshot, RunConfig, RunName, data_root
 from raytorch.config.code_snapshot import changed_files, masked_copies
 from raytorch.config.file import dump_config, parse, with_own_code
 from raytorch.config.resuming import refused_changes, rule_of
@@ -227,8 +227,8 @@ def placed(config: RunConfig, name: str, storage: str) -> RunConfig:
     Raises UserError for data or weights below a submitted job's folder, where none were sent.
     """
     config = with_located_weights(config)
-    data, root = config.data, getattr(config.data, "root", None)
-    if isinstance(data, StoredData | Source | OwnData) and isinstance(root, str):
+    data, root = config.data, data_root(config.data)
+    if root is not None:
         if is_in_job() and is_relative(root):
             raise UserError(
                 f"data.root: {root} would be in the job's own folder on the cluster, where data is not sent; give "

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from raytorch.cluster.capacity import require_capacity, require_node, run_here
-from raytorch.config import OwnData, RunConfig, Source, StoredData
+from raytorch.config import RunConfig, data_root
 from raytorch.errors import UserError
 from raytorch.runs.plan import placed
 from raytorch.runs.weights_source import is_weights_file
@@ -48,8 +48,7 @@ class Destination:
 
     def config(self, config: RunConfig) -> RunConfig:
         """``config`` with paths that hold on the cluster."""
-        root = getattr(config.data, "root", None)
-        if isinstance(config.data, StoredData | Source | OwnData) and isinstance(root, str):
+        if (root := data_root(config.data)) is not None:
             self.require_reached(root, "data.root")
         weights = config.model.weights
         if weights and (is_weights_file(weights) or "/" in weights):

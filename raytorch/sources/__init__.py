@@ -8,7 +8,14 @@ from typing import Any
 
 from raytorch.config.sources import Source
 
-SOURCES = {"arrays": "Arrays", "images": "Images", "shards": "Shards", "table": "Table"}
+SOURCES = {
+    "arrays": "Arrays",
+    "images": "Images",
+    "shards": "Shards",
+    "table": "Table",
+    "text": "Text",
+    "tokens": "Tokens",
+}
 """The class of each source, by its name, which is its module's too."""
 
 

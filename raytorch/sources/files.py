@@ -60,6 +60,13 @@ class Root:
             )
         return content
 
+    def stamp(self, name: str) -> int:
+        """When a file was changed last, in nanoseconds. Raises DataError if it is not there."""
+        try:
+            return self.local(name).stat().st_mtime_ns
+        except OSError as error:
+            raise DataError(f"{self.place(name)}: cannot be read: {error.strerror or error}") from error
+
     def place(self, name: str) -> str:
         """A file as messages name it."""
         return f"{self._root.rstrip('/')}/{name}"

@@ -61,10 +61,10 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks by_block files image_decoding last_used mapped_arrays shared_pixels tar_headers texts",
-        "arrays image_changes range_file shard_index table_columns",
-        "image_pipeline",
-        "images shards",
+        "blocks by_block files image_decoding last_used mapped_arrays shared_pixels tar_headers texts tokenizer",
+        "arrays documents image_changes range_file shard_index table_columns token_files",
+        "image_pipeline tokenizing windows",
+        "images shards text tokens",
         "table_formats",
         "csv_tables",
         "table_files",
@@ -180,7 +180,8 @@ WITHOUT_TORCH = """
     datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
     datasets.preparation training.api training.driver training.failures training.history training.launch
     training.monitor training.run_record training.stopping session.connect session.host session.worker_actor
-    scaling.picture scaling.study scaling.table
+    scaling.picture scaling.study scaling.table sources.documents sources.files sources.token_files sources.tokenizer
+    sources.tokenizing
 """
 """Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 

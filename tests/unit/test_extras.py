@@ -13,8 +13,12 @@ from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT
 from raytorch.serialization import load_model, save_model
 
-WITHOUT = "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'onnx', 'onnxruntime', 'onnxscript'])\n"
+WITHOUT = (
+    "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'onnx', 'onnxruntime', 'onnxscript', 'tokenizers'])\n"
+)
 ONNX = "onnx is not installed here: pip install 'raytorch[onnx]'"
+TEXT = "tokenizers is not installed here: pip install 'raytorch[text]'"
+TOKENIZE = "from raytorch.cli.main import main; sys.argv[1:] = ['data', 'tokenize', 'runs', '--out', 'out', {}]; main()"
 PLOTS = "matplotlib is not installed here: pip install 'raytorch[plots]'"
 
 
@@ -60,6 +64,8 @@ def test_a_model_is_exported_to_what_needs_no_extra(run: Path, tmp_path: Path) -
         ),
         ("from raytorch.training.export import require_packages; print(require_packages(['pt2']))", "None"),
         ("from raytorch.cli.main import main; sys.argv[1:] = ['report', 'mine']; main()", PLOTS),
+        (TOKENIZE.format("'--tokenizer', 'runs/mine/config.yaml'"), TEXT),
+        (TOKENIZE.format("'--key', 'split'"), "out/train.tokens: 6 tokens of 1 documents, uint16"),
         ("from raytorch.cli.main import main; sys.argv[1:] = ['export', 'mine', '--format', 'onnx']; main()", ONNX),
     ],
 )

@@ -144,6 +144,22 @@ def test_targets_may_be_probabilities_of_classes() -> None:
     torch.testing.assert_close(given, F.cross_entropy(ROWS, probabilities, reduction="none"))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_tokens_are_counted_each_but_for_padding(smoothing: float) -> None:
+    outputs, targets = torch.randn(4, 5, 6), torch.randint(6, (4, 5))
+    targets[1, 2:] = -100
+    outputs[0] = F.one_hot(targets[0], 6) * 9.0
+    loss = loss_function(Loss(label_smoothing=smoothing), nn.Identity())(nn.Identity(), (outputs, targets))
+    assert isinstance(loss, tuple)
+    mean = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), label_smoothing=smoothing)
+    torch.testing.assert_close(loss[0] / loss[1], mean)
+    right = int((outputs.argmax(2) == targets).sum())
+    assert accuracy_of(nn.Identity(), (outputs, targets)) == [right, 17]
+    assert right >= 5
+    with pytest.raises(ConfigError, match=r"^loss: mse is for classes: "):
+        loss_function(Loss(name="mse"), nn.Identity())(nn.Identity(), (outputs, targets))
+
+
 def test_classification_counts_every_sample_once() -> None:
     outputs = torch.eye(5)[torch.tensor([3, 1, 4, 2])]
     assert accuracy_of(_Says(outputs), (torch.zeros(4), LABELS)) == [3, 4]

@@ -57,6 +57,17 @@ COMMANDS = {
     "data prepare": ["name", "--root"],
     "data check": ["name", "--root"],
     "data index": ["shards"],
+    "data tokenize": [
+        "files",
+        "--out",
+        "--tokenizer",
+        "--validation",
+        "--test",
+        "--seed",
+        "--document-per",
+        "--key",
+        "--end-token",
+    ],
 }
 
 EXPORTS = {
@@ -77,7 +88,7 @@ EXPORTS = {
         NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parameter
         ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName
         Scaling Schedule Section Seq2SeqModel Sgd ShardsData Source StepSchedule StoredData SweepConfig
-        TableData Validation VitModel Warmup WorkerRange
+        TableData TextData TokensData Validation VitModel Warmup WorkerRange data_root
     """,
     "raytorch.datasets": """
         END PAD Dataset MicroBatch TrainLoader check_dataset count evaluation_batches load_dataset load_split

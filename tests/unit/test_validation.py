@@ -107,6 +107,16 @@ def test_an_own_data_set_is_called_with_the_splits_name() -> None:
         sizes({"share": 0.01, "test": False})
 
 
+def test_of_an_own_data_set_whose_neighbours_go_on_from_each_other_it_is_the_end() -> None:
+    Path("rows.py").write_text(OWN.replace("    facts =", "    ordered = True\n    facts ="), encoding="utf-8")
+    splits = load_splits(from_data({"epochs": 1, "data": "rows.py:Rows", "validation": {"share": 0.2}}), CPU)
+    rows = []
+    for split in (splits.train, splits.judged):
+        [(inputs, _)] = split.read([Request(torch.arange(len(split)), 0, epoch=0)])
+        rows.append(inputs[:, 0])
+    assert [part.tolist() for part in rows] == [list(range(24)), list(range(24, 30))]
+
+
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
