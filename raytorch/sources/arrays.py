@@ -18,7 +18,7 @@ class Arrays:
 
     def __init__(self, section: ArraysData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root, self._fields = Root(section.root), section.fields
+        self._root, self._fields = Root.of(section), section.fields
         files = self._root.find(section.files_of(split), [".npy"])
         named = {file.name.rpartition("/")[2].removesuffix(".npy"): file.name for file in files}
         for field in self._fields:

@@ -60,7 +60,9 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks files",
+        "blocks node_cache retries",
+        "stores",
+        "files",
         "arrays",
     ],
     "datasets": [
