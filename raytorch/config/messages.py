@@ -1,5 +1,7 @@
 """Messages of mistakes in a file: one line that says where and what is allowed, and the nearest name."""
 
+import re
+
 import yaml
 from pydantic_core import ErrorDetails
 
@@ -66,8 +68,9 @@ def must_be(alternatives: list[Fragment], node: yaml.Node) -> str:
     if node.tag == tree.STR:
         return text + did_you_mean(node.value, enumerated(alternatives))
     unquoted = isinstance(node, yaml.ScalarNode) and node.tag != tree.NULL
-    wants_text = any(a.get("type") == "string" and not enumerated([a]) for a in alternatives)
-    return f"{text}; quote it: {node.value!r}" if unquoted and wants_text else text
+    texts = [a for a in alternatives if unquoted and a.get("type") == "string" and not enumerated([a])]
+    wants_text = any(re.search(a.get("pattern", ""), node.value) for a in texts)
+    return f"{text}; quote it: {node.value!r}" if wants_text else text
 
 
 def _describe(alternatives: list[Fragment]) -> str:

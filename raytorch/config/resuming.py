@@ -28,6 +28,8 @@ RULES: dict[str, Rule] = {
     "data": Rule(OnResume.REFUSED, "each epoch has every sample once"),
     "data.root": Rule(OnResume.APPLIED, "the same files in another place"),
     "data.download": Rule(OnResume.APPLIED),
+    "data.cache_folder": Rule(OnResume.APPLIED),
+    "data.cache_size": Rule(OnResume.APPLIED),
     "data.readers": Rule(OnResume.APPLIED, "they change no batch"),
     "data.on_error": Rule(OnResume.APPLIED, "from the next batch on"),
     "data.max_skipped": Rule(OnResume.APPLIED, "those of the run until now count"),

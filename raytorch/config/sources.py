@@ -1,6 +1,7 @@
 """Data sets that are read from files of the user's own, in a folder or a store: folders of images, tables, tokens."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -11,7 +12,19 @@ from raytorch.config.section import ConflictError, Section
 Name = Annotated[str, Field(min_length=1)]
 Files = Name | Annotated[list[Name], Field(min_length=1)]
 """A file, a folder, or a pattern with ``*``, below the root; or several."""
+FullPath = Annotated[str, Field(pattern=r"^[/~]", json_schema_extra={"patternErrorMessage": "a path in full"})]
 Share = Annotated[float, Field(gt=0, lt=1)]
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+Size = (
+    PositiveInt
+    | Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9]{1,15}(\.[0-9]{1,3})? ?([kMGT]i?)?B$",
+            json_schema_extra={"patternErrorMessage": "text such as 20GB or 1.5 TiB"},
+        ),
+    ]
+)
 
 
 class _Located(Section):
@@ -27,6 +40,10 @@ class _Located(Section):
     """Files of the validation split, for ``validation: {split: validation}`` of the run."""
     test: Files | Share = "test"
     """Files of the test split; or a share, as in 0.1, of the training samples, drawn by the seed and not trained on."""
+    cache_folder: FullPath | None = None
+    """Folder on each node that all its processes share, for whole files of a store; by default a temporary one."""
+    cache_size: Size | None = None
+    """Bytes in it at most, a number or text such as ``20GB``; by default half of what its disk has room for."""
 
 
 class Source(ReadingKeys, _Located):
@@ -48,6 +65,19 @@ class Source(ReadingKeys, _Located):
         if split not in ("train", "validation", "test") or named is None:
             raise ConflictError(f"data {self.name} has no split {split}; name its files as data.{split}", split)
         return [named] if isinstance(named, str) else named
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The bound of the cache in bytes; None for the default.
+
+        Example:
+            >>> ArraysData(cache_size="1.5 kB").cache_bytes
+            1500
+        """
+        if not isinstance(self.cache_size, str):
+            return self.cache_size
+        number, unit = self.cache_size.removesuffix("B").rstrip("kMGTi "), self.cache_size.lstrip("0123456789. ")
+        return max(1, round(Fraction(number) * UNITS[unit.removesuffix("B")]))
 
     @property
     def has_root(self) -> bool:
@@ -148,6 +178,7 @@ class TextData(Windows):
     ) = None
     """Folder of the tokens on each machine, in full; by default ``~/.cache/raytorch/tokens``."""
 
+    @property
     @property
     def has_root(self) -> bool:
         splits = (self.train, self.validation, self.test)

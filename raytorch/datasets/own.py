@@ -26,7 +26,7 @@ from raytorch.datasets.common_generators import SeededReading, seed_common
 from raytorch.datasets.in_memory import load_dataset
 from raytorch.datasets.readers import Readers
 from raytorch.datasets.requests import Request, Split
-from raytorch.datasets.shares import Share
+from raytorch.datasets.shares import EndShare, Share
 from raytorch.datasets.skipping import NoneReadableError, Skipped, SkippedSamples, StandIns, name_samples
 from raytorch.errors import ConfigError, DataError
 from raytorch.sources import open_source
@@ -247,7 +247,7 @@ class _Sent(NamedTuple):
     indices: "np.ndarray[Any, Any]"
     place: int
     epoch: int
-    shares: tuple[Share, ...]
+    shares: tuple[Share | EndShare, ...]
 
 
 def _sendable(request: Request) -> _Sent:

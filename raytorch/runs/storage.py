@@ -104,12 +104,21 @@ def open_storage(storage: str) -> tuple[fs.FileSystem, str]:
     if "://" not in address:
         return fs.LocalFileSystem(), address.rstrip("/") or "/"
     try:
-        filesystem, path = call_store(storage, fs.FileSystem.from_uri, _with_bounds(address))
+        filesystem, path = connect(address)
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"storage {storage!r} cannot be opened: {reason}; give a folder or a URI such as s3://bucket/runs"
         ) from None
+    return filesystem, path
+
+
+def connect(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI and the path on it.
+
+    Raises ValueError, OSError and NotImplementedError as its client does, and StorageError if it does not answer.
+    """
+    filesystem, path = call_store(uri, fs.FileSystem.from_uri, _with_bounds(uri))
     return filesystem, path
 
 

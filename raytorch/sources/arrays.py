@@ -28,7 +28,7 @@ class Arrays:
 
     def __init__(self, section: ArraysData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root, self._fields = Root(section.root), section.fields
+        self._root, self._fields = Root.of(section), section.fields
         self._files = self._root.find(section.files_of(split), SUFFIXES)
         trained_on = self._root.find(section.files_of("train"), SUFFIXES)
         of_training = self._parts_of(trained_on)

@@ -1,12 +1,18 @@
 """The files of a source, below a root that is a folder or a store."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from posixpath import normpath
+from typing import Any, BinaryIO, NamedTuple
+from urllib.request import url2pathname
+from weakref import finalize
 
+from raytorch.config.sources import Source
 from raytorch.errors import DataError
+from raytorch.sources.stores import Store, close_files
 
 
 class File(NamedTuple):
@@ -19,7 +25,7 @@ class File(NamedTuple):
 
 
 class Root:
-    """Where the files of a source are.
+    """Where the files of a source are. It goes to other processes as what names it, without connections.
 
     Example:
         >>> root = Root("data")
@@ -27,11 +33,27 @@ class Root:
         ['train/x.npy', 'train/y.npy']
     """
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    def __init__(self, root: str, cache_folder: str | None = None, cache_size: int | None = None) -> None:
+        """A folder, or the URI of a store, whose whole files come through a cache on this node's disk.
+
+        Its folder and size in bytes are as in :class:`~raytorch.sources.node_cache.NodeCache`.
+        """
+        self._arguments = root, cache_folder, cache_size
+        is_folder = "://" not in root or root.startswith("file://")
+        self._files = _Folder(root) if is_folder else Store(root, cache_folder, cache_size)
+        self._kept: dict[str, BinaryIO] = {}
+        finalize(self, close_files, self._kept)
+
+    @classmethod
+    def of(cls, section: Source) -> "Root":
+        """The root that a source's section names, with the cache that it names."""
+        return cls(section.root, section.cache_folder, section.cache_bytes)
 
     def __str__(self) -> str:
-        return self._root
+        return self._files.place("").rstrip("/")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Root, self._arguments
 
     def find(self, names: Sequence[str], suffixes: Sequence[str] = ()) -> list[File]:
         """The files that are named, those of folders at any depth, in the order of the names and then of their own.
@@ -43,40 +65,66 @@ class Root:
         return list(dict.fromkeys(found))
 
     def local(self, name: str) -> Path:
-        """A file as one of this machine."""
-        return Path(self._root).expanduser() / name
+        """A file as one of this machine. One of a store is in the node's cache until it is released.
 
-    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """Bytes of a file. Raises DataError if it has fewer."""
-        try:
-            with self.local(name).open("rb") as file:
-                file.seek(start)
-                content = file.read(-1 if size is None else size)
-        except OSError as error:
-            raise DataError(f"{self.place(name)}: cannot be read: {error.strerror or error}") from error
+        Raises DataError if it is not in the store, and StorageError if that fails or the cache has no room for it.
+        """
+        if isinstance(self._files, _Folder):
+            return self._files.path(name)
+        if name not in self._kept:
+            self._kept[name] = self.opened(name)
+        return Path(self._kept[name].name)
+
+    def release(self, name: str) -> None:
+        """Let the cache remove a file for others, which :meth:`local` has brought there."""
+        if file := self._kept.pop(name, None):
+            file.close()
+
+    def opened(self, name: str) -> BinaryIO:
+        """A file of this machine, open. One of a store is in the node's cache while it, or a mapping of it, is open.
+
+        Raises as :meth:`local`, and DataError if it cannot be opened.
+        """
+        with self._telling(name):
+            return self._files.opened(name)
+
+    def read(self, name: str, start: int = 0, size: int | None = None, *, whole: bool = False) -> bytes:
+        """Bytes of a file. Raises DataError if it has fewer, and StorageError.
+
+        Of one in a store these alone are fetched, unless the ``whole`` file is to be brought to the node's cache for
+        the sake of others that are read after them, which is done as far as there is room.
+        """
+        with self._telling(name):
+            content = self._files.read(name, start, size, whole=whole)
         if size is not None and len(content) < size:
             raise DataError(
                 f"{self.place(name)}: cut short: expected {size:,} bytes from byte {start:,} on, found {len(content):,}"
             )
         return content
 
-    def stamp(self, name: str) -> int:
-        """When a file was changed last, in nanoseconds. Raises DataError if it is not there."""
-        try:
-            return self.local(name).stat().st_mtime_ns
-        except OSError as error:
-            raise DataError(f"{self.place(name)}: cannot be read: {error.strerror or error}") from error
+    def stamp(self, name: str) -> str:
+        """What is another when the file has changed. Raises DataError if it is not there, and StorageError."""
+        with self._telling(name):
+            return self._files.stamp(name)
 
     def place(self, name: str) -> str:
         """A file as messages name it."""
-        return f"{self._root.rstrip('/')}/{name}"
+        return self._files.place(name)
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise DataError(f"{self.place(name)}: cannot be read: there is no such file") from error
+        except OSError as error:
+            raise DataError(f"{self.place(name)}: cannot be read: {error.strerror or error}") from error
 
     def _named(self, name: str, suffixes: tuple[str, ...]) -> list[File]:
-        path = self.local(name)
-        if path.is_file():
-            return [File(name, path.stat().st_size)]
-        below, pattern = (self._fixed_part(name), name) if "*" in name else (name, None)
-        files = self._below(below) if self.local(below).is_dir() else []
+        below, pattern = (_fixed_part(name), name) if "*" in name else (_whole_path(name), None)
+        if pattern is None and (size := self._files.size(below)) is not None:
+            return [File(below, size)]
+        files = sorted((File(*found) for found in self._files.below(below)), key=_order)
         chosen = [file for file in files if pattern is None or fnmatchcase(file.name, pattern)]
         chosen = [file for file in chosen if not suffixes or file.name.lower().endswith(suffixes)]
         if not chosen:
@@ -85,15 +133,53 @@ class Root:
             raise DataError(f"{self.place(name)}: expected{what} files of the data set, found {found}")
         return chosen
 
-    def _below(self, folder: str) -> list[File]:
+
+class _Folder:
+    """The files below a folder, as those below an address: see :class:`~raytorch.sources.stores.Store`."""
+
+    def __init__(self, root: str) -> None:
+        self._root = url2pathname(root.removeprefix("file://")) if "://" in root else root
+
+    def path(self, name: str) -> Path:
+        return Path(self._root).expanduser() / name
+
+    def place(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def size(self, name: str) -> int | None:
+        path = self.path(name)
+        return path.stat().st_size if path.is_file() else None
+
+    def below(self, folder: str) -> list[tuple[str, int]]:
         found = []
-        for where, folders, names in os.walk(self.local(folder)):
-            folders.sort()
-            below = Path(where).relative_to(self.local("")).as_posix()
-            paths = [name if below == "." else f"{below}/{name}" for name in sorted(names) if not name.startswith(".")]
-            found += [File(path, self.local(path).stat().st_size) for path in paths]
+        for where, _, names in os.walk(self.path(folder)):
+            shown = [Path(where) / name for name in names if not name.startswith(".")]
+            paths = [path.relative_to(self.path("")).as_posix() for path in shown]
+            found += [(path, self.path(path).stat().st_size) for path in paths]
         return found
 
-    @staticmethod
-    def _fixed_part(pattern: str) -> str:
-        return pattern[: pattern.index("*")].rpartition("/")[0]
+    def read(self, name: str, start: int, size: int | None, *, whole: bool) -> bytes:
+        with self.path(name).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size)
+
+    def stamp(self, name: str) -> str:
+        return str(self.path(name).stat().st_mtime_ns)
+
+    def opened(self, name: str) -> BinaryIO:
+        return self.path(name).open("rb")
+
+
+def _order(file: File) -> list[tuple[bool, str]]:
+    """The files of a folder come before those of the folders in it, whatever lists them."""
+    *folders, name = file.name.split("/")
+    return [*((True, folder) for folder in folders), (False, name)]
+
+
+def _whole_path(name: str) -> str:
+    path = normpath(name)
+    return "" if path == "." else path
+
+
+def _fixed_part(pattern: str) -> str:
+    return pattern[: pattern.index("*")].rpartition("/")[0]

@@ -29,7 +29,7 @@ class Images:
 
     def __init__(self, section: ImagesData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root = Root(section.root)
+        self._root = Root.of(section)
         found = list(self._found(section, split))
         self._names = Texts(name for name, _ in found)
         self.classes = section.classes or _sorted({label for _, label in self._of_training(section, split, found)})

@@ -33,6 +33,6 @@ class RangeFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         left = max(self._file.size - self._position, 0)
         size = left if size is None or size < 0 else min(size, left)
-        content = self._root.read(self._file.name, self._position, size) if size else b""
+        content = self._root.read(self._file.name, self._position, size, whole=True) if size else b""
         self._position += len(content)
         return content

@@ -29,7 +29,7 @@ class Shards:
 
     def __init__(self, section: ShardsData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root, self._fields = Root(section.root), section.fields
+        self._root, self._fields = Root.of(section), section.fields
         found, placed = self._placed(section, split)
         self._shards = [file.name for file in found]
         self.blocks = [len(each.keys) for each in placed if each.keys]
@@ -89,7 +89,7 @@ class Shards:
             raise DataError(f"{place}: expected the field {self._fields[number]}, for data.fields, found none")
         shard = self._shards[self._shard_of[index]]
         try:
-            read = self._root.read(shard, offset - BLOCK, BLOCK + size)
+            read = self._root.read(shard, offset - BLOCK, BLOCK + size, whole=True)
         except DataError as error:
             raise DataError(f"{place}: {error}") from error
         if zlib.crc32(read[:BLOCK]) != self._checks[index, number]:

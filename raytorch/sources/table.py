@@ -40,7 +40,7 @@ class Table:
 
     def __init__(self, section: TableData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root = Root(section.root)
+        self._root = Root.of(section)
         self._files = self._root.find(section.files_of(split), SUFFIXES)
         self._columns, self._encoding = self._by_training_files(section)
         self._table: TableFiles | None = None

@@ -26,7 +26,7 @@ class Text(TokenWindows):
 
     def __init__(self, section: TextData, split: str, training: bool) -> None:
         """Writes its tokens if they are not there. Raises DataError for files that are not in order."""
-        self._section, self._root = section, Root(section.root)
+        self._section, self._root = section, Root.of(section)
         text = _Pydoc() if section.files_of(split) == [PYDOC] else _Files(section, self._root, split)
         super().__init__([self._written(text)], section.context, section.documents)
 

@@ -17,7 +17,7 @@ class Tokens(TokenWindows):
 
     def __init__(self, section: TokensData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root = Root(section.root)
+        self._root = Root.of(section)
         self._names = [file.name for file in self._root.find(section.files_of(split), [SUFFIX])]
         files = self._opened(section, split)
         if split != "train":

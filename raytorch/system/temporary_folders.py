@@ -53,7 +53,7 @@ def note_ray_session(folder: str) -> None:
 def delete_abandoned() -> None:
     """Delete what processes of this user left that are gone; once in each process."""
     with suppress(OSError):
-        for path in _ours().iterdir():
+        for path in users_folder().iterdir():
             if _is_abandoned(path.name):
                 _delete(path)
 
@@ -85,11 +85,11 @@ def _is_abandoned(name: str) -> bool:
 def _new_path() -> Path:
     here = Process.current()
     namespace = re.sub(r"\D", "", here.namespace or "")
-    return _ours() / f"{here.pid}-{here.began or 0}-{here.boot or ''}-{namespace}-{token_hex(4)}"
+    return users_folder() / f"{here.pid}-{here.began or 0}-{here.boot or ''}-{namespace}-{token_hex(4)}"
 
 
-def _ours() -> Path:
-    """The folder that this user alone can write to. Raises PermissionError if somebody else has made it."""
+def users_folder() -> Path:
+    """The folder of them, which is this user's alone. Raises PermissionError if somebody else has made it."""
     path = Path(tempfile.gettempdir(), f"raytorch-{os.getuid()}")
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
