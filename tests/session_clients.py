@@ -1,23 +1,20 @@
 """What tests of sessions on a real Ray share: waiting, and a client in a process of its own."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
-GUEST = """
-import sys
+from forked import CONTEXT
+
 import raytorch
-with raytorch.connect(name=sys.argv[1]) as session:
-    sys.stdin.readline()
-    theirs = session.get(int(sys.argv[2]))
-    mine = theirs * 10
-    theirs += 1
-    print(session.workers, mine.fetch(all=True)[1].tolist(), flush=True)
-    sys.stdin.read()
-"""
+
+Work = Callable[..., Any]
+"""What a guest does when it is asked: takes the session and what it is asked, and answers."""
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
@@ -27,22 +24,52 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.05)
 
 
+@dataclass
+class Guest:
+    """A process that has joined a session, and works when it is asked to."""
+
+    process: BaseProcess
+    pipe: Connection
+
+    def ask(self, *question: Any) -> None:
+        self.pipe.send(question)
+
+    def answer(self, timeout_s: float = 60) -> Any:
+        assert self.pipe.poll(timeout_s)
+        return self.pipe.recv()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def leave(self) -> None:
+        self.pipe.send(None)
+        self.process.join(60)
+        assert self.process.exitcode == 0
+
+
 @contextmanager
-def guest(cluster: str, name: str, handle: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that joins a session, works with a handle when it is told to, and stays until its input ends."""
-    command = [sys.executable, "-c", GUEST, name, str(handle)]
+def guest(cluster: str, name: str, work: Work) -> Iterator[Guest]:
+    """Have a process join the session of this name, and leave it at the end of the block."""
+    ours, theirs = CONTEXT.Pipe()
     environment = os.environ | {"RAY_ADDRESS": cluster}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    process = CONTEXT.Process(target=_join, args=(dict(environment), name, work, theirs))
+    process.start()
+    theirs.close()
+    there = Guest(process, ours)
+    try:
+        assert there.answer() == "joined"
+        yield there
+        if process.is_alive():
+            there.leave()
+    finally:
+        there.kill()
+        ours.close()
 
 
-def told_to_work(process: subprocess.Popen[str]) -> str:
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return process.stdout.readline()
+def _join(environment: dict[str, str], name: str, work: Work, pipe: Connection) -> None:
+    os.environ.update(environment)
+    with raytorch.connect(name=name) as session:
+        pipe.send("joined")
+        while (question := pipe.recv()) is not None:
+            pipe.send(work(session, *question))

@@ -22,6 +22,8 @@ LONGEST_CALL_S = str(7 * 24 * 3600)
 """A call may take as long as its user wants; a worker that died is seen all the same."""
 CLOSE_S = 10.0
 """Seconds that workers have for ending by themselves."""
+LOST_CLOSE_S = 1.0
+"""The same where the session is lost, and nobody will hear what they still do."""
 LAST_WORD_POLL_S = 0.1
 LOOK_ROUND_S = 0.2
 """Seconds between two looks at whether others have joined, or all have left."""
@@ -142,7 +144,8 @@ class Owner(WorkerConnection):
             self._is_closing = True
             for actor in self._actors:
                 actor.end_session.remote()
-            if not self._fit.done.wait(CLOSE_S):  # a call that was given up on, or waits for a rank that never comes
+            patience = LOST_CLOSE_S if self._lost else CLOSE_S
+            if not self._fit.done.wait(patience):  # a call that was given up on, or waits for a rank that never comes
                 for actor in self._actors:
                     ray.kill(actor)
                 self._fit.done.wait()

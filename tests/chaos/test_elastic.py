@@ -23,7 +23,7 @@ from raytorch.runs.plan import WorkerJob
 from raytorch.runs.status import RunStatus
 from raytorch.training import driver
 
-SAMPLES, BATCH, EPOCHS = 1_500, 64, 12
+SAMPLES, BATCH, EPOCHS = 1_500, 64, 6
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """Have Ray notice the death of a node after some 2 s."""
 
@@ -94,7 +94,7 @@ def train_and_record(job: WorkerJob) -> None:
         train_step(trainer, micro_batches)
         run = trainer.run
         alone = run.worker.world_size == 1
-        time.sleep(0.2 if alone else 0.02)
+        time.sleep(0.5 if alone else 0.02)
         line = {
             "group": os.environ["MASTER_PORT"],
             "time": time.time(),

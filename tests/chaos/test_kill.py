@@ -13,11 +13,12 @@ from ray import cloudpickle  # which brings psutil along
 # isort: split
 import killing
 import psutil
+import rank_runs
 from commands import command, is_alive, kill_part, wait_until, with_its_children
 from whole_runs import assert_bitwise_equal, plan, weights
 
 from raytorch.errors import TrainingError
-from raytorch.runs.catalog import read_history, read_summary
+from raytorch.runs.catalog import read_evaluations, read_history, read_summary
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.status import RunStatus
@@ -40,20 +41,23 @@ def train_and_tell_steps(job: WorkerJob) -> None:
 
 @pytest.mark.timeout(600 + 180 * KILLS)
 @pytest.mark.usefixtures("local_ray")
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(small_run: dict[str, Any]) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
+    small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same as those of two processes without Ray."""
     for module in (killing, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
     whole, broken = (plan(small_run | killing.often_saved(KILLS), name) for name in ("whole", "broken"))
-    full = run_training(whole)
+    assert rank_runs.train(whole, tmp_path) == 0
     with killing.Killer(broken.folder, KILLS) as killer:
 
         def watch(status: RunStatus) -> None:
             killer.pids = dict(status.pids)
 
         for_all_that = run_training(broken, watch=watch, work=train_and_tell_steps)
-    assert (full["restarts"], for_all_that["restarts"]) == (0, KILLS)
-    assert for_all_that["step"] == full["step"]
-    assert for_all_that["metrics"] == full["metrics"]
+    assert for_all_that["restarts"] == KILLS
+    full = read_evaluations(whole.folder)[-1]
+    assert (for_all_that["step"], for_all_that["metrics"]) == (full.step, full.metrics)
     assert_bitwise_equal(weights(whole.folder), weights(broken.folder))
     killer.check()
 

@@ -14,9 +14,10 @@ from typing import Any
 import cloudpickle
 import pytest
 import ray
+import ray._private.state
 import torch
 from own_ray import own_ray
-from ray.util.state import list_actors, list_placement_groups
+from ray.util import placement_group_table
 
 import raytorch
 from raytorch.distributed import all_reduce
@@ -31,23 +32,25 @@ NOTICE_S = 10.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray with the server that its state API needs."""
+    """A Ray, of which its head process tells what is there."""
 
     address: str
-    state: str
+
+    def actors(self) -> list[dict[str, Any]]:
+        """Those that are alive."""
+        return [actor for actor in ray._private.state.actors().values() if actor["State"] != "DEAD"]
 
     def leftovers(self) -> list[str]:
         """Actors and placement groups that are alive."""
-        actors = [actor for actor in list_actors(self.state) if actor.state != "DEAD"]
-        groups = [group for group in list_placement_groups(self.state) if group.state != "REMOVED"]
-        names = [actor.class_name for actor in actors if actor.class_name not in RAYS_OWN]
-        return [*names, *(f"placement group {group.placement_group_id}" for group in groups)]
+        groups = [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
+        names = [actor["ActorClassName"] for actor in self.actors()]
+        return [*(name for name in names if name not in RAYS_OWN), *(f"placement group {name}" for name in groups)]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with own_ray(num_cpus=2, include_dashboard=True, dashboard_port=0) as started:
-        yield Cluster(ray.get_runtime_context().gcs_address, f"http://{started.dashboard_url}")
+    with own_ray(num_cpus=2):
+        yield Cluster(ray.get_runtime_context().gcs_address)
 
 
 def more(tensor: Any) -> Any:
@@ -165,8 +168,8 @@ def test_an_actor_of_a_session_that_is_killed_ends_it_for_whoever_waits(cluster:
     with raytorch.connect(workers=1) as session, ThreadPoolExecutor(1) as pool:
         worker = session.run(os.getpid)
         pending = pool.submit(session.run, time.sleep, 1000)
-        (actor,) = [each for each in list_actors(cluster.state) if each.class_name == part and each.state == "ALIVE"]
-        os.kill(actor.pid, signal.SIGKILL)
+        (pid,) = [actor["Pid"] for actor in cluster.actors() if actor["ActorClassName"] == part]
+        os.kill(pid, signal.SIGKILL)
         for wait in (lambda: pending.result(timeout=60), session.ones(1).item):
             with pytest.raises(SessionLostError, match=f"^the session is lost: {told}; connect again$"):
                 wait()

@@ -1,7 +1,5 @@
 """The command line as a person meets it: its exit status, and what it prints."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -9,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import yaml
+from command_line import raytorch
 from data_files import write_mnist
 
-from raytorch.cli.main import main
 from raytorch.config.json_schema import schema
 
 COMMAND = str(Path(sys.executable).parent / "raytorch")
@@ -23,23 +20,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("sweeps/*.yaml"))]
 
 
-def raytorch(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder``, so that its runs go there: in this process, from its entry point to its exit."""
-    command = ["raytorch", *map(str, arguments)]
-    output, told = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(told),
-        patch.object(sys, "argv", command),
-        pytest.raises(SystemExit) as end,
-    ):
-        main()
-    return subprocess.CompletedProcess(command, int(end.value.code or 0), output.getvalue(), told.getvalue())
-
-
 def process(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, as it has to be where it starts a Ray."""
+    """Run the command in a process of its own."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )

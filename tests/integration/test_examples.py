@@ -20,7 +20,7 @@ from raytorch.training.checkpoints import open_checkpoint
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 KILLED = os.environ.get("RAYTORCH_KILLED_EXAMPLES", "gan")
-"""Which are resumed and killed; the suite is content with one that has a loop of its own."""
+"""Which have two workers, and are resumed and killed; the suite is content with one that has a loop of its own."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*/*.yaml"))
 SHORT: dict[str, Any] = {
@@ -75,11 +75,13 @@ def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypat
     if (drawing := place / "draw_images.py").exists():
         subprocess.run([sys.executable, str(drawing)], check=True)
 
-    whole = raytorch.train(file, set=short | {"export": ["onnx"]}, storage=storage, name="whole")
+    is_killed = file.stem in KILLED.split()
+    changes: dict[str, Any] = {"set": short | {"export": ["onnx"]}, "workers": 2 if is_killed else 1}
+    whole = raytorch.train(file, **changes, storage=storage, name="whole")
     expected = trained(whole)
     assert [export["relative_error"] < 1e-4 for export in whole.summary["exports"]] == [True] * len(expected)
     require_models(whole, expected)
-    if file.stem not in KILLED.split():
+    if not is_killed:
         return
 
     for later in sorted(Path(whole.path).glob("checkpoint_*"))[1:]:

@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from in_process import InProcess, local_session
 from torch import nn
@@ -12,6 +14,7 @@ from torch import nn
 from raytorch.errors import SessionLostError
 from raytorch.session import instruction_stream
 from raytorch.session.instruction_stream import Future
+from raytorch.session.open_or_join import CLOSE_S, LOST_CLOSE_S, Owner
 from raytorch.session.program import Report
 from raytorch.session.session import Session
 
@@ -48,6 +51,29 @@ def test_after_it_was_closed_everything_raises_that_the_session_is_lost() -> Non
     for use in uses:
         with pytest.raises(SessionLostError, match="connect again"):
             use()
+
+
+@pytest.mark.parametrize(("lost", "patience"), [(None, CLOSE_S), (SessionLostError("its host died"), LOST_CLOSE_S)])
+def test_what_workers_still_do_is_not_waited_for_when_the_session_is_lost(
+    monkeypatch: pytest.MonkeyPatch, lost: SessionLostError | None, patience: float
+) -> None:
+    waits: list[float | None] = []
+
+    class Busy(threading.Event):
+        """Workers that end only when they are killed."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return False
+
+    killed: list[Any] = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    owner: Any = object.__new__(Owner)
+    owner._lost, owner._actors, owner._host = lost, [], "host"
+    owner._fit = SimpleNamespace(done=Busy())
+    owner._end()
+    assert waits == [patience, None]
+    assert killed == ["host"]
 
 
 def test_a_loss_that_the_transport_saw_is_told_once_and_again_to_whoever_asks() -> None:

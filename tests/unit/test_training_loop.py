@@ -230,6 +230,17 @@ def test_losses_that_overflow_in_fp16_are_left_out_and_no_divergence(project: Pa
         train("full", precision="fp32", loss="full.py:spoilt", epochs=1)
 
 
+def test_a_model_that_the_last_step_ruins_is_not_saved() -> None:
+    with pytest.raises(DivergedError, match=r"the test loss became (nan|inf) at step 1 of 1; lower optimizer.lr"):
+        train("ruined", optimizer={"name": "sgd", "lr": 1e38}, schedule="constant", epochs=None, steps=1)
+    assert latest_checkpoint(RunFolder("s3://bucket", "ruined")) is None
+
+
+def test_a_model_that_does_not_fit_the_data_is_the_users_to_change() -> None:
+    with pytest.raises(ConfigError, match=r"^batch_size \(1\): "):  # it would normalize a batch of one
+        train("misfit", model="resnet18", batch_size=1)
+
+
 def test_a_checkpoint_that_fits_another_configuration_is_not_to_be_deleted() -> None:
     folder = train("other", epochs=1)
     with pytest.raises(CheckpointError, match=r"does not fit the run .*size mismatch.*; resume with those") as failure:

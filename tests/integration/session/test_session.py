@@ -1,7 +1,6 @@
 """Sessions on a real Ray: two workers, their process group, several clients, and what they leave behind."""
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ import cloudpickle
 import pytest
 import ray
 import torch
-from session_clients import guest, told_to_work, wait_until
+from session_clients import guest, wait_until
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -310,18 +309,30 @@ def test_many_operations_leave_the_workers_memory_where_it_was(session: Session)
 # -- other clients -----------------------------------------------------------------------------------------------------
 
 
+def take_and_change(session: Session, handle: int) -> tuple[int, list[float]]:
+    """Work with what another client has made, and leave something of one's own there."""
+    theirs = session.get(handle)
+    mine = theirs * 10
+    theirs += 1
+    LEFT_THERE.append(mine)
+    return session.workers, mine.fetch(all=True)[1].tolist()
+
+
+LEFT_THERE: list[Any] = []
+
+
 def test_a_client_that_joins_by_name_sees_a_handle_and_its_own_are_freed_when_it_goes(
     session: Session, cluster: str
 ) -> None:
     tensor = session.scatter(torch.tensor([1.0, 2.0]))
-    with guest(cluster, NAME, tensor.handle) as leaving, guest(cluster, NAME, tensor.handle) as killed:
-        assert told_to_work(leaving) == "2 [20.0]\n"
-        assert told_to_work(killed) == "2 [30.0]\n"
+    with guest(cluster, NAME, take_and_change) as leaving, guest(cluster, NAME, take_and_change) as killed:
+        for each, found in ((leaving, [20.0]), (killed, [30.0])):
+            each.ask(tensor.handle)
+            assert each.answer() == (2, found)
         assert tensor.fetch(all=True) == [torch.tensor([3.0]), torch.tensor([4.0])]
         assert len(session.handles()) > 2
-        killed.send_signal(signal.SIGKILL)
-        _, errors = leaving.communicate(timeout=60)
-        assert leaving.returncode == 0, errors
+        killed.kill()
+        leaving.leave()
     wait_until(lambda: [found["handle"] for found in session.handles()] == [tensor.handle], 30)
     assert tensor.item(all=True) == [3, 4]
 

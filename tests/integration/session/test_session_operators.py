@@ -1,4 +1,4 @@
-"""Handles of a real session give what PyTorch gives here: its own samples of every second of its operators.
+"""Handles of a real session give what PyTorch gives here: its own samples of every fourth of its operators.
 
 All of them run in tests/unit/test_session_conformance.py, on a worker in that process.
 """
@@ -25,7 +25,7 @@ def _attention_of_the_workers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_attention_of_the_workers")
 def test_operators_give_on_workers_what_pytorch_gives_here(opened: Session) -> None:
-    outcome = run_operators(opened, samples=1, gradients=False, every=2)
+    outcome = run_operators(opened, samples=1, gradients=False, every=4)
     different = outcome.different.keys() - SKIPPED.keys()
     assert not different, "\n".join(f"{name}: {outcome.different[name]}" for name in sorted(different))
-    assert len(outcome.equal) >= 300
+    assert len(outcome.equal) >= 150

@@ -38,11 +38,9 @@ def broken_line_of_the_user() -> None:
 
 
 def take_more_memory_than_allowed() -> None:
-    if Worker.current().rank == 1:
-        taken = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
-        torch.ones(2**30)
-    dist.barrier()
+    taken = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
+    torch.ones(2**30)
 
 
 def wait_for_a_rank_that_hangs() -> None:
@@ -53,8 +51,7 @@ def wait_for_a_rank_that_hangs() -> None:
 
 def fill_the_disk(job: WorkerJob) -> None:
     """Train while no file may grow beyond some bytes, as on a disk that is full."""
-    if Worker.current().rank == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
     train_on_worker(job)
 
 
@@ -95,8 +92,9 @@ def test_the_first_failing_ranks_own_traceback_is_shown_and_nothing_is_retried(
 def test_memory_that_runs_out_is_the_cause_and_nothing_is_retried(
     small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message, error = fail(small_run, monkeypatch, take_more_memory_than_allowed, failure={"max_restarts": 3})
-    assert (error["cause"], error["rank"]) == ("host_memory", 1)
+    alone = {"failure": {"max_restarts": 3}, "scaling": {"workers": 1}}
+    message, error = fail(small_run, monkeypatch, take_more_memory_than_allowed, **alone)
+    assert (error["cause"], error["rank"]) == ("host_memory", 0)
     assert "the machine's memory ran out; use fewer workers on each machine" in message
 
 
@@ -109,7 +107,8 @@ def test_a_rank_that_hangs_ends_in_a_timeout(small_run: dict[str, Any], monkeypa
 
 def test_a_disk_that_is_full_is_the_cause_and_nothing_is_retried(small_run: dict[str, Any]) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    run = plan(small_run, "full", failure={"max_restarts": 3}, checkpoint={"every_steps": 5})
+    alone = {"failure": {"max_restarts": 3}, "scaling": {"workers": 1}}
+    run = plan(small_run, "full", **alone, checkpoint={"every_steps": 5})
     with pytest.raises(StorageError, match="the storage failed; make room or mend the access to it") as failure:
         driver.run_training(run, work=fill_the_disk)
     assert "File too large" in str(failure.value)

@@ -1,4 +1,7 @@
-"""A run that begins with another's weights: frozen, recomputed, averaged, interrupted and resumed."""
+"""A run that begins with another's weights: frozen, recomputed, averaged and resumed.
+
+That it is the same to the bit as one without a stop, and how it thaws, is in ``tests/unit/test_fine_tuning.py``.
+"""
 
 import shutil
 from pathlib import Path
@@ -36,13 +39,11 @@ def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     first = raytorch.train(RUN, name="first")
     model = SMALL_RUN["model"] | {"weights": "first", "freeze": ["1.*"], "checkpointing": ["1", "4"]}
     tuned: dict[str, Any] = RUN | {"model": model, "ema": {"decay": 0.9}, "clip_norm": 1.0}
-    whole = raytorch.train(tuned | {"epochs": 2}, name="whole")
     shown = tuned | {"on_evaluation": {"name": "plots.py:show", "lines": 2}, "logging": {"every_steps": 2}}
     parted = raytorch.train(shown, name="parted")
     kept = weights(folder(first))
     shutil.rmtree(first.path)  # a resumed run does not ask for it
     resumed = raytorch.resume(parted, set={"epochs": 2})
-    assert_bitwise_equal(weights(folder(resumed)), weights(folder(whole)))
     frozen = {name: value for name, value in kept.items() if name.startswith("1.")}
     assert_bitwise_equal({name: weights(folder(resumed))[name] for name in frozen}, frozen)
     assert Path("told.txt").read_text(encoding="utf-8").splitlines() == ["24 MLP True"] * 2 + ["48 MLP True"] * 2
@@ -51,8 +52,7 @@ def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.Mon
         assert began["source"] == f"{first.path}/checkpoint_00000024/model.safetensors"
         assert (began["missing"], len(began["sha256"])) == ([], 64)
     assert resumed.model()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    thawed = raytorch.resume(resumed, set={"epochs": 3, "model.freeze": []})
-    assert not torch.equal(weights(folder(thawed))["1.weight"], frozen["1.weight"])
+    assert not torch.equal(weights(folder(resumed))["4.weight"], kept["4.weight"])
     with pytest.raises(UserError, match=r"^model.weights: no run first in .*/runs"):
         raytorch.train(tuned)
 
@@ -65,8 +65,3 @@ def test_weights_that_do_not_fit_end_a_run_before_it_trains(tmp_path: Path, monk
         UserError, match=r"^model.weights: .*/some.pt is not of this model: missing: 1.bias, .*, or take what fits"
     ):
         raytorch.train(run)
-    taken = raytorch.train(run, set={"model.strict": False})
-    began = taken.summary["initial_weights"]
-    assert (began["missing"], began["unexpected"]) == (["1.bias", "4.weight", "4.bias"], ["head.bias"])
-    log = (Path(taken.path) / "logs/rank-0.log").read_text(encoding="utf-8")
-    assert "some.pt: missing: 1.bias, 4.weight, 4.bias\n" in log

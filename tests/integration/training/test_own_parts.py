@@ -96,17 +96,18 @@ def test_a_model_of_ones_own_trains_as_the_shipped_one(project: Path, small_run:
     with pytest.raises(ModelFileError, match=r"is of nets/net.py:Net, a model of your own, and holds no code"):
         load_model(file)
 
+    refuse_changed_code_unless_it_is_allowed(project, mine)
 
-def test_changed_code_is_refused_unless_it_is_allowed(project: Path, small_run: dict[str, Any]) -> None:
-    first = raytorch.train(own(small_run) | {"epochs": 1}, name="changing")
+
+def refuse_changed_code_unless_it_is_allowed(project: Path, first: raytorch.Result) -> None:
     (project / "nets/layers.py").write_text(LAYERS.replace("ReLU", "GELU"), encoding="utf-8")
-    more = {"epochs": 2}
+    more = {"epochs": 4, "export": []}
     with pytest.raises(ConfigError, match=r"was other than it is: nets/layers.py has changed; bring it back, a copy"):
         raytorch.resume(first, set=more)
     with pytest.raises(
         ModelFileError, match=r"by other code than that in .*: nets/layers.py has changed; give that of"
     ):
-        raytorch.find_run("changing").model()
+        raytorch.find_run("mine").model()
     step = first.summary["step"]
     assert load_model(
         max(Path(first.path).glob("checkpoint_*")) / "model.safetensors", code=f"{first.path}/code/step-0"
@@ -116,7 +117,8 @@ def test_changed_code_is_refused_unless_it_is_allowed(project: Path, small_run: 
     assert second.state == "finished"
     assert "GELU" in (Path(second.path) / f"code/step-{step}/nets/layers.py").read_text(encoding="utf-8")
     assert "ReLU" in (Path(second.path) / "code/step-0/nets/layers.py").read_text(encoding="utf-8")
-    old, new = (json.loads(path.read_text()) for path in sorted(Path(second.path).glob("checkpoint_*/checkpoint.json")))
+    manifests = sorted(Path(second.path).glob("checkpoint_*/checkpoint.json"))
+    old, new = (json.loads(path.read_text()) for path in (manifests[0], manifests[-1]))
     assert old["code"]["nets/net.py"] == new["code"]["nets/net.py"]
     assert old["code"]["nets/layers.py"] != new["code"]["nets/layers.py"]
     assert isinstance(second.model().get_submodule("2"), torch.nn.GELU)

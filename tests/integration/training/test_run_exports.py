@@ -1,34 +1,31 @@
 """A finished training leaves exports, and a script makes more of them."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
+from command_line import raytorch
 
 from raytorch import onnx
 from raytorch.serialization import load_model
 
-COMMAND = Path(sys.executable).with_name("raytorch")
 JOB = Path(__file__).resolve().parents[3] / "jobs" / "export.py"
 
 
-def said(folder: Path, *command: object) -> str:
-    """What a command says in ``folder``, when it ends well."""
-    result = subprocess.run(
-        list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert result.returncode == 0, result
-    return result.stdout
-
-
-def test_a_finished_training_leaves_verified_exports(small_run: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_a_finished_training_leaves_verified_exports(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = {**small_run, "epochs": 1, "scaling": {"workers": 1}, "export": ["onnx", "safetensors"], "storage": "runs"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    told = said(tmp_path, COMMAND, "train", "run.yaml", "--name", "mine")
+    trained = raytorch(tmp_path, "train", "run.yaml", "--name", "mine")
+    assert trained.returncode == 0, trained
+    told = trained.stdout
     run = tmp_path / "runs" / "mine"
     assert "export    runs/mine/export/model.onnx\n" in told
     assert "export    runs/mine/export/model.safetensors\n" in told
@@ -46,6 +43,10 @@ def test_a_finished_training_leaves_verified_exports(small_run: dict[str, Any], 
     with onnx.load(run / "export" / "model.onnx") as graph:
         assert (torch.from_numpy(graph.run(images)[0]) - expected).abs().max() < 1e-4 * expected.abs().max()
 
-    script = said(tmp_path, sys.executable, JOB, "runs/mine").splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(JOB), "runs/mine"])
+    capsys.readouterr()
+    runpy.run_path(str(JOB), run_name="__main__")
+    script = capsys.readouterr().out.splitlines()
     assert script[0].startswith("mine.onnx  logits: largest error ")
     assert script[1].startswith("PyTorch [")

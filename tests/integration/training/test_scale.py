@@ -1,34 +1,34 @@
 """A scaling study from the command line: two sizes, timed, and what it leaves."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
-from commands import without_warnings_of_no_network
+from command_line import raytorch
 from matplotlib.image import imread
 
-RAYTORCH = Path(sys.executable).with_name("raytorch")
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-def scale(config: Path, *arguments: Any) -> "subprocess.CompletedProcess[str]":
-    address = ray.get_runtime_context().gcs_address
-    command = [RAYTORCH, "scale", config, "--address", address, "--workers", *arguments]
-    options: dict[str, Any] = {"env": os.environ | {"PYTHONIOENCODING": "utf-8"}, "encoding": "utf-8"}
-    done = subprocess.run(list(map(str, command)), cwd=config.parent, capture_output=True, timeout=240, **options)
-    done.stderr = without_warnings_of_no_network(done.stderr)
-    return done
 
 
 def test_a_study_measures_each_size_and_leaves_its_numbers_and_a_picture(small_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    done = scale(small_config, "2,1", "--set", "batch_size=128", "--steps", 30, "--warmup", 5, "--out", out)
+    done = raytorch(
+        tmp_path,
+        "scale",
+        small_config,
+        "--workers",
+        "2,1",
+        "--set",
+        "batch_size=128",
+        "--steps",
+        30,
+        "--warmup",
+        5,
+        "--out",
+        out,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "small, weak scaling  ·  cpu, fp32" in done.stdout
     assert done.stdout.endswith(f"results   {out}/scaling.json\npicture   {out}/scaling.png\n")
@@ -62,13 +62,13 @@ def test_a_size_that_the_machine_cannot_give_is_refused_before_any_run_starts(
 ) -> None:
     config = tmp_path / "wide.yaml"
     config.write_text(yaml.safe_dump(small_run | {"batch_size": 4096, "epochs": 10}), encoding="utf-8")
-    done = scale(config, "1,1000", "--mode", "strong")
+    done = raytorch(tmp_path, "scale", config, "--workers", "1,1000", "--mode", "strong")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("1000 workers with 1 CPU each need 1000 CPUs, but this machine has ")
     assert done.stderr.endswith("; lower workers or scaling.cpus_per_worker\n")
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
-def test_a_list_of_sizes_that_is_none_is_refused(small_config: Path) -> None:
-    done = scale(small_config, "1,two")
+def test_a_list_of_sizes_that_is_none_is_refused(small_config: Path, tmp_path: Path) -> None:
+    done = raytorch(tmp_path, "scale", small_config, "--workers", "1,two")
     assert (done.returncode, done.stderr) == (2, "--workers 1,two: must be numbers of at least 1, such as 1,2,4,8\n")

@@ -24,7 +24,7 @@ from raytorch.training.driver import run_training
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-EPOCHS = 8
+EPOCHS = 4
 RATES = [1e-2, 1e-6, 2e-6, 1e30]
 """A good one, two that learn nothing, of which one at least is stopped early, and one that diverges."""
 
