@@ -23,7 +23,7 @@ class Cause(StrEnum):
     LOST_NODE = "lost_node"
     """A machine of the cluster went away."""
     LOST_WORKER = "lost_worker"
-    """A worker's process died without a word (killed, or crashed), or its GPU failed."""
+    """A worker's process or one that reads for it died without a word (killed, or crashed), or its GPU failed."""
     LOST_RAY = "lost_ray"
     """A part of Ray that no run can do without died: its monitor or controller, the job's supervisor, raylet, GCS."""
     HOST_MEMORY = "host_memory"

@@ -38,7 +38,7 @@ _PATIENCE_S = 2.0
 
 
 class Readers:
-    """Readers of one data set, for all of its epochs. They begin to start at once.
+    """Readers of one data set, started when they are first needed, and there for all of its epochs.
 
     Example:
         >>> list(Readers(str.upper, 2).read("abc"))
@@ -46,17 +46,23 @@ class Readers:
     """
 
     def __init__(self, answer: Callable[[Any], Any], count: int, data: str = "the data set") -> None:
-        """``answer`` is called with each request in one of the ``count`` processes; it has state of what is ``data``.
+        """Have ``answer`` sent to where the readers will come from, before anything is read.
 
-        Raises ConfigError for what cannot be sent there.
+        Args:
+            answer: What is called with each request in one of the processes.
+            count: How many there are.
+            data: The class of what is sent with it, for messages.
+
+        Raises:
+            ConfigError: It cannot be sent.
         """
         server = _server()  # which starts while that is packed
         try:
             file = packed_data(answer)
         except Exception as error:
             raise _cannot_be_sent(data, error) from error
-        self._keeper = _Keeper(server, data)
-        self._readers = self._keeper.start(count, file)
+        self._keeper, self._count = _Keeper(server, data, count, file), count
+        self._readers: list[_Reader] = []
 
     def read(self, requests: Iterable[Any]) -> Iterator[Any]:
         """The answers to the requests.
@@ -66,12 +72,13 @@ class Readers:
         """
         for reader in self._readers:
             reader.forget()
+        self._readers = self._readers or self._keeper.readers(self._count)
         asked: deque[_Reader] = deque()
         for number, request in enumerate(requests):
-            reader = self._readers[number % len(self._readers)]
+            reader = self._readers[number % self._count]
             reader.ask(request)
             asked.append(reader)
-            if len(asked) == AHEAD * len(self._readers):
+            if len(asked) == AHEAD * self._count:
                 yield asked.popleft().answer()
         while asked:
             yield asked.popleft().answer()
@@ -155,17 +162,18 @@ def _server() -> _Server:
 class _Keeper:
     """The process that has a data set and forks its readers, as this process knows it."""
 
-    def __init__(self, server: _Server, data: str) -> None:
+    def __init__(self, server: _Server, data: str, count: int, file: int) -> None:
+        """It unpacks the ``file`` at once, and is closed in this process."""
         self.line, self._server, self._data = _Line(), server, data
         self._end: Ended | CarriedError | str | None = None
-        send(server.line.socket, self.line.theirs.detach())
-
-    def start(self, count: int, file: int) -> "list[_Reader]":
-        """Have it read a data set from a file, with so many readers."""
         folder = None
         with suppress(OSError):  # it was deleted
             folder = str(Path.cwd())
+        send(server.line.socket, self.line.theirs.detach())
         send(self.line.socket, packed(Task(count, [*map(str, sys.path)], folder, code_in_use())), file)
+
+    def readers(self, count: int) -> "list[_Reader]":
+        """Have it fork them."""
         readers = [_Reader(self, f"reader {number + 1} of {count}") for number in range(count)]
         for start in range(0, count, LINES_AT_ONCE):
             send(self.line.socket, *(each.line.theirs.detach() for each in readers[start : start + LINES_AT_ONCE]))

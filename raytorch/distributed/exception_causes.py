@@ -6,7 +6,7 @@ import re
 import torch
 import torch.distributed as dist
 
-from raytorch.errors import Cause, StorageError, is_storage_fault, leaves, message_of
+from raytorch.errors import Cause, ReaderDiedError, StorageError, is_storage_fault, leaves, message_of
 
 
 def failure_cause(error: BaseException) -> Cause:
@@ -26,7 +26,8 @@ def failure_cause(error: BaseException) -> Cause:
         return Cause.TIMEOUT if _WAITED_IN_VAIN.search(text) else Cause.LOST_WORKER
     if isinstance(error, StorageError) or is_storage_fault(error):
         return Cause.STORAGE
-    return Cause.LOST_WORKER if isinstance(error, (torch.AcceleratorError, ConnectionError)) else Cause.ERROR
+    is_loss = isinstance(error, (torch.AcceleratorError, ConnectionError, ReaderDiedError))
+    return Cause.LOST_WORKER if is_loss else Cause.ERROR
 
 
 _NO_GPU_MEMORY = re.compile("cuda out of memory|cuda error: out of memory|failure 'out of memory'|_status_alloc_failed")

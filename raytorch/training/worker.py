@@ -7,7 +7,7 @@ from contextlib import closing
 import ray
 import torch
 
-from raytorch.config import OwnData, RunConfig
+from raytorch.config import RunConfig
 from raytorch.config.own_calls import own_call
 from raytorch.datasets.readers import start_server
 from raytorch.distributed.exception_causes import failure_cause
@@ -53,7 +53,7 @@ def train_on_worker(job: WorkerJob, make_progress: MakeProgress = RunProgress) -
 
 def prepare(config: RunConfig, worker: Worker) -> None:
     """Set up this process for a run."""
-    if isinstance(config.data, OwnData) and config.data.readers:
+    if getattr(config.data, "readers", 0):
         start_server()  # beside all that follows
     if config.export:
         from raytorch.training.export import require_packages

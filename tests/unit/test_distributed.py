@@ -29,7 +29,7 @@ from raytorch.distributed import (
     leaving_process_group,
 )
 from raytorch.distributed.collectives import all_gather, all_reduce, broadcast, reduce_scatter
-from raytorch.errors import Cause, StorageError, UserError
+from raytorch.errors import Cause, ReaderDiedError, StorageError, UserError
 
 CPU = torch.device("cpu")
 
@@ -146,6 +146,7 @@ def test_a_cpu_has_no_product_name() -> None:
         (dist.DistNetworkError("the store is gone"), Cause.LOST_WORKER),
         (dist.DistBackendError("NCCL error: remote process exited"), Cause.LOST_WORKER),
         (ConnectionResetError("by peer"), Cause.LOST_WORKER),
+        (ReaderDiedError("data.readers: reader 1 of 2 died of SIGKILL"), Cause.LOST_WORKER),
         (
             RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4321"),
             Cause.LOST_WORKER,

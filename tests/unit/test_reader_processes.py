@@ -363,8 +363,10 @@ def test_they_end_with_a_worker_that_is_killed_in_the_middle_of_a_read(tmp_path:
     pids.append(parent_of(pids[1]))
     assert all(is_there(pid) for pid in pids)
     worker.communicate("end\n")
-    await_end(*pids)
-    os.killpg(worker.pid, signal.SIGKILL)  # the one that it has forked
+    try:
+        await_end(*pids)
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)  # the one that it has forked
     assert list(tmp_path.iterdir()) == []
 
 
