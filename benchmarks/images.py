@@ -83,7 +83,7 @@ def digest(batches: Iterator[Any]) -> str:
     """A checksum of batches."""
     total = hashlib.blake2b()
     for images, labels in batches:
-        total.update(images.numpy())
+        total.update(np.ascontiguousarray(images.numpy()))
         total.update(labels.numpy())
     return total.hexdigest()
 

@@ -3,15 +3,28 @@
 import re
 
 import torch
-import torchvision.io  # noqa: F401 (which loads the operators)
+import torchvision.io  # which loads the operators
 from torch import Tensor
+
+from raytorch.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MOST_PIXELS = 1 << 28
 """Of an image: what claims more is refused before memory is taken for it."""
+# The operators, as their wrappers warn at each call that torchvision is to leave them out some day.
+_operators = torch.ops.image
 _RGB = 3  # of torchvision's ImageReadMode
 _FRAMES = range(0xC0, 0xD0)
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
+
+
+def require_decoders() -> None:
+    """Raise DataError where torchvision has no decoders, as one that was built without them."""
+    if not (hasattr(_operators, "decode_image") and hasattr(_operators, "decode_webp")):
+        raise DataError(
+            f"torchvision {torchvision.__version__} decodes no images here; install one of at least 0.26 that does, as "
+            "those of PyPI"
+        )
 
 
 def decoded(content: bytes) -> Tensor:
@@ -27,11 +40,11 @@ def decoded(content: bytes) -> Tensor:
     if height * width > MOST_PIXELS:
         raise ValueError(f"found one that claims {height:,} x {width:,} pixels, of which {MOST_PIXELS:,} are allowed")
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    try:  # the operators, as their wrappers warn each time that torchvision is to leave them out some day
+    try:
         if kind == "WebP":
-            pixels: Tensor = torch.ops.image.decode_webp(encoded, _RGB)
+            pixels: Tensor = _operators.decode_webp(encoded, _RGB)
         else:
-            pixels = torch.ops.image.decode_image(encoded, _RGB, True)
+            pixels = _operators.decode_image(encoded, _RGB, True)
     except RuntimeError as error:
         reason = re.sub(r"^\S+, \S+:\d+, ", "", str(error).partition("\n")[0])  # without torchvision's own file
         raise ValueError(f"found a {kind} image that cannot be read: {reason}") from None

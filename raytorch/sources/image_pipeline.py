@@ -9,7 +9,7 @@ from torch import Tensor
 from raytorch.config.image_files import ImageFiles
 from raytorch.errors import DataError
 from raytorch.sources.image_changes import RandomChanges, centre, covering
-from raytorch.sources.image_decoding import decoded
+from raytorch.sources.image_decoding import decoded, require_decoders
 from raytorch.sources.shared_pixels import SharedPixels, share_of_machine
 
 
@@ -20,7 +20,8 @@ class ImagePipeline:
     """
 
     def __init__(self, section: ImageFiles, images: int, *, training: bool) -> None:
-        """For so many ``images``."""
+        """For so many ``images``. Raises DataError where none can be decoded."""
+        require_decoders()
         self.size = height, width = section.height_and_width
         self._covered = section.covered(training=training)
         augment = section.augment

@@ -22,7 +22,7 @@ from raytorch.config.file import from_data
 from raytorch.datasets import TrainLoader, load_splits
 from raytorch.datasets.splits import Splits
 from raytorch.errors import ConfigError, DataError
-from raytorch.sources import open_source
+from raytorch.sources import image_decoding, open_source
 from raytorch.sources.image_changes import RandomChanges, centre, covering, part_box
 from raytorch.sources.image_decoding import decoded
 
@@ -215,6 +215,12 @@ def test_a_batch_is_bytes_until_it_is_on_the_device(root: Path) -> None:
     expected = torch.stack([transform(v2.functional.pil_to_tensor(Image.open(path))) for path in paths])
     torch.testing.assert_close(data.on_device(batch)[0], expected, rtol=1e-5, atol=1e-6)
     assert data.facts == {"input_shape": [3, 16, 16], "num_classes": 2, "classes": ["cat", "dog"]}
+
+
+def test_a_torchvision_without_decoders_is_told_as_the_run_starts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_decoding, "_operators", object())
+    with pytest.raises(DataError, match=r"^torchvision .* decodes no images here; install one of at least 0.26 that "):
+        open_source(ImagesData(root=str(root)), "train", training=True)
 
 
 def test_labels_are_known_without_opening_an_image(root: Path) -> None:
