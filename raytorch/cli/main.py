@@ -22,7 +22,7 @@ from raytorch.system.terminal import say
 app = new_app()
 for group in (train.app, studies.app, runs.app, jobs.app):
     app.add_typer(group)
-app.add_typer(data.app, name="data", help="Download the files of a data set, or verify them.")
+app.add_typer(data.app, name="data", help="Download a data set, check data, or look at it.")
 LEVELS = [logging.WARNING, logging.INFO, logging.DEBUG]
 
 

@@ -5,7 +5,8 @@ are put together by its ``collate(samples)`` if it has one, else as ``torch.util
 ``facts``, a dictionary, are told to the model. Its training samples may be drawn by its ``labels`` or ``weights``, a
 number for each, or shuffled by its ``blocks``, how many of them lie together. Where it takes ``rng=``, that is a
 ``numpy.random.Generator`` of the sample's own. Its ``on_device(batch)``, if it has one, is called with each batch once
-that is on the worker's device, and returns what is trained on.
+that is on the worker's device, and returns what is trained on. Its ``describe(batch)`` says what a person is shown of
+that: a dictionary for each sample.
 """
 
 import inspect
@@ -82,6 +83,11 @@ class OwnDataset:
         """What it says of how many of its samples lie together, if it does."""
         return getattr(self._data, "blocks", None)
 
+    @property
+    def describe(self) -> Any:
+        """What says of a batch what a person is shown of it, if it has that."""
+        return getattr(self._data, "describe", None)
+
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""
         batches = self._readers.read(map(_sendable, requests)) if self._readers else self._batches.read(requests)
@@ -148,7 +154,7 @@ class _Batches:
         self._takes_rng = _takes_rng(self._whole or data.__getitem__)
         self._asked = self._put_together if not self._whole else self._looked_up
         self._batch: Any = self._with_stand_ins if most_skipped else self._asked
-        self._stand_ins = StandIns(data, most_skipped)
+        self._stand_ins = StandIns(data, most_skipped, is_random=self._takes_rng)
         self._epoch_seed = lru_cache(self._new_epoch_seed)
         self._seeded = SeededReading()
 

@@ -45,6 +45,7 @@ class Part:
         self.device, self.facts = whole.device, whole.facts
         self.mirrors: bool = getattr(whole, "mirrors", True)
         self.readers: int | None = getattr(whole, "readers", None)
+        self.describe: Any = getattr(whole, "describe", None)
 
     def __len__(self) -> int:
         return len(self._share)

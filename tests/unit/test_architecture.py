@@ -73,6 +73,8 @@ ROOMS = {
         "skipping",
         "loader own",
         "splits",
+        "checking",
+        "showing",
     ],
     "models": [
         "stateful_metrics",

@@ -55,7 +55,8 @@ COMMANDS = {
     "stop": ["job_id", "--address", "--json"],
     "result": ["job_id", "--address", "--json"],
     "data prepare": ["name", "--root"],
-    "data check": ["name", "--root"],
+    "data check": ["what", "--root", "--set"],
+    "data show": ["config", "--set", "--split", "--samples", "--out"],
 }
 
 EXPORTS = {
