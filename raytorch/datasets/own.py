@@ -104,7 +104,7 @@ class OwnDataset:
                 self._skipped.add([Skipped(self._name, *each) for each in answer.errors.items()], self._most_skipped)
             if not answer.is_whole:
                 *_, last = answer.errors.values()
-                raise DataError(f"none of the {len(self):,} samples of {self._name} can be read; the last: {last}")
+                raise DataError(f"{self._name}: no sample is left that can be read; the last: {last}")
             yield answer.batch
 
 
