@@ -1,18 +1,29 @@
-"""Commands about the files of data sets."""
+"""Commands about data: the files of data sets that are published, and what a run would read."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.table import Column, Table
 
-from raytorch.cli.common import new_app, output, progress
-from raytorch.errors import UserError
-from raytorch.system.terminal import say
+from raytorch.cli.common import Overrides, new_app, output, progress
+from raytorch.errors import DataError, UserError
+from raytorch.system.terminal import cell, say, say_labelled, say_table
 
 app = new_app()
 
+_PUBLISHED = ("mnist", "cifar10")
+_LABEL = 12
+"""Characters of what stands in front of a line."""
+_LONGEST = 400
+"""Characters of the facts."""
+_MOST_CLASSES = 30
+"""Classes of which the samples are told."""
+
 DataName = Annotated[Literal["mnist", "cifar10"], typer.Argument(help="mnist or cifar10.")]
 DataRoot = Annotated[str, typer.Option(help="Folder of the files, data.root of a run.")]
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file of the run.")]
 
 
 @app.command("prepare")
@@ -23,12 +34,63 @@ def prepare_data(name: DataName, root: DataRoot = "data") -> None:
 
     with DownloadDisplay(progress) as display:
         prepare(_stored(name, root), display)
-    check_data(name, root)
+    _check_published(name, root)
 
 
 @app.command("check")
-def check_data(name: DataName, root: DataRoot = "data") -> None:
-    """Read all of a data set's files and verify that they are in order."""
+def check_data(
+    what: Annotated[str, typer.Argument(help="YAML file of a run, or mnist or cifar10.")],
+    root: Annotated[
+        str | None, typer.Option(help="Folder of the files of mnist or cifar10, by default data.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Read all that a run would read, or all of a published data set's files, and tell what is not in order."""
+    if what in _PUBLISHED:
+        if overrides:
+            raise UserError(f"--set changes a configuration, and {what} is a data set; give --root, or a run's file")
+        _check_published(what, root or "data")
+    elif root is not None:
+        raise UserError("--root goes with mnist or cifar10; of a configuration, change it by --set data.root=...")
+    else:
+        _check_run(Path(what), overrides or [])
+
+
+@app.command("show")
+def show_data(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, max=10_000, help="How many, the first ones.")] = 16,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture to write, of images; by default CONFIG-SPLIT.png in this folder.")
+    ] = None,
+) -> None:
+    """Show the first samples as a run would train on them: a picture of images, a table of what else they are."""
+    read = _load(config, overrides or [])
+    from raytorch.datasets.showing import (
+        columns_of,
+        look_at,
+        write_picture,
+    )  # torch takes seconds, a mistake should not
+
+    look = look_at(read, split, samples)
+    if look.images is not None:
+        picture = out or Path(f"{config.stem}-{split}.png")
+        write_picture(look.images, picture)
+        number = len(look.images)
+        say(output, f"{picture}: {number} of {split}, {columns_of(number)} in a row")
+    elif out is not None:
+        raise UserError(f"--out is for a picture, and the samples of {split} are no images")
+    columns = list(dict.fromkeys(key for row in look.rows for key in row))
+    if columns:
+        table = Table(Column(cell("sample")), *(Column(cell(key)) for key in columns), box=None)
+        for place, row in enumerate(look.rows, start=1):
+            table.add_row(str(place), *(cell(row.get(key, "")) for key in columns))
+        say_table(output, table)
+
+
+def _check_published(name: str, root: str) -> None:
     from raytorch.datasets.files import count
 
     images = " + ".join(f"{number:,}" for number in count(_stored(name, root)).values())
@@ -40,7 +102,6 @@ def index_shards(
     shards: Annotated[list[Path], typer.Argument(help="Tar shards, or folders of them, in WebDataset's layout.")],
 ) -> None:
     """Write an index beside each tar shard, by which data: shards reads its samples."""
-    from raytorch.errors import DataError
     from raytorch.sources.shard_index import write_index
 
     for path in shards:
@@ -90,6 +151,48 @@ def tokenize_text(
         )
     for name, header in headers.items():
         say(output, f"{out / name}.tokens: {header.tokens:,} tokens of {header.documents:,} documents, {header.dtype}")
+
+
+def _check_run(file: Path, overrides: list[str]) -> None:
+    config = _load(file, overrides)
+    from raytorch.cli.progress import CheckDisplay
+    from raytorch.datasets.checking import check_splits  # torch takes seconds, a mistake should not
+
+    unreadable, problems, samples = 0, 0, 0
+    with CheckDisplay(progress) as display:
+        for checked in check_splits(config, display):
+            _tell(checked)
+            unreadable, samples = unreadable + len(checked.unreadable), samples + checked.samples
+            problems += bool(checked.problem)
+    if unreadable or problems:
+        found = f"{unreadable:,} of {samples:,} samples cannot be read" if unreadable else "not all of it can be read"
+        raise DataError(f"{file}: {found}")
+    say(output, f"all {samples:,} samples can be read")
+
+
+def _tell(checked: Any) -> None:
+    """Print what was found of a split."""
+    lines = [(checked.name, f"{checked.samples:,} samples"), ("  facts", _short(json.dumps(checked.facts)))]
+    lines += [("  batch" if not place else "", part) for place, part in enumerate(checked.batch)]
+    if checked.classes:
+        counts = [f"{name}: {count:,}" for name, count in checked.classes.items()]
+        more = f", and {len(counts) - _MOST_CLASSES:,} more" if len(counts) > _MOST_CLASSES else ""
+        lines.append(("  classes", ", ".join(counts[:_MOST_CLASSES]) + more))
+    lines += [("  wrong", f"sample {each.number:,}: {each.error}") for each in checked.unreadable]
+    if checked.problem:
+        lines.append(("  wrong", checked.problem))
+    for label, text in lines:
+        say_labelled(output, label, text, _LABEL)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _load(file: Path, overrides: list[str]) -> Any:
+    from raytorch.config.file import load_config
+
+    return load_config(file, overrides)
 
 
 def _stored(name: str, root: str) -> Any:

@@ -22,7 +22,7 @@ from raytorch.system.terminal import say
 app = new_app()
 for group in (train.app, studies.app, runs.app, jobs.app):
     app.add_typer(group)
-app.add_typer(data.app, name="data", help="Files of data sets: download, verify, tokenize.")
+app.add_typer(data.app, name="data", help="Download, check and show data, and write tokens and indexes of it.")
 LEVELS = [logging.WARNING, logging.INFO, logging.DEBUG]
 
 

@@ -107,6 +107,25 @@ class DownloadDisplay(_Bars):
         self.update(self._files[name], completed=there)
 
 
+class CheckDisplay(_Bars):
+    """On a terminal, a bar for each split that is read. A :data:`~raytorch.datasets.checking.Watch`."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            console,
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        self._splits: dict[str, progress.TaskID] = {}
+
+    def __call__(self, name: str, done: int, samples: int) -> None:
+        if name not in self._splits:
+            self._splits[name] = self.add_task(escaped_line(name), total=samples)
+        self.update(self._splits[name], completed=done)
+
+
 def print_summary(console: Console, summary: dict[str, Any], *, resume: str | None = None) -> None:
     """Print what a run came to, by its ``summary.json``, and where its files are.
 

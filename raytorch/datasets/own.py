@@ -6,7 +6,8 @@ are put together by its ``collate(samples)`` if it has one, else as ``torch.util
 number for each, or shuffled by its ``blocks``, how many of them lie together. Where its neighbours go on from each
 other, as it says by ``ordered``, a share that is held out is its end. Where it takes ``rng=``, that is a
 ``numpy.random.Generator`` of the sample's own. Its ``on_device(batch)``, if it has one, is called with each batch once
-that is on the worker's device, and returns what is trained on.
+that is on the worker's device, and returns what is trained on. Its ``describe(batch)`` says what a person is shown of
+that: a dictionary for each sample.
 """
 
 import inspect
@@ -88,6 +89,11 @@ class OwnDataset:
         """Whether its neighbours go on from each other, so that a share which is held out is its end."""
         return bool(getattr(self._data, "ordered", False))
 
+    @property
+    def describe(self) -> Any:
+        """What says of a batch what a person is shown of it, if it has that."""
+        return getattr(self._data, "describe", None)
+
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, read ahead if there are readers for that."""
         batches = self._readers.read(map(_sendable, requests)) if self._readers else self._batches.read(requests)
@@ -104,7 +110,7 @@ class OwnDataset:
                 self._skipped.add([Skipped(self._name, *each) for each in answer.errors.items()], self._most_skipped)
             if not answer.is_whole:
                 *_, last = answer.errors.values()
-                raise DataError(f"none of the {len(self):,} samples of {self._name} can be read; the last: {last}")
+                raise DataError(f"{self._name}: no sample is left that can be read; the last: {last}")
             yield answer.batch
 
 
@@ -165,7 +171,7 @@ class _Batches:
         self._takes_rng = _takes_rng(self._whole or data.__getitem__)
         self._asked = self._put_together if not self._whole else self._looked_up
         self._batch: Any = self._with_stand_ins if most_skipped else self._asked
-        self._stand_ins = StandIns(data, most_skipped)
+        self._stand_ins = StandIns(data, most_skipped, is_random=self._takes_rng)
         self._epoch_seed = lru_cache(self._new_epoch_seed)
         self._seeded = SeededReading()
 

@@ -71,9 +71,13 @@ class StandIns:
     Which it is follows from the sample alone, whoever reads it, and its random numbers from the place that it takes.
     """
 
-    def __init__(self, data: Any, most: int) -> None:
-        """Gives up after more than ``most`` of a batch."""
-        self._data, self._most = data, most
+    def __init__(self, data: Any, most: int, *, is_random: bool = False) -> None:
+        """Gives up after more than ``most`` of a batch. ``is_random`` says whether reading takes random numbers, which
+        may be what it fails for.
+        """
+        self._data, self._most, self._is_random = data, most, is_random
+        self._known: dict[int, str] = {}
+        """Those that are not tried again: a shard that cannot be read would be read for each of its samples."""
         self._drawn: Any = None
 
     def read(self, index: int, request: Request, read: Callable[[int], Any], errors: dict[int, str]) -> tuple[int, Any]:
@@ -83,10 +87,15 @@ class StandIns:
         """
         first = index
         while True:
-            try:
-                return index, read(index)
-            except Exception as error:
-                errors.setdefault(index, error_line(error))
+            told = self._known.get(index)
+            if told is None:
+                try:
+                    return index, read(index)
+                except Exception as error:
+                    told = error_line(error)
+                    if isinstance(error, DataError) or not self._is_random:
+                        self._known[index] = told
+            errors.setdefault(index, told)
             index = self._next(index, request)
             if index == first or len(errors) > self._most:
                 raise NoneReadableError
@@ -117,7 +126,9 @@ class StandIns:
 
 def error_line(error: BaseException) -> str:
     """An error in one line: what raytorch's own say, of others the class as well."""
-    text = " ".join(message_of(error).split())
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    text = " ".join(message_of(error).removesuffix("".join(f"\n{note}" for note in notes)).split())
+    text += "".join(f" ({note})" for note in notes)
     kind = type(error).__name__
     told = text if isinstance(error, RaytorchError) else f"{kind}: {text}" if text else kind
     return told if len(told) <= LONGEST_ERROR else f"{told[: LONGEST_ERROR - 3]}..."

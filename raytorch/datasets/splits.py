@@ -49,6 +49,7 @@ class Part:
         self.ordered: bool = getattr(whole, "ordered", False)
         self.mirrors: bool = getattr(whole, "mirrors", True)
         self.readers: int | None = getattr(whole, "readers", None)
+        self.describe: Any = getattr(whole, "describe", None)
 
     def __len__(self) -> int:
         return len(self._share)

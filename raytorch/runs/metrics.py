@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import TextIOWrapper
@@ -36,11 +36,16 @@ _PLACE = ("step", "epoch", "split", "time")
 logger = logging.getLogger("raytorch")
 
 
+IsUnderWay = Callable[[], bool]
+
+
 class PhaseClock:
     """Seconds spent per phase of a run; time outside every named phase counts as ``training``."""
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = {"training": 0.0, "data": 0.0, "evaluating": 0.0, "checkpointing": 0.0, **(seconds or {})}
+        self.hidden = 0.0
+        """Of those of ``data`` since now, the seconds in which the device was at work all the same."""
         self._phase = "training"
         self._since = time.perf_counter()
 
@@ -53,15 +58,22 @@ class PhaseClock:
         finally:
             self._switch(outer)
 
-    def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """Iterate, counting the time that ``items`` takes to yield for ``data``."""
+    def waiting(self, items: Iterable[T], mark: Callable[[], IsUnderWay] = lambda: lambda: False) -> Iterator[T]:
+        """Iterate, counting the time that ``items`` takes to yield for ``data``.
+
+        ``mark`` is called before each wait, and its answer behind it, which tells whether what the device was given
+        before is still under way.
+        """
         iterator = iter(items)
         while True:
             with self.phase("data"):
+                is_under_way, since = mark(), time.perf_counter()
                 try:
                     item = next(iterator)
                 except StopIteration:
                     return
+                if is_under_way():
+                    self.hidden += time.perf_counter() - since
             yield item
 
     def read(self) -> dict[str, float]:
@@ -87,7 +99,7 @@ class Pace(NamedTuple):
     samples_per_s: float | None = None
     """Over all workers, while training or waiting for data."""
     data_wait: float | None = None
-    """The share of that time in which the next batch was waited for."""
+    """The share of that time in which the next batch was waited for, and the device had nothing to do."""
 
 
 class Throughput:
@@ -100,7 +112,7 @@ class Throughput:
 
     def count(self, samples_seen: int, clock: PhaseClock) -> None:
         """An optimizer step has ended, ``samples_seen`` samples after the run's beginning."""
-        self._now = (samples_seen, clock.working_seconds(), clock.seconds["data"])
+        self._now = (samples_seen, clock.working_seconds(), clock.seconds["data"] - clock.hidden)
         if self.first_step_at is None:
             self.first_step_at = time.time()
             self._first = self._last = self._now

@@ -1,6 +1,9 @@
 """The batches of a run, for its loop to iterate over."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
 
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import MicroBatch, TrainLoader
@@ -33,3 +36,19 @@ class Batches:
 
     def __str__(self) -> str:
         return f"{self.total:,} batches of {self.loader.batch_size:,} out of {self.samples:,} samples"
+
+
+def queued_work(device: torch.device) -> Callable[[], Callable[[], bool]]:
+    """What marks the work that a device has been given until then; its answer tells whether that is still under way.
+
+    What a CPU is given it has done when it is asked.
+    """
+    if device.type != "cuda":
+        return lambda: lambda: False
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def mark() -> Callable[[], bool]:
+        event.record(torch.cuda.current_stream(device))
+        return lambda: not event.query()
+
+    return mark

@@ -22,7 +22,7 @@ from raytorch.runs.plan import WorkerJob
 from raytorch.runs.skipped_list import SKIPPED_FILE
 from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
-from raytorch.training.batches import Batches, RunStopped
+from raytorch.training.batches import Batches, RunStopped, queued_work
 from raytorch.training.checkpoints import Checkpoints, explaining_misfit
 from raytorch.training.monitor import DriverLink, tell_skipped
 from raytorch.training.optimizer_steps import diverged
@@ -59,6 +59,7 @@ class RunProgress:
         self.agreement = StopAgreement(lambda it: all_reduce(torch.tensor(it, device=worker.device)).tolist())
         self.request = DriverRequest.CONTINUE
         self.clock, self.throughput = PhaseClock(), Throughput()
+        self.queued_work = queued_work(worker.device)
         self.driver = DriverLink(job.monitor, worker.rank)
         listed_in = f"{self.folder}/{SKIPPED_FILE}"
         self.skipped_samples = SkippedSamples(lambda samples: tell_skipped(job.monitor, samples), listed_in)
@@ -137,7 +138,7 @@ class RunProgress:
         while not self.is_over():
             if loader.position == loader.samples:  # a loop that was left by break ended there
                 loader.next_epoch()
-            for micro_batches in self.clock.waiting(loader.remaining()):
+            for micro_batches in self.clock.waiting(loader.remaining(), self.queued_work):
                 self._leave_restored()
                 self.step += 1
                 self._is_pending = True

@@ -85,6 +85,8 @@ ROOMS = {
         "skipping",
         "loader own",
         "splits",
+        "checking",
+        "showing",
     ],
     "models": [
         "stateful_metrics",

@@ -182,7 +182,7 @@ def test_more_than_may_be_skipped_end_it(data: Any, readers: int) -> None:
 def test_a_data_set_of_which_nothing_can_be_read_ends() -> None:
     with pytest.raises(DataError, match=r"^more than 3 samples cannot be read "):
         list(evaluation_batches(OwnDataset(_None(), CPU, most_skipped=3), batch_size=2))
-    told = "none of the 6 samples of train can be read; the last: KeyError: 5"
+    told = "train: no sample is left that can be read; the last: KeyError: 5"
     with pytest.raises(DataError, match=f"^{told}$"):
         list(evaluation_batches(OwnDataset(_None(), CPU, name="train", most_skipped=50), batch_size=2))
 

@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from raytorch.runs import metrics
@@ -26,6 +28,7 @@ from raytorch.runs.metrics import (
     read_metrics,
     versions,
 )
+from raytorch.training.batches import queued_work
 
 
 class Time:
@@ -84,6 +87,39 @@ def test_waiting_counts_what_the_items_take_and_not_what_is_done_with_them(time:
     assert seen == [0, 1, 2]
     assert clock.read() == {"training": 30, "data": 3.5, "evaluating": 0, "checkpointing": 0}
     assert clock.working_seconds() == 33.5
+
+
+def test_waiting_while_the_device_is_at_work_is_no_waiting_of_a_run(time: Time) -> None:
+    clock, throughput = PhaseClock(), Throughput()
+    at_work = iter([True, False, True])
+
+    def slow_items() -> Iterator[int]:
+        for seconds in (3, 2, 1):
+            time.now += seconds
+            yield seconds
+
+    throughput.count(0, clock)
+    for _ in clock.waiting(slow_items(), lambda: lambda: next(at_work)):
+        time.now += 2
+    throughput.count(60, clock)
+    assert clock.read()["data"] == 6
+    assert throughput.overall() == (5, round(2 / 12, 4))
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_work_of_a_gpu_is_under_way_until_it_has_come_to_its_mark(
+    monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    recorded: list[str] = []
+    event = SimpleNamespace(record=recorded.append, query=lambda: is_done)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", str)
+    mark = queued_work(torch.device("cuda:1"))
+    assert recorded == []
+    is_under_way = mark()
+    assert recorded == ["cuda:1"]
+    assert is_under_way() is not is_done
+    assert queued_work(torch.device("cpu"))()() is False
 
 
 def test_a_loop_that_is_left_early_goes_on_as_training(time: Time) -> None:
@@ -291,6 +327,7 @@ FILLS_THE_DISK = """
 import resource, sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from raytorch.runs.metrics import MetricsLog
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 with closing(MetricsLog(Path(sys.argv[1]))) as log:  # the events take more than the lines
@@ -308,6 +345,7 @@ def test_a_full_disk_is_told_to_whoever_writes_metrics(tmp_path: Path) -> None:
 LOGS_MUCH = """
 import resource, sys
 from pathlib import Path
+from types import SimpleNamespace
 from raytorch.runs.metrics import log_to_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 with log_to_file(Path(sys.argv[1]).open("wb")) as log:

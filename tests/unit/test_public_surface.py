@@ -55,7 +55,7 @@ COMMANDS = {
     "stop": ["job_id", "--address", "--json"],
     "result": ["job_id", "--address", "--json"],
     "data prepare": ["name", "--root"],
-    "data check": ["name", "--root"],
+    "data check": ["what", "--root", "--set"],
     "data index": ["shards"],
     "data tokenize": [
         "files",
@@ -68,6 +68,7 @@ COMMANDS = {
         "--key",
         "--end-token",
     ],
+    "data show": ["config", "--set", "--split", "--samples", "--out"],
 }
 
 EXPORTS = {
