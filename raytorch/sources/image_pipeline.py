@@ -49,9 +49,14 @@ class ImagePipeline:
     def normalized(self, images: Tensor) -> Tensor:
         """A batch as a model takes it, float32 (B, 3, H, W), on its device."""
         self._scale, self._offset = self._scale.to(images.device), self._offset.to(images.device)
-        pixels = images.permute(0, 2, 3, 1).contiguous().to(torch.float32)
-        pixels.view(-1, len(self._scale)).mul_(self._scale).add_(self._offset)
-        return pixels.permute(0, 3, 1, 2)
+        pixels = images.permute(0, 2, 3, 1).contiguous()
+        normal = torch.empty(pixels.shape, dtype=torch.float32, device=images.device)
+        # A CPU takes one image after the other, which stays in its cache from one operation to the next.
+        parts = (normal, pixels) if images.device.type == "cpu" else (normal[None], pixels[None])
+        for into, part in zip(*parts, strict=True):
+            rows = into.view(-1, len(self._scale))
+            rows.copy_(part.view(rows.shape)).mul_(self._scale).add_(self._offset)
+        return normal.permute(0, 3, 1, 2)
 
     def _fixed(self, content: bytes, place: Callable[[], str]) -> Tensor:
         try:
