@@ -34,7 +34,8 @@ serve(number, worker)
 """
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Libraries start threads as they are imported, and what has some must not be forked."""
-_PATIENCE_S = 2.0
+_PATIENCE_S = 5.0
+"""For the end of a server whose lines have ended."""
 
 
 class Readers:
@@ -122,12 +123,11 @@ class _Server:
 
     def end(self) -> str:
         """What has become of it, in words."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(LOOK_S)
-        code = self._process.poll()
-        return (
-            "no longer answers" if code is None else _how(code, "it served them", "what it said is in the worker's log")
-        )
+        try:
+            code = self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return "no longer answers"
+        return _how(code, "it served them", "what it said is in the worker's log")
 
 
 def _end(close: Callable[[], object], process: "subprocess.Popen[bytes]", worker: int) -> None:
@@ -135,7 +135,7 @@ def _end(close: Callable[[], object], process: "subprocess.Popen[bytes]", worker
     if os.getpid() != worker:
         return
     try:
-        process.wait(_PATIENCE_S)
+        process.wait(2 * LOOK_S)
     except subprocess.TimeoutExpired:  # it still imports what it needs, and has forked nothing
         process.kill()
         process.wait()
@@ -163,7 +163,7 @@ class _Keeper:
     """The process that has a data set and forks its readers, as this process knows it."""
 
     def __init__(self, server: _Server, data: str, count: int, file: int) -> None:
-        """It unpacks the ``file`` at once, and is closed in this process."""
+        """It unpacks the ``file`` at once, which is closed in this process."""
         self.line, self._server, self._data = _Line(), server, data
         self._end: Ended | CarriedError | str | None = None
         folder = None
@@ -196,9 +196,10 @@ class _Keeper:
         raise ReaderDiedError(f"data.readers: the server of readers {self._end}")
 
     def _told(self) -> Any:
-        if wait([self.line.socket], LOOK_S):
-            with suppress(EOFError):
-                return received(self.line.socket)
+        while not wait([self.line.socket], LOOK_S) and self.is_alive():
+            pass
+        with suppress(EOFError):
+            return received(self.line.socket)
         return self._server.end()
 
 
