@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -161,13 +162,20 @@ def test_parts_of_whole_files_are_read_from_the_cache(root: Root, behaviour: Beh
         root.read("train/x.npy", 299_999, 2, whole=True)
 
 
-def test_a_forked_process_has_a_connection_of_its_own(root: Root) -> None:
+def test_a_forked_process_has_a_connection_of_its_own(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, connected = stores.connect, []
+
+    def counted(address: str) -> Any:
+        connected.append(os.getpid())
+        return connect(address)
+
+    monkeypatch.setattr(stores, "connect", counted)
     root.local("train/x.npy")
     root.read("train/x.npy", 5, 1, whole=True)
     if not (child := os.fork()):
         found = root.read("train/b/part-1.bin"), root.read("train/x.npy", 0, 3, whole=True), root.local("test/y.npy")
-        good = found[:2] == (b"one", FILES["train/x.npy"][:3]) and found[2].read_bytes() == b"y"
-        os._exit(0 if good else 1)
+        good = (*found[:2], found[2].read_bytes()) == (b"one", FILES["train/x.npy"][:3], b"y")
+        os._exit(0 if good and connected == [os.getppid(), os.getpid()] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -220,6 +228,16 @@ def test_what_comes_short_is_asked_for_again(root: Root, behaviour: Behaviour) -
     behaviour.short = 2
     assert root.local("train/x.npy").read_bytes() == FILES["train/x.npy"]
     assert behaviour.short == 0
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_client_hands_on_short_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [b"abcdef", b"abc", b""]
+    file = SimpleNamespace(size=lambda: 6, read_at=lambda size, start: answers.pop())
+    client = SimpleNamespace(open_input_file=lambda *_: file)
+    monkeypatch.setattr(stores, "fs", SimpleNamespace(FileSystem=client))
+    monkeypatch.setattr(stores, "connect", lambda address: (None, "bucket"))
+    assert Root("s3://bucket").read("x") == b"abcdef"
 
 
 def test_what_is_refused_is_told_at_once_and_without_the_key(root: Root, behaviour: Behaviour) -> None:
