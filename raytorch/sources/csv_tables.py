@@ -14,7 +14,7 @@ from raytorch.errors import DataError
 from raytorch.sources.files import File, Root
 from raytorch.sources.range_file import RangeFile
 from raytorch.sources.table_columns import Columns
-from raytorch.sources.table_formats import ArrowIpc, TableFile
+from raytorch.sources.table_formats import MISTAKES, Array, ArrowIpc, Gathered, TableFile
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _AT_ONCE = 8 * 2**20
@@ -52,6 +52,12 @@ class _Part:
 
     def read(self, number: int, names: list[str]) -> Any:
         return self._whole.read(self._first + number, names)
+
+    def is_flat(self, names: list[str]) -> bool:
+        return self._whole.is_flat(names)
+
+    def take(self, numbers: Array, rows: Array, names: list[str]) -> Gathered:
+        return self._whole.take(self._first + numbers, rows, names)
 
 
 def _written(blocks: Iterable[Any], writer: Any) -> Iterator[int]:
@@ -102,7 +108,7 @@ def _opened(root: Root, file: File, *, use_threads: bool, **options: Any) -> Any
 def _telling(place: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except MISTAKES as error:
         raise DataError(_told(place, " ".join(str(error).split()))) from error
 
 

@@ -125,6 +125,21 @@ def test_rows_are_the_same_in_any_order_and_after_a_way_to_another_process(tmp_p
     assert int(table.blocks.sum()) == 250
 
 
+def test_rows_are_read_one_by_one_from_many_mapped_blocks(tmp_path: Path) -> None:
+    """Those of numbers that are all there, with others that lack some beside them."""
+    data = frame(4000).assign(full=range(4000), small=np.arange(4000, dtype=np.int8))
+    for file in range(2):
+        write(tmp_path / f"train/{file}.arrow", data[file * 2000 : (file + 1) * 2000], rows=700)
+    table = opened(tmp_path, features=["full", "wide", "small", "city"], test=0.1)
+    indices = torch.from_numpy(np.random.default_rng(0).permutation(4000)[:50])
+    features, targets = table.batch(indices)
+    expected = data.iloc[indices.numpy()]
+    cities = expected["city"].map({"Oslo": 0, "a,b": 1, "Århus": 2})
+    columns = [expected["full"], expected["wide"].fillna(0), expected["small"], cities]
+    assert np.array_equal(features, np.stack(columns, 1).astype(np.float32))
+    assert targets.tolist() == expected["y"].map({"no": 0, "perhaps": 1, "yes": 2}).tolist()
+
+
 def test_facts_are_all_that_turns_a_row_into_a_models_input(root: Path) -> None:
     data = frame()
     keys = {"missing": "mean", "standardize": True, "categories": "one_hot", "unknown": "other"}
