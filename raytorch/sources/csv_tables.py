@@ -1,11 +1,13 @@
 """Tables of comma-separated values, which are read once, into a file that can be read by position."""
 
 import mmap
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import finalize
 
 import pyarrow as pa
 from pyarrow import csv, ipc
@@ -24,6 +26,9 @@ _AT_ONCE = 8 * 2**20
 class ConvertedCsv:
     """The needed columns of some files, memory-mapped from a file without a name in the folder for temporary files."""
 
+    _table: ArrowIpc | None = None
+    _descriptor = -1
+
     def __init__(self, root: Root, files: Sequence[File], columns: Columns) -> None:
         """Raises DataError for a file that is not in order."""
         self._rows: dict[str, list[int]] = {}
@@ -33,12 +38,34 @@ class ConvertedCsv:
                 for file in files:
                     self._rows[file.name] = list(_written(_blocks(root, file, types), writer))
             spool.flush()
-            content = mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map(os.dup(spool.fileno()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A file without a name is found by other processes of the machine where one has it open."""
+        path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        return {"_rows": self._rows, "_found": (path, _identity(os.fstat(self._descriptor)))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._rows, (path, identity) = state["_rows"], state["_found"]
+        with suppress(OSError):
+            if _identity(os.stat(path)) == identity:  # noqa: PTH116 (as fstat is told)
+                self._map(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _map(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        finalize(self, os.close, descriptor)
+        content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         self._table = ArrowIpc(pa.py_buffer(content))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be read, also where it has come from another process."""
+        return self._table is not None
 
     def file(self, name: str) -> TableFile:
         """One of the files."""
         earlier = list(self._rows)[: list(self._rows).index(name)]
+        assert self._table
         return _Part(self._table, sum(len(self._rows[each]) for each in earlier), self._rows[name])
 
 
@@ -58,6 +85,10 @@ class _Part:
 
     def take(self, numbers: Array, rows: Array, names: list[str]) -> Gathered:
         return self._whole.take(self._first + numbers, rows, names)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _written(blocks: Iterable[Any], writer: Any) -> Iterator[int]:

@@ -12,6 +12,7 @@ from raytorch.config.sources import TableData
 from raytorch.errors import DataError
 from raytorch.sources.blocks import TOGETHER
 from raytorch.sources.by_block import InBlock, by_block
+from raytorch.sources.csv_tables import ConvertedCsv
 from raytorch.sources.files import File, Root
 from raytorch.sources.last_used import LastUsed
 from raytorch.sources.table_columns import Columns, columns_of
@@ -43,6 +44,7 @@ class Table:
         self._files = self._root.find(section.files_of(split), SUFFIXES)
         self._columns, self._encoding = self._by_training_files(section)
         self._table: TableFiles | None = None
+        self._converted: ConvertedCsv | None = None
         self._most = TOGETHER + 1 if training else _IN_ORDER
         self._kept: LastUsed[int, Rows] = LastUsed(self._most)
         self._ends = self._opened().rows.cumsum()
@@ -88,7 +90,9 @@ class Table:
         return torch.from_numpy(found.features), torch.from_numpy(found.targets)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_table": None, "_kept": LastUsed(self._most)}
+        converted = self._table.converted if self._table else self._converted
+        converted = converted if converted and converted.is_there else None
+        return self.__dict__ | {"_table": None, "_converted": converted, "_kept": LastUsed(self._most)}
 
     def _by_training_files(self, section: TableData) -> tuple[Columns, Encoding]:
         files = self._root.find(section.files_of("train"), SUFFIXES)
@@ -104,7 +108,7 @@ class Table:
 
     def _opened(self) -> TableFiles:
         if self._table is None:
-            self._table = TableFiles(self._root, self._files, self._columns)
+            self._table = TableFiles(self._root, self._files, self._columns, self._converted)
         return self._table
 
     def _gathered(self, rows: Array) -> Rows:

@@ -32,10 +32,16 @@ class _Block(NamedTuple):
 class TableFiles:
     """The blocks of some files, one after the other."""
 
-    def __init__(self, root: Root, files: Sequence[File], columns: Columns) -> None:
-        """Raises DataError for files that cannot be read, or whose columns differ."""
+    def __init__(
+        self, root: Root, files: Sequence[File], columns: Columns, converted: ConvertedCsv | None = None
+    ) -> None:
+        """``converted``: what another process has of these files. Raises DataError for files that cannot be read, or
+        whose columns differ.
+        """
         self._root, self._files, self._columns = root, files, columns
-        self._converted = _csv_of(root, [file for file in files if _is_csv(file)], columns)
+        is_there = converted is not None and converted.is_there
+        self.converted = converted if is_there else _csv_of(root, [file for file in files if _is_csv(file)], columns)
+        """Of the files that are CSV, if some are."""
         self._opened: LastUsed[int, TableFile] = LastUsed(_MOST_OPEN)
         blocks = [block for file in range(len(files)) for block in self._blocks_of(file)]
         self._blocks = np.array(blocks, dtype=np.int64).reshape(-1, len(_Block._fields))
@@ -96,8 +102,8 @@ class TableFiles:
         return self._opened.get(file, lambda: self._new(self._files[file]))
 
     def _new(self, file: File) -> TableFile:
-        if self._converted and _is_csv(file):
-            return self._converted.file(file.name)
+        if self.converted and _is_csv(file):
+            return self.converted.file(file.name)
         opened = open_table(self._root, file)
         self._columns.require_same(opened.schema, self._root.place(file.name))
         return opened
