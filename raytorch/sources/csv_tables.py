@@ -1,11 +1,13 @@
 """Tables of comma-separated values, which are read once, into a file that can be read by position."""
 
 import mmap
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import finalize
 
 import pyarrow as pa
 from pyarrow import csv, ipc
@@ -14,7 +16,7 @@ from raytorch.errors import DataError
 from raytorch.sources.files import File, Root
 from raytorch.sources.range_file import RangeFile
 from raytorch.sources.table_columns import Columns
-from raytorch.sources.table_formats import ArrowIpc, TableFile
+from raytorch.sources.table_formats import MISTAKES, Array, ArrowIpc, Gathered, TableFile
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _AT_ONCE = 8 * 2**20
@@ -23,6 +25,9 @@ _AT_ONCE = 8 * 2**20
 
 class ConvertedCsv:
     """The needed columns of some files, memory-mapped from a file without a name in the folder for temporary files."""
+
+    _table: ArrowIpc | None = None
+    _descriptor = -1
 
     def __init__(self, root: Root, files: Sequence[File], columns: Columns) -> None:
         """Raises DataError for a file that is not in order."""
@@ -33,12 +38,34 @@ class ConvertedCsv:
                 for file in files:
                     self._rows[file.name] = list(_written(_blocks(root, file, types), writer))
             spool.flush()
-            content = mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map(os.dup(spool.fileno()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A file without a name is found by other processes of the machine where one has it open."""
+        path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        return {"_rows": self._rows, "_found": (path, _identity(os.fstat(self._descriptor)))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._rows, (path, identity) = state["_rows"], state["_found"]
+        with suppress(OSError):
+            if _identity(os.stat(path)) == identity:  # noqa: PTH116 (as fstat is told)
+                self._map(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _map(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        finalize(self, os.close, descriptor)
+        content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         self._table = ArrowIpc(pa.py_buffer(content))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be read, also where it has come from another process."""
+        return self._table is not None
 
     def file(self, name: str) -> TableFile:
         """One of the files."""
         earlier = list(self._rows)[: list(self._rows).index(name)]
+        assert self._table
         return _Part(self._table, sum(len(self._rows[each]) for each in earlier), self._rows[name])
 
 
@@ -52,6 +79,16 @@ class _Part:
 
     def read(self, number: int, names: list[str]) -> Any:
         return self._whole.read(self._first + number, names)
+
+    def is_flat(self, names: list[str]) -> bool:
+        return self._whole.is_flat(names)
+
+    def take(self, numbers: Array, rows: Array, names: list[str]) -> Gathered:
+        return self._whole.take(self._first + numbers, rows, names)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _written(blocks: Iterable[Any], writer: Any) -> Iterator[int]:
@@ -102,7 +139,7 @@ def _opened(root: Root, file: File, *, use_threads: bool, **options: Any) -> Any
 def _telling(place: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except MISTAKES as error:
         raise DataError(_told(place, " ".join(str(error).split()))) from error
 
 

@@ -5,14 +5,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from raytorch.config.sources import TableData
 from raytorch.errors import DataError
 from raytorch.sources.blocks import TOGETHER
-from raytorch.sources.by_block import by_block
+from raytorch.sources.by_block import InBlock, by_block
+from raytorch.sources.csv_tables import ConvertedCsv
 from raytorch.sources.files import File, Root
 from raytorch.sources.last_used import LastUsed
 from raytorch.sources.table_columns import Columns, columns_of
@@ -44,9 +44,11 @@ class Table:
         self._files = self._root.find(section.files_of(split), SUFFIXES)
         self._columns, self._encoding = self._by_training_files(section)
         self._table: TableFiles | None = None
+        self._converted: ConvertedCsv | None = None
         self._most = TOGETHER + 1 if training else _IN_ORDER
         self._kept: LastUsed[int, Rows] = LastUsed(self._most)
         self._ends = self._opened().rows.cumsum()
+        self._begins = self._ends - self._opened().rows
         self._asked, self._decoded, self._is_told = 0, 0, False
         self._taken: dict[int, int] = {}
 
@@ -88,7 +90,9 @@ class Table:
         return torch.from_numpy(found.features), torch.from_numpy(found.targets)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_table": None, "_kept": LastUsed(self._most)}
+        converted = self._table.converted if self._table else self._converted
+        converted = converted if converted and converted.is_there else None
+        return self.__dict__ | {"_table": None, "_converted": converted, "_kept": LastUsed(self._most)}
 
     def _by_training_files(self, section: TableData) -> tuple[Columns, Encoding]:
         files = self._root.find(section.files_of("train"), SUFFIXES)
@@ -104,24 +108,39 @@ class Table:
 
     def _opened(self) -> TableFiles:
         if self._table is None:
-            self._table = TableFiles(self._root, self._files, self._columns)
+            self._table = TableFiles(self._root, self._files, self._columns, self._converted)
         return self._table
 
     def _gathered(self, rows: Array) -> Rows:
-        """The rows that are asked for, from blocks that are kept as numbers, or at once from those that are mapped."""
         table, found = self._opened(), self._encoding.empty(len(rows))
-        self._asked += len(rows)
-        mapped: dict[int, list[tuple[Array, Any]]] = {}
-        for block, places, within in by_block(self._ends, rows):
-            if self._is_kept(block, len(within)):
-                kept = self._kept.get(block, partial(self._decode, block))
-                found.write(places, Rows(*(array[within] for array in kept)))
-            else:
-                mapped.setdefault(table.layout(block), []).append((places, table.read(block).take(pa.array(within))))
-        for parts in mapped.values():
-            taken = pa.Table.from_batches([part for _, part in parts])
-            found.write(np.concatenate([places for places, _ in parts]), self._encoding.encode(taken))
+        blocks = np.searchsorted(self._ends, rows, side="right")
+        files = table.files_of(blocks)
+        others = np.ones(len(rows), bool)
+        for file in np.unique(files).tolist():
+            if table.is_flat(file):
+                places = np.flatnonzero(files == file)
+                within = rows[places] - self._begins[blocks[places]]
+                found.write(places, self._encoding.encode(table.take(blocks[places], within)))
+                others[places] = False
+        if others.any():
+            self._write_by_block(rows, np.flatnonzero(others), files, found)
         return found
+
+    def _write_by_block(self, rows: Array, places: Array, files: Array, found: Rows) -> None:
+        """Rows at some places of a batch: from blocks that are kept as numbers, or together from those of a file."""
+        table = self._opened()
+        self._asked += len(places)
+        mapped: dict[int, list[InBlock]] = {}
+        for part in by_block(self._ends, rows[places]):
+            if self._is_kept(part.block, len(part.within)):
+                kept = self._kept.get(part.block, partial(self._decode, part.block))
+                found.write(places[part.places], Rows(*(array[part.within] for array in kept)))
+            else:
+                mapped.setdefault(int(files[places[part.places[0]]]), []).append(part)
+        for parts in mapped.values():
+            order, within = (np.concatenate([getattr(part, name) for part in parts]) for name in ("places", "within"))
+            blocks = np.repeat([part.block for part in parts], [len(part.within) for part in parts])
+            found.write(places[order], self._encoding.encode(table.take(blocks, within)))
 
     def _is_kept(self, block: int, rows: int) -> bool:
         """Tell whether a block of which so many rows are asked for is to be kept as numbers: those that are mapped when
@@ -136,9 +155,6 @@ class Table:
             return False
         del self._taken[block]
         return True
-
-    def _first(self, block: int) -> int:
-        return int(self._ends[block - 1]) if block else 0
 
     def _decode(self, block: int) -> Rows:
         table = self._opened()
@@ -160,5 +176,5 @@ class Table:
 
     def _fault(self, row: int) -> DataError:
         block = int(np.searchsorted(self._ends, row, side="right"))
-        table, within = self._opened(), row - self._first(block)
+        table, within = self._opened(), row - int(self._begins[block])
         return DataError(f"{table.place(block, within)}: {self._encoding.fault(table.read(block).slice(within, 1))}")

@@ -1,21 +1,21 @@
 """The files of a table, as blocks of rows that are read by their number."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from raytorch.errors import DataError
-from raytorch.sources.blocks import TOGETHER
 from raytorch.sources.csv_tables import SUFFIXES as CSV
 from raytorch.sources.csv_tables import ConvertedCsv, csv_schema
 from raytorch.sources.files import File, Root
 from raytorch.sources.last_used import LastUsed
 from raytorch.sources.table_columns import Columns
-from raytorch.sources.table_formats import ARROW, MISTAKES, PARQUET, TableFile, open_table, told
+from raytorch.sources.table_formats import ARROW, MISTAKES, PARQUET, Array, MappedTable, TableFile, open_table, told
 
 SUFFIXES = (*PARQUET, *ARROW, *CSV)
+_MOST_OPEN = 256
 
 _converted: "WeakValueDictionary[Any, ConvertedCsv]" = WeakValueDictionary()
 
@@ -27,19 +27,22 @@ class _Block(NamedTuple):
     first: int
     """Rows of its file before it."""
     rows: int
-    layout: int
-    """The same for all whose columns are of the same types."""
 
 
 class TableFiles:
     """The blocks of some files, one after the other."""
 
-    def __init__(self, root: Root, files: Sequence[File], columns: Columns) -> None:
-        """Raises DataError for files that cannot be read, or whose columns differ."""
+    def __init__(
+        self, root: Root, files: Sequence[File], columns: Columns, converted: ConvertedCsv | None = None
+    ) -> None:
+        """``converted``: what another process has of these files. Raises DataError for files that cannot be read, or
+        whose columns differ.
+        """
         self._root, self._files, self._columns = root, files, columns
-        self._converted = _csv_of(root, [file for file in files if _is_csv(file)], columns)
-        self._opened: LastUsed[int, TableFile] = LastUsed(TOGETHER + 1)
-        self._layouts: dict[tuple[Any, ...], int] = {}
+        is_there = converted is not None and converted.is_there
+        self.converted = converted if is_there else _csv_of(root, [file for file in files if _is_csv(file)], columns)
+        """Of the files that are CSV, if some are."""
+        self._opened: LastUsed[int, TableFile] = LastUsed(_MOST_OPEN)
         blocks = [block for file in range(len(files)) for block in self._blocks_of(file)]
         self._blocks = np.array(blocks, dtype=np.int64).reshape(-1, len(_Block._fields))
 
@@ -50,7 +53,7 @@ class TableFiles:
 
     def read(self, block: int, names: list[str] | None = None) -> Any:
         """Some columns of a block, by default all that are needed. Raises DataError."""
-        file, number, first, rows, _ = self._blocks[block].tolist()
+        file, number, first, rows = self._blocks[block].tolist()
         try:
             return self._open(file).read(number, names or self._columns.names)
         except MISTAKES as error:
@@ -61,13 +64,27 @@ class TableFiles:
         """Tell whether some rows of a block are read without the others."""
         return self._open(int(self._blocks[block, 0])).is_mapped
 
-    def layout(self, block: int) -> int:
-        """A number that is the same for all blocks whose columns are of the same types."""
-        return int(self._blocks[block, _Block._fields.index("layout")])
+    def files_of(self, blocks: Array) -> Array:
+        """The number of the file that each block is in."""
+        files: Array = self._blocks[blocks, 0]
+        return files
+
+    def is_flat(self, file: int) -> bool:
+        """Tell whether rows of a file are read at once from all of its blocks, in any order."""
+        opened = self._open(file)
+        return opened.is_mapped and cast(MappedTable, opened).is_flat(self._columns.names)
+
+    def take(self, blocks: Array, rows: Array) -> Any:
+        """Rows of one file that is mapped, by their blocks and numbers there; see :meth:`MappedTable.take`."""
+        file = int(self._blocks[blocks[0], 0])
+        try:
+            return cast(MappedTable, self._open(file)).take(self._blocks[blocks, 1], rows, self._columns.names)
+        except MISTAKES as error:
+            raise DataError(f"{self._place(file)}: cannot be read: {told(error)}") from error
 
     def place(self, block: int, row: int) -> str:
         """A row of a block as messages name it: by its number in the file, from 1."""
-        file, _, first, _, _ = self._blocks[block].tolist()
+        file, _, first, _ = self._blocks[block].tolist()
         return f"{self._place(file)}: row {first + row + 1:,}"
 
     def _place(self, file: int) -> str:
@@ -75,11 +92,9 @@ class TableFiles:
 
     def _blocks_of(self, file: int) -> list[_Block]:
         opened, first, blocks = self._open(file), 0, []
-        types = tuple(opened.schema.field(name).type for name in self._columns.names)
-        layout = self._layouts.setdefault(types, len(self._layouts))
         for number, rows in enumerate(opened.sizes):
             if rows:
-                blocks.append(_Block(file, number, first, rows, layout))
+                blocks.append(_Block(file, number, first, rows))
             first += rows
         return blocks
 
@@ -87,8 +102,8 @@ class TableFiles:
         return self._opened.get(file, lambda: self._new(self._files[file]))
 
     def _new(self, file: File) -> TableFile:
-        if self._converted and _is_csv(file):
-            return self._converted.file(file.name)
+        if self.converted and _is_csv(file):
+            return self.converted.file(file.name)
         opened = open_table(self._root, file)
         self._columns.require_same(opened.schema, self._root.place(file.name))
         return opened

@@ -1,7 +1,10 @@
 """Files of tables in the formats that have their columns apart: parquet and Arrow IPC, which Feather 2 is too."""
 
-from typing import Any, Protocol
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
@@ -9,11 +12,15 @@ from raytorch.errors import DataError
 from raytorch.sources.files import File, Root
 from raytorch.sources.range_file import RangeFile
 
+Array = np.ndarray[Any, Any]
+
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
 _FILE_BEGINS = b"ARROW1"
-MISTAKES = (pa.ArrowException, OSError, ValueError, KeyError)
-"""What reading a damaged file raises."""
+MISTAKES = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError, ValueError, KeyError, IndexError)
+"""What reading a damaged file raises; and not the lack of memory."""
+_MOST_STARTS = 2**20
+"""Columns of blocks of which it is known where they begin, in a file whose rows are read one by one."""
 
 
 class TableFile(Protocol):
@@ -45,6 +52,29 @@ def open_table(root: Root, file: File) -> TableFile:
 def told(error: Exception) -> str:
     """What a library says is wrong, in one line."""
     return " ".join(str(error).split())[:200]
+
+
+class Gathered(NamedTuple):
+    """Rows from here and there: columns that are NumPy's, or Arrow's."""
+
+    columns: dict[str, Any]
+    num_rows: int
+
+    def column(self, name: str) -> Any:
+        """One of them."""
+        return self.columns[name]
+
+
+class MappedTable(TableFile, Protocol):
+    """One whose rows are read one by one."""
+
+    def is_flat(self, names: list[str]) -> bool:
+        """Tell whether columns are numbers that are all there: these are read at once from all blocks, in any order."""
+
+    def take(self, numbers: Array, rows: Array, names: list[str]) -> Gathered:
+        """Columns of rows, each by the number of its block and its own there. Where not all are flat, those of a
+        block come together.
+        """
 
 
 class Parquet:
@@ -94,6 +124,62 @@ class ArrowIpc:
         batch.validate()
         return batch if names == batch.schema.names else batch.select(names)
 
+    def is_flat(self, names: list[str]) -> bool:
+        """See :meth:`MappedTable.is_flat`."""
+        return self.is_mapped and self._starts.keys() >= set(names)
+
+    def take(self, numbers: Array, rows: Array, names: list[str]) -> Gathered:
+        """See :meth:`MappedTable.take`."""
+        found: dict[str, Any] = {}
+        for name in names:
+            if starts := self._starts.get(name):
+                view, begins = starts
+                found[name] = view[begins[numbers] + rows]
+        others = [name for name in names if name not in found]
+        if others:
+            ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+            parts = [
+                self.read(int(numbers[begin]), others).take(pa.array(rows[begin:end]))
+                for begin, end in pairwise([0, *ends])
+            ]
+            table = pa.Table.from_batches(parts)
+            found |= {name: table.column(name) for name in others}
+        return Gathered(found, len(rows))
+
+    @cached_property
+    def _starts(self) -> dict[str, tuple[Array, Array]]:
+        """Of columns of numbers of which none is missing: the file as such numbers, and where among them each block's
+        begin.
+        """
+        batches = self._batches()
+        if not self.is_mapped or len(batches) * len(self.schema) > _MOST_STARTS:
+            return {}
+        found = {}
+        for name in self.schema.names:
+            columns = [batch.column(name) for batch in batches] if self.schema.names.count(name) == 1 else []
+            kind = _numpy_type(self.schema.field(name).type) if columns else None
+            if kind is None or any(column.null_count for column in columns):
+                continue
+            begins = [self._begin(column, kind.itemsize) for column in columns]
+            if None not in begins:
+                size = self._content.size // kind.itemsize
+                found[name] = np.frombuffer(self._content, kind, size), np.array(begins, dtype=np.int64)
+        return found
+
+    def _begin(self, column: Any, size: int) -> int | None:
+        """Where the numbers of a column begin; None if that is between two of them, or elsewhere than in the file."""
+        if not len(column):
+            return 0
+        [_, buffer] = column.buffers()
+        offset = int(buffer.address) - int(self._content.address)
+        fits = self._is_within(buffer) and buffer.size >= size * len(column) and offset % size == 0
+        return offset // size + column.offset if fits else None
+
+    def _batches(self) -> list[Any]:
+        if not self._is_file:
+            return list(self._whole)
+        return [self._whole.get_batch(number) for number in range(self._whole.num_record_batches)]
+
     def _of_columns(self, names: list[str]) -> Any:
         """A reader of some columns: it copies them."""
         places = sorted(place for name in names for place in self.schema.get_all_field_indices(name))
@@ -111,3 +197,8 @@ class ArrowIpc:
     def _is_within(self, buffer: Any) -> bool:
         begin: int = self._content.address
         return begin <= int(buffer.address) < begin + int(self._content.size)
+
+
+def _numpy_type(kind: Any) -> "np.dtype[Any] | None":
+    is_plain = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return np.dtype(kind.to_pandas_dtype()) if is_plain else None

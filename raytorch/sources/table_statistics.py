@@ -49,16 +49,18 @@ def statistics(section: TableData, files: TableFiles, columns: Columns) -> Stati
 
 def as_numbers(column: Any) -> Numbers:
     """A column as float64, NaN where a value is missing."""
+    if isinstance(column, np.ndarray):
+        return column.astype(np.float64)
     numbers: Numbers = _whole(pc.cast(column, pa.float64(), safe=False)).to_numpy(zero_copy_only=False)
     return numbers
 
 
 def as_values(column: Any, kind: Any) -> Any:
     """A column as an array of a type in which values are compared, null where one is missing."""
-    column = _whole(column)
+    column = pa.array(column) if isinstance(column, np.ndarray) else _whole(column)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    column = pc.cast(column, kind)
+    column = pc.cast(column, kind, safe=False)
     return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(kind) else column
 
 

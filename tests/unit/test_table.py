@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from whole_runs import assert_bitwise_equal
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
 from raytorch.datasets import TrainLoader, load_splits
-from raytorch.errors import ConfigError, DataError
+from raytorch.errors import ConfigError, DataError, UserError
 from raytorch.runs.plan import RunPlan, placed
 from raytorch.runs.storage import RunFolder
-from raytorch.sources import open_source, table_formats
+from raytorch.sources import csv_tables, open_source, table_formats
 
 CPU = torch.device("cpu")
 NUMBERS = ["wide", "whole", "yes"]
@@ -125,6 +126,21 @@ def test_rows_are_the_same_in_any_order_and_after_a_way_to_another_process(tmp_p
     assert int(table.blocks.sum()) == 250
 
 
+def test_rows_are_read_one_by_one_from_many_mapped_blocks(tmp_path: Path) -> None:
+    """Those of numbers that are all there, with others that lack some beside them."""
+    data = frame(4000).assign(full=range(4000), small=np.arange(4000, dtype=np.int8))
+    for file in range(2):
+        write(tmp_path / f"train/{file}.arrow", data[file * 2000 : (file + 1) * 2000], rows=700)
+    table = opened(tmp_path, features=["full", "wide", "small", "city"], test=0.1)
+    indices = torch.from_numpy(np.random.default_rng(0).permutation(4000)[:50])
+    features, targets = table.batch(indices)
+    expected = data.iloc[indices.numpy()]
+    cities = expected["city"].map({"Oslo": 0, "a,b": 1, "Århus": 2})
+    columns = [expected["full"], expected["wide"].fillna(0), expected["small"], cities]
+    assert np.array_equal(features, np.stack(columns, 1).astype(np.float32))
+    assert targets.tolist() == expected["y"].map({"no": 0, "perhaps": 1, "yes": 2}).tolist()
+
+
 def test_facts_are_all_that_turns_a_row_into_a_models_input(root: Path) -> None:
     data = frame()
     keys = {"missing": "mean", "standardize": True, "categories": "one_hot", "unknown": "other"}
@@ -200,6 +216,7 @@ def test_the_task_follows_from_the_target(root: Path, values: Any, keys: Any, ki
         ({"categories": "error"}, "column city is of large_string; set data.categories to codes or one_hot, or leave"),
         ({"task": "regression"}, "column y is of large_string, which is no number; data.task: regression"),
         ({"ignore": ["*"]}, "no column is left as a feature"),
+        ({"train": "more/header.csv", "features": ["a"], "test": 0.1}, "Table is empty"),
         ({"train": "more/bad.parquet"}, "bad.parquet: expected a parquet file, whole and undamaged: "),
         ({"train": "more/bad.arrow"}, r"bad.arrow: expected an Arrow IPC \(Feather 2\) file, whole and undamaged: "),
         ({"train": "more/short.parquet"}, "short.parquet: expected a parquet file, whole and undamaged: "),
@@ -221,8 +238,9 @@ def test_what_is_not_in_order_is_told_at_the_start(root: Path, data: Any, told: 
     for name in ("bad.parquet", "bad.arrow", "a.txt"):
         (root / "more" / name).write_bytes(b"PAR1 but not really")
     (root / "more/none.csv").write_bytes(b"")
+    (root / "more/header.csv").write_bytes(b"a,y\n")
     (root / "more/short.parquet").write_bytes((root / "train/a.parquet").read_bytes()[:-300])
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(UserError, match=told) as caught:
         load_splits(config(root, **data), CPU)
     assert "\n" not in str(caught.value)
 
@@ -285,6 +303,26 @@ def test_whole_numbers_at_the_start_of_a_file_may_be_followed_by_fractions(tmp_p
     (tmp_path / "train.csv").write_text(f"a,y\n{rows}0.25,1.5\n", encoding="utf-8")
     table = opened(tmp_path, train="train.csv")
     assert [each.tolist() for each in table.batch(torch.tensor([1_000_000, 7]))] == [[[0.25], [7.0]], [1.5, 0.5]]
+
+
+def test_a_file_is_converted_once_for_all_splits_and_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train/a.csv", frame())
+    table = opened(tmp_path, test=0.1)
+    moved = pickle.dumps(table)
+    monkeypatch.setattr(csv_tables, "_blocks", None)
+    test = opened(tmp_path, "test", test=0.1)
+    for other in (test, pickle.loads(moved), pickle.loads(pickle.dumps(pickle.loads(moved)))):
+        assert (everything(other)[0] == everything(table)[0]).all()
+
+
+def test_a_file_is_converted_anew_where_the_process_that_did_is_gone(tmp_path: Path) -> None:
+    write(tmp_path / "train/a.csv", frame())
+    table = opened(tmp_path, test=0.1)
+    moved = pickle.dumps(table)
+    of_another = re.sub(rb"/fd/\d+", lambda found: b"/fd/".ljust(len(found[0]), b"0"), moved)  # of the same length
+    for gone in (moved.replace(b"/proc/", b"/none/"), of_another):
+        assert gone != moved
+        assert (everything(pickle.loads(gone))[0] == everything(table)[0]).all()
 
 
 @pytest.mark.parametrize(
