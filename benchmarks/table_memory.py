@@ -54,7 +54,7 @@ class Peak:
 
     def __init__(self, key: str) -> None:
         self.most, self._ended = 0, Event()
-        self._thread = Thread(target=self._watch, args=(key, memory(key)))
+        self._thread = Thread(target=self._watch, args=(key, memory(key)), daemon=True)
         self._thread.start()
 
     def _watch(self, key: str, before: int) -> None:

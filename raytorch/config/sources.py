@@ -179,7 +179,6 @@ class TextData(Windows):
     """Folder of the tokens on each machine, in full; by default ``~/.cache/raytorch/tokens``."""
 
     @property
-    @property
     def has_root(self) -> bool:
         splits = (self.train, self.validation, self.test)
         return self.tokenizer != "bytes" or any(

@@ -165,7 +165,7 @@ class _Batches:
     """Batches by requests; each an :class:`_Answer`, if samples may be skipped."""
 
     def __init__(self, data: Any, seed: int, name: str = "", most_skipped: int = 0) -> None:
-        self._data, self._seed, self._name = data, seed, name
+        self._data, self._seed, self._name, self._most_skipped = data, seed, name, most_skipped
         self._collate = getattr(data, "collate", default_collate)
         self._whole: Any = getattr(data, "batch", None)
         self._takes_rng = _takes_rng(self._whole or data.__getitem__)
@@ -177,7 +177,7 @@ class _Batches:
 
     def __reduce__(self) -> Any:
         """As it is sent to readers."""
-        return _Batches, (self._data, self._seed)
+        return _Batches, (self._data, self._seed, self._name, self._most_skipped)
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """Batches that are read in the process that trains."""

@@ -7,7 +7,7 @@ import torch
 
 from raytorch.datasets.requests import Request
 from raytorch.datasets.sampling import number_of_each
-from raytorch.errors import DataError, RaytorchError, message_of
+from raytorch.errors import DataError, RaytorchError, StorageError, message_of
 
 LONGEST_ERROR = 500
 """Characters that are kept of the error of a sample."""
@@ -91,6 +91,8 @@ class StandIns:
             if told is None:
                 try:
                     return index, read(index)
+                except (StorageError, MemoryError):  # of which the sample is not the cause
+                    raise
                 except Exception as error:
                     told = error_line(error)
                     if isinstance(error, DataError) or not self._is_random:

@@ -184,8 +184,8 @@ WITHOUT_TORCH = """
     datasets.archives datasets.cifar10_files datasets.download datasets.file_errors datasets.files datasets.idx_files
     datasets.preparation training.api training.driver training.failures training.history training.launch
     training.monitor training.run_record training.stopping session.connect session.host session.worker_actor
-    scaling.picture scaling.study scaling.table sources.documents sources.files sources.token_files sources.tokenizer
-    sources.tokenizing
+    scaling.picture scaling.study scaling.table sources.documents sources.files sources.node_cache
+    sources.retries sources.stores sources.token_files sources.tokenizer sources.tokenizing
 """
 """Rooms and files; and of the rooms that have one of these, the ``__init__``."""
 

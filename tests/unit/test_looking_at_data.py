@@ -120,7 +120,10 @@ def test_files_of_ones_own_are_opened_where_the_configuration_says(project: Path
     assert (lines[0], lines[-1], error) == ("train       30 samples", "all 40 samples can be read", None)
     assert "  batch     [0]: int16 (8,)" in lines
     _, error = called("check", "run.yaml", "--set", "data.test=gone")
-    assert str(error) == "files/gone: expected .npy files of the data set, found no such file or folder"
+    assert (
+        str(error)
+        == "files/gone: expected .npy or .npz or .safetensors files of the data set, found no such file or folder"
+    )
 
 
 def test_more_than_are_listed_end_the_reading_of_a_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,7 +318,10 @@ def test_a_run_is_the_same_as_from_a_folder(
         where.mkdir(parents=True)
         np.save(where / "x.npy", draw.normal(size=(samples, 1, 4, 4)).astype(np.float32))
         np.save(where / "y.npy", draw.integers(0, 10, samples))
-    model, small = {"name": "net.py:net"}, {"schedule": {"name": "constant"}, "batch_size": 20}
+    model, small = (
+        {"name": "net.py:net", "hidden": [32], "dropout": 0.2},
+        {"schedule": {"name": "constant"}, "batch_size": 20},
+    )
     data = {"name": "arrays", "readers": readers, "cache_folder": str(tmp_path / "cache"), "cache_size": "100 kB"}
     with S3Process(folder) as server, without_ray(tmp_path, monkeypatch):
         Path("net.py").write_text(NET, encoding="utf-8")

@@ -180,7 +180,7 @@ def changed(path: Path, change: Callable[[bytearray], Any]) -> None:
         ),
         (
             lambda shard: Path(f"{shard}.index").unlink(),
-            "{shard}.index: cannot be read: No such file or directory; wri",
+            "{shard}.index: cannot be read: there is no such file; wri",
         ),
         (lambda shard: Path(f"{shard}.index").write_bytes(b"PAR1"), "{shard}.index: expected an index of a shard: "),
         (

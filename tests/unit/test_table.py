@@ -131,13 +131,13 @@ def test_rows_are_read_one_by_one_from_many_mapped_blocks(tmp_path: Path) -> Non
     data = frame(4000).assign(full=range(4000), small=np.arange(4000, dtype=np.int8))
     for file in range(2):
         write(tmp_path / f"train/{file}.arrow", data[file * 2000 : (file + 1) * 2000], rows=700)
-    table = opened(tmp_path, features=["full", "wide", "small", "city"], test=0.1)
+    table = opened(tmp_path, features=["full", "wide", "small", "whole", "city"], test=0.1)
     indices = torch.from_numpy(np.random.default_rng(0).permutation(4000)[:50])
     features, targets = table.batch(indices)
     expected = data.iloc[indices.numpy()]
     cities = expected["city"].map({"Oslo": 0, "a,b": 1, "Århus": 2})
-    columns = [expected["full"], expected["wide"].fillna(0), expected["small"], cities]
-    assert np.array_equal(features, np.stack(columns, 1).astype(np.float32))
+    numbers = expected[["full", "wide", "small", "whole"]].astype("float64").fillna(0)
+    assert np.array_equal(features, np.column_stack([numbers, cities]).astype(np.float32))
     assert targets.tolist() == expected["y"].map({"no": 0, "perhaps": 1, "yes": 2}).tolist()
 
 

@@ -339,7 +339,7 @@ def test_a_folder_that_cannot_hold_the_tokens_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"/file/cache: cannot hold the tokens: .*; name another folder as data.tokens_folder$"
     ):
-        text_data(tmp_path, cache=str(tmp_path / "file/cache"))
+        text_data(tmp_path, tokens_folder=str(tmp_path / "file/cache"))
 
 
 @pytest.mark.parametrize(
