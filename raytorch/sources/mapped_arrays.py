@@ -6,7 +6,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -51,13 +51,15 @@ class MappedArray(NamedTuple):
 
 
 def mapped_arrays(path: Path, place: str) -> dict[str, MappedArray]:
-    """The arrays of a file by their names; that of an ``.npy`` file is its own. Raises DataError that names ``place``.
+    """The arrays of a file by their names; that of an ``.npy`` file is its own. Raises DataError that names ``place``,
+    where it is for its user: the file may be a copy of another name.
 
     Example:
         >>> mapped_arrays(Path("data/x.npy"), "data/x.npy")["x"].content.shape
         (30, 3)
     """
-    suffix = path.suffix.lower()
+    named = PurePosixPath(place)
+    suffix = named.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{place}: expected arrays, of a name that ends with {', '.join(SUFFIXES)}")
     with _telling(place, f"{'a' if suffix == '.safetensors' else 'an'} {suffix} file, whole and undamaged"):
@@ -65,7 +67,7 @@ def mapped_arrays(path: Path, place: str) -> dict[str, MappedArray]:
             return dict(_of_npz(path, place))
         if suffix == ".safetensors":
             return dict(_of_safetensors(path, place))
-        return {path.stem: _of_npy(path, 0, path.stat().st_size, place)}
+        return {named.stem: _of_npy(path, 0, path.stat().st_size, place)}
 
 
 @contextmanager

@@ -119,8 +119,7 @@ def schema_of(root: Root, file: File) -> Any:
 
 def stamp(root: Root, files: Sequence[File]) -> tuple[Any, ...]:
     """What is another for other files, and for those that were changed since."""
-    is_here = "://" not in str(root)
-    return (str(root), *((file, root.local(file.name).stat().st_mtime_ns if is_here else 0) for file in files))
+    return (str(root), *((file, root.stamp(file.name)) for file in files))
 
 
 def _csv_of(root: Root, files: Sequence[File], columns: Columns) -> ConvertedCsv | None:

@@ -222,7 +222,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
         '{"config": {"name": "mlp", "hidden": [1000000000000]}, "input_shape": [1, 2, 2], "num_classes": 3}',
         "not of shape (1000000000000,)",
     ),
-    "impossible input": ('{"config": {"name": "mlp"}, "input_shape": [9], "num_classes": 3}', "its architecture"),
+    "impossible input": ('{"config": {"name": "convnet"}, "input_shape": [9], "num_classes": 3}', "its architecture"),
 }
 
 

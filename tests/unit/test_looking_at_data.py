@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import log_level_kept
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -73,7 +74,8 @@ def run_file(data: Any, **keys: Any) -> dict[str, Any]:
 
 def called(*arguments: str) -> tuple[list[str], Exception | None]:
     """What a command prints, and how it ends."""
-    result = CliRunner().invoke(app, ["-q", "data", *arguments])
+    with log_level_kept():
+        result = CliRunner().invoke(app, ["-q", "data", *arguments])
     return [line.rstrip() for line in result.stdout.splitlines()], result.exception  # type: ignore[return-value]
 
 
