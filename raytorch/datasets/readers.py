@@ -64,6 +64,7 @@ class Readers:
             raise _cannot_be_sent(data, error) from error
         self._keeper, self._count = _Keeper(server, data, count, file), count
         self._readers: list[_Reader] = []
+        self._pass = 0
 
     def read(self, requests: Iterable[Any]) -> Iterator[Any]:
         """The answers to the requests.
@@ -71,6 +72,7 @@ class Readers:
         Raises what ``answer`` raised in a reader, with the traceback that it had there, ReaderDiedError for one that is
         no longer there, and ConfigError if the data set could not be unpacked there.
         """
+        self._pass = number_of_pass = self._pass + 1
         for reader in self._readers:
             reader.forget()
         self._readers = self._readers or self._keeper.readers(self._count)
@@ -80,9 +82,14 @@ class Readers:
             reader.ask(request)
             asked.append(reader)
             if len(asked) == AHEAD * self._count:
-                yield asked.popleft().answer()
+                yield self._answer_of(asked.popleft(), number_of_pass)
         while asked:
-            yield asked.popleft().answer()
+            yield self._answer_of(asked.popleft(), number_of_pass)
+
+    def _answer_of(self, reader: "_Reader", number_of_pass: int) -> Any:
+        if number_of_pass != self._pass:
+            raise RuntimeError("the readers of this data set were asked for other batches since; read these anew")
+        return reader.answer()
 
 
 class _Line:

@@ -98,6 +98,15 @@ def test_what_was_read_ahead_and_not_fetched_is_forgotten() -> None:
     assert len({pid for _, pid in [*begun, *again]}) == 2  # they are the same for all epochs
 
 
+def test_batches_that_are_asked_for_meanwhile_take_the_place_of_those_before() -> None:
+    readers = Readers(str.upper, 1)
+    before = readers.read("abcdef")
+    assert next(before) == "A"
+    assert list(readers.read("xy")) == ["X", "Y"]
+    with pytest.raises(RuntimeError, match=r"were asked for other batches since; read these anew"):
+        next(before)
+
+
 def test_no_more_is_read_ahead_than_is_said() -> None:
     asked: list[int] = []
     answers = Readers(lambda request: request, 2).read(asked.append(number) or number for number in range(100))
