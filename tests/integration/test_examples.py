@@ -69,7 +69,7 @@ def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     file, storage, short = place / file.name, str(tmp_path / "runs"), SHORT | SHORTER.get(file.stem, {})
     if file.stem == "char_gpt":
-        short |= {"data.cache": str(tmp_path / "tokens")}
+        short |= {"data.tokens_folder": str(tmp_path / "tokens")}
     code, order = file.with_suffix(".py"), tmp_path / "kill"
     code.write_text(code.read_text("utf-8") + KILLING_RANK_1.format(order=str(order)), "utf-8")
     if (drawing := place / "draw_images.py").exists():
