@@ -19,8 +19,8 @@ from raytorch.runs.plan import plan_run
 from raytorch.runs.status import RunStatus
 from raytorch.training.driver import run_training
 
-KILLED = os.environ.get("RAYTORCH_KILLED_SOURCES", "table").split()
-"""Which are trained on; the suite is content with one."""
+KILLED = os.environ.get("RAYTORCH_KILLED_SOURCES", "").split()
+"""Which are trained on. The suite has a run whose reader is killed, and resumes each source without Ray."""
 
 
 class Killer:
@@ -54,7 +54,7 @@ def test_a_worker_and_a_reader_are_killed(source: str, tmp_path: Path, monkeypat
     run: dict[str, Any] = {
         **made,
         "data": made["data"] | {"readers": 1},
-        "steps": 120,
+        "steps": 400,
         "batch_size": 8,
         "precision": "fp32",
         "scaling": {"workers": 2},
