@@ -1,5 +1,6 @@
 """Windows of ``context`` tokens over files of tokens, by their number: what is read of a file is one window."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ _STRETCH = 256
 _AT_ONCE = 2**20 // _STRETCH * _STRETCH
 
 
-class TokenWindows:
+class TokenWindows(ABC):
     """A batch is a tuple of inputs and targets, int64 (B, context): each target is the token behind its input.
 
     Every token but the first of a file is a target once. What is behind the last window is padding, whose targets are
@@ -36,6 +37,14 @@ class TokenWindows:
         self._files, self._context = files, context
         self._cuts = [(_Packed if documents == "packed" else _Apart)(file, context) for file in files]
         self._ends = np.cumsum([cut.windows for cut in self._cuts])
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens."""
+
+    def describe(self, batch: tuple[Tensor, Tensor]) -> list[dict[str, str]]:
+        """The text of each sample's inputs, for ``raytorch data show``."""
+        return [{"text": self.decode(tokens)} for tokens in batch[0].tolist()]
 
     def __len__(self) -> int:
         return int(self._ends[-1])

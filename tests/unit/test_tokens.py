@@ -287,6 +287,7 @@ def test_text_is_the_tokens_of_its_files(tmp_path: Path) -> None:
         [*word.encode(), END, *[IGNORED] * (15 - len(word.encode()))] for word in ("one", "twö", "three")
     ]
     assert data.decode(data.batch(torch.tensor([1]))[0][0].tolist()) == "twö"
+    assert data.describe(data.batch(torch.tensor([1]))) == [{"text": "twö"}]
 
 
 def test_other_files_rules_and_tokenizers_are_other_tokens(tmp_path: Path) -> None:
