@@ -90,7 +90,8 @@ class Nodes:
         monkeypatch.setattr(ray, "nodes", self.read)
         monkeypatch.setattr(ray, "get_runtime_context", lambda: self)
         monkeypatch.setattr(failures, "NODE_NOTICE_S", 0.1)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+        monkeypatch.setattr(failures, "time", clock)
 
     def get_node_id(self) -> str:
         return HERE

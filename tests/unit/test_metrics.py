@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time as clock
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -44,7 +45,7 @@ class Time:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     time = Time()
-    monkeypatch.setattr(metrics.time, "perf_counter", time)
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(time=clock.time, perf_counter=time))
     return time
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ def test_a_script_that_is_stopped_before_it_starts(tmp_path: Path, monkeypatch: 
             super().__init__(*arguments, **options)
 
     (tmp_path / "job.py").write_text("import time; time.sleep(5)", encoding="utf-8")
-    monkeypatch.setattr(script.subprocess, "Popen", Popen)
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": Popen})))
     run = script.ScriptRun(RunFolder(f"{tmp_path}/runs", "mine"), ["python", f"{tmp_path}/job.py"])
     assert run.run() == 128 + signal.SIGTERM
     record = summary(tmp_path)
