@@ -131,7 +131,9 @@ def abandon_workers(fit: Any, error: Exception) -> None:
 
     if isinstance(error, RayletLostError):
         living_children()  # a raylet of this process's own: let go of it, and what it has started sees that and ends
-    elif not isinstance(error, HeadLostError):  # without which nothing can be ended
+    if isinstance(error, RayletLostError | HeadLostError):  # without which nothing can be ended
+        fit.abandon()  # a wait that went on after Ray is left would start another
+    else:
         threading.Thread(target=fit.end, daemon=True).start()
         fit.done.wait(ABANDON_S)
 

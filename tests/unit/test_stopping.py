@@ -1,11 +1,14 @@
 """When workers agree on whether to save or stop: all of them in one process, on clocks that the test moves."""
 
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+import ray
 
-from raytorch.training.stopping import INTERVAL_S, DriverRequest, StopAgreement, steps_ahead
+from raytorch.cluster.ray_watch import HeadLostError, RayletLostError
+from raytorch.training.stopping import INTERVAL_S, DriverRequest, StopAgreement, abandon_workers, steps_ahead
 
 
 class Workers:
@@ -99,3 +102,38 @@ def test_all_workers_save_or_stop_at_the_agreement_after_the_wish(world_size: in
 def test_nobody_saves_or_stops_unasked() -> None:
     workers = Workers(2)
     assert {workers.step(0.5) for _ in range(100)} == {DriverRequest.CONTINUE, None}
+
+
+# -- when a part of Ray is lost ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "done"),
+    [
+        (HeadLostError("it died"), "abandon"),
+        (RayletLostError(), "abandon"),
+        (ray.exceptions.RayActorError(), "end"),
+    ],
+)
+def test_nobody_waits_for_workers_of_a_ray_that_is_left_as_that_would_start_another(
+    error: Exception, done: str
+) -> None:
+    fit = Fit()
+    abandon_workers(fit, error)
+    assert fit.calls == [done]
+
+
+class Fit:
+    """What waits for workers, and ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.done = threading.Event()
+
+    def end(self) -> None:
+        self.calls.append("end")
+        self.done.set()
+
+    def abandon(self) -> None:
+        self.calls.append("abandon")
+        self.done.set()
