@@ -2,5 +2,6 @@
 
 import multiprocessing
 
+PRELOADED = ["raytorch.training.worker", "raytorch.session.open_or_join"]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["raytorch.training.worker", "raytorch.session.open_or_join"])
+CONTEXT.set_forkserver_preload(PRELOADED)

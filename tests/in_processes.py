@@ -1,20 +1,20 @@
 """A session whose workers are processes with a process group: the real thing but for Ray, for tests without it."""
 
 import os
-import socket
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from threading import Lock
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import CONTEXT
+from ranks import free_port
 from torch import nn
-from torch.multiprocessing import get_context
 
 from raytorch.session.instruction_stream import Future, Parts
 from raytorch.session.program import Report
@@ -100,15 +100,12 @@ class InProcesses:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        context = get_context("spawn")
-        self.processes: list[SpawnProcess] = []
+        port = free_port()
+        self.processes: list[ForkServerProcess] = []
         self.pipes: list[Connection] = []
         for rank in range(world_size):
-            pipe, theirs = context.Pipe()
-            process = context.Process(target=work, args=(rank, world_size, port, theirs), daemon=True)
+            pipe, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=work, args=(rank, world_size, port, theirs), daemon=True)
             process.start()
             self.processes.append(process)
             self.pipes.append(pipe)

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import free_port, start_ranks
 from reductions import REDUCTIONS
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -222,9 +221,6 @@ def _rank(rank: int, folder: Path, port: int) -> None:
 
 
 def test_two_workers_collect_accumulate_and_know_lost_peers_from_late_ones(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_rank, args=(tmp_path, port), nprocs=2)  # what either of them raises fails the test
+    start_ranks(_rank, tmp_path, free_port(), workers=2)  # what either of them raises fails the test
     verdict = (tmp_path / "verdict").read_text(encoding="utf-8")
     assert verdict.startswith("lost_worker\n"), verdict

@@ -1,7 +1,6 @@
 """Activation checkpointing by pattern: the same numbers to the last bit, for fewer bytes until the backward pass."""
 
 import os
-import socket
 from copy import deepcopy
 from datetime import timedelta
 from typing import Any
@@ -10,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
+from ranks import free_port, start_ranks
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -210,7 +209,4 @@ def in_a_group(rank: int, world_size: int, port: int) -> None:
 
 
 def test_frozen_and_recomputed_parts_go_with_ddp() -> None:
-    with socket.socket() as there:
-        there.bind(("127.0.0.1", 0))
-        port = there.getsockname()[1]
-    spawn(in_a_group, args=(2, port), nprocs=2)
+    start_ranks(in_a_group, 2, free_port(), workers=2)
