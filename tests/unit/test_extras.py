@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,59 @@ from raytorch.models.networks import Architecture
 from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT
 from raytorch.serialization import load_model, save_model
 
-WITHOUT = (
-    "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'onnx', 'onnxruntime', 'onnxscript', 'tokenizers'])\n"
-)
+WITHOUT = """
+import json, os, sys, traceback
+
+sys.modules |= dict.fromkeys(["matplotlib", "onnx", "onnxruntime", "onnxscript", "tokenizers"])
+import ray, torch
+
+for line in sys.stdin:
+    folder, code, output = json.loads(line)
+    if (pid := os.fork()) == 0:
+        written = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(written, 1), os.dup2(written, 2)
+        os.chdir(folder)
+        try:
+            exec(code, {"__name__": "__main__", "sys": sys})
+        except SystemExit:
+            pass
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print("done", flush=True)
+"""
+"""Runs programs, each in a process that is forked off one which has imported what all of them need."""
 ONNX = "onnx is not installed here: pip install 'raytorch[onnx]'"
 TEXT = "tokenizers is not installed here: pip install 'raytorch[text]'"
 TOKENIZE = "from raytorch.cli.main import main; sys.argv[1:] = ['data', 'tokenize', 'runs', '--out', 'out', {}]; main()"
 PLOTS = "matplotlib is not installed here: pip install 'raytorch[plots]'"
 
 
-def run_without_extras(code: str, folder: Path) -> str:
-    """The last line that a program says, which may be that of its traceback."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT + code], cwd=folder, capture_output=True, text=True)
-    return (done.stdout + done.stderr).splitlines()[-1]
+Run = Callable[[str], str]
+"""Runs a program in the folder of the test; answers with the last line that it says, perhaps of a traceback."""
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", WITHOUT]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process
+
+
+@pytest.fixture
+def run_without_extras(process: "subprocess.Popen[str]", tmp_path: Path) -> Run:
+    def run(code: str) -> str:
+        assert process.stdin
+        assert process.stdout
+        output = tmp_path / "output.txt"
+        output.unlink(missing_ok=True)
+        print(json.dumps([str(tmp_path), code, str(output)]), file=process.stdin, flush=True)
+        assert process.stdout.readline() == "done\n"
+        return output.read_text(encoding="utf-8").splitlines()[-1]
+
+    return run
 
 
 @pytest.fixture
@@ -45,15 +86,17 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_is_exported_to_what_needs_no_extra(run: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("run")
+def test_a_model_is_exported_to_what_needs_no_extra(run_without_extras: Run, tmp_path: Path) -> None:
     code = "import raytorch; raytorch.find_run('mine').export('{0}', 'model.{0}'); print('written')"
-    assert run_without_extras(code.format("safetensors"), tmp_path) == "written"
+    assert run_without_extras(code.format("safetensors")) == "written"
     assert isinstance(load_model(tmp_path / "model.safetensors"), nn.Module)
-    told = run_without_extras(code.format("onnx"), tmp_path)
+    told = run_without_extras(code.format("onnx"))
     assert told == f"raytorch.errors.MissingPackageError: {ONNX}"
     assert not (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.usefixtures("run")
 @pytest.mark.parametrize(
     ("code", "told"),
     [
@@ -69,5 +112,5 @@ def test_a_model_is_exported_to_what_needs_no_extra(run: Path, tmp_path: Path) -
         ("from raytorch.cli.main import main; sys.argv[1:] = ['export', 'mine', '--format', 'onnx']; main()", ONNX),
     ],
 )
-def test_what_needs_an_extra_names_it(run: Path, tmp_path: Path, code: str, told: str) -> None:
-    assert run_without_extras(code, tmp_path).endswith(told)
+def test_what_needs_an_extra_names_it(run_without_extras: Run, code: str, told: str) -> None:
+    assert run_without_extras(code).endswith(told)
