@@ -1,16 +1,17 @@
 """Readers in Ray's workers: started, ended and killed again and again, they leave nothing behind and a run goes on."""
 
 import os
-import select
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ended
 import lone_runs
 import pytest
 import ray
+from ended import await_end
 from ray import cloudpickle
 from whole_runs import assert_bitwise_equal, weights
 
@@ -28,16 +29,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def sent_to_workers() -> None:
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-def await_end(*pids: int) -> None:
-    """Return when none of them goes on; if one does the test fails, as it hangs."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            end = os.pidfd_open(pid)
-            select.select([end], [], [])
-            os.close(end)
+    for module in (ended, sys.modules[__name__]):
+        cloudpickle.register_pickle_by_value(module)
 
 
 def parent_of(pid: int) -> int:

@@ -3,19 +3,18 @@
 import ctypes
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from ended import await_end
 
 from raytorch.config.file import from_data
 from raytorch.datasets import TrainLoader, load_split
@@ -368,15 +367,6 @@ def test_they_end_with_a_worker_that_is_killed_in_the_middle_of_a_read(tmp_path:
     finally:
         os.killpg(worker.pid, signal.SIGKILL)  # the one that it has forked
     assert list(tmp_path.iterdir()) == []
-
-
-def await_end(*pids: int) -> None:
-    """Return when none of them goes on, though perhaps nobody has waited for it; a test that hangs fails."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            end = os.pidfd_open(pid)
-            select.select([end], [], [])
-            os.close(end)
 
 
 def test_readers_and_server_leave_ctrl_c_to_the_worker() -> None:
