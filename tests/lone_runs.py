@@ -15,10 +15,13 @@ from raytorch.config.file import dump_config, from_data
 from raytorch.distributed import Worker
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob, placed, plan_resume
+from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import LiveFiles, RunFolder
-from raytorch.training import monitor, parts
+from raytorch.training import api, monitor, parts
 from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.progress import RunProgress
+from raytorch.training.run_record import RunRecord
+from raytorch.training.stopping import StatusCallback
 from raytorch.training.worker import follow_loop, prepare
 
 
@@ -43,6 +46,25 @@ def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic = deterministic
+
+
+@contextmanager
+def in_place_of_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As :func:`without_ray`; what ``raytorch.train`` and ``raytorch.resume`` begin is followed in this process."""
+    with monkeypatch.context() as patched, without_ray(folder, patched):
+        patched.setattr(api, "run_training", lambda plan, watch, address: recorded(plan, watch))
+        yield
+
+
+def recorded(plan: RunPlan, watch: StatusCallback = lambda status: None) -> dict[str, Any]:
+    """Follow a run to its end, with all that is left of one on a Ray; answers with its summary."""
+    record, told = RunRecord(plan), Monitor()
+    with plan.folder.claimed(), record.writing():
+        outcome = follow(plan, told)
+        status = RunStatus(*told.told["progress"], outcome=outcome, attempts=1)
+        record.note(status)
+        watch(status)
+        return record.end(status)
 
 
 def train(name: str, model: dict[str, Any] | None = None, told: Monitor | None = None, **changes: Any) -> RunFolder:

@@ -1,4 +1,4 @@
-"""A Ray of this machine for the tests of a module."""
+"""A Ray of this machine for the tests of a module or a package."""
 
 import gc
 import os
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from secrets import token_hex
 from typing import Any
 
+import pytest
 import ray
 
 from raytorch.cluster.token import needs_token_here
@@ -32,3 +33,10 @@ def rays_leftovers() -> Iterator[None]:
         warnings.simplefilter("ignore", ResourceWarning)
         yield
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """End the monitors of runs that have failed, which the frames of what was raised hold."""
+    yield
+    gc.collect()

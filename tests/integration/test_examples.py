@@ -1,14 +1,16 @@
-"""Each folder of examples/ trains and is exported; resumed and killed, it ends bitwise equal."""
+"""Each folder of examples/ trains and is exported; on a Ray, resumed and killed, it ends bitwise equal."""
 
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lone_runs import in_place_of_ray
 from safetensors.torch import load_file
 from whole_runs import assert_bitwise_equal
 
@@ -20,7 +22,8 @@ from raytorch.training.checkpoints import open_checkpoint
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 KILLED = os.environ.get("RAYTORCH_KILLED_EXAMPLES", "gan")
-"""Which have two workers, and are resumed and killed; the suite is content with one that has a loop of its own."""
+"""Which train on two workers of a Ray, and are resumed and killed; the suite is content with one that has a loop of its
+own. The others train in this process, which shows all that is theirs."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*/*.yaml"))
 SHORT: dict[str, Any] = {
@@ -62,6 +65,7 @@ def trained(result: raytorch.Result) -> dict[str, dict[str, torch.Tensor]]:
         return {name: saved.model(torch.device("cpu"), name) for name in saved.models}
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # of torchvision, which an example uses
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Path(shutil.copytree(file.parent, tmp_path / "examples" / file.parent.name))
@@ -77,7 +81,8 @@ def test_an_example_has_all_that_a_run_has(file: Path, tmp_path: Path, monkeypat
 
     is_killed = file.stem in KILLED.split()
     changes: dict[str, Any] = {"set": short | {"export": ["onnx"]}, "workers": 2 if is_killed else 1}
-    whole = raytorch.train(file, **changes, storage=storage, name="whole")
+    with nullcontext() if is_killed else in_place_of_ray(tmp_path, monkeypatch):
+        whole = raytorch.train(file, **changes, storage=storage, name="whole")
     expected = trained(whole)
     assert [export["relative_error"] < 1e-4 for export in whole.summary["exports"]] == [True] * len(expected)
     require_models(whole, expected)

@@ -1,11 +1,12 @@
 """One Ray for all tests here."""
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from own_ray import own_ray
+from own_ray import collected, own_ray
+
+__all__ = ["collected"]
 
 
 @pytest.fixture(scope="package")
@@ -21,10 +22,3 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def local_ray(compiled: Path) -> Iterator[None]:
     with own_ray(num_cpus=2):
         yield
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """End the monitors of runs that have failed, which the frames of what was raised hold."""
-    yield
-    gc.collect()

@@ -19,7 +19,7 @@ from raytorch.serialization import load_model
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOK = ROOT / "examples/notebook/spirals.ipynb"
 SHORT = (
     ("epochs=20", "epochs=3"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lone_runs import in_place_of_ray
 from whole_runs import SMALL_RUN, assert_bitwise_equal, weights
 
 import raytorch
@@ -36,7 +37,8 @@ def folder(result: raytorch.Result) -> RunFolder:
 def test_a_run_is_fine_tuned_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plots.py").write_text(PLOTS.replace("told.txt", f"{tmp_path}/told.txt"), encoding="utf-8")
-    first = raytorch.train(RUN, name="first")
+    with in_place_of_ray(tmp_path, monkeypatch):
+        first = raytorch.train(RUN, name="first")
     model = SMALL_RUN["model"] | {"weights": "first", "freeze": ["1.*"], "checkpointing": ["1", "4"]}
     tuned: dict[str, Any] = RUN | {"model": model, "ema": {"decay": 0.9}, "clip_norm": 1.0}
     shown = tuned | {"on_evaluation": {"name": "plots.py:show", "lines": 2}, "logging": {"every_steps": 2}}

@@ -1,4 +1,4 @@
-"""A finished training leaves exports, and a script makes more of them."""
+"""A finished training leaves exports, and a script makes more of them. A worker does so in ``test_own_parts.py``."""
 
 import json
 import runpy
@@ -10,20 +10,21 @@ import pytest
 import torch
 import yaml
 from command_line import raytorch
+from lone_runs import in_place_of_ray
 
 from raytorch import onnx
 from raytorch.serialization import load_model
 
-JOB = Path(__file__).resolve().parents[3] / "jobs" / "export.py"
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "export.py"
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_finished_training_leaves_verified_exports(
     small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = {**small_run, "epochs": 1, "scaling": {"workers": 1}, "export": ["onnx", "safetensors"], "storage": "runs"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    trained = raytorch(tmp_path, "train", "run.yaml", "--name", "mine")
+    with in_place_of_ray(tmp_path, monkeypatch):
+        trained = raytorch(tmp_path, "train", "run.yaml", "--name", "mine")
     assert trained.returncode == 0, trained
     told = trained.stdout
     run = tmp_path / "runs" / "mine"
