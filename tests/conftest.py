@@ -33,18 +33,40 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByRay(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = config.rootpath / nodeid.partition("::")[0]
-            return str(file.parent if (file.parent / "__init__.py").exists() else file)
+            return str(shares_a_ray(config.rootpath / nodeid.partition("::")[0]))
 
     return ByRay(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
-LONGEST = ("test_training.py", "test_examples.py", "test_jobs.py", "test_kill.py", "test_live_classes.py")
-"""Files that take minutes: begun first, so that two processes are done at about the same time."""
+def shares_a_ray(file: Path) -> Path:
+    """The package that the tests of a file share a Ray with, or the file itself."""
+    return file.parent if (file.parent / "__init__.py").exists() else file
+
+
+LONGEST = (
+    "jobs",
+    "own_code",
+    "training",
+    "session",
+    "test_kill",
+    "test_kill_ray",
+    "sweeps",
+    "test_elastic",
+    "test_examples",
+    "test_session_loss",
+    "test_session_conformance",
+    "test_hostile_models",
+    "test_stateful_metrics",
+)
+"""Packages and files that take long: begun first, so that all processes are done at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    def place(item: pytest.Item) -> int:
+        name = shares_a_ray(item.path).stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
