@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import command_line
 import pytest
 
 BIN = Path(sys.executable).parent
@@ -72,7 +74,16 @@ def running_cluster(home: Path, environment: pytest.MonkeyPatch) -> Iterator[Clu
     subprocess.run(["rm", "-rf", str(temp)], check=True)
 
 
-def raytorch(cluster: Cluster, *arguments: str, at: Path | None = None) -> subprocess.CompletedProcess[str]:
+def raytorch(cluster: Cluster, *arguments: str, at: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a command in this process."""
+    with patch.dict(os.environ, {"RAY_API_SERVER_ADDRESS": cluster.url}):
+        return command_line.raytorch(at or cluster.home, *arguments)
+
+
+def raytorch_of_its_own(
+    cluster: Cluster, *arguments: str, at: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command as a person does, in a process of its own, of which all that it writes is told."""
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": cluster.url}
     command = [str(BIN / "raytorch"), *arguments]
     return subprocess.run(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from job_cluster import QUICKSTART, SECRET, Cluster, raytorch, running_cluster
+from job_cluster import QUICKSTART, SECRET, Cluster, raytorch_of_its_own, running_cluster
 
 from raytorch import Client
 
@@ -24,7 +24,9 @@ def client(cluster: Cluster) -> Client:
 @pytest.fixture(scope="package")
 def first(cluster: Cluster) -> str:
     """The quickstart, sent by the command line while nothing else runs."""
-    sent = raytorch(cluster, "submit", str(QUICKSTART), "--set", "epochs=3", "--name", "first", "--env", "API_KEY")
+    sent = raytorch_of_its_own(
+        cluster, "submit", str(QUICKSTART), "--set", "epochs=3", "--name", "first", "--env", "API_KEY"
+    )
     assert (sent.returncode, sent.stderr) == (0, "")
     assert sent.stdout.splitlines() == [
         "job        first",

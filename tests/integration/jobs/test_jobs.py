@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from job_cluster import BIN, JOBS, QUICKSTART, SECRET, Cluster, raytorch, wait_until
+from job_cluster import BIN, JOBS, QUICKSTART, SECRET, Cluster, raytorch, raytorch_of_its_own, wait_until
 from job_scripts import FAILING_STEP, ODD_SCRIPT, OWN_MODEL, RAY_TRAIN_SCRIPT, SQUARE_SCRIPT, STORING_SCRIPT
 
 from raytorch import Client, find_run
@@ -108,13 +108,13 @@ def test_any_output_of_a_script_is_followed_to_its_own_exit_status(cluster: Clus
     below.mkdir(parents=True)
     (below.parent / "odd.py").write_text(ODD_SCRIPT, encoding="utf-8")
     (below.parent / "notes.txt").symlink_to("/etc/hostname")
-    sent = raytorch(
+    sent = raytorch_of_its_own(
         cluster, "submit", "../odd.py", "--storage", f"{cluster.home}/runs", "--name", "odd", "--wait", at=below
     )
     assert sent.returncode == 3
     assert f"\n{'x' * 5_000_000}\ncaf\ufffd\u2028end\nthe last words" in sent.stdout
     assert "notes.txt (leads out of the project, to /etc/hostname)" in sent.stderr
-    told = raytorch(cluster, "logs", "odd", "--json")
+    told = raytorch_of_its_own(cluster, "logs", "odd", "--json")
     lines = [json.loads(line)["line"] for line in told.stdout.splitlines()]
     assert lines[-3:] == ["x" * 5_000_000, "caf\ufffd\u2028end", "the last words"]
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from job_cluster import JOBS, Cluster, raytorch
+from job_cluster import JOBS, Cluster, raytorch, raytorch_of_its_own
 
 from raytorch import Client
 from raytorch.errors import (
@@ -15,7 +15,7 @@ from raytorch.runs.storage import RunFolder
 
 def test_after_the_cluster_its_runs_still_tell_all(cluster: Cluster, client: Client) -> None:
     cluster.shut_down()
-    told = raytorch(cluster, "runs", "--json")
+    told = raytorch_of_its_own(cluster, "runs", "--json")
     assert (told.returncode, told.stderr) == (0, "")
     states = {summary["name"]: summary["state"] for summary in json.loads(told.stdout)}
     assert len(states) == 7 + JOBS
