@@ -9,13 +9,12 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from lone_runs import Monitor, final, follow, train, without_ray
+from lone_runs import final, train, without_ray
 from tables import config, frame, opened, write
 from whole_runs import assert_bitwise_equal
 
 from raytorch.datasets import TrainLoader, load_splits
 from raytorch.errors import ConfigError
-from raytorch.runs.plan import RunPlan, placed
 from raytorch.runs.storage import RunFolder
 from raytorch.sources import table_formats
 
@@ -106,10 +105,5 @@ def test_a_killed_run_ends_with_the_same_bits(root: Path, here: Path) -> None:
 
 
 def test_a_model_of_images_is_refused_for_rows(root: Path, here: Path) -> None:
-    run = {"epochs": 1, "model": "convnet"}
-    plan = RunPlan(placed(config(root, run), "a", "runs"))
-    plan.folder.make()
-    with pytest.raises(
-        ConfigError, match=r"convnet reads images, and the inputs are of shape \[4\]; take mlp or a mod"
-    ):
-        follow(plan, Monitor())
+    with pytest.raises(ConfigError, match=r"convnet reads images, data table has rows; take data .*, or model mlp$"):
+        config(root, {"epochs": 1, "model": "convnet"})
