@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from raytorch.config import ImageData, RunConfig
 from raytorch.datasets.loader import evaluation_batches
+from raytorch.datasets.own import is_stream
 from raytorch.datasets.requests import Split
 from raytorch.datasets.sampling import number_of_each
 from raytorch.datasets.skipping import Skipped, SkippedSamples, error_line
@@ -65,6 +67,8 @@ def check_splits(config: RunConfig, watch: Watch = lambda name, done, samples: N
         unreadable = list(skipped.known.values())
         if len(unreadable) > MOST_LISTED:
             problem = f"more than {MOST_LISTED:,} samples cannot be read; it was read no further"
+        elif len(unreadable) == len(split):
+            problem = ""  # than that none is left, of which each is listed
         yield Checked(name, len(split), split.facts, batch, _classes(split), unreadable, problem)
 
 
@@ -73,13 +77,22 @@ def opened_splits(config: RunConfig, skipped: SkippedSamples | None = None) -> O
     if config.loop:
         raise UserError(f"{config.loop.name} reads what it likes to; data is looked at where a configuration names it")
     try:
-        splits = load_splits(config, torch.device("cpu"), skipped=skipped)
+        splits = load_splits(config, torch.device("cpu"), partial(_refuse_stream, config), skipped)
     except RaytorchError:
         raise
     except Exception as error:
         raise DataError(f"data.name: {told(error, config)}") from error
     named = {"train": splits.train, config.judged_split: splits.judged}
     return OpenedSplits(splits, named | ({"test": splits.test} if splits.test else {}))
+
+
+def _refuse_stream(config: RunConfig, data: Any) -> None:
+    """Raises UserError for what is read by tasks of Ray Data's, in place of this process."""
+    if is_stream(data):
+        raise UserError(
+            f"data.name: {config.data.name} returns a ray.data.Dataset, which tasks of Ray Data read when a run is "
+            "trained, and no other command; look at it in Python, by its own show(16), schema() and count()"
+        )
 
 
 def told(error: Exception, config: RunConfig) -> str:

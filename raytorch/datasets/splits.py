@@ -14,7 +14,7 @@ from raytorch.config import RunConfig, Source, data_root
 from raytorch.config.data import ShippedData
 from raytorch.config.section import Section, name_alone
 from raytorch.config.yaml_tree import DICTIONARY
-from raytorch.datasets.own import Adapter, no_other, open_split
+from raytorch.datasets.own import Adapter, Opener, no_other
 from raytorch.datasets.requests import Request, Split
 from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
 from raytorch.datasets.shares import EndShare, Share
@@ -87,11 +87,11 @@ class Part:
 def load_splits(
     config: RunConfig, device: torch.device, adapt: Adapter = no_other, skipped: SkippedSamples | None = None
 ) -> Splits:
-    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised.
+    """The splits of a run's data set on ``device``; see :class:`raytorch.datasets.own.Opener` for what is raised.
 
     ``skipped`` takes the samples that cannot be read.
     """
-    load = partial(load_split, config, device=device, adapt=adapt, skipped=skipped)
+    load = partial(_opened, Opener(device, config.seed, config.code, adapt, skipped), config.data)
     train, validation = load("train", training=True), config.validation
     test = load("test") if validation is None or validation.test else None
     judged: Split | None = test
@@ -108,24 +108,12 @@ def load_splits(
     return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
 
 
-def load_split(
-    config: RunConfig,
-    split: str,
-    device: torch.device,
-    *,
-    adapt: Adapter = no_other,
-    training: bool = False,
-    skipped: SkippedSamples | None = None,
-) -> Split:
-    """The split of a run's data set on ``device``, by its name, as :func:`raytorch.datasets.own.open_split` opens it.
+def load_split(config: RunConfig, split: str, device: torch.device, *, training: bool = False) -> Split:
+    """The split of a run's data set on ``device``, by its name, as :class:`raytorch.datasets.own.Opener` opens it.
 
     Where the configuration takes a share of the training samples for the test split, it is that, or what is left.
     """
-    seed = config.seed
-    whole = open_split(
-        config.data, split, device, seed=seed, code=config.code, adapt=adapt, training=training, skipped=skipped
-    )
-    return _with_test_share(whole, config.data, split, seed)
+    return _opened(Opener(device, config.seed, config.code), config.data, split, training=training)
 
 
 def shipped_split(
@@ -151,8 +139,7 @@ def shipped_split(
     root = data_root(data) or "/"
     if "://" not in root and not Path(root).expanduser().is_absolute():
         raise ConfigError(f"run.data.root: {root} must be given in full, as a worker may run in any folder")
-    whole = open_split(data, split, device, seed=seed, training=split == "train", skipped=skipped)
-    return _with_test_share(whole, data, split, seed)
+    return _opened(Opener(device, seed, skipped=skipped), data, split, training=split == "train")
 
 
 class _Shipped(Section):
@@ -161,12 +148,14 @@ class _Shipped(Section):
     data: Annotated[ShippedData, BeforeValidator(name_alone)]
 
 
-def _with_test_share(whole: Split, data: Any, split: str, seed: int) -> Split:
+def _opened(opener: Opener, data: Any, split: str, *, training: bool = False) -> Split:
+    """A split, or of the training samples the share that is the test split, or what it leaves."""
+    whole = opener.open(data, split, training=training)
     share = data.test_share if isinstance(data, Source) else None
     if share is None or split == "validation":
         return whole
     held_out = _held_out("data.test", share, len(whole))
-    return Part(whole, _share(whole, held_out, _sequence(seed, "test"), is_held_out=split == "test"))
+    return Part(whole, _share(whole, held_out, _sequence(opener.seed, "test"), is_held_out=split == "test"))
 
 
 def _share(whole: Split, held_out: int, sequence: np.random.SeedSequence, *, is_held_out: bool) -> Share | EndShare:
