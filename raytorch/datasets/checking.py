@@ -13,7 +13,7 @@ from raytorch.config import ImageData, RunConfig
 from raytorch.datasets.loader import evaluation_batches
 from raytorch.datasets.own import is_stream
 from raytorch.datasets.requests import Split
-from raytorch.datasets.sampling import number_of_each
+from raytorch.datasets.sampling import labels_of
 from raytorch.datasets.skipping import Skipped, SkippedSamples, error_line
 from raytorch.datasets.splits import Splits, load_splits
 from raytorch.errors import DataError, RaytorchError, UserError
@@ -148,10 +148,10 @@ def class_names(split: Split) -> Mapping[int, str]:
 
 
 def _classes(split: Split) -> dict[str, int]:
-    labels = number_of_each(split, "labels")
-    if labels is None or labels.is_floating_point() or labels.is_complex():
+    labels = labels_of(split)
+    if labels is None:
         return {}
-    numbers, counts = torch.unique(labels, return_counts=True)
+    numbers, counts = torch.unique(labels.numbers[labels.are_known], return_counts=True)
     names = class_names(split)
     counted = zip(numbers.tolist(), counts.tolist(), strict=True)
     return {names.get(number, str(number)): count for number, count in counted} if len(numbers) <= MOST_CLASSES else {}

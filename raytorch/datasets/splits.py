@@ -16,7 +16,7 @@ from raytorch.config.section import Section, name_alone
 from raytorch.config.yaml_tree import DICTIONARY
 from raytorch.datasets.own import Adapter, Opener, no_other
 from raytorch.datasets.requests import Request, Split
-from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
+from raytorch.datasets.sampling import blocks_of, drawing_weights, labels_of, number_of_each
 from raytorch.datasets.shares import EndShare, Share
 from raytorch.datasets.skipping import SkippedSamples
 from raytorch.errors import ConfigError
@@ -55,9 +55,13 @@ class Part:
         return len(self._share)
 
     @property
-    def labels(self) -> Tensor | None:
+    def labels(self) -> Any:
         """Those of the samples, if the whole split has some."""
-        return self._of_each("labels")
+        labels = labels_of(self._whole)
+        if labels is None or labels.are_known.all():
+            return self._of_each("labels") if labels is None else labels.numbers[self._samples()]
+        numbers, are_known = (each[self._samples()].numpy() for each in labels)
+        return np.ma.MaskedArray(numbers, ~are_known)
 
     @property
     def weights(self) -> Tensor | None:
@@ -74,7 +78,10 @@ class Part:
 
     def _of_each(self, name: str) -> Tensor | None:
         numbers = number_of_each(self._whole, name)
-        return None if numbers is None else numbers[self._share.at(torch.arange(len(self)))]
+        return None if numbers is None else numbers[self._samples()]
+
+    def _samples(self) -> Tensor:
+        return self._share.at(torch.arange(len(self)))
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, as the whole split reads them."""
@@ -105,7 +112,18 @@ def load_splits(
         judged = Part(unchanged, _share(unchanged, held_out, sequence, is_held_out=True))
         train = Part(train, _share(train, held_out, sequence, is_held_out=False))
     assert judged is not None
-    return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
+    weights = drawing_weights(config.sampling, train)
+    most_skipped: int = getattr(config.data, "most_skipped", False)
+    if most_skipped and config.sampling == "balanced" and weights is not None:
+        _read_each(train, torch.nonzero(weights == 0).flatten())
+    return Splits(train, judged, test if validation else None, weights)
+
+
+def _read_each(split: Split, samples: Tensor) -> None:
+    """Read samples that are not drawn, so that those which cannot be read are listed as any that are skipped."""
+    requests = (Request(samples[place : place + 1], place, epoch=0) for place in range(len(samples)))
+    for _ in split.read(requests):
+        pass
 
 
 def load_split(config: RunConfig, split: str, device: torch.device, *, training: bool = False) -> Split:
