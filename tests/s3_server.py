@@ -194,11 +194,12 @@ class S3Process:
         ...     server.start()
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = __file__) -> None:
+        """``program`` is called with the folder and the port, and prints ``ready`` when it takes requests."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._folder = folder
+        self._folder, self._program = folder, program
         self._process: subprocess.Popen[bytes] | None = None
 
     def uri(self, path: str, user: str = "key:secret@") -> str:
@@ -206,7 +207,7 @@ class S3Process:
 
     def start(self) -> None:
         """Start it; returns when it takes requests."""
-        command = [sys.executable, __file__, str(self._folder), str(self.port)]
+        command = [sys.executable, self._program, str(self._folder), str(self.port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._process.stdout
         assert self._process.stdout.readline() == b"ready\n"

@@ -169,7 +169,6 @@ class MnistStripsData(StoredData):
 
 Data = Annotated[DigitsData | MnistData | Cifar10Data | MovingMnistData | MnistStripsData, Field(discriminator="name")]
 """A data set that is published, and held in memory."""
-DATA: tuple[type[ImageData], ...] = get_args(get_args(Data)[0])
 ShippedData = Annotated[
     DigitsData
     | MnistData
@@ -184,9 +183,8 @@ ShippedData = Annotated[
     | TokensData,
     Field(discriminator="name"),
 ]
-SOURCE_NAMES = frozenset(
-    each.model_fields["name"].default for each in get_args(get_args(ShippedData)[0]) if issubclass(each, Source)
-)
+SHIPPED: tuple[Any, ...] = get_args(get_args(ShippedData)[0])
+SOURCE_NAMES = frozenset(each.model_fields["name"].default for each in SHIPPED if issubclass(each, Source))
 DataPart = Annotated[
     Annotated[ShippedData, Tag("shipped")] | Annotated[OwnData, Tag("own")],
     Discriminator(own_or_shipped),

@@ -20,8 +20,8 @@ class _Named(Section):
 class ImageModel(ModelKeys, _Named):
     """Base of all models."""
 
-    reads: ClassVar[str | None] = "images"
-    """The kind of input, as data sets name theirs; None for any."""
+    reads: ClassVar[tuple[str, ...] | None] = ("images",)
+    """The kinds of input, as data sets name theirs; None for any."""
     losses: ClassVar[tuple[str, ...] | None] = LOSSES
     """Those of raytorch's that it can be trained by; None for any."""
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
@@ -34,6 +34,7 @@ class ImageModel(ModelKeys, _Named):
 class MlpModel(ImageModel):
     """Fully connected layers with ReLU on the flattened input, an image or a row of a table, say."""
 
+    reads = ("images", "rows")
     name: Literal["mlp"] = "mlp"
     """The model."""
     hidden: Annotated[list[PositiveInt], Field(min_length=1)] = [128]
@@ -128,7 +129,7 @@ class VitModel(AttentionModel):
 class Conv3dModel(ImageModel):
     """3 x 3 x 3 convolutions over time and space, each with batch normalization, ReLU, pooling; then a linear layer."""
 
-    reads = "clips"
+    reads = ("clips",)
     name: Literal["conv3d"] = "conv3d"
     """The model."""
     channels: Annotated[list[PositiveInt], Field(min_length=1)] = [16, 32, 64]
@@ -141,7 +142,7 @@ class Conv3dModel(ImageModel):
 class Seq2SeqModel(AttentionModel):
     """An encoder-decoder transformer: reads an image as columns of pixels and writes a sequence of digits."""
 
-    reads = "strips"
+    reads = ("strips",)
     losses = ("cross_entropy",)
     name: Literal["seq2seq"] = "seq2seq"
     """The model."""

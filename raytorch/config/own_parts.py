@@ -68,7 +68,7 @@ class OwnModel(ModelKeys, OwnPart):
 
     model_config = OwnPart.model_config
 
-    reads: ClassVar[str | None] = None
+    reads: ClassVar[tuple[str, ...] | None] = None
     """Any kind of input."""
     losses: ClassVar[tuple[str, ...] | None] = None
     """Any."""

@@ -20,7 +20,7 @@ from pydantic import (
 
 from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.data import (
-    DATA,
+    SHIPPED,
     DataPart,
     DigitsData,
     ImageData,
@@ -310,12 +310,12 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _model_fits_data(self) -> "RunConfig":
         reads, kind = self.model.reads, self.data.kind
-        if None not in (reads, kind) and reads != kind:
-            data = " or ".join(each.model_fields["name"].default for each in DATA if each.kind == reads)
-            models = " or ".join(each.model_fields["name"].default for each in MODELS if each.reads == kind)
+        if reads and kind and kind not in reads:
+            data = [each.name for each in (known() for known in SHIPPED) if each.kind in (None, *reads)]
+            models = [each.model_fields["name"].default for each in MODELS if kind in (each.reads or ())]
             raise ConflictError(
-                f"model {self.model.name} reads {reads}, data {self.data.name} has {kind}; take data {data}, or model "
-                f"{models or 'FILE.py:NAME of your own'}",
+                f"model {self.model.name} reads {' or '.join(reads)}, data {self.data.name} has {kind}; take data "
+                f"{' or '.join(data)}, or model {' or '.join(models) or 'FILE.py:NAME of your own'}",
                 "model.name",
                 "data.name",
             )

@@ -102,6 +102,7 @@ class ArraysData(Source):
 class TableData(Source):
     """Rows of parquet, CSV or Arrow IPC (Feather) files: a batch is their features, float32 (B, F), and the target."""
 
+    kind: ClassVar[str | None] = "rows"
     name: Literal["table"] = "table"
     """The data set."""
     target: Name = "target"

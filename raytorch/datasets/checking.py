@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from raytorch.config import ImageData, RunConfig
 from raytorch.datasets.loader import evaluation_batches
+from raytorch.datasets.own import is_stream
 from raytorch.datasets.requests import Split
-from raytorch.datasets.sampling import number_of_each
+from raytorch.datasets.sampling import labels_of
 from raytorch.datasets.skipping import Skipped, SkippedSamples, error_line
 from raytorch.datasets.splits import Splits, load_splits
 from raytorch.errors import DataError, RaytorchError, UserError
@@ -65,6 +67,8 @@ def check_splits(config: RunConfig, watch: Watch = lambda name, done, samples: N
         unreadable = list(skipped.known.values())
         if len(unreadable) > MOST_LISTED:
             problem = f"more than {MOST_LISTED:,} samples cannot be read; it was read no further"
+        elif len(unreadable) == len(split):
+            problem = ""  # than that none is left, of which each is listed
         yield Checked(name, len(split), split.facts, batch, _classes(split), unreadable, problem)
 
 
@@ -73,13 +77,22 @@ def opened_splits(config: RunConfig, skipped: SkippedSamples | None = None) -> O
     if config.loop:
         raise UserError(f"{config.loop.name} reads what it likes to; data is looked at where a configuration names it")
     try:
-        splits = load_splits(config, torch.device("cpu"), skipped=skipped)
+        splits = load_splits(config, torch.device("cpu"), partial(_refuse_stream, config), skipped)
     except RaytorchError:
         raise
     except Exception as error:
         raise DataError(f"data.name: {told(error, config)}") from error
     named = {"train": splits.train, config.judged_split: splits.judged}
     return OpenedSplits(splits, named | ({"test": splits.test} if splits.test else {}))
+
+
+def _refuse_stream(config: RunConfig, data: Any) -> None:
+    """Raises UserError for what is read by tasks of Ray Data's, in place of this process."""
+    if is_stream(data):
+        raise UserError(
+            f"data.name: {config.data.name} returns a ray.data.Dataset, which tasks of Ray Data read when a run is "
+            "trained, and no other command; look at it in Python, by its own show(16), schema() and count()"
+        )
 
 
 def told(error: Exception, config: RunConfig) -> str:
@@ -135,10 +148,10 @@ def class_names(split: Split) -> Mapping[int, str]:
 
 
 def _classes(split: Split) -> dict[str, int]:
-    labels = number_of_each(split, "labels")
-    if labels is None or labels.is_floating_point() or labels.is_complex():
+    labels = labels_of(split)
+    if labels is None:
         return {}
-    numbers, counts = torch.unique(labels, return_counts=True)
+    numbers, counts = torch.unique(labels.numbers[labels.are_known], return_counts=True)
     names = class_names(split)
     counted = zip(numbers.tolist(), counts.tolist(), strict=True)
     return {names.get(number, str(number)): count for number, count in counted} if len(numbers) <= MOST_CLASSES else {}

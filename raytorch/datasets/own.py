@@ -12,6 +12,7 @@ that: a dictionary for each sample.
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, cast
@@ -122,33 +123,48 @@ def no_other(data: Any) -> None:
     """The adapter of where there is none."""
 
 
-def open_split(
-    data: Any,
-    split: str,
-    device: torch.device,
-    *,
-    seed: int = 0,
-    code: CodeSnapshot | None = None,
-    adapt: Adapter = no_other,
-    training: bool,
-    skipped: SkippedSamples | None = None,
-) -> Split:
-    """The split of a data set by its section: of the user's own one with any name, else ``train`` or ``test``.
+def is_stream(data: Any) -> bool:
+    """Tell whether it is a ``ray.data.Dataset``, which follows no protocol."""
+    module = sys.modules.get("ray.data")
+    return module is not None and isinstance(data, module.Dataset)
 
-    Of one that is read from files it is changed at random, where that is asked for, if it is for ``training``; where it
-    has no files for the test split, that is all of the training split. Raises DataError for files that are not in
-    order, and ConfigError for own code that is no data set. ``skipped`` takes the samples that cannot be read.
-    """
-    if isinstance(data, Source):
-        samples = open_source(data, split, training=training)
-    elif isinstance(data, OwnData):
-        samples = own_call("data", data, code)(split)
-        if (adapted := adapt(samples)) is not None:
-            return adapted
-    else:
-        return load_dataset(data, cast(Literal["train", "test"], split), device)
-    most, readers = data.most_skipped, data.readers
-    return OwnDataset(samples, device, seed=seed, readers=readers, name=split, most_skipped=most, skipped=skipped)
+
+class Opener(NamedTuple):
+    """Opens splits of data sets, for the device that their batches are moved to."""
+
+    device: torch.device
+    seed: int = 0
+    """Of random numbers."""
+    code: CodeSnapshot | None = None
+    """That of data sets of the user's own."""
+    adapt: Adapter = no_other
+    skipped: SkippedSamples | None = None
+    """Takes the samples that cannot be read."""
+
+    def open(self, data: Any, split: str, *, training: bool) -> Split:
+        """The split of a data set by its section: of the user's own one with any name, else ``train`` or ``test``.
+
+        Of one that is read from files it is changed at random, where that is asked for, if it is for ``training``;
+        where it has no files for the test split, that is all of the training split. Raises DataError for files that
+        are not in order, and ConfigError for own code that is no data set.
+        """
+        if isinstance(data, Source):
+            samples = open_source(data, split, training=training)
+        elif isinstance(data, OwnData):
+            samples = own_call("data", data, self.code)(split)
+            if (adapted := self.adapt(samples)) is not None:
+                return adapted
+        else:
+            return load_dataset(data, cast(Literal["train", "test"], split), self.device)
+        return OwnDataset(
+            samples,
+            self.device,
+            seed=self.seed,
+            readers=data.readers,
+            name=split,
+            most_skipped=data.most_skipped,
+            skipped=self.skipped,
+        )
 
 
 class _Answer(NamedTuple):

@@ -1,7 +1,8 @@
 """What a split says of its samples, by which they are drawn or shuffled."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,21 +43,46 @@ def blocks_of(split: Split) -> Tensor:
 
 def number_of_each(split: Split, name: str) -> Tensor | None:
     """What a split says of its samples, on the CPU; None if that is not one number for each."""
-    told: Any = getattr(split, name, None)
+    return _numbers(getattr(split, name, None), len(split))
+
+
+class Labels(NamedTuple):
+    """The classes of samples."""
+
+    numbers: Tensor
+    """Whole numbers (N,)."""
+    are_known: Tensor
+    """bool (N,): those of which it is false may have any number."""
+
+
+def labels_of(split: Split) -> Labels | None:
+    """The classes of a split's samples, of which a masked array has those that are known; None if it has none."""
+    told: Any = getattr(split, "labels", None)
+    numbers = _numbers(np.ma.getdata(told) if isinstance(told, np.ma.MaskedArray) else told, len(split))
+    if numbers is None or numbers.is_floating_point() or numbers.is_complex():
+        return None
+    are_known = torch.ones(len(split), dtype=torch.bool)
+    return Labels(
+        numbers, are_known & ~torch.from_numpy(np.ma.getmaskarray(told)) if np.ma.is_masked(told) else are_known
+    )
+
+
+def _numbers(told: Any, count: int) -> Tensor | None:
     try:
         numbers = torch.as_tensor(told).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         return None
-    return numbers if numbers.shape == (len(split),) else None
+    return numbers if numbers.shape == (count,) else None
 
 
 def _of_classes(split: Split) -> Tensor:
-    """So that all classes are equally likely."""
-    labels = number_of_each(split, "labels")
-    if labels is None or labels.is_floating_point() or labels.is_complex():
+    """So that all classes are equally likely, without the samples whose class is not known."""
+    labels = labels_of(split)
+    if labels is None or not labels.are_known.any():
         raise _refusal("balanced", split, "labels", "a whole number for each of its training samples")
-    _, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    likely: Tensor = 1 / counts.double()[place]
+    _, place, counts = torch.unique(labels.numbers[labels.are_known], return_inverse=True, return_counts=True)
+    likely = torch.zeros(len(split), dtype=torch.float64)
+    likely[labels.are_known] = 1 / counts.double()[place]
     return likely
 
 

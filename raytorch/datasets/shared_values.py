@@ -18,7 +18,7 @@ import cloudpickle
 import torch
 from torch import Tensor
 
-from raytorch.datasets.mapped_arrays import reopened
+from raytorch.datasets.memmap_pickling import reopened
 
 _ALIGNMENT = 64
 _NUMBER = 8

@@ -14,9 +14,9 @@ from raytorch.config import RunConfig, Source, data_root
 from raytorch.config.data import ShippedData
 from raytorch.config.section import Section, name_alone
 from raytorch.config.yaml_tree import DICTIONARY
-from raytorch.datasets.own import Adapter, no_other, open_split
+from raytorch.datasets.own import Adapter, Opener, no_other
 from raytorch.datasets.requests import Request, Split
-from raytorch.datasets.sampling import blocks_of, drawing_weights, number_of_each
+from raytorch.datasets.sampling import blocks_of, drawing_weights, labels_of, number_of_each
 from raytorch.datasets.shares import EndShare, Share
 from raytorch.datasets.skipping import SkippedSamples
 from raytorch.errors import ConfigError
@@ -55,9 +55,13 @@ class Part:
         return len(self._share)
 
     @property
-    def labels(self) -> Tensor | None:
+    def labels(self) -> Any:
         """Those of the samples, if the whole split has some."""
-        return self._of_each("labels")
+        labels = labels_of(self._whole)
+        if labels is None or labels.are_known.all():
+            return self._of_each("labels") if labels is None else labels.numbers[self._samples()]
+        numbers, are_known = (each[self._samples()].numpy() for each in labels)
+        return np.ma.MaskedArray(numbers, ~are_known)
 
     @property
     def weights(self) -> Tensor | None:
@@ -74,7 +78,10 @@ class Part:
 
     def _of_each(self, name: str) -> Tensor | None:
         numbers = number_of_each(self._whole, name)
-        return None if numbers is None else numbers[self._share.at(torch.arange(len(self)))]
+        return None if numbers is None else numbers[self._samples()]
+
+    def _samples(self) -> Tensor:
+        return self._share.at(torch.arange(len(self)))
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, as the whole split reads them."""
@@ -87,11 +94,11 @@ class Part:
 def load_splits(
     config: RunConfig, device: torch.device, adapt: Adapter = no_other, skipped: SkippedSamples | None = None
 ) -> Splits:
-    """The splits of a run's data set on ``device``; see :func:`raytorch.datasets.own.open_split` for what is raised.
+    """The splits of a run's data set on ``device``; see :class:`raytorch.datasets.own.Opener` for what is raised.
 
     ``skipped`` takes the samples that cannot be read.
     """
-    load = partial(load_split, config, device=device, adapt=adapt, skipped=skipped)
+    load = partial(_opened, Opener(device, config.seed, config.code, adapt, skipped), config.data)
     train, validation = load("train", training=True), config.validation
     test = load("test") if validation is None or validation.test else None
     judged: Split | None = test
@@ -105,27 +112,26 @@ def load_splits(
         judged = Part(unchanged, _share(unchanged, held_out, sequence, is_held_out=True))
         train = Part(train, _share(train, held_out, sequence, is_held_out=False))
     assert judged is not None
-    return Splits(train, judged, test if validation else None, drawing_weights(config.sampling, train))
+    weights = drawing_weights(config.sampling, train)
+    most_skipped: int = getattr(config.data, "most_skipped", False)
+    if most_skipped and config.sampling == "balanced" and weights is not None:
+        _read_each(train, torch.nonzero(weights == 0).flatten())
+    return Splits(train, judged, test if validation else None, weights)
 
 
-def load_split(
-    config: RunConfig,
-    split: str,
-    device: torch.device,
-    *,
-    adapt: Adapter = no_other,
-    training: bool = False,
-    skipped: SkippedSamples | None = None,
-) -> Split:
-    """The split of a run's data set on ``device``, by its name, as :func:`raytorch.datasets.own.open_split` opens it.
+def _read_each(split: Split, samples: Tensor) -> None:
+    """Read samples that are not drawn, so that those which cannot be read are listed as any that are skipped."""
+    requests = (Request(samples[place : place + 1], place, epoch=0) for place in range(len(samples)))
+    for _ in split.read(requests):
+        pass
+
+
+def load_split(config: RunConfig, split: str, device: torch.device, *, training: bool = False) -> Split:
+    """The split of a run's data set on ``device``, by its name, as :class:`raytorch.datasets.own.Opener` opens it.
 
     Where the configuration takes a share of the training samples for the test split, it is that, or what is left.
     """
-    seed = config.seed
-    whole = open_split(
-        config.data, split, device, seed=seed, code=config.code, adapt=adapt, training=training, skipped=skipped
-    )
-    return _with_test_share(whole, config.data, split, seed)
+    return _opened(Opener(device, config.seed, config.code), config.data, split, training=training)
 
 
 def shipped_split(
@@ -151,8 +157,7 @@ def shipped_split(
     root = data_root(data) or "/"
     if "://" not in root and not Path(root).expanduser().is_absolute():
         raise ConfigError(f"run.data.root: {root} must be given in full, as a worker may run in any folder")
-    whole = open_split(data, split, device, seed=seed, training=split == "train", skipped=skipped)
-    return _with_test_share(whole, data, split, seed)
+    return _opened(Opener(device, seed, skipped=skipped), data, split, training=split == "train")
 
 
 class _Shipped(Section):
@@ -161,12 +166,14 @@ class _Shipped(Section):
     data: Annotated[ShippedData, BeforeValidator(name_alone)]
 
 
-def _with_test_share(whole: Split, data: Any, split: str, seed: int) -> Split:
+def _opened(opener: Opener, data: Any, split: str, *, training: bool = False) -> Split:
+    """A split, or of the training samples the share that is the test split, or what it leaves."""
+    whole = opener.open(data, split, training=training)
     share = data.test_share if isinstance(data, Source) else None
     if share is None or split == "validation":
         return whole
     held_out = _held_out("data.test", share, len(whole))
-    return Part(whole, _share(whole, held_out, _sequence(seed, "test"), is_held_out=split == "test"))
+    return Part(whole, _share(whole, held_out, _sequence(opener.seed, "test"), is_held_out=split == "test"))
 
 
 def _share(whole: Split, held_out: int, sequence: np.random.SeedSequence, *, is_held_out: bool) -> Share | EndShare:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from raytorch.config.sources import ArraysData
 from raytorch.errors import DataError
+from raytorch.sources.array_files import SUFFIXES, MappedArray, mapped_arrays
 from raytorch.sources.by_block import by_block
 from raytorch.sources.files import File, Root
-from raytorch.sources.mapped_arrays import SUFFIXES, MappedArray, mapped_arrays
 
 
 class Part(NamedTuple):

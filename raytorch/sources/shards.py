@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from raytorch.config.image_files import ShardsData
@@ -29,7 +28,7 @@ class Shards:
 
     def __init__(self, section: ShardsData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root, self._fields = Root.of(section), section.fields
+        self._root, self._fields, self._skips = Root.of(section), section.fields, section.most_skipped > 0
         found, placed = self._placed(section, split)
         self._shards = [file.name for file in found]
         self.blocks = [len(each.keys) for each in placed if each.keys]
@@ -46,9 +45,12 @@ class Shards:
         return len(self._keys)
 
     @property
-    def labels(self) -> Tensor | None:
-        """The classes of the samples, if all have one."""
-        return torch.from_numpy(self._classes) if _CLASS in self._fields and (self._classes >= 0).all() else None
+    def labels(self) -> Any:
+        """The classes of the samples, int64 (N,), if all have one; where samples may be skipped, others are masked."""
+        has_one = self._classes >= 0
+        if _CLASS not in self._fields or not (has_one.all() or self._skips):
+            return None
+        return torch.from_numpy(self._classes) if has_one.all() else np.ma.MaskedArray(self._classes, ~has_one)
 
     def __getitem__(self, index: int, rng: np.random.Generator | None = None) -> tuple[Any, ...]:
         return tuple(self._value(index, number, rng) for number in range(len(self._fields)))

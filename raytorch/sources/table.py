@@ -40,7 +40,7 @@ class Table:
 
     def __init__(self, section: TableData, split: str, training: bool) -> None:
         """Raises DataError for files that are not in order."""
-        self._root = Root.of(section)
+        self._root, self._skips = Root.of(section), section.most_skipped > 0
         self._files = self._root.find(section.files_of(split), SUFFIXES)
         self._columns, self._encoding = self._by_training_files(section)
         self._table: TableFiles | None = None
@@ -66,20 +66,25 @@ class Table:
         return torch.from_numpy(self._opened().rows.copy())
 
     @property
-    def labels(self) -> Tensor | None:
-        """The number of each row's class; None of a regression."""
+    def labels(self) -> Any:
+        """The number of each row's class, int64 (N,); None of a regression.
+
+        Where rows may be skipped, those that have none are masked. Raises DataError for the first such row otherwise.
+        """
         if not self._columns.is_classification:
             return None
-        labels = torch.empty(len(self), dtype=torch.int64)
-        table, first = self._opened(), 0
-        for block, end in enumerate(self._ends.tolist()):
-            column = table.read(block, [self._columns.target]).column(self._columns.target)
-            classes, is_bad = self._encoding.targets(column)
-            if is_bad.any():
-                raise self._fault(first + int(is_bad.argmax()))
-            labels[first:end] = torch.from_numpy(classes)
-            first = end
-        return labels
+        labels, is_bad = np.zeros(len(self), np.int64), np.zeros(len(self), bool)
+        for block, (begin, end) in enumerate(zip(self._begins.tolist(), self._ends.tolist(), strict=True)):
+            try:
+                column = self._opened().read(block, [self._columns.target]).column(self._columns.target)
+                labels[begin:end], is_bad[begin:end] = self._encoding.targets(column)
+            except DataError:
+                if not self._skips:
+                    raise
+                is_bad[begin:end] = True
+        if is_bad.any() and not self._skips:
+            raise self._fault(int(is_bad.argmax()))
+        return np.ma.MaskedArray(labels, is_bad) if is_bad.any() else torch.from_numpy(labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The rows, int64 (B,), one after the other. Raises DataError for one that has no place in it."""

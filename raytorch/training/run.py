@@ -16,7 +16,7 @@ from raytorch.config import Augment, RunConfig
 from raytorch.config.data import Shuffle
 from raytorch.config.reading_keys import ReadingKeys
 from raytorch.datasets import TrainLoader, evaluation_batches
-from raytorch.datasets.own import OwnDataset
+from raytorch.datasets.own import OwnDataset, is_stream
 from raytorch.datasets.requests import Split
 from raytorch.datasets.sampling import blocks_of
 from raytorch.datasets.skipping import SkippedSamples
@@ -29,7 +29,7 @@ from raytorch.training.precision import Precision
 from raytorch.training.progress import RunProgress
 from raytorch.training.run_state import Kept, OptimizerState
 from raytorch.training.step_log import Number, require_names
-from raytorch.training.streams import is_stream, stream_of
+from raytorch.training.streams import stream_of
 
 
 class Run:

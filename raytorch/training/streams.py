@@ -2,7 +2,6 @@
 share of the stream.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from raytorch.config.reading_keys import ReadingKeys
-from raytorch.datasets.own import moved
+from raytorch.datasets.own import is_stream, moved
 from raytorch.datasets.requests import Request, Split
 from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.worker import Worker
@@ -125,12 +124,6 @@ class _Rows:
             )
         self._block, self._at = block, 0
         self._size = len(next(iter(block.values()), ()))
-
-
-def is_stream(data: Any) -> bool:
-    """Tell whether it is a ``ray.data.Dataset``."""
-    module = sys.modules.get("ray.data")
-    return module is not None and isinstance(data, module.Dataset)
 
 
 def stream_of(data: Any, worker: Worker, tell: Tell, keys: ReadingKeys) -> Split | None:

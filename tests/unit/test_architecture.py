@@ -61,7 +61,7 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks by_block image_decoding last_used mapped_arrays node_cache retries shared_pixels tar_headers texts",
+        "array_files blocks by_block image_decoding last_used node_cache retries shared_pixels tar_headers texts",
         "stores",
         "files tokenizer",
         "arrays documents image_changes range_file shard_index table_columns token_files",
@@ -75,7 +75,7 @@ ROOMS = {
         "table",
     ],
     "datasets": [
-        "augmentation carried_errors common_generators download file_errors mapped_arrays order",
+        "augmentation carried_errors common_generators download file_errors memmap_pickling order",
         "archives cifar10_files idx_files shared_values shares",
         "files reader_server",
         "readers",

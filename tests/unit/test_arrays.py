@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from lone_runs import final, train, without_ray
 from safetensors.torch import save_file
 
 from raytorch.config import ArraysData
@@ -165,3 +168,14 @@ def test_what_is_not_in_order_is_told(tmp_path: Path, name: str | list[str], tol
         opened(tmp_path, train=name, test=0.1)
     assert str(caught.value).startswith(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_the_run_of_the_documentation_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/files.md").read_text(encoding="utf-8")
+    shown = re.search(r"^## Arrays\n.*?```yaml\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    assert shown
+    run = yaml.safe_load(shown[1])
+    write(tmp_path / "spectra/january.npz", made())
+    with without_ray(tmp_path, monkeypatch):
+        trained = train("shown", run["model"], data=run["data"] | {"root": "spectra"}, epochs=run["epochs"])
+    assert final(trained)["1.weight"].shape == (256, 6)

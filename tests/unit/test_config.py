@@ -12,7 +12,7 @@ from raytorch.config.json_schema import schema
 from raytorch.errors import ConfigError
 
 IMAGES = "mlp or convnet or resnet18 or rnn or vit"
-DATA = "digits or mnist or cifar10"
+DATA = "digits or mnist or cifar10 or arrays or images or shards or table"
 TAKEN = ", which metrics.jsonl has for something else; rename it"
 
 
@@ -96,27 +96,28 @@ def test_a_config_does_not_change() -> None:
         ),
         (
             {"model": "conv3d"},
-            f"model conv3d reads clips, data digits has images; take data moving_mnist, or model {IMAGES}",
+            f"model conv3d reads clips, data digits has images; take data moving_mnist or arrays, or model {IMAGES}",
             "model.name",
         ),
         (
             {"model": "seq2seq"},
-            f"model seq2seq reads strips, data digits has images; take data mnist_strips, or model {IMAGES}",
+            f"model seq2seq reads strips, data digits has images; take data mnist_strips or arrays, or model {IMAGES}",
             "model.name",
         ),
         (
             {"model": "seq2seq", "data": "moving_mnist"},
-            "model seq2seq reads strips, data moving_mnist has clips; take data mnist_strips, or model conv3d",
+            "model seq2seq reads strips, data moving_mnist has clips; take data mnist_strips or arrays, or model "
+            "conv3d",
             "model.name",
         ),
         (
             {"data": "moving_mnist"},
-            f"model mlp reads images, data moving_mnist has clips; take data {DATA}, or model conv3d",
+            f"model mlp reads images or rows, data moving_mnist has clips; take data {DATA}, or model conv3d",
             "model.name",
         ),
         (
             {"data": "mnist_strips"},
-            f"model mlp reads images, data mnist_strips has strips; take data {DATA}, or model seq2seq",
+            f"model mlp reads images or rows, data mnist_strips has strips; take data {DATA}, or model seq2seq",
             "model.name",
         ),
         (

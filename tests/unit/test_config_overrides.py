@@ -52,8 +52,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "data=mnist_strips",
-            "data: model vit reads images, data mnist_strips has strips; take data digits or mnist or cifar10, or "
-            "model seq2seq",
+            "data: model vit reads images, data mnist_strips has strips; take data digits or mnist or cifar10 or "
+            "arrays or images or shards, or model seq2seq",
         ),
         ("model.patch=5", "model.patch: patch (5) must divide the image's height and width (8 x 8)"),
     ],

@@ -128,8 +128,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("model: {name: vit, heads: 3}", "model.heads: dim (64) must be a multiple of heads (3)"),
         (
             "data: {name: moving_mnist}",
-            "data.name: model mlp reads images, data moving_mnist has clips; take data digits or mnist or cifar10, or "
-            "model conv3d",
+            "data.name: model mlp reads images or rows, data moving_mnist has clips; take data digits or mnist or "
+            "cifar10 or arrays or images or shards or table, or model conv3d",
         ),
         # keys that are not text
         ("3: 4", "a key must be plain text, not 3"),

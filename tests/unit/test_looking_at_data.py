@@ -24,6 +24,8 @@ from raytorch.errors import DataError, UserError
 
 CPU = torch.device("cpu")
 TABLE = """
+import sys
+
 import torch
 
 class Table:
@@ -52,6 +54,10 @@ class Told(Table):
 class Wrong(Table):
     def describe(self, batch):
         return ["all of it"]
+
+
+def flow(split):
+    return sys.modules["ray.data"].Dataset()
 
 
 def main(run): ...
@@ -139,11 +145,29 @@ def test_more_than_are_listed_end_the_reading_of_a_split(monkeypatch: pytest.Mon
     assert "test        20 samples" in lines
 
 
+def test_a_split_of_which_nothing_can_be_read_is_told_once() -> None:
+    run_file({"name": "table.py:Table", "bad": list(range(20))})
+    lines, error = called("check", "run.yaml")
+    assert str(error) == "run.yaml: 20 of 40 samples cannot be read"
+    assert sorted(line for line in lines if "wrong" in line) == sorted(
+        f"  wrong     sample {index}: ValueError: row {index} is broken" for index in range(20)
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_a_stream_is_looked_at_in_python(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.data", type("Module", (), {"Dataset": type("Dataset", (), {})}))  # type: ignore[arg-type]
+    run_file("table.py:flow")
+    _, error = called(command, "run.yaml")
+    assert isinstance(error, UserError)
+    assert str(error).startswith("data.name: table.py:flow returns a ray.data.Dataset, which tasks of Ray Data read ")
+
+
 def test_what_is_wrong_with_own_code_is_told_with_its_line() -> None:
     run_file({"name": "table.py:Table", "opens": False})
     _, error = called("check", "run.yaml")
     assert isinstance(error, DataError)
-    assert str(error) == "data.name: table.py:7: OSError: no such drive"
+    assert str(error) == "data.name: table.py:9: OSError: no such drive"
     run_file({"name": "table.py:Table", "width": 2})
     lines, error = called("check", "run.yaml")
     assert str(error) == "run.yaml: not all of it can be read"
@@ -260,7 +284,7 @@ def test_samples_that_cannot_be_shown_are_told() -> None:
     run_file({"name": "table.py:Table", "bad": [0, 1, 2, 3, 4]})
     _, error = called("show", "run.yaml", "--samples", "20")
     assert isinstance(error, DataError)
-    assert re.fullmatch(r"train: table.py:18: ValueError: row (\d) is broken \(sample \1 of train\)", str(error))
+    assert re.fullmatch(r"train: table.py:20: ValueError: row (\d) is broken \(sample \1 of train\)", str(error))
     run_file({"name": "table.py:Table", "bad": [0, 1, 2, 3, 4], "on_error": "skip"})
     lines, error = called("show", "run.yaml", "--samples", "20")
     assert (len(lines), error) == (21, None)

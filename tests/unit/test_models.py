@@ -279,3 +279,10 @@ def test_greedy_writes_nothing_after_the_end(writer: Seq2Seq) -> None:
     with torch.no_grad():
         writer.head.bias[END] = 100.0
     assert torch.equal(writer.greedy(_inputs((1, 6, 24)), 3), torch.full((4, 3), END))
+
+
+def test_one_that_reads_images_is_refused_for_rows_that_no_section_tells_of() -> None:
+    with pytest.raises(
+        ConfigError, match=r"convnet reads images, and the inputs are of shape \[4\]; take mlp or a mod"
+    ):
+        Architecture(ConvNetModel(), (4,), 3).build()

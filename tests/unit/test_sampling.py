@@ -21,7 +21,8 @@ from raytorch.config.resuming import refused_changes
 from raytorch.datasets import Dataset, TrainLoader, load_splits
 from raytorch.datasets.in_memory import Moments
 from raytorch.datasets.own import OwnDataset
-from raytorch.datasets.sampling import drawing_weights
+from raytorch.datasets.sampling import drawing_weights, labels_of
+from raytorch.datasets.shares import Share
 from raytorch.datasets.splits import Part
 from raytorch.errors import ConfigError
 
@@ -127,6 +128,23 @@ def test_an_own_data_set_has_labels_or_weights(labels: Any) -> None:
     weights = drawing_weights("weighted", own(weights=property(lambda self: [0, 0.5, 2, 1])))
     assert weights is not None
     assert (weights.dtype, weights.tolist()) == (torch.float64, [0, 0.5, 2, 1])
+
+
+def test_a_sample_whose_class_is_not_known_is_never_drawn() -> None:
+    masked = np.ma.MaskedArray([5, 5, 7, 5], [True, False, False, False])
+    whole = own(labels=masked)
+    weights = drawing_weights("balanced", whole)
+    assert weights is not None
+    assert weights.tolist() == [0, 1 / 2, 1, 1 / 2]
+    for is_held_out in (True, False):
+        share = Share(4, 2, np.random.SeedSequence(1), is_held_out=is_held_out)
+        labels = labels_of(Part(whole, share))
+        assert labels is not None
+        samples = share.at(torch.arange(2)).tolist()
+        assert labels.are_known.tolist() == [index != 0 for index in samples]
+        assert labels.numbers.tolist() == [[5, 5, 7, 5][index] for index in samples]
+    with pytest.raises(ConfigError, match="let the data set have them"):
+        drawing_weights("balanced", own(labels=np.ma.MaskedArray([1, 1, 1, 1], True)))
 
 
 LABELS = "sampling: balanced draws by labels, a whole number for each of its training samples; let the data set have "

@@ -91,6 +91,17 @@ def test_every_field_is_read_as_its_extension_says(root: Path) -> None:
     assert (len(data), data.labels.tolist(), data.blocks) == (12, [0, 1, 2] * 4, [5, 4, 3])
 
 
+def test_a_sample_without_a_class_is_not_drawn(root: Path) -> None:
+    without = [(name, content) for name, content in sample_files(range(5)) if name != "00003.cls"]
+    write_index(write_shard(root / "train/000.tar", without))
+    run = {"sampling": "balanced"}
+    with pytest.raises(ConfigError, match="sampling: balanced draws by labels"):
+        splits(root, run)
+    weights = splits(root, run, on_error="skip").weights
+    assert weights is not None
+    assert weights.tolist() == [0 if number == 3 else [1 / 3, 1 / 4, 1 / 4][number % 3] for number in range(12)]
+
+
 def test_images_are_those_of_the_same_files_in_folders(root: Path) -> None:
     for number in range(12):
         folder = root / "folders" / str(number % 3)

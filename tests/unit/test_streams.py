@@ -10,13 +10,14 @@ import ray.data
 import torch
 
 from raytorch.config.reading_keys import ReadingKeys
+from raytorch.datasets.own import is_stream
 from raytorch.datasets.requests import Request
 from raytorch.datasets.shares import Share
 from raytorch.datasets.splits import Part
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, DataError, ResourceError
 from raytorch.training import streams
-from raytorch.training.streams import Stream, is_stream, stream_of
+from raytorch.training.streams import Stream, stream_of
 
 WORKER = Worker(rank=0, world_size=1, device=torch.device("cpu"))
 

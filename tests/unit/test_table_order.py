@@ -9,13 +9,14 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from lone_runs import Monitor, final, follow, train, without_ray
+from lone_runs import final, train, without_ray
 from tables import config, frame, opened, write
 from whole_runs import assert_bitwise_equal
 
 from raytorch.datasets import TrainLoader, load_splits
-from raytorch.errors import ConfigError
-from raytorch.runs.plan import RunPlan, placed
+from raytorch.datasets.checking import check_splits
+from raytorch.datasets.skipping import SkippedSamples
+from raytorch.errors import ConfigError, DataError
 from raytorch.runs.storage import RunFolder
 from raytorch.sources import table_formats
 
@@ -106,10 +107,34 @@ def test_a_killed_run_ends_with_the_same_bits(root: Path, here: Path) -> None:
 
 
 def test_a_model_of_images_is_refused_for_rows(root: Path, here: Path) -> None:
-    run = {"epochs": 1, "model": "convnet"}
-    plan = RunPlan(placed(config(root, run), "a", "runs"))
-    plan.folder.make()
-    with pytest.raises(
-        ConfigError, match=r"convnet reads images, and the inputs are of shape \[4\]; take mlp or a mod"
-    ):
-        follow(plan, Monitor())
+    with pytest.raises(ConfigError, match=r"convnet reads images, data table has rows; take data .*, or model mlp$"):
+        config(root, {"epochs": 1, "model": "convnet"})
+
+
+@pytest.mark.parametrize("readers", [0, 1])
+def test_a_row_without_a_class_is_not_drawn_but_listed(root: Path, readers: int) -> None:
+    rows = frame()
+    rows.loc[[3, 77], "y"] = None
+    write(root / "train/a.parquet", rows)
+    run = {"sampling": "balanced"}
+    with pytest.raises(DataError, match=r"a.parquet: row 4: column y: the target is missing"):
+        load_splits(config(root, run, test=0.1), CPU)
+    skipped = SkippedSamples()
+    splits = load_splits(config(root, run, on_error="skip", readers=readers), CPU, skipped=skipped)
+    assert [(each.split, each.number) for each in skipped.known.values()] == [("train", 3), ("train", 77)]
+    assert all("the target is missing" in each.error for each in skipped.known.values())
+    assert splits.weights is not None
+    assert torch.nonzero(splits.weights == 0).flatten().tolist() == [3, 77]
+    counts = {name: (rows.y == name).sum() for name in ("no", "perhaps", "yes")}
+    assert splits.weights[:3].tolist() == [1 / counts[name] for name in rows.y[:3]]
+    with pytest.raises(DataError, match="more than 1 sample cannot be read"):
+        load_splits(config(root, run, on_error="skip", max_skipped=1), CPU)
+
+
+def test_what_is_told_of_classes_leaves_such_a_row_out(root: Path) -> None:
+    rows = frame(60, seed=1)
+    rows.loc[[5], "y"] = None
+    write(root / "test/a.parquet", rows)
+    [_, checked] = check_splits(config(root))
+    assert [each.number for each in checked.unreadable] == [5]
+    assert sum(checked.classes.values()) == 59

@@ -351,7 +351,8 @@ def test_a_folder_that_cannot_hold_the_tokens_is_told(tmp_path: Path) -> None:
         ({"context": 0}, "data.context: must be "),
         (
             {},
-            "model mlp reads images, data text has tokens; take data digits or mnist or cifar10, or model FILE.py:N",
+            "model mlp reads images or rows, data text has tokens; take data digits or mnist or cifar10 or arrays or "
+            "images or shards or table, or model FILE.py:N",
         ),
     ],
 )
