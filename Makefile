@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UNIT = $(BIN)/pytest tests/unit --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
-WITH_RAY = $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 3 --dist loadscope --no-loadscope-reorder
+WITH_RAY = $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: quickstart test lint format unit docs clean
 .DELETE_ON_ERROR:
@@ -13,8 +13,7 @@ WITH_RAY = $(BIN)/pytest tests/integration tests/chaos tests/gpu --numprocesses 
 quickstart: .venv/.installed
 	$(BIN)/raytorch train configs/quickstart.yaml
 
-# The unit tests side by side, then those that start Ray: they wait a third of their time, for processes that start and
-# are noticed, so that three at a time keep two cores busy. Both are run.
+# The unit tests side by side, then those that start Ray, of which two at a time keep two cores busy. Both are run.
 test: lint
 	$(UNIT); unit=$$?; $(WITH_RAY); exit $$(( unit ? unit : $$? ))
 
