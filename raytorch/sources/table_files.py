@@ -129,7 +129,7 @@ def schema_of(root: Root, file: File) -> Any:
 
 def stamp(root: Root, files: Sequence[File]) -> tuple[Any, ...]:
     """What is another for other files, and for those that were changed since."""
-    return (str(root), *((file, root.stamp(file.name)) for file in files))
+    return (root.in_full, *((file, root.stamp(file.name)) for file in files))
 
 
 def _csv_of(root: Root, files: Sequence[File], columns: Columns) -> ConvertedCsv | None:
