@@ -83,6 +83,11 @@ class TrainLoader:
         self._augment = augment
         self.samples = len(dataset)
         self._weights, self._blocks = weights, blocks
+        self._is_stream = bool(getattr(dataset, "is_in_order_alone", False))
+        if self._is_stream and batch_size < world_size:
+            raise ConfigError(
+                f"batch_size ({batch_size}): a stream gives each of {world_size} workers as many; take at least as many"
+            )
         self._pass = 0
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self.epoch = -1
@@ -109,7 +114,7 @@ class TrainLoader:
 
         A :meth:`state_dict` taken while a step is worked on resumes at the step after it.
         """
-        begin = self.position
+        begin = self.position - (self.position % self._world_size if self._is_stream else 0)
         contents = self._dataset.read(self._requests(begin))
         for start, stop in self._spans(begin):
             self.position = stop
@@ -144,10 +149,15 @@ class TrainLoader:
         return ShuffledOrder(self.samples, seed) if self._blocks is None else BlockOrder(self._blocks, seed)
 
     def _spans(self, start: int) -> Iterator[Span]:
-        """The global batches of the epoch from ``start`` on."""
+        """The global batches of the epoch from ``start`` on.
+
+        Of a stream, all ranks have as many samples of each, so that it is sometimes less and sometimes more of them.
+        """
+        even = self._world_size if self._is_stream else 1
         while start < self.samples:
-            is_last = start // self.batch_size >= self.steps_per_epoch - 1
-            stop = self.samples if is_last else start + self.batch_size
+            steps = -(-start // self.batch_size) if self._is_stream else start // self.batch_size
+            until = (steps + 1) * self.batch_size if self._is_stream else start + self.batch_size
+            stop = self.samples if steps >= self.steps_per_epoch - 1 else until // even * even
             yield start, stop
             start = stop
 
@@ -164,9 +174,10 @@ class TrainLoader:
             size = len(samples)
             draws = self._draw(start, size) if self._augment.crop or self._augment.flip else None
             for low, high in self._own_bounds(start, start + size):
-                if low == high:  # a rank without a sample would leave the others waiting in their collectives
+                is_idle = low == high  # without a sample a rank would leave the others waiting in their collectives
+                if is_idle:
                     low, high = 0, 1
-                yield Request(samples[low:high], start + low, number, draws and draws.part(low, high))
+                yield Request(samples[low:high], start + low, number, draws and draws.part(low, high), is_idle=is_idle)
 
     def _look_up(self, spans: Iterable[Span]) -> Iterator[tuple[int, Tensor]]:
         """Where each of the global batches begins, and its samples on the data set's device."""

@@ -23,6 +23,8 @@ class Request(NamedTuple):
     """Random numbers for the images of those that ship."""
     shares: tuple[Share | EndShare, ...] = ()
     """That which they are of, behind those that it is a share of itself: whatever is read in their place is of it."""
+    is_idle: bool = False
+    """Whether it only keeps a rank in step with others, by a sample that is another's."""
 
 
 @runtime_checkable

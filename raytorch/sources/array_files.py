@@ -3,8 +3,9 @@
 import json
 import math
 import struct
+import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -31,6 +32,12 @@ _SAFETENSORS = {
 }
 
 
+_NUMBERS = {
+    np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+}
+"""Those of which PyTorch has the like."""
+
+
 class MappedArray(NamedTuple):
     """An array that is read from its file where it is asked for."""
 
@@ -50,12 +57,13 @@ class MappedArray(NamedTuple):
         return torch.from_numpy(native) if self.kind is None else torch.from_numpy(native).view(self.kind)
 
 
-def mapped_arrays(path: Path, place: str) -> dict[str, MappedArray]:
-    """The arrays of a file by their names; that of an ``.npy`` file is its own. Raises DataError that names ``place``,
-    where it is for its user: the file may be a copy of another name.
+def mapped_arrays(path: Path, place: str, wanted: Container[str]) -> dict[str, MappedArray | None]:
+    """The arrays of a file by their names, and None in place of those that are not ``wanted``, whatever they are; that
+    of an ``.npy`` file is its own. Raises DataError that names ``place``, where it is for its user: the file may be a
+    copy of another name.
 
     Example:
-        >>> mapped_arrays(Path("data/x.npy"), "data/x.npy")["x"].content.shape
+        >>> mapped_arrays(Path("data/x.npy"), "data/x.npy", ["x"])["x"].content.shape
         (30, 3)
     """
     named = PurePosixPath(place)
@@ -64,15 +72,17 @@ def mapped_arrays(path: Path, place: str) -> dict[str, MappedArray]:
         raise DataError(f"{place}: expected arrays, of a name that ends with {', '.join(SUFFIXES)}")
     with _telling(place, f"{'a' if suffix == '.safetensors' else 'an'} {suffix} file, whole and undamaged"):
         if suffix == ".npz":
-            return dict(_of_npz(path, place))
+            return dict(_of_npz(path, place, wanted))
         if suffix == ".safetensors":
-            return dict(_of_safetensors(path, place))
-        return {named.stem: _of_npy(path, 0, path.stat().st_size, place)}
+            return dict(_of_safetensors(path, place, wanted))
+        return {named.stem: _of_npy(path, 0, path.stat().st_size, place) if named.stem in wanted else None}
 
 
 @contextmanager
 def _telling(place: str, kind: str) -> Iterator[None]:
-    mistakes = (ValueError, OSError, EOFError, KeyError, TypeError, struct.error, zipfile.BadZipFile)
+    # NumPy reads a header as Python's, and zipfile refuses what it does not know by NotImplementedError.
+    of_libraries = (struct.error, zipfile.BadZipFile, tokenize.TokenError, NotImplementedError, RecursionError)
+    mistakes = (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, OverflowError, *of_libraries)
     try:
         yield
     except mistakes as error:
@@ -85,7 +95,7 @@ def _of_npy(path: Path, start: int, size: int, place: str) -> MappedArray:
         file.seek(start)
         shape, is_fortran, kind = _npy_header(file)
         offset = file.tell()
-    if kind.hasobject or kind.kind not in "biufc":
+    if kind.hasobject or kind.newbyteorder("=") not in _NUMBERS:
         what = "objects, which would have to be unpickled" if kind.hasobject else str(kind)
         raise DataError(f"{place}: expected an array of numbers, found one of {what}")
     content = _mapped(path, kind, shape, offset, start + size, place)
@@ -115,11 +125,14 @@ def _mapped(path: Path, kind: Any, shape: tuple[int, ...], offset: int, end: int
     return np.memmap(path, kind, "r", offset, (count,)).view(np.ndarray)
 
 
-def _of_npz(path: Path, place: str) -> Iterator[tuple[str, MappedArray]]:
+def _of_npz(path: Path, place: str, wanted: Container[str]) -> Iterator[tuple[str, MappedArray | None]]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             where = f"{place}: {name}"
+            if name not in wanted:
+                yield name, None
+                continue
             if member.compress_type != zipfile.ZIP_STORED:
                 raise DataError(f"{where}: is compressed, and cannot be memory-mapped; write it by np.savez")
             file.seek(member.header_offset)
@@ -129,7 +142,7 @@ def _of_npz(path: Path, place: str) -> Iterator[tuple[str, MappedArray]]:
             yield name, _of_npy(path, start, member.file_size, where)
 
 
-def _of_safetensors(path: Path, place: str) -> Iterator[tuple[str, MappedArray]]:
+def _of_safetensors(path: Path, place: str, wanted: Container[str]) -> Iterator[tuple[str, MappedArray | None]]:
     with path.open("rb") as file:
         [length] = struct.unpack("<Q", file.read(8))
         if length > min(_MOST_HEADER, path.stat().st_size):
@@ -138,10 +151,15 @@ def _of_safetensors(path: Path, place: str) -> Iterator[tuple[str, MappedArray]]
     for name, told in header.items():
         if name == "__metadata__":
             continue
+        if name not in wanted:
+            yield name, None
+            continue
         where, offsets = f"{place}: {name}", told["data_offsets"]
         if told["dtype"] not in _SAFETENSORS:
             raise DataError(f"{where}: expected numbers of {', '.join(_SAFETENSORS)}, found {told['dtype']!r:.40}")
         kind, seen_as = _SAFETENSORS[told["dtype"]]
+        if min(offsets) < 0:
+            raise DataError(f"{where}: expected offsets of at least 0, found {offsets!r:.40}")
         begin, end = (8 + length + int(offset) for offset in offsets)
         content = _mapped(path, kind, tuple(told["shape"]), begin, end, where)
         yield name, MappedArray(content.reshape(told["shape"]), seen_as)

@@ -80,21 +80,21 @@ class Arrays:
 
     def _parts_of(self, files: list[File]) -> list[Part]:
         """Of each file that has all fields, and of each folder of files that have one."""
-        found: dict[str, dict[str, MappedArray]] = {}
+        found: dict[str, dict[str, MappedArray | None]] = {}
         for file in files:
             place = self._root.place(file.name)
             whole = place.rpartition("/")[0] if file.name.lower().endswith(".npy") else place
-            found.setdefault(whole, {}).update(mapped_arrays(self._root.local(file.name), place))
+            found.setdefault(whole, {}).update(mapped_arrays(self._root.local(file.name), place, self._fields))
         return [self._part(place, arrays) for place, arrays in found.items()]
 
-    def _part(self, place: str, arrays: dict[str, MappedArray]) -> Part:
+    def _part(self, place: str, arrays: dict[str, MappedArray | None]) -> Part:
         ends = "" if place.lower().endswith(SUFFIXES) else ".npy"
         for field in self._fields:
             if field not in arrays:
                 raise DataError(
                     f"{place}: expected {field}{ends}, for data.fields, found {', '.join(sorted(arrays)) or 'none'}"
                 )
-        part = Part(place, [arrays[field] for field in self._fields])
+        part = Part(place, [array for field in self._fields if (array := arrays[field])])
         lengths = [len(array.content) for array in part.arrays]
         if len(set(lengths)) > 1:
             told = ", ".join(f"{field} has {length:,}" for field, length in zip(self._fields, lengths, strict=True))

@@ -129,8 +129,8 @@ class _Stream(io.RawIOBase):
 
 
 def _cut(chunks: Iterator[str], separator: re.Pattern[str] | None) -> Iterator[Piece]:
-    """Documents, by what stands between them, in pieces; those that are empty have an empty one."""
-    rest = ""
+    """Documents, by what stands between them, in pieces; those that are empty, or blank, have an empty one."""
+    rest, is_begun = "", False
     for chunk in chunks:
         rest += chunk
         text = rest.rstrip() if separator else rest  # what is between documents may go on in the next chunk
@@ -138,15 +138,21 @@ def _cut(chunks: Iterator[str], separator: re.Pattern[str] | None) -> Iterator[P
         space = rest[len(text) :]
         if separator:
             *documents, text = separator.split(text)
-            yield from ((document, True) for document in documents)
+            for document in documents:
+                yield document if is_begun or document.strip() else "", True
+                is_begun = False
+            text = text if is_begun or text.strip() else ""
         while len(text) > PIECE:
             end = _end_of_piece(text)
             yield text[:end], False
-            text = text[end:]
+            text, is_begun = text[end:], True
         rest = text + space
-    yield from ((document, True) for document in (separator.split(rest) if separator else [rest]))
+    for document in separator.split(rest) if separator else [rest]:
+        yield document if is_begun or document.strip() or not separator else "", True
+        is_begun = False
 
 
 def _end_of_piece(text: str) -> int:
     """Where to cut a text that is too long: behind a line, else behind a word, else anywhere."""
-    return text.rfind("\n", 0, PIECE) + 1 or text.rfind(" ", 1, PIECE) or PIECE
+    line, word = text.rfind("\n", 0, PIECE) + 1, text.rfind(" ", 1, PIECE)
+    return line or (word if word > 0 else PIECE)

@@ -55,6 +55,11 @@ class Root:
     def __reduce__(self) -> tuple[Any, ...]:
         return Root, self._arguments
 
+    @property
+    def in_full(self) -> str:
+        """The root as it is named from any folder."""
+        return str(self._files.path("").absolute()) if isinstance(self._files, _Folder) else str(self)
+
     def find(self, names: Sequence[str], suffixes: Sequence[str] = ()) -> list[File]:
         """The files that are named, those of folders at any depth, in the order of the names and then of their own.
 

@@ -12,6 +12,7 @@ from raytorch.sources.table_statistics import Statistics, as_numbers, as_values
 
 Array = np.ndarray[Any, Any]
 
+_LARGEST = float(np.finfo(np.float32).max)
 _NO_TARGET = "the target is missing; leave the row out of the file"
 
 
@@ -84,7 +85,8 @@ class Encoding:
             classes = self._codes(self._columns.target, column)
             return classes, classes < 0
         numbers = as_numbers(column)
-        return numbers.astype(np.float32), np.isnan(numbers)
+        is_bad = np.isnan(numbers) | _is_too_large(numbers)
+        return np.where(is_bad, 0, numbers).astype(np.float32), is_bad
 
     def fault(self, row: Any) -> str:
         """What is wrong with a row that is bad, and what to do."""
@@ -101,7 +103,9 @@ class Encoding:
             if self._section.missing == "error":
                 is_bad |= missing
             numbers = np.where(missing, mean if self._section.missing == "mean" else 0.0, numbers)
-        part[:, 0] = (numbers - mean) / (deviation or 1.0) if self._section.standardize else numbers
+        with np.errstate(over="ignore"):
+            part[:, 0] = (numbers - mean) / (deviation or 1.0) if self._section.standardize else numbers
+        is_bad |= np.isinf(part[:, 0]) & np.isfinite(numbers)
 
     def _write_categories(self, name: str, column: Any, part: Array, is_bad: Array) -> None:
         codes = self._codes(name, column)
@@ -142,18 +146,30 @@ class Encoding:
     def _fault(self, name: str, column: Any) -> str | None:
         if name in self._found.values:
             return self._value_fault(name, column)
-        if not np.isnan(as_numbers(column)[0]):
-            return None
+        number = as_numbers(column)[0]
+        if not np.isnan(number):
+            return self._size_fault(name, number)
         if name == self._columns.target:
             return _NO_TARGET
         if self._section.missing == "error":
             return "a number is missing; set data.missing to mean or zero, or leave the row out of the file"
         return None
 
+    def _size_fault(self, name: str, number: np.float64) -> str | None:
+        part, is_bad = np.zeros((1, 1), np.float32), np.zeros(1, bool)
+        if name == self._columns.target:
+            is_bad |= _is_too_large(np.array([number]))
+        else:
+            self._write_numbers(name, np.array([number]), part, is_bad)
+        return f"{number:g} is too large for the numbers of a batch, which are float32" if is_bad[0] else None
+
     def _value_fault(self, name: str, column: Any) -> str | None:
         known, is_target = self._found.values[name], name == self._columns.target
         value = as_values(column, known.type)[0].as_py()
         has_other = self._section.unknown == "other" and not is_target
+        raw = column[0].as_py()
+        if value is None and raw is not None and raw == raw:  # which is none that those of the first file can be
+            return f"expected one of the {len(known):,} values of the training files, found {raw!r:.80}"
         if value is None and is_target:
             return _NO_TARGET
         if value is None and not (has_other and self._section.missing != "error"):
@@ -165,3 +181,9 @@ class Encoding:
             return None
         rest = "" if is_target else "; set data.unknown to other to give it a code"
         return f"expected one of the {len(known):,} values of the training files, found {value!r:.80}{rest}"
+
+
+def _is_too_large(numbers: Array) -> Array:
+    """Tell which numbers float32 has none for, beside those that are infinite."""
+    too_large: Array = np.isfinite(numbers) & (np.abs(numbers) > _LARGEST)
+    return too_large

@@ -1,6 +1,7 @@
 """The files of a table, as blocks of rows that are read by their number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 from weakref import WeakValueDictionary
 
@@ -54,11 +55,9 @@ class TableFiles:
     def read(self, block: int, names: list[str] | None = None) -> Any:
         """Some columns of a block, by default all that are needed. Raises DataError."""
         file, number, first, rows = self._blocks[block].tolist()
-        try:
-            return self._open(file).read(number, names or self._columns.names)
-        except MISTAKES as error:
-            where = f"{self._place(file)}: rows {first + 1:,} to {first + rows:,}"
-            raise DataError(f"{where} cannot be read: {told(error)}") from error
+        opened = self._open(file)
+        with self._telling(f"{self._place(file)}: rows {first + 1:,} to {first + rows:,}"):
+            return opened.read(number, names or self._columns.names)
 
     def is_mapped(self, block: int) -> bool:
         """Tell whether some rows of a block are read without the others."""
@@ -70,29 +69,40 @@ class TableFiles:
         return files
 
     def is_flat(self, file: int) -> bool:
-        """Tell whether rows of a file are read at once from all of its blocks, in any order."""
+        """Tell whether rows of a file are read at once from all of its blocks, in any order. Raises DataError."""
         opened = self._open(file)
-        return opened.is_mapped and cast(MappedTable, opened).is_flat(self._columns.names)
+        with self._telling(f"{self._place(file)}:"):
+            return opened.is_mapped and cast(MappedTable, opened).is_flat(self._columns.names)
 
     def take(self, blocks: Array, rows: Array) -> Any:
         """Rows of one file that is mapped, by their blocks and numbers there; see :meth:`MappedTable.take`."""
         file = int(self._blocks[blocks[0], 0])
-        try:
-            return cast(MappedTable, self._open(file)).take(self._blocks[blocks, 1], rows, self._columns.names)
-        except MISTAKES as error:
-            raise DataError(f"{self._place(file)}: cannot be read: {told(error)}") from error
+        opened = cast(MappedTable, self._open(file))
+        with self._telling(f"{self._place(file)}:"):
+            return opened.take(self._blocks[blocks, 1], rows, self._columns.names)
 
     def place(self, block: int, row: int) -> str:
         """A row of a block as messages name it: by its number in the file, from 1."""
         file, _, first, _ = self._blocks[block].tolist()
         return f"{self._place(file)}: row {first + row + 1:,}"
 
+    @contextmanager
+    def _telling(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except DataError:
+            raise
+        except MISTAKES as error:
+            raise DataError(f"{where} cannot be read: {told(error)}") from error
+
     def _place(self, file: int) -> str:
         return self._root.place(self._files[file].name)
 
     def _blocks_of(self, file: int) -> list[_Block]:
         opened, first, blocks = self._open(file), 0, []
-        for number, rows in enumerate(opened.sizes):
+        with self._telling(f"{self._place(file)}:"):
+            sizes = opened.sizes
+        for number, rows in enumerate(sizes):
             if rows:
                 blocks.append(_Block(file, number, first, rows))
             first += rows
@@ -119,7 +129,7 @@ def schema_of(root: Root, file: File) -> Any:
 
 def stamp(root: Root, files: Sequence[File]) -> tuple[Any, ...]:
     """What is another for other files, and for those that were changed since."""
-    return (str(root), *((file, root.stamp(file.name)) for file in files))
+    return (root.in_full, *((file, root.stamp(file.name)) for file in files))
 
 
 def _csv_of(root: Root, files: Sequence[File], columns: Columns) -> ConvertedCsv | None:

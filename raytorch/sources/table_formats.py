@@ -106,6 +106,7 @@ class ArrowIpc:
         if not self._is_file:
             self._whole = list(self._whole)
         self.is_mapped = all(map(self._is_within, self._first_buffers()))
+        self._undamaged: set[tuple[int, str]] = set()
         if not (self._is_file or self.is_mapped):
             raise ValueError("a stream that is compressed cannot be read by position; write it as a file")
 
@@ -121,8 +122,17 @@ class ArrowIpc:
     def read(self, number: int, names: list[str]) -> Any:
         reader = self._whole if self.is_mapped else self._of_columns(names)
         batch = reader.get_batch(number) if self._is_file else reader[number]
+        batch = batch if names == batch.schema.names else batch.select(names)
         batch.validate()
-        return batch if names == batch.schema.names else batch.select(names)
+        for name in names:
+            self._require_undamaged(number, name, batch.column(name))
+        return batch
+
+    def _require_undamaged(self, number: int, name: str, column: Any) -> None:
+        """Refuse what would be read beyond the file's end, or is no text: found out by all of a column, and so once."""
+        if _numpy_type(column.type) is None and (number, name) not in self._undamaged:
+            column.validate(full=True)
+            self._undamaged.add((number, name))
 
     def is_flat(self, names: list[str]) -> bool:
         """See :meth:`MappedTable.is_flat`."""

@@ -79,7 +79,7 @@ class _Files:
         """What changes when they do."""
         section = self._section
         stamps = [(file.name, file.size, self._root.stamp(file.name)) for file in self._files]
-        return [str(self._root), stamps, section.document_per, section.key]
+        return [self._root.in_full, stamps, section.document_per, section.key]
 
     def files(self) -> Iterator[Documents]:
         """What is read."""

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -116,9 +117,11 @@ class TokenWriter:
         self._dtype = next(name for name, most in _DTYPES.items() if tokenizer.vocabulary <= most)
         self._tokens = self._documents = self._text_bytes = 0
         self._parts = [path.with_name(f".{path.name}.{part}") for part in ("part", "ends")]
-        self._file, self._ends = (_created(part) for part in self._parts)
-        self._file.write(bytes(HEADER_BYTES))
-        self._write_end()
+        with ExitStack() as stack:  # which does all that it is told, whichever of it fails, as on a disk that is full
+            self._file, self._ends = (self._created(part, stack) for part in self._parts)
+            self._file.write(bytes(HEADER_BYTES))
+            self._write_end()
+            self._left_over = stack.pop_all()
 
     def add(self, tokens: Array, text_bytes: int) -> None:
         """Go on with a document, by the tokens of a text of so many bytes."""
@@ -135,14 +138,10 @@ class TokenWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
+        with self._left_over:
             if kind is None:
                 self._complete()
                 self._parts[0].replace(self._path)
-        finally:
-            for file, part in zip((self._file, self._ends), self._parts, strict=True):
-                file.close()
-                part.unlink(missing_ok=True)
 
     @property
     def header(self) -> Header:
@@ -158,6 +157,13 @@ class TokenWriter:
             tokenizer=tokenizer.name,
             tokenizer_sha256=tokenizer.sha256,
         )
+
+    @staticmethod
+    def _created(part: Path, stack: ExitStack) -> BinaryIO:
+        """A file that is gone when the stack ends."""
+        file = _created(part)
+        stack.callback(part.unlink, missing_ok=True)
+        return stack.enter_context(file)
 
     def _write_end(self) -> None:
         self._ends.write(self._tokens.to_bytes(_END_BYTES, "little"))

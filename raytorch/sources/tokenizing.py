@@ -93,7 +93,10 @@ def write_tokens(
     watch: Watch = lambda position: None,
 ) -> None:
     """Write the documents by the writers, of which ``train`` has those that no share has drawn."""
-    draws = {name: _Draw(share, seed, name) for name, share in shares.items()}
+    draws, left = {}, Fraction(1)
+    for name, share in shares.items():  # each is one of all documents, and drawn of those that are left for it
+        draws[name] = _Draw(Fraction(repr(share)) / left, seed, name)
+        left -= Fraction(repr(share))
     waiting: list[tuple[TokenWriter, str | None]] = []
     size = before = 0
     for text in texts:
@@ -149,9 +152,8 @@ def _write(waiting: Sequence[tuple[TokenWriter, str | None]], tokenizer: Tokeniz
 class _Draw:
     """A share of documents of unknown number: one of each stretch of them."""
 
-    def __init__(self, share: float, seed: int, name: str) -> None:
-        share_of = Fraction(repr(share))
-        self._held_out, self._of = share_of.numerator, share_of.denominator
+    def __init__(self, share: Fraction, seed: int, name: str) -> None:
+        self._held_out, self._of = share.numerator, share.denominator
         self._seed, self._number = f"{seed} {name}", 0
         self._chosen = -1, -1
 

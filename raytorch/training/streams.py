@@ -63,12 +63,13 @@ class Stream:
         requests = iter(requests)
         if (first := next(requests, None)) is None:
             return
-        rows = _Rows(self._shard)
+        rows = _Rows(self._shard, self._rows // self._worker.world_size)
         try:
             if first.epoch:
                 self._pass_over(rows, first)
             for request in chain([first], requests):
-                yield moved(_tensors(rows.take(len(request.indices))), self._worker.device)
+                taken = rows.first() if request.is_idle else rows.take(len(request.indices))
+                yield moved(_tensors(taken), self._worker.device)
         finally:
             rows.close()
 
@@ -84,7 +85,8 @@ class Stream:
 class _Rows:
     """The rows of a shard, one after the other."""
 
-    def __init__(self, shard: Any) -> None:
+    def __init__(self, shard: Any, rows: int) -> None:
+        self._rows = rows
         self._blocks: Iterator[Rows] = iter(shard.iter_batches(batch_size=None, batch_format="numpy"))
         self._block: Rows = {}
         self._at = self._size = self._read = 0
@@ -100,6 +102,13 @@ class _Rows:
             count -= until - self._at
             self._at = until
         return parts
+
+    def first(self) -> list[Rows]:
+        """The row that is taken next, or at the end the last one, which stay as they are."""
+        while self._at == self._size and self._read + self._size < self._rows:
+            self._next_block()
+        place = min(self._at, self._size - 1)
+        return [{name: column[place : place + 1] for name, column in self._block.items()}]
 
     def skip(self, count: int) -> None:
         """Read so many rows."""

@@ -112,6 +112,12 @@ def test_numbers_stay_in_the_file_until_they_are_asked_for(tmp_path: Path, name:
     assert arrays.batch(torch.tensor([7]))[0].tolist() == [2.0]
 
 
+@pytest.mark.parametrize("name", ["train", "train.npz"])
+def test_arrays_that_are_no_fields_may_be_anything(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, made() | {"names": np.array(["a"] * 30), "mean": np.array(3.0), "some": np.zeros(7)})
+    assert len(opened(tmp_path, train=name, test=0.1)) == 30
+
+
 def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
@@ -132,6 +138,12 @@ def safetensors_header(path: Path, **tensor: Any) -> None:
         ("long.safetensors", "long.safetensors: expected a .safetensors file, .*: its header would be of 1,000,000,0"),
         ("other.safetensors", "other.safetensors: x: expected numbers of .*, found 'F4'$"),
         ("less.safetensors", r"less.safetensors: x: cut short: expected -8 bytes of float32 \[-2\] from byte "),
+        ("before.safetensors", r"before.safetensors: x: expected offsets of at least 0, found \[-8, 0\]"),
+        ("list.safetensors", "list.safetensors: expected a .safetensors file, whole and undamaged: "),
+        ("deep.safetensors", "deep.safetensors: expected a .safetensors file, whole and undamaged: "),
+        ("header/x.npy", "header/x.npy: expected an .npy file, whole and undamaged: "),
+        ("newer.npz", "newer.npz: expected an .npz file, whole and undamaged: "),
+        ("long_doubles", f"long_doubles/x.npy: expected an array of numbers, found one of {np.dtype(np.longdouble)}"),
         ("objects", "objects/x.npy: expected an array of numbers, found one of objects, which would have to be unpick"),
         ("texts", "texts/x.npy: expected an array of numbers, found one of <U1"),
         ("single.npz", "single.npz: y: expected an array with an entry for each sample, found a single number"),
@@ -156,6 +168,17 @@ def test_what_is_not_in_order_is_told(tmp_path: Path, name: str | list[str], tol
     (tmp_path / "long.safetensors").write_bytes(struct.pack("<Q", 10**9) + b"{}")
     safetensors_header(tmp_path / "other.safetensors", dtype="F4")
     safetensors_header(tmp_path / "less.safetensors", shape=[-2])
+    safetensors_header(tmp_path / "before.safetensors", data_offsets=[-8, 0])
+    for name_of, header in (("list", b"[1]"), ("deep", b"[" * 100_000)):
+        (tmp_path / f"{name_of}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    write(tmp_path / "header", made())
+    damaged = (tmp_path / "header/x.npy").read_bytes().replace(b"), }", b"), (")
+    (tmp_path / "header/x.npy").write_bytes(damaged)
+    write(tmp_path / "newer.npz", made())
+    newer = bytearray((tmp_path / "newer.npz").read_bytes())
+    newer[newer.rfind(b"PK\1\2") + 6] = 0xFF  # the version that is needed to read it
+    (tmp_path / "newer.npz").write_bytes(newer)
+    write(tmp_path / "long_doubles", made() | {"x": np.zeros(30, np.longdouble)})
     write(tmp_path / "objects", made() | {"x": np.array([None] * 30)})
     write(tmp_path / "texts", made() | {"x": np.array(["a"] * 30)})
     write(tmp_path / "single.npz", made() | {"y": np.array(3)})

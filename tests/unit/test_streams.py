@@ -10,6 +10,7 @@ import ray.data
 import torch
 
 from raytorch.config.reading_keys import ReadingKeys
+from raytorch.datasets import TrainLoader
 from raytorch.datasets.own import is_stream
 from raytorch.datasets.requests import Request
 from raytorch.datasets.shares import Share
@@ -42,8 +43,13 @@ class Blocks:
         return sum(map(len, self._blocks)) if self._counted is None else self._counted
 
     def streaming_split(self, count: int, *, equal: bool) -> list["Blocks"]:
-        assert (count, equal) == (1, True)
-        return [self]
+        assert equal
+        whole = [row for block in self._blocks for row in block]
+        return (
+            [self]
+            if count == 1
+            else [Blocks(whole[rank : len(whole) // count * count : count]) for rank in range(count)]
+        )
 
     def iter_batches(self, *, batch_size: None, batch_format: str) -> Any:
         assert (batch_size, batch_format) == (None, "numpy")
@@ -78,6 +84,49 @@ def test_after_a_restart_the_rows_before_are_passed_over_and_told(told: dict[str
     assert rows(stream, 2, 1, place=4, epoch=3) == [[4, 5], [6]]
     assert told == {"stream": {"epoch": 2, "rows_passed_over": 4}}
     assert rows(stream, 2, place=4, epoch=0) == [[0, 1]]  # evaluation begins at the first
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "workers", "micro_batches"),
+    [(1000, 10, 4, 1), (1000, 128, 3, 1), (10, 4, 1, 4), (1002, 8, 2, 4), (999, 7, 4, 1), (12, 7, 3, 2), (64, 8, 2, 2)],
+)
+def test_every_worker_trains_on_all_rows_of_its_share_whatever_the_batches(
+    told: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    samples: int,
+    batch_size: int,
+    workers: int,
+    micro_batches: int,
+) -> None:
+    monkeypatch.setattr(streams, "broadcast", lambda place: place * 0 + begin)  # that of rank 0
+
+    def loader(rank: int) -> TrainLoader:
+        stream = Stream(Blocks(list(range(samples))), Worker(rank, workers, torch.device("cpu")), told.update)
+        split = {"rank": rank, "world_size": workers, "micro_batches": micro_batches}
+        return TrainLoader(stream, batch_size=batch_size, **split)
+
+    begin, sizes = 0, []
+    for rank in range(workers):
+        seen: list[int] = []
+        steps, train = [], loader(rank)
+        for step in train.remaining():
+            steps.append(sum(batch.samples for batch in step))
+            assert sum(batch.weight for batch in step) == pytest.approx(1)
+            seen += [row for batch in step if batch.samples for row in batch.content["row"].tolist()]
+        assert seen == list(range(rank, samples // workers * workers, workers))
+        assert len(steps) == train.steps_per_epoch
+        sizes.append(steps)
+    assert sizes == [sizes[0]] * workers
+    begin = workers * sum(sizes[0][:1])
+    train = loader(workers - 1)
+    train.load_state_dict({"samples": train.samples, "epoch": 0, "position": begin})
+    assert [sum(batch.samples for batch in step) for step in train.remaining()] == sizes[0][1:]
+
+
+def test_a_batch_without_a_row_for_each_worker_is_refused(told: dict[str, Any]) -> None:
+    stream = Stream(Blocks([0, 1, 2]), Worker(0, 3, torch.device("cpu")), told.update)
+    with pytest.raises(ConfigError, match=r"batch_size \(2\): a stream gives each of 3 workers as many"):
+        TrainLoader(stream, batch_size=2, world_size=3)
 
 
 def test_a_stream_that_ends_before_its_rows_were_there_is_told(told: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from raytorch.cli.main import app
 from raytorch.errors import DataError, UserError
-from raytorch.sources import documents
+from raytorch.sources import documents, token_files
 from raytorch.sources.files import File, Root
 from raytorch.sources.token_files import HEADER_BYTES, MAGIC, Header, TokenFile
 from raytorch.sources.tokenizer import ByteTokenizer, JsonTokenizer
@@ -85,6 +85,35 @@ def test_long_documents_are_read_in_pieces_and_are_the_same(
     assert documents_of(tmp_path / "pieces/train.tokens") == documents_of(tmp_path / "whole/train.tokens")
 
 
+def test_blanks_between_documents_are_none_however_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PIECE", 11)
+    (tmp_path / "a.txt").write_text(f"one{' ' * 40}\n{' ' * 40}\n\n{' ' * 40}\n\n  two", encoding="utf-8")
+    run(tmp_path / "a.txt", "--out", tmp_path / "out", "--document-per", "paragraph")
+    found = [bytes(tokens).decode().strip() for tokens in documents_of(tmp_path / "out/train.tokens")]
+    assert found == ["one", "two"]
+
+
+def test_a_text_without_words_and_lines_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PIECE", 11)
+    (tmp_path / "a.txt").write_text("x" * 100, encoding="utf-8")
+    file = documents.TextFile(Root(str(tmp_path)), File("a.txt", 100))
+    assert [len(piece) for piece, _ in file.pieces()] == [*[11] * 9, 1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is full")
+def test_a_disk_that_is_full_is_left_without_a_part(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> Any:
+        path.touch()
+        return open("/dev/full", "w+b")  # noqa: PTH123 (the writer closes it)
+
+    monkeypatch.setattr(token_files, "_created", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(text, "--out", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".tokenize.lock"]
+
+
 def test_documents_are_drawn_for_each_split_by_the_seed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(map(str, range(1000))), encoding="utf-8")
     parts = {}
@@ -95,7 +124,7 @@ def test_documents_are_drawn_for_each_split_by_the_seed(tmp_path: Path) -> None:
         )
         names = [f"{tmp_path}/{seed}/{name}.tokens" for name in ("train", "validation", "test")]
         parts[seed] = [[int(bytes(tokens)) for tokens in documents_of(Path(name))] for name in names]
-        assert [len(part) for part in parts[seed]] == [891, 10, 99]
+        assert [len(part) for part in parts[seed]] == [890, 10, 100]
         assert sorted(number for part in parts[seed] for number in part) == list(range(1000))
     assert parts[0][2] != parts[1][2]
 

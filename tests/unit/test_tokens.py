@@ -1,6 +1,7 @@
 """The sources tokens and text: windows as plain slicing has them, their splits, and where text is kept as tokens."""
 
 import math
+import os
 import pickle
 import threading
 from collections import Counter
@@ -288,6 +289,17 @@ def test_text_is_the_tokens_of_its_files(tmp_path: Path) -> None:
     ]
     assert data.decode(data.batch(torch.tensor([1]))[0][0].tolist()) == "twö"
     assert data.describe(data.batch(torch.tensor([1]))) == [{"text": "twö"}]
+
+
+def test_files_of_another_project_are_other_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for project in ("one", "two"):
+        folder = tmp_path / project / "data"
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(f"the {project}", encoding="utf-8")
+        os.utime(folder / "a.txt", (1, 1))
+        monkeypatch.chdir(folder.parent)
+        data = text_data(Path("data"), train="a.txt", tokens_folder=str(tmp_path / "cache"))
+        assert data.decode(data.batch(torch.tensor([0]))[0][0].tolist()) == f"the {project}"
 
 
 def test_other_files_rules_and_tokenizers_are_other_tokens(tmp_path: Path) -> None:
