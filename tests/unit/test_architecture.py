@@ -75,7 +75,7 @@ ROOMS = {
         "table",
     ],
     "datasets": [
-        "augmentation carried_errors common_generators download file_errors mapped_arrays order",
+        "augmentation carried_errors common_generators download file_errors mapped_arrays order sample_generators",
         "archives cifar10_files idx_files shared_values shares",
         "files reader_server",
         "readers",
