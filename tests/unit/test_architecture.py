@@ -77,7 +77,8 @@ ROOMS = {
     "datasets": [
         "augmentation carried_errors common_generators download file_errors mapped_arrays order sample_generators",
         "archives cifar10_files idx_files shared_values shares",
-        "files reader_server",
+        "files segments",
+        "reader_server",
         "readers",
         "preparation",
         "requests",
