@@ -13,17 +13,22 @@ from raytorch.config.image_files import ImageAugment
 _RATIOS = 3 / 4, 4 / 3
 """Of width to height, of parts that are resized."""
 _TRIES = 10
+_interpolate = torch.ops.aten._upsample_bilinear2d_aa.out
 Box = tuple[int, int, int, int]
 """Top, left, height and width."""
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
     """Resize bilinearly, with antialiasing, as torchvision's resize does."""
-    if image.shape[:2] == (height, width):
-        return image
-    planes = image.unsqueeze(0).permute(0, 3, 1, 2)  # in this order PyTorch sees that colours lie together
-    out = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    return out.permute(0, 2, 3, 1)[0]
+    return resize(image, image.new_empty(height, width, 3)) if image.shape[:2] != (height, width) else image
+
+
+def resize(image: Tensor, out: Tensor) -> Tensor:
+    """The same, written into ``out``, uint8 (H, W, 3), whose size counts."""
+    # In this order of dimensions PyTorch sees that colours lie together. F.interpolate takes no ``out``.
+    planes, into = (each.unsqueeze(0).permute(0, 3, 1, 2) for each in (image, out))
+    _interpolate(planes, out.shape[:2], False, out=into)
+    return out
 
 
 def covering(image: Tensor, height: int, width: int) -> Tensor:
@@ -62,18 +67,21 @@ class RandomChanges:
             name: most for name in ("brightness", "contrast", "saturation", "hue") if (most := getattr(augment, name))
         }
 
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """The image, changed as is drawn from ``rng``."""
+    def __call__(self, image: Tensor, rng: np.random.Generator, out: Tensor | None = None) -> Tensor:
+        """The image, changed as is drawn from ``rng``: in ``out``, uint8 (H, W, 3), or a new one."""
+        out = image.new_empty(*self._size, 3) if out is None else out
         augment = self._augment
         if augment.resized_crop:
             image = cut(image, part_box(image.shape[0], image.shape[1], augment.resized_crop, rng))
         elif augment.crop:
             image = self._anywhere(image, rng)
-        # Before it is resized: a part is smaller than what is made of it, and resized faster where it lies together.
-        image = image.flip(1) if augment.flip and rng.random() < 0.5 else image.contiguous()
+        if augment.flip and rng.random() < 0.5:
+            image = image.flip(1)  # before it is resized, as a part is mostly smaller than what is made of it
         if augment.resized_crop:
-            image = resized(image, *self._size)
-        return self._coloured(image, rng) if self._factors else image
+            image = resize(image, out)
+        if self._factors:
+            image = self._coloured(image, rng)
+        return image if image is out else out.copy_(image)
 
     def _anywhere(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         if pad := self._augment.padding:

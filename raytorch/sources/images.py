@@ -15,7 +15,7 @@ from raytorch.config.image_files import ImagesData
 from raytorch.errors import DataError
 from raytorch.sources.files import Root
 from raytorch.sources.image_decoding import SUFFIXES
-from raytorch.sources.image_pipeline import ImagePipeline, stacked
+from raytorch.sources.image_pipeline import ImagePipeline
 from raytorch.sources.texts import Texts
 
 _TABLE = ".csv"
@@ -56,7 +56,7 @@ class Images:
 
     def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Samples as a batch."""
-        return stacked([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+        return self._pipeline.batch([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
     def on_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """A batch with normalized images."""
