@@ -21,17 +21,17 @@ class BatchRoom:
     def __init__(self, height: int, width: int) -> None:
         """``height`` and ``width`` are those of all images."""
         self._size, self._last = (height, width), 1
-        self._images, self._given = torch.empty(0), list[Tensor]()
+        self._begin(0)
 
     def __reduce__(self) -> Any:
         return BatchRoom, self._size
 
     def next(self) -> Tensor:
         """Room for an image, uint8 (H, W, 3), that nobody else is given."""
-        if len(self._given) == len(self._images):
-            self._images, self._given = torch.empty(self._last, *self._size, 3, dtype=torch.uint8), []
-        self._given.append(self._images[len(self._given)])
-        return self._given[-1]
+        if not self._free:
+            self._begin(self._last)
+        self._given.append(image := self._free.pop())
+        return image
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
         """Images as a batch, uint8 (B, H, W, 3): their room if it was given for them in this order, else a copy."""
@@ -39,5 +39,9 @@ class BatchRoom:
         start = end - len(images)
         is_theirs = start >= 0 and all(map(operator.is_, images, self._given[start:]))
         together = self._images[start:end] if is_theirs else torch.stack([*images])
-        self._images, self._given = torch.empty(0), []  # so that it is freed with the batch
+        self._begin(0)  # so that the memory is freed with the batch
         return together
+
+    def _begin(self, images: int) -> None:
+        self._images = torch.empty(images, *self._size, 3, dtype=torch.uint8)
+        self._free, self._given = [*self._images.unbind()][::-1], list[Tensor]()

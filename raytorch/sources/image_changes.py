@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import exp, log, sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,22 +14,33 @@ from raytorch.config.image_files import ImageAugment
 _RATIOS = 3 / 4, 4 / 3
 """Of width to height, of parts that are resized."""
 _TRIES = 10
-_interpolate = torch.ops.aten._upsample_bilinear2d_aa.out
+_interpolate: Any = torch._C._nn._upsample_bilinear2d_aa
+"""What torch.nn.functional.interpolate calls, which takes no ``out``."""
 Box = tuple[int, int, int, int]
 """Top, left, height and width."""
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
     """Resize bilinearly, with antialiasing, as torchvision's resize does."""
-    return resize(image, image.new_empty(height, width, 3)) if image.shape[:2] != (height, width) else image
+    out = image.new_empty(height, width, 3)
+    return resize(_planes(image), out) if image.shape != out.shape else image
 
 
-def resize(image: Tensor, out: Tensor) -> Tensor:
-    """The same, written into ``out``, uint8 (H, W, 3), whose size counts."""
-    # In this order of dimensions PyTorch sees that colours lie together. F.interpolate takes no ``out``.
-    planes, into = (each.unsqueeze(0).permute(0, 3, 1, 2) for each in (image, out))
-    _interpolate(planes, out.shape[:2], False, out=into)
+def resize(planes: Tensor, out: Tensor) -> Tensor:
+    """The same of an image as (1, 3, H, W), into ``out``, uint8 (H, W, 3), of whose size it is made."""
+    _interpolate(planes, out.shape[:2], False, None, None, out=_planes(out))
     return out
+
+
+def _planes(image: Tensor, box: Box | None = None) -> Tensor:
+    """An image or its part as (1, 3, H, W), in memory as it was: PyTorch sees by that that colours lie together.
+
+    As a single operation: others take a tenth of the time of an image, as its pixels take the processor's caches.
+    """
+    rows, columns, colours = image.stride()
+    top, left, height, width = box or (0, 0, *image.shape[:2])
+    start = image.storage_offset() + rows * top + columns * left
+    return image.as_strided((1, 3, height, width), (0, colours, rows, columns), start)
 
 
 def covering(image: Tensor, height: int, width: int) -> Tensor:
@@ -70,18 +82,17 @@ class RandomChanges:
     def __call__(self, image: Tensor, rng: np.random.Generator, out: Tensor | None = None) -> Tensor:
         """The image, changed as is drawn from ``rng``: in ``out``, uint8 (H, W, 3), or a new one."""
         out = image.new_empty(*self._size, 3) if out is None else out
-        augment = self._augment
-        if augment.resized_crop:
-            image = cut(image, part_box(image.shape[0], image.shape[1], augment.resized_crop, rng))
-        elif augment.crop:
-            image = self._anywhere(image, rng)
-        if augment.flip and rng.random() < 0.5:
-            image = image.flip(1)  # before it is resized, as a part is mostly smaller than what is made of it
-        if augment.resized_crop:
-            image = resize(image, out)
-        if self._factors:
-            image = self._coloured(image, rng)
-        return image if image is out else out.copy_(image)
+        if self._augment.resized_crop:
+            planes = _planes(image, part_box(image.shape[0], image.shape[1], self._augment.resized_crop, rng))
+            # It is mirrored before it is resized, as a part is mostly smaller than what is made of it.
+            resize(planes.flip(3) if self._is_mirrored(rng) else planes, out)
+        else:
+            image = self._anywhere(image, rng) if self._augment.crop else image
+            out.copy_(image.flip(1) if self._is_mirrored(rng) else image)
+        return out.copy_(self._coloured(out, rng)) if self._factors else out
+
+    def _is_mirrored(self, rng: np.random.Generator) -> bool:
+        return self._augment.flip and rng.random() < 0.5
 
     def _anywhere(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         if pad := self._augment.padding:
