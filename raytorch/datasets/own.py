@@ -28,6 +28,7 @@ from raytorch.datasets.common_generators import SeededReading, seed_common
 from raytorch.datasets.in_memory import load_dataset
 from raytorch.datasets.readers import Readers
 from raytorch.datasets.requests import Request, Split
+from raytorch.datasets.sample_generators import SampleGenerators
 from raytorch.datasets.shares import EndShare, Share
 from raytorch.datasets.skipping import NoneReadableError, Skipped, SkippedSamples, StandIns, name_samples
 from raytorch.errors import ConfigError, DataError
@@ -189,6 +190,7 @@ class _Batches:
         self._batch: Any = self._with_stand_ins if most_skipped else self._asked
         self._stand_ins = StandIns(data, most_skipped, is_random=self._takes_rng)
         self._epoch_seed = lru_cache(self._new_epoch_seed)
+        self._generators = SampleGenerators(seed)
         self._seeded = SeededReading()
 
     def __reduce__(self) -> Any:
@@ -254,8 +256,7 @@ class _Batches:
 
     def _rng(self, request: Request, number: int = 0) -> dict[str, np.random.Generator]:
         """The argument ``rng`` of a sample: from its place in the order of the epoch, whoever reads it."""
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(request.epoch, request.place + number))
-        return {"rng": np.random.Generator(np.random.PCG64(sequence))}
+        return {"rng": self._generators.at(request.epoch, request.place + number)}
 
     def _new_epoch_seed(self, epoch: int) -> int:
         """What is drawn from generators that are not the data set's own follows from this and the batch's place."""

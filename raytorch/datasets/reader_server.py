@@ -29,6 +29,7 @@ import torch
 from raytorch.config.code_snapshot import CodeSnapshot
 from raytorch.config.own_calls import use_code
 from raytorch.datasets.carried_errors import CarriedError
+from raytorch.datasets.segments import Arrivals, Segments
 from raytorch.datasets.shared_values import packed, unpacked
 from raytorch.system.processes import adopt_orphans, die_with, end_children
 
@@ -38,6 +39,9 @@ LINES_AT_ONCE = 100
 """The system sends 253 at most."""
 _CLOSED_BY_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _SIZE = struct.Struct("<q")
+_NUMBER = struct.Struct("<i")
+_NO_NUMBER = -1
+"""Of what comes in a file of its own."""
 
 
 class Task(NamedTuple):
@@ -57,32 +61,41 @@ class Ended(NamedTuple):
     """Its exit status; that of a signal is negative."""
 
 
-def send(line: socket.socket, file: int, *others: int) -> None:
+def send(line: socket.socket, *files: int, number: int = _NO_NUMBER) -> None:
     """Send files, which are closed here. Nothing is raised if nobody is there, as that is told where one waits."""
     with suppress(ConnectionError):
-        socket.send_fds(line, [b"."], [file, *others])
-    for each in (file, *others):
+        if files:
+            socket.send_fds(line, [_NUMBER.pack(number)], files)
+        else:
+            line.sendall(_NUMBER.pack(number))
+    for each in files:
         os.close(each)
 
 
-def received(line: socket.socket) -> Any:
+def received(line: socket.socket, arrivals: Arrivals | None = None) -> Any:
     """The value that has been sent. Raises EOFError if there is none and will be none."""
-    [file] = _files(line, 1, socket.MSG_DONTWAIT)
-    return unpacked(file)
+    number, files = _received(line, 1, socket.MSG_DONTWAIT)
+    if arrivals and number != _NO_NUMBER:
+        return arrivals.value(number, *files)
+    return unpacked(*files)
 
 
-def _files(line: socket.socket, most: int, flags: int = 0) -> list[int]:
-    files: list[int] = []
+def _files(line: socket.socket, most: int) -> list[int]:
+    return _received(line, most)[1]
+
+
+def _received(line: socket.socket, most: int, flags: int = 0) -> tuple[int, list[int]]:
+    content = b""
     with suppress(ConnectionError, BlockingIOError):
-        _, files, _, _ = socket.recv_fds(line, 1, most, flags | _CLOSED_BY_EXEC)
-    if not files:
+        content, files, _, _ = socket.recv_fds(line, _NUMBER.size, most, flags | _CLOSED_BY_EXEC)
+    if not content:
         raise EOFError
-    return files
+    return _NUMBER.unpack(content)[0], files
 
 
-def ask(line: socket.socket, request: Any) -> None:
-    """Send a reader a request."""
-    content = pickle.dumps(request)
+def ask(line: socket.socket, request: Any, segments: list[int]) -> None:
+    """Send a reader a request, and what it may write the answer into."""
+    content = pickle.dumps((request, segments))
     with suppress(ConnectionError):
         line.sendall(_SIZE.pack(len(content)) + content)
 
@@ -212,9 +225,13 @@ def _carried(error: BaseException) -> CarriedError:
 
 def _answer(line: socket.socket, answer: Callable[[Any], Any]) -> None:
     """Answer requests, until nobody is there to ask."""
+    segments = Segments()
     with suppress(ConnectionError, EOFError):
         while True:
-            send(line, _answered(answer, _next_request(line)))
+            request, free = _next_request(line)
+            segments.take_back(free)
+            number, file = _answered(answer, request, segments)
+            send(line, *([] if file is None else [file]), number=number)
 
 
 def _next_request(line: socket.socket) -> Any:
@@ -231,13 +248,13 @@ def _exactly(line: socket.socket, size: int) -> bytes:
     return bytes(content)
 
 
-def _answered(answer: Callable[[Any], Any], request: Any) -> int:
-    """The file of an answer, or of what was raised in place of one: SystemExit and the like are no ends of a reader."""
+def _answered(answer: Callable[[Any], Any], request: Any, segments: Segments) -> tuple[int, int | None]:
+    """Where an answer is, or what was raised in place of one: SystemExit and the like are no ends of a reader."""
     try:
         value = answer(request)
         try:
-            return packed(value)
+            return segments.put(value)
         except Exception as error:
             raise TypeError(f"a batch cannot be sent by a reader, which pickles it: {error}; or readers: 0") from error
     except BaseException as error:
-        return packed(_carried(error))
+        return segments.put(_carried(error))

@@ -18,6 +18,7 @@ from weakref import finalize
 from raytorch.config.own_calls import code_in_use
 from raytorch.datasets.carried_errors import CarriedError
 from raytorch.datasets.reader_server import LINES_AT_ONCE, LOOK_S, Ended, Task, ask, received, send
+from raytorch.datasets.segments import Arrivals
 from raytorch.datasets.shared_values import packed, packed_data
 from raytorch.errors import ConfigError, ReaderDiedError
 
@@ -85,6 +86,9 @@ class Readers:
                 yield self._answer_of(asked.popleft(), number_of_pass)
         while asked:
             yield self._answer_of(asked.popleft(), number_of_pass)
+        if number_of_pass == self._pass:
+            for reader in self._readers:
+                reader.rest()
 
     def _answer_of(self, reader: "_Reader", number_of_pass: int) -> Any:
         if number_of_pass != self._pass:
@@ -216,10 +220,11 @@ class _Reader:
     def __init__(self, keeper: _Keeper, name: str) -> None:
         self.line, self._keeper, self._name, self._unanswered = _Line(), keeper, name, 0
         self._end: Ended | None = None
+        self._arrivals = Arrivals()
 
     def ask(self, request: Any) -> None:
         """Send a request. That the reader has died is told with the first answer that is missing."""
-        ask(self.line.socket, request)
+        ask(self.line.socket, request, self._arrivals.left())
         self._unanswered += 1
 
     def answer(self) -> Any:
@@ -234,6 +239,10 @@ class _Reader:
         while self._unanswered:
             self._received()
 
+    def rest(self) -> None:
+        """Hold no memory for answers until something is asked, of which there is nothing now."""
+        self._arrivals.rest()
+
     def _received(self) -> Any:
         self._unanswered -= 1
         value = self._end or self._sent()
@@ -247,7 +256,7 @@ class _Reader:
         while not wait([self.line.socket, self._keeper.line.socket], LOOK_S) and self._keeper.is_alive():
             pass
         try:
-            return received(self.line.socket)
+            return received(self.line.socket, self._arrivals)
         except EOFError:
             self._keeper.raise_end()
 

@@ -2,6 +2,9 @@
 
 It is the sender's to write and the receiver's to map, and goes when the receiver's arrays and tensors in it have gone.
 Nothing of it has to fit into a pipe or into /dev/shm.
+
+In it there are the count of a value's parts, the size of each in bytes, and the parts: the first is a pickle, the
+others are the bytes of arrays and tensors, which are not copied into that.
 """
 
 import io
@@ -9,7 +12,7 @@ import marshal
 import os
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from mmap import ACCESS_COPY, ACCESS_DEFAULT, mmap
 from types import CodeType
 from typing import Any
@@ -27,13 +30,9 @@ _NUMBER = 8
 def packed(value: Any) -> int:
     """A file that holds a value, as the number of its descriptor, which is the caller's to close.
 
-    It begins with the count of its parts and the size of each in bytes; the first is a pickle, the others are the bytes
-    of arrays and tensors, which are not copied into it. Raises what pickle does for a value that cannot be sent.
+    Raises what pickle does for a value that cannot be sent.
     """
-    try:
-        return _file_of(value, _Pickler)
-    except (AttributeError, TypeError, pickle.PicklingError):  # of a class without a name that is found again, say
-        return _file_of(value, _PicklerByValue)
+    return _file_of(parts_of(value))
 
 
 def packed_data(value: Any) -> int:
@@ -42,7 +41,7 @@ def packed_data(value: Any) -> int:
     Classes and functions of the running program are sent whole, since its ``__main__`` is not imported there, and
     arrays of numpy.memmap by the place that they have in their file.
     """
-    return _file_of(value, _DataPickler)
+    return _file_of(_parts(value, _DataPickler))
 
 
 def unpacked(file: int, *, is_own: bool = False) -> Any:
@@ -51,9 +50,36 @@ def unpacked(file: int, *, is_own: bool = False) -> Any:
     With ``is_own`` what is written is this process's own, and not seen by others that map the file.
     """
     try:
-        memory = memoryview(mmap(file, 0, access=ACCESS_COPY if is_own else ACCESS_DEFAULT))
+        return value_in(memoryview(mmap(file, 0, access=ACCESS_COPY if is_own else ACCESS_DEFAULT)))
     finally:
         os.close(file)
+
+
+def parts_of(value: Any) -> list[memoryview]:
+    """What is written of a value. Raises what pickle does for one that cannot be sent."""
+    try:
+        return _parts(value, _Pickler)
+    except (AttributeError, TypeError, pickle.PicklingError):  # of a class without a name that is found again, say
+        return _parts(value, _PicklerByValue)
+
+
+def size_of(parts: Sequence[memoryview]) -> int:
+    """The bytes that they take with all that is around them."""
+    return _padded((len(parts) + 1) * _NUMBER) + sum(_padded(part.nbytes) for part in parts)
+
+
+def write(parts: Sequence[memoryview], memory: memoryview) -> None:
+    """Write them at the start of ``memory``, which has room for them."""
+    head = _head(parts)
+    memory[: len(head)] = head
+    start = _padded(len(head))
+    for part in parts:
+        memory[start : start + part.nbytes] = part
+        start += _padded(part.nbytes)
+
+
+def value_in(memory: memoryview) -> Any:
+    """The value of the parts that ``memory`` begins with, in which arrays and tensors stay."""
     count = int.from_bytes(memory[:_NUMBER], "little")
     start = _padded((count + 1) * _NUMBER)
     parts = []
@@ -64,30 +90,32 @@ def unpacked(file: int, *, is_own: bool = False) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (of a process of this very program)
 
 
-def _file_of(value: Any, pickler: Callable[[io.BytesIO, list[Any]], Any]) -> int:
-    parts: list[Any] = []
-    stream = io.BytesIO()
-    pickler(stream, parts).dump(value)
-    parts = [stream.getbuffer(), *(part.raw() for part in parts)]
-    sizes = [len(parts), *(part.nbytes for part in parts)]
-    file = _unnamed_file()
-    with open(file, "wb", closefd=False) as out:
-        _write(out, b"".join(size.to_bytes(_NUMBER, "little") for size in sizes))
-        for part in parts:
-            _write(out, part)
-    return file
-
-
-def _unnamed_file() -> int:
+def unnamed_file() -> int:
+    """A file in memory, as the number of its descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("raytorch")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-def _write(out: io.BufferedWriter, part: Any) -> None:
-    out.write(part)
-    out.write(bytes(_padded(len(part)) - len(part)))
+def _parts(value: Any, pickler: Callable[[io.BytesIO, list[Any]], Any]) -> list[memoryview]:
+    buffers: list[Any] = []
+    stream = io.BytesIO()
+    pickler(stream, buffers).dump(value)
+    return [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
+
+
+def _file_of(parts: Sequence[memoryview]) -> int:
+    file = unnamed_file()
+    with open(file, "wb", closefd=False) as out:
+        for part in (memoryview(_head(parts)), *parts):
+            out.write(part)
+            out.write(bytes(_padded(len(part)) - len(part)))
+    return file
+
+
+def _head(parts: Sequence[memoryview]) -> bytes:
+    return b"".join(size.to_bytes(_NUMBER, "little") for size in (len(parts), *(part.nbytes for part in parts)))
 
 
 def _padded(size: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import exp, log, sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,33 @@ from raytorch.config.image_files import ImageAugment
 _RATIOS = 3 / 4, 4 / 3
 """Of width to height, of parts that are resized."""
 _TRIES = 10
+_interpolate: Any = torch._C._nn._upsample_bilinear2d_aa
+"""What torch.nn.functional.interpolate calls, which takes no ``out``."""
 Box = tuple[int, int, int, int]
 """Top, left, height and width."""
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
     """Resize bilinearly, with antialiasing, as torchvision's resize does."""
-    if image.shape[:2] == (height, width):
-        return image
-    planes = image.unsqueeze(0).permute(0, 3, 1, 2)  # in this order PyTorch sees that colours lie together
-    out = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    return out.permute(0, 2, 3, 1)[0]
+    out = image.new_empty(height, width, 3)
+    return resize(_planes(image), out) if image.shape != out.shape else image
+
+
+def resize(planes: Tensor, out: Tensor) -> Tensor:
+    """The same of an image as (1, 3, H, W), into ``out``, uint8 (H, W, 3), of whose size it is made."""
+    _interpolate(planes, out.shape[:2], False, None, None, out=_planes(out))
+    return out
+
+
+def _planes(image: Tensor, box: Box | None = None) -> Tensor:
+    """An image or its part as (1, 3, H, W), in memory as it was: PyTorch sees by that that colours lie together.
+
+    As a single operation: others take a tenth of the time of an image, as its pixels take the processor's caches.
+    """
+    rows, columns, colours = image.stride()
+    top, left, height, width = box or (0, 0, *image.shape[:2])
+    start = image.storage_offset() + rows * top + columns * left
+    return image.as_strided((1, 3, height, width), (0, colours, rows, columns), start)
 
 
 def covering(image: Tensor, height: int, width: int) -> Tensor:
@@ -62,18 +79,20 @@ class RandomChanges:
             name: most for name in ("brightness", "contrast", "saturation", "hue") if (most := getattr(augment, name))
         }
 
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """The image, changed as is drawn from ``rng``."""
-        augment = self._augment
-        if augment.resized_crop:
-            image = cut(image, part_box(image.shape[0], image.shape[1], augment.resized_crop, rng))
-        elif augment.crop:
-            image = self._anywhere(image, rng)
-        # Before it is resized: a part is smaller than what is made of it, and resized faster where it lies together.
-        image = image.flip(1) if augment.flip and rng.random() < 0.5 else image.contiguous()
-        if augment.resized_crop:
-            image = resized(image, *self._size)
-        return self._coloured(image, rng) if self._factors else image
+    def __call__(self, image: Tensor, rng: np.random.Generator, out: Tensor | None = None) -> Tensor:
+        """The image, changed as is drawn from ``rng``: in ``out``, uint8 (H, W, 3), or a new one."""
+        out = image.new_empty(*self._size, 3) if out is None else out
+        if self._augment.resized_crop:
+            planes = _planes(image, part_box(image.shape[0], image.shape[1], self._augment.resized_crop, rng))
+            # It is mirrored before it is resized, as a part is mostly smaller than what is made of it.
+            resize(planes.flip(3) if self._is_mirrored(rng) else planes, out)
+        else:
+            image = self._anywhere(image, rng) if self._augment.crop else image
+            out.copy_(image.flip(1) if self._is_mirrored(rng) else image)
+        return out.copy_(self._coloured(out, rng)) if self._factors else out
+
+    def _is_mirrored(self, rng: np.random.Generator) -> bool:
+        return self._augment.flip and rng.random() < 0.5
 
     def _anywhere(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         if pad := self._augment.padding:

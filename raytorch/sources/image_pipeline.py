@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raytorch.config.image_files import ImageFiles
 from raytorch.errors import DataError
+from raytorch.sources.batch_room import BatchRoom
 from raytorch.sources.image_changes import RandomChanges, centre, covering
 from raytorch.sources.image_decoding import decoded, require_decoders
 from raytorch.sources.shared_pixels import SharedPixels, share_of_machine
@@ -28,6 +29,7 @@ class ImagePipeline:
         self._change = RandomChanges(augment, height, width) if training else None
         self._is_cut_last = training and bool(augment.crop or augment.resized_crop)
         self._kept = SharedPixels(images, share_of_machine()) if section.cache == "memory" else None
+        self._room = BatchRoom(height, width)
         # For whole rows of an image: by three colours at a time it would take four times as long.
         mean, std = (torch.tensor(each * width) for each in (section.mean, section.std))
         self._scale, self._offset = 1 / (255 * std), -mean / std
@@ -35,7 +37,7 @@ class ImagePipeline:
     def image(
         self, number: int, read: Callable[[], bytes], place: Callable[[], str], rng: np.random.Generator | None
     ) -> Tensor:
-        """An image by its number, uint8 (H, W, 3), that is to be left as it is; random changes draw from ``rng``.
+        """An image by its number, uint8 (H, W, 3); random changes draw from ``rng``, and without it there are none.
 
         ``read`` reads its file, where it has not been kept, and ``place`` names that in errors. Raises DataError.
         """
@@ -44,7 +46,13 @@ class ImagePipeline:
             image = self._fixed(read(), place)
             if self._kept is not None:
                 self._kept.put(number, image)
-        return self._change(image, rng) if self._change and rng is not None else image
+        if not self._change:
+            return self._room.next().copy_(image)
+        return image if rng is None else self._change(image, rng, self._room.next())
+
+    def batch(self, images: Sequence[Tensor]) -> Tensor:
+        """Images as a batch, uint8 (B, 3, H, W), in which an image's colours lie together as before."""
+        return self._room.batch(images).permute(0, 3, 1, 2)
 
     def normalized(self, images: Tensor) -> Tensor:
         """A batch as a model takes it, float32 (B, 3, H, W), on its device."""
@@ -55,7 +63,7 @@ class ImagePipeline:
         parts = (normal, pixels) if images.device.type == "cpu" else (normal[None], pixels[None])
         for into, part in zip(*parts, strict=True):
             rows = into.view(-1, len(self._scale))
-            rows.copy_(part.view(rows.shape)).mul_(self._scale).add_(self._offset)
+            torch.addcmul(self._offset, rows.copy_(part.view(rows.shape)), self._scale, out=rows)
         return normal.permute(0, 3, 1, 2)
 
     def _fixed(self, content: bytes, place: Callable[[], str]) -> Tensor:
@@ -66,8 +74,3 @@ class ImagePipeline:
         if self._covered:
             image = covering(image, *self._covered)
         return (image if self._is_cut_last else centre(image, *self.size)).contiguous()
-
-
-def stacked(images: Sequence[Tensor]) -> Tensor:
-    """Images, uint8 (H, W, 3), as a batch, uint8 (B, 3, H, W), in which an image's colours lie together as before."""
-    return torch.stack([*images]).permute(0, 3, 1, 2)

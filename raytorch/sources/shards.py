@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from raytorch.config.image_files import ShardsData
 from raytorch.errors import DataError
 from raytorch.sources.files import File, Root
-from raytorch.sources.image_pipeline import ImagePipeline, stacked
+from raytorch.sources.image_pipeline import ImagePipeline
 from raytorch.sources.shard_index import SUFFIX, Placed, read_index
 from raytorch.sources.tar_headers import BLOCK
 from raytorch.sources.texts import Texts
@@ -67,7 +67,7 @@ class Shards:
 
     def _together(self, field: str, is_image: bool, values: Sequence[Any]) -> Any:
         if is_image:
-            return stacked(values)
+            return self._images.batch(values)
         return list(values) if field.endswith(("json", "txt")) else default_collate(list(values))
 
     def _value(self, index: int, number: int, rng: np.random.Generator | None) -> Any:

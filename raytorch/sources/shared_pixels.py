@@ -48,11 +48,9 @@ class SharedPixels:
         place = int(self._places[number])
         if not place:
             return None
-        height, width = np.frombuffer(self._memory, _SHAPE, 2, place).tolist()
-        pixels = torch.frombuffer(
-            self._memory, dtype=torch.uint8, count=height * width * 3, offset=place + 2 * _SHAPE.itemsize
-        )
-        return pixels.view(height, width, 3)
+        first = place // _SHAPE.itemsize
+        height, width = self._shapes[first], self._shapes[first + 1]
+        return self._pixels.as_strided((height, width, 3), (3 * width, 3, 1), place + 2 * _SHAPE.itemsize)
 
     def put(self, number: int, pixels: Tensor) -> None:
         """Keep an image, uint8 (H, W, 3), if there is room for it."""
@@ -84,6 +82,9 @@ class SharedPixels:
         self._memory = mmap(self._file, self._size)
         numbers = np.frombuffer(self._memory, np.int64, 1 + self._images)
         self._taken, self._places = numbers[:1], numbers[1:]
+        # Of all of it, as a look-up in these takes less time than making others.
+        self._shapes = memoryview(self._memory).cast("i")  # as _SHAPE
+        self._pixels = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._taken[0] = first
         self._own = (0, 0, 0)
         """The process whose chunk it is, where it goes on in it, and its end."""

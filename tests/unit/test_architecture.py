@@ -61,7 +61,8 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "array_files blocks by_block image_decoding last_used node_cache retries shared_pixels tar_headers texts",
+        "array_files batch_room blocks by_block image_decoding last_used node_cache retries shared_pixels "
+        "tar_headers texts",
         "stores",
         "files tokenizer",
         "arrays documents image_changes range_file shard_index table_columns token_files",
@@ -75,9 +76,10 @@ ROOMS = {
         "table",
     ],
     "datasets": [
-        "augmentation carried_errors common_generators download file_errors memmap_pickling order",
+        "augmentation carried_errors common_generators download file_errors memmap_pickling order sample_generators",
         "archives cifar10_files idx_files shared_values shares",
-        "files reader_server",
+        "files segments",
+        "reader_server",
         "readers",
         "preparation",
         "requests",

@@ -143,6 +143,23 @@ def test_parts_are_resized_as_torchvision_does() -> None:
     assert 0 < mirrored < 20
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_parts_that_are_as_large_as_what_is_made_of_them_are_left_as_they_are(flip: bool) -> None:
+    image = decoded(JPEG)
+    top, left, height, width = part_box(*image.shape[:2], (1.0, 1.0), np.random.default_rng(0))  # always of the middle
+    change = RandomChanges(ImageAugment(resized_crop=[1.0, 1.0], flip=flip), height, width)
+    changed = [change(image, np.random.default_rng(seed)) for seed in range(8)]
+    part = image[top : top + height, left : left + width]
+    assert all(torch.equal(each, part) or (flip and torch.equal(each, part.flip(1))) for each in changed)
+
+
+def test_a_sample_that_is_changed_is_not_so_the_next_time(root: Path) -> None:
+    data = open_source(ImagesData(root=str(root), cache="memory", size=16), "test", training=False)
+    first = data[1][0].clone()
+    data[1][0].zero_()
+    assert torch.equal(data[1][0], first)
+
+
 def test_parts_have_the_areas_and_proportions_of_torchvisions() -> None:
     rng = np.random.default_rng(0)
     boxes = np.array([part_box(300, 400, (0.08, 1.0), rng) for _ in range(4_000)])

@@ -233,6 +233,30 @@ def test_what_is_mapped_from_a_file_is_mapped_by_readers_too(tmp_path: Path) -> 
     assert (first, late[1, 1]) == (7, 3)
 
 
+def test_memory_is_held_for_few_batches_and_for_none_when_all_are_read() -> None:
+    def held() -> int:
+        return kilobytes(Path("/proc/self/smaps").read_text(encoding="utf-8"), "memfd:raytorch").get("Rss", 0) // 1024
+
+    def looked_at(answers: Iterator[Any]) -> Iterator[Any]:
+        return (answer for answer in answers if answer.any())  # which maps its memory
+
+    readers = Readers(lambda request: np.full(1 << 20, request, np.uint8), 1)
+    before = held()
+    answers = looked_at(readers.read(range(1, 61)))
+    many = [next(answers) for _ in range(40)]
+    assert held() - before >= 40
+    del many
+    for _ in range(10):
+        next(answers)
+    assert held() - before < 20
+    last = [*answers][-1]
+    assert held() - before <= 2
+    assert (last == 60).all()
+    del last
+    assert held() == before
+    assert [int(each[0]) for each in looked_at(readers.read(range(1, 9)))] == list(range(1, 9))
+
+
 def test_none_has_a_second_thread_when_it_forks() -> None:
     [(pid, parent)] = Readers(lambda request: (os.getpid(), os.getppid()), 1).read([None])
     for process in (pid, parent, parent_of(parent)):

@@ -115,6 +115,44 @@ def test_no_more_is_read_ahead_than_is_said() -> None:
     answers.close()
 
 
+def numbered(request: Any) -> Any:
+    """Some more and some less, by the request."""
+    return {"all": np.full(100_000 + 5_000 * (request % 11), request), "rest": torch.full((1_000,), request)}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_memory_of_batches_that_are_gone_is_taken_for_others(count: int) -> None:
+    readers = Readers(numbered, count)
+    places = set()
+    for _ in range(2):
+        for number, answer in enumerate(readers.read(range(60))):
+            assert (answer["all"] == number).all()
+            places.add(answer["all"].ctypes.data)
+            del answer
+    assert len(places) <= 6 * count  # the first are replaced by larger ones
+
+
+def test_a_part_of_a_batch_keeps_what_it_is_while_others_come() -> None:
+    answers = Readers(numbered, 2).read(range(200))
+    keep: list[Callable[[dict[str, Any]], Any]] = [
+        lambda answer: answer["all"][70_000:].reshape(-1, 10)[::3],
+        lambda answer: torch.from_numpy(answer["all"]).view(-1, 10)[5],
+        lambda answer: answer["rest"].view(10, 100).t(),
+        lambda answer: answer["rest"].numpy()[:1],
+        lambda answer: memoryview(answer["all"])[3:],
+        lambda answer: answer["rest"].untyped_storage(),
+    ]
+    kept = [part(next(answers)) for part in keep]
+    del keep
+    whole = [next(answers)["rest"] for _ in range(20)]
+    for number, answer in enumerate(answers, 26):
+        assert answer["rest"].unique().tolist() == [number]
+        del answer
+    kept[5] = torch.empty(0, dtype=torch.int64).set_(kept[5])
+    assert [set(np.asarray(each).ravel().tolist()) for each in kept] == [{number} for number in range(6)]
+    assert [set(each.tolist()) for each in whole] == [{number} for number in range(6, 26)]
+
+
 # -- failures ----------------------------------------------------------------------------------------------------------
 
 OWN = """
