@@ -50,6 +50,7 @@ __all__ = [
     "DigitsData",
     "EarlyStopping",
     "Failure",
+    "GptModel",
     "ImageAugment",
     "ImageData",
     "ImageFiles",

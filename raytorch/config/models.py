@@ -1,8 +1,8 @@
 """Models."""
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from raytorch.config.model_keys import ModelKeys
 from raytorch.config.optimization import LOSSES
@@ -17,21 +17,23 @@ class _Named(Section):
     """The model."""
 
 
-class ImageModel(ModelKeys, _Named):
-    """Base of all models."""
+class ShippedModel(ModelKeys, _Named):
+    """Base of all models that ship."""
 
     reads: ClassVar[tuple[str, ...] | None] = ("images",)
     """The kinds of input, as data sets name theirs; None for any."""
+    facts: ClassVar[tuple[str, ...]] = ("input_shape", "num_classes")
+    """What the data has to tell of itself."""
     losses: ClassVar[tuple[str, ...] | None] = LOSSES
     """Those of raytorch's that it can be trained by; None for any."""
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
-    """Those that it brings, of each of which a higher value is better."""
+    """Those that it brings; the first ranks its evaluations."""
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Refuse inputs of ``shape``, (C, H, W), of clips (C, T, H, W), that it cannot read. Raises ConflictError."""
 
 
-class MlpModel(ImageModel):
+class MlpModel(ShippedModel):
     """Fully connected layers with ReLU on the flattened input, an image or a row of a table, say."""
 
     reads = ("images", "rows")
@@ -43,7 +45,7 @@ class MlpModel(ImageModel):
     """Probability that a hidden unit is dropped in training."""
 
 
-class ConvNetModel(ImageModel):
+class ConvNetModel(ShippedModel):
     """3 x 3 convolutions, each followed by ReLU and 2 x 2 max-pooling, then one linear layer."""
 
     name: Literal["convnet"] = "convnet"
@@ -57,14 +59,14 @@ class ConvNetModel(ImageModel):
         _check_halving(self.channels, *shape[-2:])
 
 
-class ResNet18Model(ImageModel):
+class ResNet18Model(ShippedModel):
     """torchvision's ResNet-18, with a 3 x 3 stem and no first pooling for images of up to 64 pixels."""
 
     name: Literal["resnet18"] = "resnet18"
     """The model."""
 
 
-class RnnModel(ImageModel):
+class RnnModel(ShippedModel):
     """A recurrent network that reads an image row by row and classifies its last state."""
 
     name: Literal["rnn"] = "rnn"
@@ -87,8 +89,8 @@ class RnnModel(ImageModel):
         return self
 
 
-class AttentionModel(ImageModel):
-    """Base of the transformers."""
+class _Heads(ShippedModel):
+    """Base of what attends by several heads."""
 
     name: str
     """The model."""
@@ -96,16 +98,21 @@ class AttentionModel(ImageModel):
     """Width of a token's embedding; a multiple of ``heads``."""
     heads: PositiveInt = 4
     """Attention heads."""
-    feedforward: PositiveInt = 128
-    """Width of the feed-forward layer inside a block."""
     dropout: Fraction = 0.0
     """Probability that an activation is dropped in training."""
 
     @model_validator(mode="after")
-    def _heads_divide_dim(self) -> "AttentionModel":
+    def _heads_divide_dim(self) -> Self:
         if self.dim % self.heads:
             raise ConflictError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})", "dim", "heads")
         return self
+
+
+class AttentionModel(_Heads):
+    """Base of the transformers of images."""
+
+    feedforward: PositiveInt = 128
+    """Width of the feed-forward layer inside a block."""
 
 
 class VitModel(AttentionModel):
@@ -126,7 +133,7 @@ class VitModel(AttentionModel):
             )
 
 
-class Conv3dModel(ImageModel):
+class Conv3dModel(ShippedModel):
     """3 x 3 x 3 convolutions over time and space, each with batch normalization, ReLU, pooling; then a linear layer."""
 
     reads = ("clips",)
@@ -159,6 +166,46 @@ class Seq2SeqModel(AttentionModel):
             raise ConflictError(f"columns ({self.columns}) must divide the image's width ({width})", "columns")
 
 
+class GptModel(_Heads):
+    """A decoder that foretells each token from those before it: RMSNorm, rotary positions, no biases."""
+
+    reads = ("tokens",)
+    facts = ("vocabulary", "context")
+    losses = ("cross_entropy",)
+    metrics = ("bits_per_byte", "accuracy")
+    name: Literal["gpt"] = "gpt"
+    """The model."""
+    dim: PositiveInt = 128
+    """Width of a token's embedding; a multiple of twice ``heads``."""
+    layers: PositiveInt = 4
+    """Blocks of attention and feed-forward layer."""
+    kv_heads: PositiveInt | None = None
+    """Heads of keys and values, each of which serves several of ``heads`` (grouped-query attention); null for as many
+    as ``heads``."""
+    activation: Literal["swiglu", "relu2"] = "swiglu"
+    """Feed-forward layer: SwiGLU, of three matrices, or ``relu2``, of two with the square of ReLU between them."""
+    feedforward: PositiveInt | None = None
+    """Width of the feed-forward layer inside a block; null for one of 8 ``dim``² weights, a multiple of 64."""
+    tied: bool = True
+    """Whether the matrix that reads tokens is also the one that writes them."""
+    rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary positions, whose wavelengths go up to nearly 2π times as many tokens."""
+
+    @model_validator(mode="after")
+    def _heads_go_together(self) -> Self:
+        if self.dim % (2 * self.heads):
+            raise ConflictError(
+                f"dim ({self.dim}) must be a multiple of twice heads (2 x {self.heads}), as positions turn pairs",
+                "dim",
+                "heads",
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ConflictError(
+                f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})", "kv_heads", "heads"
+            )
+        return self
+
+
 def _check_halving(channels: list[int], height: int, width: int) -> None:
     most = min(height, width).bit_length() - 1
     if len(channels) > most:
@@ -170,10 +217,10 @@ def _check_halving(channels: list[int], height: int, width: int) -> None:
 
 
 Model = Annotated[
-    MlpModel | ConvNetModel | ResNet18Model | RnnModel | VitModel | Conv3dModel | Seq2SeqModel,
+    MlpModel | ConvNetModel | ResNet18Model | RnnModel | VitModel | Conv3dModel | Seq2SeqModel | GptModel,
     Field(discriminator="name"),
 ]
-MODELS: tuple[type[ImageModel], ...] = get_args(get_args(Model)[0])
+MODELS: tuple[type[ShippedModel], ...] = get_args(get_args(Model)[0])
 ModelPart = Annotated[
     Annotated[Model, Tag("shipped")] | Annotated[OwnModel, Tag("own")],
     Discriminator(own_or_shipped),

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -13,19 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from raytorch.config import CodeSnapshot, ConflictError, ModelKeys, OwnModel, own_code
-from raytorch.config.models import ModelPart
+from raytorch.config.models import ModelPart, ShippedModel
 from raytorch.config.own_calls import imported, own_call, without_staying
-from raytorch.datasets.in_memory import END, PAD
 from raytorch.errors import ConfigError, UserError
-from raytorch.layers.attention import MultiheadAttention, PositionalEncoding
 from raytorch.layers.conv import AdaptiveAvgPool3d, BatchNorm3d, Conv2d, Conv3d, MaxPool2d, MaxPool3d
 from raytorch.layers.rnn import GRU, LSTM, RNN
-from raytorch.layers.transformer import TransformerDecoderLayer, TransformerEncoderLayer
-from raytorch.models.objectives import digit_accuracy, strip_loss
+from raytorch.models.gpt import Gpt
+from raytorch.models.image_transformers import Seq2Seq, Vit
 
 _IMAGE = 3
 """Dimensions of an image: channels, height and width."""
-_BEGIN = 11  # what the decoder reads before the first digit
 
 Code: TypeAlias = own_code.Code
 """The code of a model of a user's own, or the file or folder that has it."""
@@ -112,23 +109,34 @@ class Architecture:
                 raise ConfigError(f"model.name: {self.config.name} makes a {kind}, not a torch.nn.Module")
             _require_sizes(model, self.config.name)
             return model
-        if self.input_shape is None or self.num_classes is None:
-            raise ConfigError(
-                f"model.name: {self.config.name} has to know input_shape and num_classes; let the data set have them "
-                "in its facts"
-            )
-        if len(self.input_shape) < _IMAGE and self.config.name != "mlp":
-            raise ConfigError(
-                f"model.name: {self.config.name} reads images, and the inputs are of shape {list(self.input_shape)}; "
-                "take mlp or a model of your own"
-            )
-        try:
-            self.config.check_input(self.input_shape)
-        except ConflictError as error:
-            raise ConfigError(f"model.{error}") from None
+        _require_facts(self.config, facts)
         options = self.config.model_dump(exclude={"name", *ModelKeys.model_fields})
         with place:
-            return self.maker(self.input_shape, self.num_classes, **options)
+            return self.maker(*(facts[name] for name in self.config.facts), **options)
+
+
+def _require_facts(config: ShippedModel, facts: Mapping[str, Any]) -> None:
+    """Refuse data of which a shipped model cannot read, or that does not say so. Raises ConfigError."""
+    if any(name not in facts for name in config.facts):
+        raise ConfigError(
+            f"model.name: {config.name} has to know {' and '.join(config.facts)}; let the data set have them in its "
+            "facts"
+        )
+    if "input_shape" not in config.facts:
+        for name in config.facts:
+            if type(facts[name]) is not int or facts[name] < 1:
+                raise ConfigError(f"model.name: the data's {name} is {facts[name]!r:.80}, not a number of at least 1")
+        return
+    shape = facts["input_shape"]
+    if len(shape) < _IMAGE and config.name != "mlp":
+        raise ConfigError(
+            f"model.name: {config.name} reads images, and the inputs are of shape {list(shape)}; take mlp or a model "
+            "of your own"
+        )
+    try:
+        config.check_input(shape)
+    except ConflictError as error:
+        raise ConfigError(f"model.{error}") from None
 
 
 def _require_sizes(model: nn.Module, name: str) -> None:
@@ -235,43 +243,6 @@ class Rnn(nn.Module):
         return logits
 
 
-class Vit(nn.Module):
-    """A small vision transformer: images (B, C, H, W) to logits (B, num_classes).
-
-    Patches become tokens (Dosovitskiy et al., arXiv:2010.11929); a learned query attends to the encoded tokens and
-    reads the class from them (Zhai et al., arXiv:2106.04560, section 3.3).
-    """
-
-    def __init__(
-        self,
-        input_shape: tuple[int, ...],
-        num_classes: int,
-        *,
-        patch: int,
-        dim: int,
-        heads: int,
-        feedforward: int,
-        layers: int,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        channels, height, width = input_shape
-        self.embed = Conv2d(channels, dim, patch, stride=patch)
-        self.position = PositionalEncoding(dim, dropout, max_len=(height // patch) * (width // patch))
-        self.encoder = _encoder(dim, heads, feedforward, layers, dropout)
-        self.query = nn.Parameter(torch.randn(1, 1, dim) * dim**-0.5)
-        self.pool = MultiheadAttention(dim, heads, batch_first=True)
-        self.head = nn.Linear(dim, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = self.embed(images).flatten(2).transpose(1, 2)  # (B, patches, dim)
-        encoded = self.encoder(self.position(patches))
-        query = self.query.expand(images.shape[0], -1, -1)
-        pooled, _ = self.pool(query, encoded, encoded, need_weights=False)  # (B, 1, dim)
-        logits: Tensor = self.head(pooled.squeeze(1))
-        return logits
-
-
 class Conv3dNet(nn.Sequential):
     """3 x 3 x 3 convolutions over time and space: clips (B, C, T, H, W) to logits (B, num_classes).
 
@@ -295,97 +266,6 @@ class Conv3dNet(nn.Sequential):
         return {"clips": torch.randn(2, *input_shape)}
 
 
-class Seq2Seq(nn.Module):
-    """An encoder-decoder transformer (Vaswani et al., arXiv:1706.03762) that writes out the digits of an image strip.
-
-    Targets are int64 (B, L): digits 0..9, then END, then PAD. The strip is read as slices of
-    ``columns`` pixels' width.
-    """
-
-    losses = {"cross_entropy": strip_loss}  # noqa: RUF012 - no ClassVar, which TorchScript does not know
-    metrics = {"accuracy": digit_accuracy}  # noqa: RUF012
-    axes = {"images": {0: "batch"}, "targets": {0: "batch", 1: "length"}}  # noqa: RUF012
-    # TorchScript sees a class's constants, but not a module's.
-    begin: Final = _BEGIN
-    end: Final = END
-    pad: Final = PAD
-
-    def __init__(
-        self,
-        input_shape: tuple[int, ...],
-        num_classes: int,
-        *,
-        columns: int,
-        dim: int,
-        heads: int,
-        feedforward: int,
-        encoder_layers: int,
-        decoder_layers: int,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        channels, height, width = input_shape
-        self.embed = Conv2d(channels, dim, (height, columns), stride=(height, columns))
-        self.embed_token = nn.Embedding(_BEGIN + 1, dim)
-        # A digit takes at least one column of pixels, and END follows the last.
-        self.position = PositionalEncoding(dim, dropout, max_len=width + 1)
-        self.encoder = _encoder(dim, heads, feedforward, encoder_layers, dropout)
-        self.decoder = nn.ModuleList(
-            TransformerDecoderLayer(dim, heads, feedforward, dropout, batch_first=True, norm_first=True)
-            for _ in range(decoder_layers)
-        )
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, END + 1)
-
-    @staticmethod
-    def example_inputs(input_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Two random strips, and targets whose last is PAD."""
-        targets = torch.randint(END + 1, (2, min(8, input_shape[-1])))
-        targets[:, -1] = PAD
-        return {"images": torch.randn(2, *input_shape), "targets": targets}
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Return logits (B, L, 11) of each target, given the strip (B, C, H, W) and the true targets before it."""
-        begin = torch.full((targets.shape[0], 1), self.begin, device=targets.device)
-        previous = torch.cat([begin, targets], dim=1)[:, :-1]
-        return self._decode(previous.where(previous != self.pad, self.end), self._encode(images))
-
-    @torch.jit.export
-    def greedy(self, images: Tensor, length: int) -> Tensor:
-        """Write ``length`` tokens, int64 (B, length), each the likeliest after those before it; END repeats itself."""
-        with torch.no_grad():
-            memory = self._encode(images)
-            tokens = torch.full((images.shape[0], 1), self.begin, device=images.device)
-            for _ in range(length):
-                likeliest = self._decode(tokens, memory)[:, -1].argmax(dim=1)
-                following = likeliest.where(tokens[:, -1] != self.end, self.end)
-                tokens = torch.cat([tokens, following.unsqueeze(1)], dim=1)
-            return tokens[:, 1:]
-
-    def _encode(self, images: Tensor) -> Tensor:
-        slices = self.embed(images).flatten(2).transpose(1, 2)  # (B, W / columns, dim)
-        memory: Tensor = self.encoder(self.position(slices))
-        return memory
-
-    def _decode(self, tokens: Tensor, memory: Tensor) -> Tensor:
-        length = tokens.shape[1]
-        mask = torch.full((length, length), float("-inf"), device=tokens.device).triu(1)  # causal
-        states = self.position(self.embed_token(tokens))
-        for layer in self.decoder:
-            states = layer(states, memory, tgt_mask=mask, tgt_is_causal=True)
-        logits: Tensor = self.head(self.norm(states))
-        return logits
-
-
-def _encoder(dim: int, heads: int, feedforward: int, layers: int, dropout: float) -> nn.Sequential:
-    """Encoder layers, normalized before each block and so also at the end (Xiong et al., arXiv:2002.04745)."""
-    blocks = (
-        TransformerEncoderLayer(dim, heads, feedforward, dropout, batch_first=True, norm_first=True)
-        for _ in range(layers)
-    )
-    return nn.Sequential(*blocks, nn.LayerNorm(dim))
-
-
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "convnet": ConvNet,
@@ -394,5 +274,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit": Vit,
     "conv3d": Conv3dNet,
     "seq2seq": Seq2Seq,
+    "gpt": Gpt,
 }
-"""Every model by name: a function of the input shape, the number of classes and the fields of its section."""
+"""Every model by name: a function of the data's facts that its section names, and of the section's fields."""

@@ -26,7 +26,6 @@ from raytorch.config import CodeSnapshot, Loss, Metric, OwnLoss, OwnMetric, RunC
 from raytorch.config.metrics import LOSS_LABEL
 from raytorch.config.own_calls import own_call
 from raytorch.config.run import smallest_batch
-from raytorch.datasets.in_memory import END, PAD
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import ConfigError
 from raytorch.losses import LOSSES
@@ -53,11 +52,15 @@ def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot |
 
 
 def metrics_of(
-    metrics: Sequence[Metric | OwnMetric], model: nn.Module, code: CodeSnapshot | None = None
+    metrics: Sequence[Metric | OwnMetric],
+    model: nn.Module,
+    code: CodeSnapshot | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Judge]:
-    """What a run judges a model by beside its loss, by label.
+    """What a run judges a model by beside its loss, by label, on data with these ``facts``, if they are known.
 
-    Raises ConfigError: the model has no such metric, or one in the user's ``code`` does not take its arguments.
+    Raises ConfigError: the model has no such metric, one in the user's ``code`` does not take its arguments, or one has
+    to know more of the data.
     """
     brought = {"accuracy": accuracy, **_brought(model, "metrics")}
     judges: dict[str, Judge] = {}
@@ -68,7 +71,15 @@ def metrics_of(
             judges[metric.label] = brought[metric.name]
         else:
             raise ConfigError(f"metrics: the model has no metric {metric.name}; one of {', '.join(brought)}")
+    for judge in judges.values():
+        if facts is not None and not isinstance(judge, StatefulMetric):
+            on_split(judge, facts)
     return judges
+
+
+def on_split(judge: MetricFunction, facts: Mapping[str, Any]) -> MetricFunction:
+    """A metric on a split with these ``facts``. Raises ConfigError if it has to know more of them."""
+    return judge.of(facts) if isinstance(judge, BitsPerByte) else judge
 
 
 def _brought(model: nn.Module, kind: str) -> Mapping[str, Callable[..., Tensor | Share]]:
@@ -241,9 +252,43 @@ def accuracy(model: Any, batch: Any) -> Share:
     """
     outputs, targets = _of_classes("metrics: accuracy", model, batch)
     if _are_tokens(outputs, targets):
-        return _count(outputs.argmax(dim=2) == targets, targets != IGNORED)
+        return count_of(outputs.argmax(dim=2) == targets, targets != IGNORED)
     correct = outputs.argmax(dim=1) == targets
-    return _count(correct, torch.ones_like(correct))
+    return count_of(correct, torch.ones_like(correct))
+
+
+class BitsPerByte:
+    """How many bits a model needs for a byte of text, by the probabilities of its tokens; it takes batches of tokens.
+
+    The bytes are those of the tokens themselves if these are bytes, so that the ends of documents have none. Of other
+    tokens each counts as many as one of the split's text has on average, which adds up to the bytes of its text.
+    """
+
+    def __init__(self, bytes_per_token: float = 1.0, end_token: int | None = None) -> None:
+        self._bytes_per_token, self._end_token = bytes_per_token, end_token
+
+    def of(self, facts: Mapping[str, Any]) -> "BitsPerByte":
+        """The same on a split with these facts. Raises ConfigError if they do not say how long its text is."""
+        if facts.get("tokenizer") == "bytes":
+            return BitsPerByte(end_token=facts.get("end_token"))
+        known = facts.get("bytes_per_token")
+        if isinstance(known, bool) or not isinstance(known, int | float) or not known > 0:
+            raise ConfigError(
+                "metrics: bits_per_byte has to know how many bytes of text a token has; let the data set have "
+                "bytes_per_token in its facts, or take metrics: [accuracy]"
+            )
+        return BitsPerByte(known)
+
+    def __call__(self, model: Any, batch: Any) -> Share:
+        """The bits, and the bytes."""
+        outputs, targets = _of_classes("metrics: bits_per_byte", model, batch)
+        with torch.autocast(outputs.device.type, enabled=False):
+            logits = outputs.flatten(0, -2).float()
+            nats = F.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=IGNORED)
+        counted = targets != IGNORED
+        if self._end_token is not None:
+            counted &= targets != self._end_token
+        return nats.sum(dtype=torch.float64) / math.log(2), counted.sum(dtype=torch.float64) * self._bytes_per_token
 
 
 def _of_classes(
@@ -278,34 +323,8 @@ def _are_tokens(outputs: Tensor, targets: Tensor) -> bool:
     return outputs.dim() == 3 and not targets.is_floating_point() and targets.shape == outputs.shape[:2]
 
 
-# -- strips of digits, for raytorch.models.networks.Seq2Seq and its targets --------------------------------------------
-
-
-def strip_loss(model: Any, batch: Any, *, label_smoothing: float = 0.0) -> Tensor:
-    """Each strip's loss, float32 (B,): the cross-entropy with teacher forcing, averaged over its digits and END."""
-    images, targets = batch
-    logits = model(images, targets)
-    with torch.autocast(logits.device.type, enabled=False):
-        losses = F.cross_entropy(
-            logits.float().transpose(1, 2),
-            targets,
-            reduction="none",
-            ignore_index=PAD,
-            label_smoothing=label_smoothing,
-        )
-        means: Tensor = losses.sum(dim=1) / (targets != PAD).sum(dim=1)
-        return means
-
-
-def digit_accuracy(model: Any, batch: Any) -> Share:
-    """The digits that greedy decoding writes in their place; END and padding do not count."""
-    images, targets = batch
-    written = model.greedy(images, targets.shape[1])
-    is_digit = (targets != END) & (targets != PAD)
-    return _count((written == targets) & is_digit, is_digit)
-
-
-def _count(right: Tensor, counted: Tensor) -> Share:
+def count_of(right: Tensor, counted: Tensor) -> Share:
+    """How many are right, and how many were counted."""
     return right.sum(dtype=torch.float64), counted.sum(dtype=torch.float64)
 
 

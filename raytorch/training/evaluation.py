@@ -5,17 +5,25 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from raytorch.config import RunConfig
 from raytorch.config.metrics import LOSS_LABEL
 from raytorch.datasets import evaluation_batches
 from raytorch.datasets.requests import Split
 from raytorch.distributed.collectives import all_reduce, broadcast, gather_objects
 from raytorch.distributed.worker import Worker
-from raytorch.models.objectives import EachCallOnce, Judge, LossFunction, judged_ratio, total
+from raytorch.models.objectives import EachCallOnce, Judge, LossFunction, judged_ratio, on_split, total
 from raytorch.models.stateful_metrics import StatefulMetric
 from raytorch.training.precision import Precision
 
 EVALUATION_BATCH = 512
 """Samples per forward pass of a worker."""
+
+
+def evaluation_batch(config: RunConfig) -> int:
+    """How many samples a worker judges at once: of text, whose logits take gigabytes, no more than it trains on."""
+    if config.data.kind != "tokens":
+        return EVALUATION_BATCH
+    return min(EVALUATION_BATCH, max(1, config.batch_size // (config.scaling.max_workers * config.accumulate)))
 
 
 class Evaluator:
@@ -26,29 +34,38 @@ class Evaluator:
         loss: The loss.
         precision: The arithmetic.
         worker: This worker.
+        batch_size: Samples per forward pass.
     """
 
-    def __init__(self, metrics: Mapping[str, Judge], loss: LossFunction, precision: Precision, worker: Worker) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, Judge],
+        loss: LossFunction,
+        precision: Precision,
+        worker: Worker,
+        batch_size: int = EVALUATION_BATCH,
+    ) -> None:
         judges = {**metrics, LOSS_LABEL: loss}
         self._labels = list(judges)
         self._means = {name: judge for name, judge in judges.items() if not isinstance(judge, StatefulMetric)}
         self._stateful = {name: judge for name, judge in metrics.items() if isinstance(judge, StatefulMetric)}
-        self._precision, self._worker = precision, worker
+        self._precision, self._worker, self._batch_size = precision, worker, batch_size
         for metric in self._stateful.values():
             metric.to(worker.device)
 
     def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
         """The metrics and the loss, the same on every worker; a collective operation, within ``run.evaluating()``."""
         worker = self._worker
-        totals = torch.zeros(len(self._means), 2, dtype=torch.float64, device=worker.device)
+        means = {name: on_split(judge, split.facts) for name, judge in self._means.items()}
+        totals = torch.zeros(len(means), 2, dtype=torch.float64, device=worker.device)
         for metric in self._stateful.values():
             metric.reset()
         for batch in evaluation_batches(
-            split, batch_size=EVALUATION_BATCH, rank=worker.rank, world_size=worker.world_size
+            split, batch_size=self._batch_size, rank=worker.rank, world_size=worker.world_size
         ):
             content, once = self._precision.layout_of(batch.content), EachCallOnce(model)
             with self._precision.autocast():
-                values = {name: once.judged(judge, content) for name, judge in self._means.items()}
+                values = {name: once.judged(judge, content) for name, judge in means.items()}
                 for metric in self._stateful.values():
                     metric.update(once, content)
             parts = [total(value, batch.samples, name) for name, value in values.items()]

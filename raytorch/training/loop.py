@@ -11,7 +11,7 @@ from raytorch.models.objectives import loss_function, metrics_of, require_enough
 from raytorch.runs.checkpoint_manifest import THE_MODEL
 from raytorch.training.after_evaluation import AfterEvaluation
 from raytorch.training.batch_loss import BatchLoss
-from raytorch.training.evaluation import Evaluator
+from raytorch.training.evaluation import Evaluator, evaluation_batch
 from raytorch.training.optimizer_steps import OptimizerSteps
 from raytorch.training.preparing import begin, prepare
 from raytorch.training.run import Run
@@ -46,8 +46,8 @@ class Trainer:
             begin(self.model, config.model, device, run.report)
         self.judged = run.average(THE_MODEL, config.ema.decay) if config.ema else self.model
         self.loss = loss_function(config.loss, self.model, config.code)
-        metrics = metrics_of(config.judged_by, self.model, config.code)
-        self.evaluator = Evaluator(metrics, self.loss, run.precision, run.worker)
+        metrics = metrics_of(config.judged_by, self.model, config.code, self.splits.judged.facts)
+        self.evaluator = Evaluator(metrics, self.loss, run.precision, run.worker, evaluation_batch(config))
         require_enough_samples(config, self.loss, self.model, self.splits.train)
         span = {"total_steps": self.batches.total, "steps_per_epoch": self.batches.steps_per_epoch}
         self.steps = run.keep("optimizer", OptimizerSteps(config, self.model, run.precision, **span))

@@ -93,6 +93,7 @@ ROOMS = {
     "models": [
         "stateful_metrics",
         "objectives",
+        "gpt image_transformers",
         "networks",
     ],
     "serialization": [

@@ -48,7 +48,7 @@ def test_every_section_and_field_is_described(section: type[Section]) -> None:
 
 @pytest.mark.parametrize("key", ["data", "model", "optimizer", "schedule"])
 def test_every_variant_is_valid_by_its_name_alone(key: str) -> None:
-    partners = {"conv3d": {"data": "moving_mnist"}, "seq2seq": {"data": "mnist_strips"}}
+    partners = {"conv3d": {"data": "moving_mnist"}, "seq2seq": {"data": "mnist_strips"}, "gpt": {"data": "text"}}
     partners |= {"moving_mnist": {"model": "conv3d"}, "mnist_strips": {"model": "seq2seq"}}
     partners |= {name: {"model": "lm.py:Lm"} for name in ("text", "tokens")}
     (names, *_) = schema()["properties"][key]["anyOf"]

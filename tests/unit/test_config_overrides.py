@@ -31,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("scaling.workers.min=2", "scaling.workers.max: missing; must be a whole number of at least 1"),
         (
             "model.name=vitt",
-            "model.name: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq or FILE.py:NAME "
+            "model.name: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq, gpt or FILE.py:NAME "
             "of your own, not 'vitt' "
             "(did you mean 'vit'?)",
         ),

@@ -211,7 +211,7 @@ def test_every_problem_is_reported_at_once() -> None:
         "run.yaml:4: optimizer.lr: must be a number above 0, not -1",
         "run.yaml:5: optimizer.beta: unknown key; allowed: name, lr, betas, eps, amsgrad, weight_decay, groups "
         "(did you mean 'betas'?)",
-        "run.yaml:6: model: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq or FILE.py:NAME "
+        "run.yaml:6: model: must be one of mlp, convnet, resnet18, rnn, vit, conv3d, seq2seq, gpt or FILE.py:NAME "
         "of your own, not 'mpl' "
         "(did you mean 'mlp'?)",
     ]

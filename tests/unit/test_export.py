@@ -15,7 +15,8 @@ from raytorch import onnx, serialization
 from raytorch.config import MlpModel, Seq2SeqModel
 from raytorch.datasets import END
 from raytorch.errors import ExportError, UserError
-from raytorch.models.networks import Architecture, Seq2Seq
+from raytorch.models.image_transformers import Seq2Seq
+from raytorch.models.networks import Architecture
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.serialization import load_model, load_torchscript, save_model, script, trace
 from raytorch.serialization.comparison import batch_axes, fresh_inputs, require_agreement

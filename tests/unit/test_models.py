@@ -24,7 +24,8 @@ from raytorch.config import (
 )
 from raytorch.datasets import END, PAD
 from raytorch.errors import ConfigError
-from raytorch.models.networks import MODELS, Architecture, Seq2Seq
+from raytorch.models.image_transformers import Seq2Seq
+from raytorch.models.networks import MODELS, Architecture
 from raytorch.training.precision import autocast
 
 CLASSES = 10

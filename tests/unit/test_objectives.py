@@ -15,9 +15,11 @@ from raytorch import datasets
 from raytorch.config import DigitsData, Loss, Metric, ResNet18Model, RunConfig
 from raytorch.config.run import smallest_batch
 from raytorch.datasets import TrainLoader
+from raytorch.datasets.in_memory import END, PAD
 from raytorch.datasets.own import OwnDataset
 from raytorch.errors import ConfigError
-from raytorch.models.networks import END, PAD, Architecture, Seq2Seq
+from raytorch.models.image_transformers import Seq2Seq
+from raytorch.models.networks import Architecture
 from raytorch.models.objectives import (
     EachCallOnce,
     judged_ratio,

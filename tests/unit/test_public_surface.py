@@ -84,7 +84,7 @@ EXPORTS = {
     "raytorch.config": """
         Adadelta Adafactor Adagrad Adam AdamW Adamax ArraysData Asgd Asha AttentionModel Augment Averaging
         Checkpointing Cifar10Data CodeSnapshot ConflictError ConstantSchedule Conv3dModel ConvNetModel
-        CosineSchedule Data DigitsData EarlyStopping Failure ImageAugment ImageData ImageFiles ImagesData
+        CosineSchedule Data DigitsData EarlyStopping Failure GptModel ImageAugment ImageData ImageFiles ImagesData
         Logging Loss Metric MlpModel MnistData MnistStripsData Model ModelKeys MovingMnistData Muon MuonOthers
         NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parameter
         ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName

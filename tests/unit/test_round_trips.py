@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from raytorch import onnx
-from raytorch.config import Conv3dModel, ConvNetModel, MlpModel, ResNet18Model, RnnModel, Seq2SeqModel, VitModel
+from raytorch.config import (
+    Conv3dModel,
+    ConvNetModel,
+    GptModel,
+    MlpModel,
+    ResNet18Model,
+    RnnModel,
+    Seq2SeqModel,
+    VitModel,
+)
 from raytorch.models.networks import MODELS, Architecture
 from raytorch.serialization import load_model, load_program, load_torchscript, load_weights
 from raytorch.serialization.comparison import fresh_inputs
@@ -28,6 +37,9 @@ ARCHITECTURES = {
         Seq2SeqModel(columns=7, dim=16, heads=2, feedforward=32, encoder_layers=1, decoder_layers=1, dropout=0.1),
         (1, 28, 56),
         10,
+    ),
+    "gpt": Architecture(
+        GptModel(dim=16, heads=4, kv_heads=2, layers=1, dropout=0.1), facts={"vocabulary": 30, "context": 12}
     ),
 }
 

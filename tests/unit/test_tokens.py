@@ -364,7 +364,7 @@ def test_a_folder_that_cannot_hold_the_tokens_is_told(tmp_path: Path) -> None:
         (
             {},
             "model mlp reads images or rows, data text has tokens; take data digits or mnist or cifar10 or arrays or "
-            "images or shards or table, or model FILE.py:N",
+            "images or shards or table, or model gpt",
         ),
     ],
 )
