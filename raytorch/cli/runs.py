@@ -1,4 +1,4 @@
-"""Commands about runs that there are: listing, drawing, exporting them."""
+"""Commands about runs that there are: listing, drawing, exporting them, and having them write."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from raytorch.cli.common import AsJson, Storage, new_app, output, print_json
 from raytorch.config.export_formats import ExportFormat
-from raytorch.system.terminal import cell, say, say_table
+from raytorch.system.terminal import cell, say, say_part, say_table
 
 app = new_app()
 
@@ -75,6 +75,54 @@ def export(
     say(output, path)
     for difference in differences:
         say(output, f"verified  {difference}")
+
+
+@app.command()
+def generate(
+    run: Annotated[
+        str,
+        typer.Argument(help="A run, by its name or path, or a file of its model as export writes it, .safetensors."),
+    ],
+    prompt: Annotated[str, typer.Option(help="Text to go on from; without any a new document is begun.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Texts to write.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Below 1 likely tokens are likelier still; 0 takes the likeliest.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw each token among so many of the likeliest.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same texts.")] = 0,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The model's tokenizer.json, where the run's data does not have it.")
+    ] = None,
+    code: Annotated[Path, typer.Option(help="File or folder that has the code of a model of your own.")] = Path(),
+    storage: Storage = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Let the language model in a run's latest checkpoint go on with a text."""
+    from raytorch.runs.catalog import find_run
+
+    is_file = run.endswith(".safetensors")
+    folder = None if is_file else find_run(run, storage)
+    from raytorch.training.writing import TextWriter  # as above
+
+    if folder:
+        writer = TextWriter.of_run(folder, tokenizer=tokenizer, code=code)
+    else:
+        writer = TextWriter.of_file(Path(run), tokenizer=tokenizer, code=code)
+    texts = [
+        writer.write(prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed + number)
+        for number in range(samples)
+    ]
+    if as_json:
+        print_json([{"prompt": prompt, "text": "".join(text)} for text in texts])
+        return
+    for number, text in enumerate(texts, start=1):
+        if samples > 1:
+            say(output, f"-- {number} of {samples}", "dim")
+        say_part(output, prompt)
+        for part in text:
+            say_part(output, part)
+        say(output, "")
 
 
 def _measured(summary: dict[str, Any]) -> dict[str, float]:

@@ -6,7 +6,9 @@ They are read as those are: see :mod:`raytorch.datasets.own`.
 from importlib import import_module
 from typing import Any
 
-from raytorch.config.sources import Source
+from raytorch.config.sources import Source, TextData, Windows
+from raytorch.sources.files import Root
+from raytorch.sources.tokenizer import Tokenizer
 
 SOURCES = {
     "arrays": "Arrays",
@@ -26,3 +28,13 @@ def open_source(section: Source, split: str, *, training: bool) -> Any:
     are not in order.
     """
     return getattr(import_module(f"{__name__}.{section.name}"), SOURCES[section.name])(section, split, training)
+
+
+def tokenizer_of(section: Windows) -> Tokenizer:
+    """The tokenizer of a data set of tokens. Raises DataError if its file is not there, or another."""
+    if isinstance(section, TextData):
+        from raytorch.sources.tokenizing import open_tokenizer
+
+        return open_tokenizer(section.tokenizer, Root.of(section))
+    tokenizer: Tokenizer = open_source(section, "train", training=False).tokenizer
+    return tokenizer

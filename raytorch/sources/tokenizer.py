@@ -12,6 +12,10 @@ Array = np.ndarray[Any, Any]
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 """The names by which an end-of-document token is known, unless one is given."""
+_UNKNOWN = "\ufffd"
+"""In the place of what is no character, or not yet."""
+_LONGEST = 4
+"""Bytes of a character at most, each of which may be a token."""
 
 
 class Tokenizer(Protocol):
@@ -102,4 +106,37 @@ class JsonTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """See :class:`Tokenizer`."""
         text: str = self._tokenizer.decode([token for token in tokens if token != self.end_token])
+        return text
+
+
+class Decoding:
+    """The text of tokens that come one after the other, each character as soon as all of it is there.
+
+    Example:
+        >>> decoding = Decoding(ByteTokenizer())
+        >>> [decoding.add(byte) for byte in "hö".encode()]
+        ['h', '', 'ö']
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._told: list[int] = []
+        """The newest of which the text is told; the text of a token may depend on what is before it."""
+        self._waiting: list[int] = []
+
+    def add(self, token: int) -> str:
+        """What a token adds."""
+        self._waiting.append(token)
+        return self._new(is_last=False)
+
+    def end(self) -> str:
+        """What is left of a character that is not whole."""
+        return self._new(is_last=True)
+
+    def _new(self, *, is_last: bool) -> str:
+        before = self._tokenizer.decode(self._told)
+        text = self._tokenizer.decode(self._told + self._waiting)[len(before) :]
+        if not text or (text.endswith(_UNKNOWN) and len(self._waiting) < _LONGEST and not is_last):
+            return ""
+        self._told, self._waiting = self._waiting, []
         return text

@@ -26,10 +26,11 @@ class Tokens(TokenWindows):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens. Raises DataError if their tokenizer is not beside them."""
-        return self._tokenizer.decode(tokens)
+        return self.tokenizer.decode(tokens)
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer:
+        """That of the files. Raises DataError if it is not beside them."""
         header = self._files[0].header
         folder = self._names[0].rpartition("/")[0]
         name = "bytes" if header.tokenizer == "bytes" else f"{folder}/{TOKENIZER_FILE}".lstrip("/")

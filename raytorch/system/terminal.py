@@ -17,6 +17,11 @@ def say(console: Console, text: object, style: str = "") -> None:
     console.print(Text(escaped(text), style), soft_wrap=True)
 
 
+def say_part(console: Console, text: object) -> None:
+    """Print a part of a text, at once and without the end of a line."""
+    console.print(Text(escaped(text)), soft_wrap=True, end="")
+
+
 def say_labelled(console: Console, label: str, text: object, width: int = 10) -> None:
     """Print what a label says, on one line."""
     console.print(Text(f"{label:<{width}}{escaped_line(text)}"), soft_wrap=True)
