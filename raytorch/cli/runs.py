@@ -58,7 +58,9 @@ def report(
 def export(
     run: Annotated[str, typer.Argument(help="A run, by its name or path.")],
     kind: Annotated[ExportFormat, typer.Option("--format", help="Format of the file.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; by default RUN and the format's suffix.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, for hf a folder; by default RUN and the format's suffix.")
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Compare the file's outputs with the model's.")] = True,
     code: Annotated[Path, typer.Option(help="File or folder that has the code of a model of your own.")] = Path(),
     model: Annotated[str | None, typer.Option(help="Which model, of a loop that has several.")] = None,

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-ExportFormat = Literal["onnx", "torchscript", "pt2", "safetensors"]
+ExportFormat = Literal["onnx", "torchscript", "pt2", "safetensors", "hf"]

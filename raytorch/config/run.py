@@ -143,7 +143,7 @@ class RunConfig(Section):
     """Records."""
     export: list[ExportFormat] = []
     """Formats in which the finished model is left in the run's folder ``export``, each compared with the model:
-    ``onnx``, ``torchscript``, ``pt2``, ``safetensors``."""
+    ``onnx``, ``torchscript``, ``pt2``, ``safetensors``, and of ``gpt`` ``hf``, a folder for transformers."""
     storage: str = "runs"
     """Folder or URI (s3://..., gs://...) below which the run's folder is made; all workers must reach it."""
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from raytorch.models.objectives import BitsPerByte
 
-_EPSILON = 1e-5
+EPSILON = 1e-5
 _SPREAD = 0.02
 """Standard deviation of new weights; that of what adds to the stream of blocks falls with their number, as in GPT-2."""
 _MULTIPLE = 64
@@ -124,9 +124,9 @@ class Block(nn.Module):
         super().__init__()
         make, matrices = _FEEDFORWARDS[activation]
         width = feedforward or math.ceil(8 * dim / (matrices * _MULTIPLE)) * _MULTIPLE
-        self.attention_norm = nn.RMSNorm(dim, _EPSILON)
+        self.attention_norm = nn.RMSNorm(dim, EPSILON)
         self.attention = Attention(dim, heads, kv_heads, dropout)
-        self.feedforward_norm = nn.RMSNorm(dim, _EPSILON)
+        self.feedforward_norm = nn.RMSNorm(dim, EPSILON)
         self.feedforward = make(dim, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -177,7 +177,7 @@ class Gpt(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, heads, self.kv_heads, activation, feedforward, dropout) for _ in range(layers)
         )
-        self.norm = nn.RMSNorm(dim, _EPSILON)
+        self.norm = nn.RMSNorm(dim, EPSILON)
         self.head = None if tied else nn.Linear(dim, vocabulary, bias=False)
         self.reset_parameters()
 

@@ -94,8 +94,8 @@ class Result:
         """Export the model of the run's latest checkpoint; see :func:`raytorch.training.export.export_model`.
 
         Args:
-            kind: ``onnx``, ``torchscript``, ``pt2`` or ``safetensors``.
-            path: The file to write.
+            kind: ``onnx``, ``torchscript``, ``pt2``, ``safetensors`` or, of ``gpt``, ``hf``.
+            path: The file to write, for ``hf`` a folder.
             verify: Whether the file is read again, and what it computes compared with the model.
             code: As for :meth:`model`.
             model: Which model, of a loop that has several.

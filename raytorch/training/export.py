@@ -24,6 +24,7 @@ from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.plan import require_code_elsewhere
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization.comparison import Axes, Difference, batch_axes, evaluating, fresh_inputs, require_agreement
+from raytorch.serialization.llama import load_llama, save_llama
 from raytorch.system.deletion import delete_tree
 from raytorch.system.near_names import did_you_mean
 
@@ -32,7 +33,9 @@ SUFFIXES: dict[ExportFormat, str] = {
     "torchscript": ".pt",
     "pt2": ".pt2",
     "safetensors": ".safetensors",
+    "hf": "-hf",
 }
+"""Behind the name of a model; of a folder for ``hf``."""
 _OUTPUTS = ["logits"]
 logger = logging.getLogger("raytorch")
 
@@ -117,7 +120,8 @@ def export_model(
         model: The model, on the CPU.
         architecture: What it was built from.
         kind: The format.
-        path: The file to write, or to replace; appears only once it is complete and, with ``verify``, compared.
+        path: The file to write, or to replace; appears only once it is complete and, with ``verify``, compared. For
+            ``hf`` a folder, of which the same holds for each file.
         verify: Whether to read the file again and compare it with the model on inputs of two batch sizes.
 
     Returns:
@@ -178,6 +182,8 @@ def _write(
             serialization.script(model).save(str(path))
     elif kind == "pt2":
         torch.export.save(serialization.capture(model, inputs, axes), path)
+    elif kind == "hf":
+        save_llama(model, path, architecture)
     else:
         serialization.save_model(model, path, architecture)
 
@@ -186,6 +192,7 @@ _READERS: dict[ExportFormat, Callable[[Path, Architecture], Callable[..., Any]]]
     "torchscript": lambda path, _: serialization.load_torchscript(path, trust=True),  # this module wrote them
     "pt2": lambda path, _: serialization.load_program(path, trust=True).module(),
     "safetensors": lambda path, architecture: serialization.load_model(path, code=architecture.code),
+    "hf": load_llama,
 }
 
 
@@ -197,11 +204,23 @@ def _appearing(path: Path) -> Iterator[Path]:
         with _staging(path.parent) as staging:
             yield staging / path.name
             for file in sorted(staging.glob(f"{path.name}*"), reverse=True):  # model.onnx.data before model.onnx
-                file.replace(path.parent / file.name)
+                _put(file, path.parent / file.name)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}; give another path", remedies=[Remedy("out")]
         ) from None
+
+
+def _put(made: Path, path: Path) -> None:
+    """Give a file its name, or each file of a folder its own in that: what else is there stays."""
+    if not made.is_dir():
+        made.replace(path)
+        return
+    if path.is_symlink():  # which a file would replace as well
+        path.unlink()
+    path.mkdir(exist_ok=True)
+    for file in sorted(made.iterdir(), reverse=True):  # the weights before what says how they are read
+        file.replace(path / file.name)
 
 
 @contextmanager

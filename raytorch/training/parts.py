@@ -15,6 +15,7 @@ from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
 from raytorch.models.networks import Architecture, require_known_inputs
 from raytorch.runs.checkpoint_manifest import MODEL_NAME
+from raytorch.serialization.llama import require_llama
 from raytorch.serialization.nested_state import require_savable
 from raytorch.serialization.whole_models import require_loadable
 from raytorch.system.near_names import did_you_mean
@@ -72,6 +73,8 @@ class Parts:
             require_loadable(bare, architecture)
             if self._config.export:  # before it is trained
                 require_known_inputs(bare, architecture)
+            if "hf" in self._config.export:
+                require_llama(architecture)
         shapes = [tuple(tensor.shape) for tensor in (*bare.parameters(), *bare.buffers())]
         require_the_same(self._worker, f"{name}, with tensors of {shapes}", "run.model")
         bare = self._precision.to_memory_format(bare.to(self._worker.device))

@@ -100,7 +100,7 @@ ROOMS = {
         "comparison file_kinds",
         "refusals torch_pickles",
         "exported_programs torchscript weights",
-        "nested_state whole_models",
+        "llama nested_state whole_models",
     ],
     "onnx": [],
     # ray

@@ -227,5 +227,5 @@ def test_what_names_no_run_is_refused(tmp_path: Path) -> None:
     gone = raytorch.Result("gone", str(tmp_path / "gone"), "finished", {}, {})
     with pytest.raises(RunNotFoundError, match="no run gone"):
         raytorch.find_run(gone)
-    with pytest.raises(UserError, match="a format is one of onnx, torchscript, pt2, safetensors, not 'onxx'"):
+    with pytest.raises(UserError, match="a format is one of onnx, torchscript, pt2, safetensors, hf, not 'onxx'"):
         gone.export("onxx", tmp_path / "x")  # type: ignore[arg-type]

@@ -267,7 +267,7 @@ def test_a_run_on_text_learns_is_judged_exactly_and_goes_on_as_it_was(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with without_ray(text, monkeypatch):
-        whole = train("whole", NET, epochs=2, **settings(text))
+        whole = train("whole", NET, epochs=2, export=["hf"], **settings(text))
         for epochs in (1, 2):
             parted = train("parted", NET, epochs=epochs, **settings(text))
         assert_bitwise_equal(final(parted), final(whole))
@@ -277,6 +277,7 @@ def test_a_run_on_text_learns_is_judged_exactly_and_goes_on_as_it_was(
         (first, last), (tuned,) = read_evaluations(whole), read_evaluations(begun)
         model = load_model(max(text.glob("runs/whole/checkpoint_*")) / "model.safetensors")
     assert tuned.metrics["bits_per_byte"] < last.metrics["bits_per_byte"] < first.metrics["bits_per_byte"] < 8
+    assert {file.name for file in text.glob("runs/whole/export/model-hf/*")} == {"config.json", "model.safetensors"}
     content = (text / "words.txt").read_bytes()
     tokens = torch.tensor([256, *content, 256])
     held_out = 16 * round(0.1 * math.ceil((len(tokens) - 1) / 16))
