@@ -39,7 +39,11 @@ class TextCoding:
         return cls(tokenizer, facts["end_token"])
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
+        """The tokens of a text. Raises DataError for what is none, such as bytes of another coding."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{text!r:.80} is no text in UTF-8") from None
         return [int(token) for token in self._tokenizer.encode([text])[0]]
 
     def decoding(self) -> Decoding:

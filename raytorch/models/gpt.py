@@ -54,7 +54,7 @@ _FEEDFORWARDS = {"swiglu": (SwiGlu, 3), "relu2": (ReluSquared, 2)}
 
 @dataclass
 class KeptLayer:
-    """Keys and values of all tokens that a layer has read, (B, kv_heads, context, head)."""
+    """Keys and values of all tokens that a layer has read, (B, kv_heads, T, head), with room for more behind them."""
 
     keys: Tensor
     values: Tensor
@@ -91,6 +91,7 @@ class Attention(nn.Module):
         """As :meth:`forward`, of tokens behind the first ``start``, which are kept."""
         query, key, value = self.heads_of(x, cos, sin)
         end = start + x.shape[1]
+        kept.keys, kept.values = _with_room(kept.keys, end), _with_room(kept.values, end)
         kept.keys[:, :, start:end], kept.values[:, :, start:end] = key, value
         places = torch.arange(end, device=x.device)
         seen = F.scaled_dot_product_attention(
@@ -222,8 +223,8 @@ class Gpt(nn.Module):
         return self.logits(x[:, -1])
 
     def keeping(self, batch: int) -> KeptTokens:
-        """Room for the keys and values of ``batch`` sequences, for :meth:`extend`."""
-        shape, weight = (batch, self.kv_heads, self.context, self.head_dim), self.embed.weight
+        """What :meth:`extend` begins with for ``batch`` sequences."""
+        shape, weight = (batch, self.kv_heads, 0, self.head_dim), self.embed.weight
         return KeptTokens([KeptLayer(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.blocks])
 
     def angles(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -238,6 +239,16 @@ class Gpt(nn.Module):
         """What follows on each token by what the blocks have made of it."""
         x = self.norm(x)
         return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+
+
+def _with_room(kept: Tensor, length: int) -> Tensor:
+    """What is kept, with room for ``length`` tokens at least; it doubles, so that few are copied often."""
+    there = kept.shape[2]
+    if there >= length:
+        return kept
+    roomy = kept.new_empty(*kept.shape[:2], max(length, 2 * there), kept.shape[3])
+    roomy[:, :, :there] = kept
+    return roomy
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ class TextWriter:
 
     def __init__(self, model: nn.Module, architecture: Architecture, coding: TextCoding) -> None:
         """Raises DataError for a model that does not read tokens."""
-        context = architecture.facts.get("context")
-        if type(context) is not int or context < 1:
-            raise DataError("the model is not one of tokens: its data had no fact context")
+        facts = architecture.facts
+        if any(type(facts.get(name)) is not int or facts[name] < 1 for name in ("context", "vocabulary")):
+            raise DataError("the model is not one of tokens: its data had no facts context and vocabulary")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model, self._context, self._coding = model.to(self._device).eval(), context, coding
+        self._model, self._coding = model.to(self._device).eval(), coding
+        self._context, self._vocabulary = facts["context"], facts["vocabulary"]
 
     @classmethod
     def of_run(cls, folder: RunFolder, *, tokenizer: Path | None = None, code: Code = None) -> "TextWriter":
@@ -67,10 +68,15 @@ class TextWriter:
             temperature: What the logits are divided by before a token is drawn; 0 takes the likeliest.
             top_k: Among how many of the likeliest a token is drawn; None is all.
             seed: Of what is drawn: the same writes the same, on the same device.
+
+        Raises:
+            UserError: A number is out of its range, or the prompt is no text.
         """
-        if tokens < 1 or temperature < 0 or (top_k is not None and top_k < 1):
+        if tokens < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
             raise UserError("give tokens and top_k of at least 1, and a temperature of at least 0")
         begin = self._coding.encode(prompt) or [self._coding.end_token]
+        if not all(0 <= token < self._vocabulary for token in begin):
+            raise DataError("the tokenizer has tokens that the model does not know")
         written = generate(
             self._model,
             torch.tensor([begin], device=self._device),

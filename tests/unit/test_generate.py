@@ -186,6 +186,20 @@ def test_a_text_goes_on_until_its_document_ends() -> None:
     assert "".join(writer.write("", tokens=2, temperature=0)) == "h\ufffd"
     with pytest.raises(UserError, match="top_k of at least 1"):
         list(writer.write("", tokens=2, top_k=0))
+    with pytest.raises(UserError, match="temperature of at least 0"):
+        list(writer.write("", tokens=2, temperature=float("nan")))
+    with pytest.raises(DataError, match=r"'a.udcff' is no text in UTF-8"):
+        list(writer.write("a\udcff", tokens=2))
+
+
+def test_a_context_that_a_file_claims_takes_no_memory_before_it_is_filled(tmp_path: Path) -> None:
+    writer = TextWriter.of_run(saved(tmp_path, BYTES | {"context": 10**15}))
+    assert len("".join(writer.write("a", tokens=30, seed=1)))
+
+
+def test_a_model_with_fewer_tokens_than_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the tokenizer has tokens that the model does not know"):
+        list(TextWriter.of_run(saved(tmp_path, BYTES | {"vocabulary": 98})).write("abc", tokens=3))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
