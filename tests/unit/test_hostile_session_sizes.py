@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 SMALL = {"patch": 2, "dim": 4, "heads": 2, "feedforward": 8, "dropout": 0.0}
+GPT = {"dim": 4, "heads": 2, "kv_heads": None, "activation": "relu2", "feedforward": 8, "tied": True, "dropout": 0.0}
+GPT |= {"rope_theta": 100.0}
 BOMBS = {
     "linear": making("torch.nn.Linear", 60_000, 60_000),
     "linear_on_a_device": making("torch.nn.Linear", 60_000, 60_000, device="cpu"),
@@ -22,6 +24,8 @@ BOMBS = {
     "copies_by_name": making("torch.nn.TransformerDecoder", num_layers=10**9, decoder_layer={"object": 0}),
     "model": making("raytorch.models.mlp", {"tuple": [1, 4, 4]}, 3, hidden=[10**6, 10**6], dropout=0.0),
     "layers": making("raytorch.models.vit", {"tuple": [1, 4, 4]}, 3, layers=10**9, **SMALL),
+    "blocks": making("raytorch.models.gpt", 9, 9, layers=10**9, **GPT),
+    "vocabulary": making("raytorch.models.gpt", 10**9, 9, layers=1, **GPT),
     "convolution": making("torch.nn.Conv3d", 10_000, 10_000, 99),
     "channels": making("torch.nn.BatchNorm1d", 10**11),
     "a_number_of_a_thousand_digits": making("torch.nn.Linear", 1, int("9" * 1000)),
