@@ -102,8 +102,8 @@ class RunConfig(Section):
     """A loop of your own, ``FILE.py:NAME``, in place of ``data``, ``model``, ``loss``, ``optimizer``, ``schedule`` and
     what goes with them; ``metrics`` names what it evaluates."""
     metrics: list[Annotated[MetricPart, BeforeValidator(name_alone, json_schema_input_type=str | MetricPart)]] = []
-    """Metrics beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all
-    that the model brings, which is the accuracy for those that ship."""
+    """Metrics beside the loss: names, or ``{name: ..., better: lower}``; an empty list takes all that the model brings,
+    which is the accuracy for those that ship, and of ``gpt`` the bits per byte before it."""
     on_evaluation: (
         Annotated[OwnEvaluation, BeforeValidator(name_alone, json_schema_input_type=str | OwnEvaluation)] | None
     ) = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lone_runs import train, without_ray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
@@ -272,6 +273,22 @@ def test_the_tokenizer_beside_tokens_is_found(tmp_path: Path, monkeypatch: pytes
         main()
     folder = saved(tmp_path, facts_of(Path("t.json")), {"name": "tokens", "root": str(tmp_path / "books"), "test": 0.1})
     assert "".join(TextWriter.of_run(folder).write("words", tokens=5))
+
+
+def test_a_model_of_ones_own_writes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("abcabcabc\n" * 20, encoding="utf-8")
+    (tmp_path / "lm.py").write_text(
+        "from torch import nn\n\n\nclass Lm(nn.Sequential):\n"
+        "    def __init__(self, vocabulary: int, *, width: int = 16):\n"
+        "        super().__init__(nn.Embedding(vocabulary, width), nn.Linear(width, vocabulary))\n",
+        encoding="utf-8",
+    )
+    data = {"name": "text", "root": str(tmp_path), "train": "a.txt", "context": 8}
+    with without_ray(tmp_path, monkeypatch):
+        folder = train("own", {"name": "lm.py:Lm"}, data=data, batch_size=2, optimizer={"name": "adamw", "lr": 0.1})
+        written = TextWriter.of_run(folder, code=Path()).write("a", tokens=20, temperature=0)
+        assert "".join(written) == ("bca" * 7)[:20]
 
 
 @pytest.mark.parametrize("facts", [{"vocabulary": 9, "context": 4}, BYTES | {"end_token": None}])
