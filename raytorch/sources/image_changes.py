@@ -13,6 +13,9 @@ from raytorch.config.image_files import ImageAugment
 _RATIOS = 3 / 4, 4 / 3
 """Of width to height, of parts that are resized."""
 _TRIES = 10
+_LONGEST = 64
+"""How many times as long as what it is to cover an image is left: more of it would fill the memory when it is enlarged.
+"""
 Box = tuple[int, int, int, int]
 """Top, left, height and width."""
 
@@ -27,8 +30,14 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def covering(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize so that it is as small as can be and no side below ``height`` and ``width``, its proportions kept."""
+    """Resize so that it is as small as can be and no side below ``height`` and ``width``, its proportions kept.
+
+    Of one that is out of all proportion the middle is taken.
+    """
     high, wide = image.shape[:2]
+    longest = max(1, _LONGEST * wide * height // width), max(1, _LONGEST * high * width // height)
+    if high > longest[0] or wide > longest[1]:
+        return covering(centre(image, min(high, longest[0]), min(wide, longest[1])), height, width)
     if height * wide >= width * high:
         return resized(image, height, height * wide // high)
     return resized(image, width * high // wide, width)

@@ -61,8 +61,8 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "blocks by_block image_decoding last_used mapped_arrays node_cache retries shared_pixels tar_headers texts",
-        "stores",
+        "blocks by_block last_used mapped_arrays node_cache png_decoding retries shared_pixels tar_headers texts",
+        "image_decoding stores",
         "files tokenizer",
         "arrays documents image_changes range_file shard_index table_columns token_files",
         "image_pipeline tokenizing windows",
