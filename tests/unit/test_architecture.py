@@ -62,7 +62,7 @@ ROOMS = {
     ],
     "sources": [
         "blocks by_block last_used mapped_arrays node_cache png_decoding retries shared_pixels tar_headers texts",
-        "image_decoding stores",
+        "image_decoding shard_fields stores",
         "files tokenizer",
         "arrays documents image_changes range_file shard_index table_columns token_files",
         "image_pipeline tokenizing windows",
