@@ -176,7 +176,7 @@ class _Folder:
         files, folders = [], []
         with os.scandir(self.path(folder)) as entries:
             for entry in entries:
-                name = f"{folder}/{entry.name}".lstrip("/")
+                name = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ def mapped_arrays(path: Path, place: str) -> dict[str, MappedArray]:
 
 @contextmanager
 def _telling(place: str, kind: str) -> Iterator[None]:
-    mistakes = (ValueError, OSError, EOFError, KeyError, TypeError, struct.error, zipfile.BadZipFile)
+    mistakes = (ValueError, OSError, EOFError, KeyError, TypeError, TokenError, struct.error, zipfile.BadZipFile)
     try:
         yield
     except mistakes as error:

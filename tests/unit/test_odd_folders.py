@@ -50,6 +50,13 @@ def test_hidden_folders_are_no_classes(root: Path, tmp_path: Path) -> None:
     assert names(root, "train/.ipynb_checkpoints") == ["train/.ipynb_checkpoints/1.png"]
 
 
+def test_folders_may_be_named_in_full_or_lie_beside_the_root(root: Path) -> None:
+    inside = Root(str(root / "train/cat"))
+    found = [*inside.find([str(root / "train/dog")]), *inside.find(["../dog"])]
+    assert [file.name for file in found] == [f"{root}/train/dog/000.png", "../dog/000.png"]
+    assert {inside.read(file.name) for file in found} == {(root / "train/dog/000.png").read_bytes()}
+
+
 def test_a_link_to_what_is_not_there_is_told_if_it_is_asked_for(root: Path) -> None:
     (root / "train/cat/README").symlink_to("nowhere")
     os.mkfifo(root / "train/cat/pipe.png")
