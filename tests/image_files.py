@@ -1,6 +1,7 @@
 """Images in files, made by Pillow."""
 
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG file with its checksum."""
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+def png_of(
+    kind: int, bits: int, rows: bytes, size: tuple[int, int], *between: bytes, interlaced: bool = False
+) -> bytes:
+    """A PNG file of any kind and bits, of rows with their filters in front, and chunks in front of those."""
+    header = size[1].to_bytes(4, "big") + size[0].to_bytes(4, "big") + bytes([bits, kind, 0, 0, interlaced])
+    data = zlib.compress(rows)
+    parts = png_chunk(b"IDAT", data[:9]) + png_chunk(b"IDAT", data[9:])
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + b"".join(between) + parts + png_chunk(b"IEND", b"")
 
 
 def make_folders(root: Path, split: str, counts: dict[str, int], **size: int) -> list[Path]:

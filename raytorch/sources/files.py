@@ -14,6 +14,9 @@ from raytorch.config.sources import Source
 from raytorch.errors import DataError
 from raytorch.sources.stores import Store, close_files
 
+_LEADS_NOWHERE = -1
+"""In place of a link's size."""
+
 
 class File(NamedTuple):
     """A file of a source."""
@@ -63,8 +66,8 @@ class Root:
     def find(self, names: Sequence[str], suffixes: Sequence[str] = ()) -> list[File]:
         """The files that are named, those of folders at any depth, in the order of the names and then of their own.
 
-        Of folders and patterns with ``*`` those with one of the ``suffixes`` alone, where there are some. Raises
-        DataError for a name that none is of.
+        Hidden ones are left out. Of folders and patterns with ``*`` those with one of the ``suffixes`` alone, where
+        there are some. Raises DataError for a name that none is of.
         """
         found = [file for name in names for file in self._named(name, tuple(suffixes))]
         return list(dict.fromkeys(found))
@@ -136,6 +139,9 @@ class Root:
             what = f" {' or '.join(suffixes)}" if suffixes else ""
             found = "no such file or folder" if not files else f"none among the {len(files):,} files there"
             raise DataError(f"{self.place(name)}: expected{what} files of the data set, found {found}")
+        for file in chosen:
+            if file.size == _LEADS_NOWHERE:
+                raise DataError(f"{self.place(file.name)}: cannot be read: it is a link to what is not there")
         return chosen
 
 
@@ -156,12 +162,35 @@ class _Folder:
         return path.stat().st_size if path.is_file() else None
 
     def below(self, folder: str) -> list[tuple[str, int]]:
-        found = []
-        for where, _, names in os.walk(self.path(folder)):
-            shown = [Path(where) / name for name in names if not name.startswith(".")]
-            paths = [path.relative_to(self.path("")).as_posix() for path in shown]
-            found += [(path, self.path(path).stat().st_size) for path in paths]
+        found: list[tuple[str, int]] = []
+        left: list[tuple[str, tuple[os.stat_result, ...]]] = [(folder, ())] if self.path(folder).is_dir() else []
+        while left:
+            where, above = left.pop()
+            try:
+                itself = self.path(where).stat()
+                if not any(os.path.samestat(itself, each) for each in above):  # as by a link to a folder that it is in
+                    files, folders = self._in(where)
+                    found += files
+                    left += [(each, (*above, itself)) for each in folders]
+            except OSError as error:
+                raise DataError(f"{self.place(where)}: cannot be read: {error.strerror or error}") from error
         return found
+
+    def _in(self, folder: str) -> tuple[list[tuple[str, int]], list[str]]:
+        """Files and folders, by links too, but those that are hidden."""
+        files, folders = [], []
+        with os.scandir(self.path(folder)) as entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(name)
+                elif entry.is_file():
+                    files.append((name, entry.stat().st_size))
+                elif entry.is_symlink() and not self.path(name).exists():
+                    files.append((name, _LEADS_NOWHERE))
+        return files, folders
 
     def read(self, name: str, start: int, size: int | None, *, whole: bool) -> bytes:
         with self.path(name).open("rb") as file:

@@ -16,6 +16,9 @@ _RATIOS = 3 / 4, 4 / 3
 _TRIES = 10
 _interpolate: Any = torch._C._nn._upsample_bilinear2d_aa
 """What torch.nn.functional.interpolate calls, which takes no ``out``."""
+_LONGEST = 64
+"""How many times as long as what it is to cover an image is left: more of it would fill the memory when it is enlarged.
+"""
 Box = tuple[int, int, int, int]
 """Top, left, height and width."""
 
@@ -44,8 +47,14 @@ def _planes(image: Tensor, box: Box | None = None) -> Tensor:
 
 
 def covering(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize so that it is as small as can be and no side below ``height`` and ``width``, its proportions kept."""
+    """Resize so that it is as small as can be and no side below ``height`` and ``width``, its proportions kept.
+
+    Of one that is out of all proportion the middle is taken.
+    """
     high, wide = image.shape[:2]
+    longest = max(1, _LONGEST * wide * height // width), max(1, _LONGEST * high * width // height)
+    if high > longest[0] or wide > longest[1]:
+        return covering(centre(image, min(high, longest[0]), min(wide, longest[1])), height, width)
     if height * wide >= width * high:
         return resized(image, height, height * wide // high)
     return resized(image, width * high // wide, width)

@@ -1,4 +1,4 @@
-"""Images from the bytes of files: JPEG, PNG and WebP, by torchvision's decoders."""
+"""Images from the bytes of files: JPEG and WebP by torchvision's decoders, and PNG."""
 
 import re
 
@@ -7,6 +7,7 @@ import torchvision.io  # which loads the operators
 from torch import Tensor
 
 from raytorch.errors import DataError
+from raytorch.sources.png_decoding import SIGNATURE, decoded_png, png_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MOST_PIXELS = 1 << 28
@@ -16,6 +17,9 @@ _operators = torch.ops.image
 _RGB = 3  # of torchvision's ImageReadMode
 _FRAMES = range(0xC0, 0xD0)
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
+_ALONE = (0x00, 0x01, *range(0xD0, 0xD8))
+"""Markers without a length, and what stands for a byte of data."""
+_NOT_BEFORE_A_FRAME = (0xD8, 0xD9, 0xDA)
 
 
 def require_decoders() -> None:
@@ -39,43 +43,49 @@ def decoded(content: bytes) -> Tensor:
     kind, (height, width) = _described(content)
     if height * width > MOST_PIXELS:
         raise ValueError(f"found one that claims {height:,} x {width:,} pixels, of which {MOST_PIXELS:,} are allowed")
-    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     try:
-        if kind == "WebP":
-            pixels: Tensor = _operators.decode_webp(encoded, _RGB)
-        else:
-            pixels = _operators.decode_image(encoded, _RGB, True)
-    except RuntimeError as error:
+        pixels = decoded_png(content) if kind == "PNG" else _by_torchvision(content, kind)
+    except (ValueError, RuntimeError) as error:
         reason = re.sub(r"^\S+, \S+:\d+, ", "", str(error).partition("\n")[0])  # without torchvision's own file
         raise ValueError(f"found a {kind} image that cannot be read: {reason}") from None
-    if pixels.dtype == torch.uint16:
-        pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
-    return pixels.permute(1, 2, 0).contiguous()
+    return pixels.contiguous()
+
+
+def _by_torchvision(content: bytes, kind: str) -> Tensor:
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    if kind == "WebP":
+        pixels: Tensor = _operators.decode_webp(encoded, _RGB)
+    else:
+        pixels = _operators.decode_image(encoded, _RGB, True)
+    return pixels.permute(1, 2, 0)
 
 
 def _described(content: bytes) -> tuple[str, tuple[int, int]]:
     """What an image is, and the height and width that it claims. Raises ValueError for what is none."""
     if content.startswith(b"\xff\xd8\xff"):
         return "JPEG", _jpeg_size(content)
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG", (_number(content[20:24]), _number(content[16:20]))
+    if content.startswith(SIGNATURE):
+        return "PNG", png_size(content)
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WebP", _webp_size(content)
     raise ValueError(f"found {'nothing in it' if not content else f'bytes that begin with {content[:8]!r}'}")
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int]:
+    """That of the first frame, which is found as libjpeg finds it: it passes over whatever is no marker."""
     place = 2
-    while place + 9 <= len(content):
-        if content[place] != 0xFF:
-            break
+    while (place := content.find(b"\xff", place)) >= 0 and place + 9 <= len(content):
         marker = content[place + 1]
         if marker == 0xFF:  # filling
             place += 1
+        elif marker in _ALONE:
+            place += 2
         elif marker in _FRAMES and marker not in _NO_FRAMES:
             return _number(content[place + 5 : place + 7]), _number(content[place + 7 : place + 9])
+        elif marker in _NOT_BEFORE_A_FRAME:
+            break
         else:
-            place += 2 + _number(content[place + 2 : place + 4])
+            place += 2 + max(2, _number(content[place + 2 : place + 4]))
     raise ValueError("found a JPEG image without its size, cut short or damaged")
 
 

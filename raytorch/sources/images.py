@@ -123,5 +123,5 @@ class Images:
 
 
 def _sorted(labels: set[str]) -> list[str]:
-    """By their names, or, where all are numbers, by those."""
-    return sorted(labels, key=(lambda label: int(label)) if all(map(str.isdecimal, labels)) else None)
+    """By their names, or, where all are numbers, by those, and of 7 and 007 by their names again."""
+    return sorted(labels, key=(lambda label: (int(label), label)) if all(map(str.isdecimal, labels)) else None)

@@ -1,14 +1,20 @@
-"""The index of a tar shard, a parquet file beside it: which samples are in it, and where their files begin.
+"""The index of a tar shard, a file beside it: which samples are in it, and where their files begin.
+
+It is a line with a checksum and what that is of, a parquet file.
 
 A row has a sample's key, the extensions of its files, where they are, and its class where it has a file ``cls``.
 """
 
+import fcntl
 import io
 import os
+import re
 import secrets
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +27,8 @@ from raytorch.system.regular_files import open_regular
 
 SUFFIX = ".index"
 """Behind the name of the shard."""
-_FORM = b"raytorch.shard"
-_VERSION = b"1"
+_FIRST_LINE = b"raytorch shard index 2 %08x\n"
+_FIRST = len(_FIRST_LINE % 0)
 _MOST_OF_A_CLASS = 20
 _SCHEMA = pa.schema(
     {
@@ -78,16 +84,45 @@ def write_index(shard: Path) -> int:
                     columns[name].append([getattr(file, name.removesuffix("s")) for file in sample.files.values()])
                 columns["cls"].append(_class_of(archive, sample))
             size = archive.seek(0, os.SEEK_END)
-        table = pa.table(columns, _SCHEMA.with_metadata({_FORM: _VERSION, b"size": str(size)}))
-        part = shard.with_name(f".{shard.name}-{secrets.token_hex(8)}")
-        try:
-            parquet.write_table(table, part, compression="zstd")
-            part.replace(shard.with_name(shard.name + SUFFIX))
-        finally:
-            part.unlink(missing_ok=True)
+        table = pa.table(columns, _SCHEMA.with_metadata({b"size": str(size)}))
+        parquet.write_table(table, written := io.BytesIO(), compression="zstd")
+        with _new_file(shard, shard.with_name(shard.name + SUFFIX)) as file:
+            file.write(_FIRST_LINE % zlib.crc32(written.getvalue()))
+            file.write(written.getvalue())
     except OSError as error:
         raise DataError(f"{shard}: cannot be indexed: {error.strerror or error}") from error
     return len(table)
+
+
+@contextmanager
+def _new_file(shard: Path, name: Path) -> Iterator[BinaryIO]:
+    """A file that has its ``name`` when it is complete. It is locked until then: those that are not were left behind
+    by processes that were killed, and are removed.
+    """
+    for left in shard.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(shard.name)}-[0-9a-f]{{16}}", left.name):
+            with suppress(OSError), left.open("rb") as old:
+                fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+    part, file = _locked_file(shard)
+    try:
+        with file:
+            yield file
+            file.flush()
+            part.replace(name)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _locked_file(shard: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        part = shard.with_name(f".{shard.name}-{secrets.token_hex(8)}")
+        file = part.open("xb")
+        with suppress(OSError):  # where the file system has no locks, nothing is removed either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if part.exists():  # and was not taken for one that is left, before it was locked
+            return part, file
+        file.close()
 
 
 def samples(found: Iterator[Member], place: str) -> Iterator[Sample]:
@@ -132,13 +167,11 @@ def read_index(content: bytes, size: int, fields: list[str], place: str) -> Plac
     Raises DataError for an index of another shard, or of the one that was there before.
     """
     advice = f"write it anew: raytorch data index {place}"
-    try:
-        table = parquet.read_table(io.BytesIO(content))
-        told = table.schema.metadata or {}
-        if told.get(_FORM) != _VERSION or table.schema.names != _SCHEMA.names or table.schema.types != _SCHEMA.types:
-            raise DataError(f"{place}{SUFFIX}: expected an index of a shard, found another file; {advice}")
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{place}{SUFFIX}: expected an index of a shard: {error}; {advice}") from error
+    if content[:_FIRST] != _FIRST_LINE % zlib.crc32(content[_FIRST:]):
+        what = "found it damaged" if content.startswith(_FIRST_LINE[:23]) else "found another file"
+        raise DataError(f"{place}{SUFFIX}: expected an index of a shard, {what}; {advice}")
+    table = parquet.read_table(io.BytesIO(content[_FIRST:]))
+    told = table.schema.metadata or {}
     if told.get(b"size") != str(size).encode():
         indexed = told.get(b"size", b"?").decode()
         raise DataError(f"{place}: its index is of another: expected {indexed} bytes, found {size}; {advice}")

@@ -1,9 +1,8 @@
 """Tar shards in WebDataset's layout, read by position."""
 
-import io
-import json
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,16 @@ from raytorch.config.image_files import ShardsData
 from raytorch.errors import DataError
 from raytorch.sources.files import File, Root
 from raytorch.sources.image_pipeline import ImagePipeline
+from raytorch.sources.shard_fields import class_of, field_of
 from raytorch.sources.shard_index import SUFFIX, Placed, read_index
 from raytorch.sources.tar_headers import BLOCK
 from raytorch.sources.texts import Texts
 
 _CLASS = "cls"
+_BETWEEN = 1 << 16
+"""Bytes between files of a sample that are read along, as that is faster than to ask for each file."""
+Files = dict[int, bytes]
+"""Those of a sample that have been read, by the numbers of their fields."""
 
 
 class Shards:
@@ -53,7 +57,10 @@ class Shards:
         return torch.from_numpy(self._classes) if has_one.all() else np.ma.MaskedArray(self._classes, ~has_one)
 
     def __getitem__(self, index: int, rng: np.random.Generator | None = None) -> tuple[Any, ...]:
-        return tuple(self._value(index, number, rng) for number in range(len(self._fields)))
+        read: Files = {}
+        first = sorted(range(len(self._fields)), key=lambda number: not self._is_image[number])
+        values = {number: self._value(index, number, read, rng) for number in first}
+        return tuple(values[number] for number in range(len(self._fields)))
 
     def collate(self, samples: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
         """Samples as a batch."""
@@ -70,36 +77,75 @@ class Shards:
             return self._images.batch(values)
         return list(values) if field.endswith(("json", "txt")) else default_collate(list(values))
 
-    def _value(self, index: int, number: int, rng: np.random.Generator | None) -> Any:
+    def _value(self, index: int, number: int, read: Files, rng: np.random.Generator | None) -> Any:
         if self._is_image[number]:
             return self._images.image(
-                index, lambda: self._content(index, number), lambda: self._place(index, number), rng
+                index, lambda: self._content(index, number, read), lambda: self._place(index, number), rng
             )
-        if self._fields[number] == _CLASS and self._classes[index] >= 0:
+        is_image_kept = any(self._is_image) and not read  # and was read with the class, which is then that of the index
+        if is_image_kept and self._fields[number] == _CLASS and self._classes[index] >= 0:
             return int(self._classes[index])
-        content, extension = self._content(index, number), self._fields[number].rpartition(".")[2]
+        content, extension = self._content(index, number, read), self._fields[number].rpartition(".")[2]
         try:
-            return _decoded(extension, content)
-        except (ValueError, EOFError, RecursionError) as error:
+            return field_of(extension, content)
+        except ValueError as error:
             raise DataError(f"{self._place(index, number)}: expected a file {extension}: {error}") from error
 
-    def _content(self, index: int, number: int) -> bytes:
-        """A file's, whose header has to be that of the index."""
-        offset, size = int(self._offsets[index, number]), int(self._sizes[index, number])
+    def _content(self, index: int, number: int, read: Files) -> bytes:
+        """A file's. Those of the same sample that lie near it are read along."""
         place = self._place(index, number)
-        if not offset:
+        if not self._offsets[index, number]:
             raise DataError(f"{place}: expected the field {self._fields[number]}, for data.fields, found none")
+        if number not in read:
+            for numbers in self._read_together(index, number):
+                read |= self._files(index, numbers, place)
+            self._require_class(index, read)
+        return read[number]
+
+    def _read_together(self, index: int, number: int) -> list[list[int]]:
+        """The fields to read for one of them: all that lie near each other, or that one, and the class by itself."""
+        numbers = [
+            other
+            for other in np.flatnonzero(self._offsets[index]).tolist()
+            if self._is_image[number] or not self._is_image[other]
+        ]
+        starts, sizes = self._offsets[index, numbers], self._sizes[index, numbers]
+        if (starts + sizes).max() - starts.min() <= sizes.sum() + _BETWEEN:
+            return [numbers]
+        return [[other] for other in numbers if other == number or self._fields[other] == _CLASS]
+
+    def _files(self, index: int, numbers: list[int], asked: str) -> Files:
+        """Files of a sample by one reading, whose headers have to be those of the index."""
         shard = self._shards[self._shard_of[index]]
+        starts, sizes = self._offsets[index, numbers].tolist(), self._sizes[index, numbers].tolist()
+        first, end = min(starts) - BLOCK, max(map(sum, zip(starts, sizes, strict=True)))
         try:
-            read = self._root.read(shard, offset - BLOCK, BLOCK + size, whole=True)
+            content = self._root.read(shard, first, end - first, whole=True)
         except DataError as error:
-            raise DataError(f"{place}: {error}") from error
-        if zlib.crc32(read[:BLOCK]) != self._checks[index, number]:
-            raise DataError(
-                f"{place}: expected it from byte {offset:,} on, found another: the shard has changed; write its index "
-                f"anew: raytorch data index {self._root.place(shard)}"
-            )
-        return read[BLOCK:]
+            raise DataError(f"{asked}: {error}") from error
+        found = {}
+        for number, start, size in zip(numbers, starts, sizes, strict=True):
+            place = start - first
+            if zlib.crc32(content[place - BLOCK : place]) != self._checks[index, number]:
+                raise self._changed(index, number, f"it from byte {start:,} on, found another")
+            found[number] = content[place : place + size]
+        return found
+
+    def _require_class(self, index: int, read: Files) -> None:
+        """The class of the index has to be that of the shard, as samples are counted and drawn by it."""
+        number, expected = self._fields.index(_CLASS) if _CLASS in self._fields else None, int(self._classes[index])
+        if number in read and expected >= 0 and read[number].strip() != str(expected).encode():
+            with suppress(ValueError):
+                if class_of(read[number]) == expected:
+                    return
+            raise self._changed(index, number, f"the class {expected:,}, found {read[number][:20]!r}")
+
+    def _changed(self, index: int, number: int, what: str) -> DataError:
+        shard = self._root.place(self._shards[self._shard_of[index]])
+        return DataError(
+            f"{self._place(index, number)}: expected {what}: the shard has changed; write its index anew: raytorch "
+            f"data index {shard}"
+        )
 
     def _place(self, index: int, number: int) -> str:
         shard = self._root.place(self._shards[self._shard_of[index]])
@@ -134,17 +180,3 @@ class Shards:
                 f"data.num_classes or those of the training samples, found {self._classes[index]:,}"
             )
         return facts | {"num_classes": number}
-
-
-def _decoded(extension: str, content: bytes) -> Any:
-    """A file's content by its extension. Raises ValueError and what else its decoder raises."""
-    if extension == "npy":
-        return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
-    if extension == "json":
-        return json.loads(content)
-    text = content.decode()
-    if extension == "txt":
-        return text
-    if (number := int(text)) < 0:
-        raise ValueError(f"a class is at least 0, not {number}")
-    return number

@@ -190,8 +190,8 @@ def close_files(files: dict[str, BinaryIO]) -> None:
 
 def _listed(filesystem: Any, path: str) -> list[tuple[str, int]]:
     infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    files = [info for info in infos if info.type == fs.FileType.File and not info.base_name.startswith(".")]
-    return [(info.path[len(path) :].lstrip("/"), info.size) for info in files]
+    files = [(info.path[len(path) :].lstrip("/"), info.size) for info in infos if info.type == fs.FileType.File]
+    return [(name, size) for name, size in files if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def _facts(filesystem: Any, path: str) -> Any:

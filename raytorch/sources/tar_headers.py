@@ -9,6 +9,10 @@ from raytorch.errors import DataError
 
 BLOCK = 512
 _FILES = (b"0", b"\0", b"7")
+_WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
+"""Links, devices, folders and pipes, whatever size their headers name."""
+_ZEROS = 1 << 20
+"""Bytes of a stretch of zeros that are read at once."""
 _LONG_NAME, _EXTENDED, _SPARSE = b"L", b"x", b"S"
 _MOST_OF_A_NAME = 1 << 16
 """Bytes of a header that has a name, or more of what is said of the next file."""
@@ -28,6 +32,7 @@ class Member(NamedTuple):
 def members(archive: BinaryIO, place: str) -> Iterator[Member]:
     """The files of an archive, which messages call ``place``, without folders, links and devices.
 
+    Archives may follow each other, as by ``cat a.tar b.tar``, and the end of the last may lack its blocks of zeros.
     Raises DataError for what is no tar archive, or is cut short.
 
     Example:
@@ -38,13 +43,19 @@ def members(archive: BinaryIO, place: str) -> Iterator[Member]:
     end = archive.seek(0, os.SEEK_END)
     said: dict[str, str] = {}
     start = 0
-    while any(header := _read(archive, start, BLOCK, end, place)):
+    while start < max(end, 1):
+        header = _read(archive, start, BLOCK, end, place)
+        if not any(header):
+            start = _behind_zeros(archive, start, end)
+            continue
         kind, size = header[156:157], _size(header, place, start)
         if kind in (_LONG_NAME, _EXTENDED):
             said |= _more(kind, _named(archive, start, size, end, place))
             start += BLOCK + _padded(size)
             continue
         size = _whole(said["size"], place, start) if "size" in said else size
+        if kind in _WITHOUT_CONTENT:
+            size = 0
         if start + BLOCK + size > end:
             raise _cut_short(place, start + BLOCK, size, end)
         if kind == _SPARSE or any(key.startswith("GNU.sparse") for key in said):
@@ -53,6 +64,19 @@ def members(archive: BinaryIO, place: str) -> Iterator[Member]:
             yield Member(said.get("path") or _name(header), start + BLOCK, size, zlib.crc32(header))
         said = {}
         start += BLOCK + _padded(size)
+
+
+def _behind_zeros(archive: BinaryIO, start: int, end: int) -> int:
+    """Where blocks of zeros, which are the end of an archive, are followed by another archive; or the file's end."""
+    while start < end:
+        archive.seek(start)
+        zeros = archive.read(_ZEROS)
+        if not zeros:
+            break
+        if left := len(zeros.lstrip(b"\0")):
+            return start + (len(zeros) - left) // BLOCK * BLOCK
+        start += len(zeros)
+    return end
 
 
 def _name(header: bytes) -> str:

@@ -61,9 +61,9 @@ ROOMS = {
         "plan",
     ],
     "sources": [
-        "array_files batch_room blocks by_block image_decoding last_used node_cache retries shared_pixels "
+        "array_files batch_room blocks by_block last_used node_cache png_decoding retries shared_pixels "
         "tar_headers texts",
-        "stores",
+        "image_decoding shard_fields stores",
         "files tokenizer",
         "arrays documents image_changes range_file shard_index table_columns token_files",
         "image_pipeline tokenizing windows",

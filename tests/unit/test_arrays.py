@@ -132,6 +132,7 @@ def safetensors_header(path: Path, **tensor: Any) -> None:
     [
         ("cut/x.npy", r"cut/x.npy: cut short: expected 720 bytes of float32 \[30, 2, 3\] from byte 128 on, found 72$"),
         ("cut/y.npy", r"cut/y.npy: expected an .npy file, whole and undamaged: "),
+        ("open/x.npy", r"open/x.npy: expected an .npy file, whole and undamaged: "),
         ("cut.npz", "cut.npz: expected an .npz file, whole and undamaged: "),
         ("zipped.npz", "zipped.npz: x: is compressed, and cannot be memory-mapped; write it by np.savez"),
         ("cut.safetensors", r"cut.safetensors: x: cut short: expected 720 bytes of float32 \[30, 2, 3\] from byte "),
@@ -162,6 +163,9 @@ def test_what_is_not_in_order_is_told(tmp_path: Path, name: str | list[str], tol
         write(tmp_path / good, made())
     cut(tmp_path / "cut/x.npy", 200)
     cut(tmp_path / "cut/y.npy", 20)
+    (tmp_path / "open").mkdir()
+    header = b"{'descr': '<f8', 'shape': (4, 3), ".ljust(118)  # without its end
+    (tmp_path / "open/x.npy").write_bytes(b"\x93NUMPY\1\0\x77\0" + header + b"\n")
     cut(tmp_path / "cut.npz", 900)
     cut(tmp_path / "cut.safetensors", 1000)
     np.savez_compressed(tmp_path / "zipped.npz", **made())
