@@ -116,6 +116,9 @@ class TableData(Source):
     """What takes the place of a number that is missing; ``mean`` is that of the training files."""
     categories: Literal["error", "codes", "one_hot"] = "error"
     """What text becomes: its number among the sorted values of the training files, or a column for each of them."""
+    categorical: list[Name] = []
+    """Columns, or patterns with ``*``, whose numbers are categories as text is: postcodes, say. What else is text is
+    refused where nearly all of it are numbers."""
     unknown: Literal["error", "other"] = "error"
     """Text that the training files do not have: an error, or a code, or column, of its own."""
     standardize: bool = False
@@ -127,6 +130,10 @@ class TableData(Source):
             raise ConflictError(f"{self.target} is the target, and cannot be a feature as well", "features", "target")
         if self.unknown == "other" and self.categories == "error":
             raise ConflictError("unknown: other goes with categories: codes or one_hot", "unknown", "categories")
+        if self.categorical and self.categories == "error":
+            raise ConflictError("categorical goes with categories: codes or one_hot", "categorical", "categories")
+        if self.target in self.categorical:
+            raise ConflictError(f"{self.target} is the target; set task: classification", "categorical", "target")
         return self
 
 

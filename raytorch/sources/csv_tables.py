@@ -103,6 +103,12 @@ def csv_schema(root: Root, file: File) -> Any:
         return _opened(root, file, use_threads=False).schema
 
 
+def first_csv_rows(root: Root, file: File) -> Any:
+    """The first rows of a file, of types that follow from them. Raises DataError."""
+    with _telling(root.place(file.name)), _opened(root, file, use_threads=False) as reader:
+        return pa.Table.from_batches([batch for _, batch in zip(range(1), reader, strict=False)], reader.schema)
+
+
 def _type_of(columns: Columns, name: str) -> Any:
     """Numbers are read as fractions, so that a file may begin with whole ones; classes are told apart as they are."""
     kind = columns.types[name]

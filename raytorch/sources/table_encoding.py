@@ -108,7 +108,7 @@ class Encoding:
         if self._section.unknown == "other":
             is_other = codes < 0
             if self._section.missing == "error":
-                is_other &= ~column.is_null().to_numpy(zero_copy_only=False)
+                is_other &= ~_is_null(column)
             codes[is_other] = len(self._found.values[name])
         is_bad |= codes < 0
         if self._section.categories == "codes":
@@ -165,3 +165,11 @@ class Encoding:
             return None
         rest = "" if is_target else "; set data.unknown to other to give it a code"
         return f"expected one of the {len(known):,} values of the training files, found {value!r:.80}{rest}"
+
+
+def _is_null(column: Any) -> Array:
+    """Of each value of a column, whether it is missing."""
+    if isinstance(column, np.ndarray):
+        return np.zeros(len(column), bool)
+    nulls: Array = column.is_null().to_numpy(zero_copy_only=False)
+    return nulls

@@ -8,7 +8,7 @@ from pyarrow import compute as pc
 
 from raytorch.config.sources import TableData
 from raytorch.errors import DataError
-from raytorch.sources.table_columns import Columns, canonical
+from raytorch.sources.table_columns import Columns
 from raytorch.sources.table_files import TableFiles
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -33,7 +33,7 @@ def statistics(section: TableData, files: TableFiles, columns: Columns) -> Stati
     categories = [name for name in columns.features if columns.kind(name) == "categories"]
     counted = [*categories, *([columns.target] if columns.is_classification else [])]
     moments = {name: _Moments() for name in numbers}
-    values = {name: pa.array([], canonical(columns.types[name])) for name in counted}
+    values = {name: pa.array([], columns.value_type(name)) for name in counted}
     needed = [*numbers, *counted]
     for block in range(len(files.rows)) if needed else ():
         rows = files.read(block, needed)

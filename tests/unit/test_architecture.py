@@ -71,7 +71,7 @@ ROOMS = {
         "csv_tables",
         "table_files",
         "table_statistics",
-        "table_encoding",
+        "table_encoding table_text",
         "table",
     ],
     "datasets": [
