@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from raytorch.cli.common import Overrides, new_app, output, progress
-from raytorch.errors import DataError, UserError
+from raytorch.errors import ConfigError, DataError, UserError
 from raytorch.system.terminal import cell, say, say_labelled, say_table
 
 app = new_app()
@@ -159,15 +159,34 @@ def _check_run(file: Path, overrides: list[str]) -> None:
     from raytorch.datasets.checking import check_splits  # torch takes seconds, a mistake should not
 
     unreadable, problems, samples = 0, 0, 0
+    facts: dict[str, Any] = {}
     with CheckDisplay(progress) as display:
         for checked in check_splits(config, display):
             _tell(checked)
             unreadable, samples = unreadable + len(checked.unreadable), samples + checked.samples
             problems += bool(checked.problem)
+            facts = facts or checked.facts
+    fits = _tell_model(config, facts)
     if unreadable or problems:
         found = f"{unreadable:,} of {samples:,} samples cannot be read" if unreadable else "not all of it can be read"
         raise DataError(f"{file}: {found}")
+    if not fits:
+        raise DataError(f"{file}: all {samples:,} samples can be read, and what is to be trained does not go with them")
     say(output, f"all {samples:,} samples can be read")
+
+
+def _tell_model(config: Any, facts: dict[str, Any]) -> bool:
+    """Print whether the model of a run can be built for its data, and tell so; nothing of one of the user's own."""
+    from raytorch.models.fitting import parameters_on
+
+    try:
+        parameters = parameters_on(config, facts)
+    except ConfigError as error:
+        say_labelled(output, "model", str(error), _LABEL)
+        return False
+    if parameters is not None:
+        say_labelled(output, "model", f"{config.model.name} of {parameters:,} parameters", _LABEL)
+    return True
 
 
 def _tell(checked: Any) -> None:

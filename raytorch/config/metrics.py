@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -49,11 +49,23 @@ class BaseMetric(Section):
         return self
 
 
+OF_NUMBERS = ("mae",)
+"""Metrics that go with any model where the targets are numbers."""
+LOWER_IS_BETTER = frozenset({"mae"})
+"""Metrics of the models that ship of which a lower value is better, unless a run says otherwise."""
+
+
 class Metric(BaseMetric):
     """A metric that the model brings."""
 
     name: Annotated[str, Field(pattern=r"^[^:./\\]+$", json_schema_extra={"patternErrorMessage": "a metric's name"})]
     """The metric: one of the model's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_are_better_lower(cls, section: Any) -> Any:
+        is_known = isinstance(section, dict) and section.get("name") in LOWER_IS_BETTER
+        return {"better": "lower", **section} if is_known else section
 
 
 class OwnMetric(BaseMetric, OwnPart):

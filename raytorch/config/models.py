@@ -32,7 +32,8 @@ class ImageModel(ModelKeys, _Named):
 
 
 class MlpModel(ImageModel):
-    """Fully connected layers with ReLU on the flattened input, an image or a row of a table, say."""
+    """Fully connected layers with ReLU on the flattened input, an image or a row of a table, say: to classes, or, where
+    the data has numbers as targets, to these."""
 
     name: Literal["mlp"] = "mlp"
     """The model."""

@@ -112,10 +112,11 @@ class Architecture:
                 raise ConfigError(f"model.name: {self.config.name} makes a {kind}, not a torch.nn.Module")
             _require_sizes(model, self.config.name)
             return model
-        if self.input_shape is None or self.num_classes is None:
+        outputs = facts.get("num_classes", facts.get("num_targets"))
+        if self.input_shape is None or outputs is None:
             raise ConfigError(
-                f"model.name: {self.config.name} has to know input_shape and num_classes; let the data set have them "
-                "in its facts"
+                f"model.name: {self.config.name} has to know input_shape and num_classes, or num_targets where targets "
+                "are numbers; let the data set have them in its facts"
             )
         if len(self.input_shape) < _IMAGE and self.config.name != "mlp":
             raise ConfigError(
@@ -128,7 +129,7 @@ class Architecture:
             raise ConfigError(f"model.{error}") from None
         options = self.config.model_dump(exclude={"name", *ModelKeys.model_fields})
         with place:
-            return self.maker(self.input_shape, self.num_classes, **options)
+            return self.maker(self.input_shape, outputs, **options)
 
 
 def _require_sizes(model: nn.Module, name: str) -> None:

@@ -59,6 +59,8 @@ class Encoding:
         if self._columns.is_classification:
             classes = values[self._columns.target].to_pylist()
             facts |= {"num_classes": len(classes), "classes": classes}
+        else:
+            facts["num_targets"] = 1
         return facts
 
     def empty(self, rows: int) -> Rows:

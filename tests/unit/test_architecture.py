@@ -89,9 +89,10 @@ ROOMS = {
         "showing",
     ],
     "models": [
-        "stateful_metrics",
+        "numbers stateful_metrics",
         "objectives",
         "networks",
+        "fitting",
     ],
     "serialization": [
         "comparison file_kinds",

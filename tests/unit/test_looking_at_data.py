@@ -33,7 +33,7 @@ class Table:
         self.bad, self.width = (bad if split == "train" else []), width
         self.x = torch.arange(20.0)[:, None].repeat(1, 3)
         self.labels = torch.arange(20) % 2
-        self.facts = {"classes": ["cat", "dog"]}
+        self.facts = {"input_shape": [3], "num_classes": 2, "classes": ["cat", "dog"]}
 
     def __len__(self):
         return len(self.x)
@@ -90,11 +90,16 @@ def test_all_that_cannot_be_read_is_listed_of_each_split(readers: int) -> None:
     assert isinstance(error, DataError)
     assert str(error) == "run.yaml: 3 of 40 samples cannot be read"
     heads = [line for line in lines if not line.startswith(" ")]
-    assert heads == ["train       15 samples", "validation  5 samples", "test        20 samples"]
+    assert heads == [
+        "train       15 samples",
+        "validation  5 samples",
+        "test        20 samples",
+        "model       mlp of 770 parameters",
+    ]
     broken = [f"  wrong     sample {index}: ValueError: row {index} is broken" for index in (3, 4, 16)]
     assert sorted(line for line in lines if "wrong" in line) == sorted(broken)
     assert lines[1:5] == [
-        '  facts     {"classes": ["cat", "dog"]}',
+        '  facts     {"input_shape": [3], "num_classes": 2, "classes": ["cat", "dog"]}',
         "  batch     [0]: float32 (8, 3)",
         "            [1]: int64 (8,)",
         f"  classes   cat: {15 - int(lines[4].rpartition(' ')[2])}, dog: {lines[4].rpartition(' ')[2]}",
