@@ -15,7 +15,7 @@ from raytorch.config.image_files import ShardsData
 from raytorch.errors import DataError
 from raytorch.sources.files import File, Root
 from raytorch.sources.image_pipeline import ImagePipeline, stacked
-from raytorch.sources.shard_index import SUFFIX, Placed, read_index
+from raytorch.sources.shard_index import SUFFIX, Placed, extensions_in, read_index
 from raytorch.sources.tar_headers import BLOCK
 from raytorch.sources.texts import Texts
 
@@ -86,7 +86,10 @@ class Shards:
         offset, size = int(self._offsets[index, number]), int(self._sizes[index, number])
         place = self._place(index, number)
         if not offset:
-            raise DataError(f"{place}: expected the field {self._fields[number]}, for data.fields, found none")
+            raise DataError(
+                f"{place}: expected the field {self._fields[number]}, for data.fields, found "
+                f"{', '.join(self._extensions(index))}"
+            )
         shard = self._shards[self._shard_of[index]]
         try:
             read = self._root.read(shard, offset - BLOCK, BLOCK + size, whole=True)
@@ -98,6 +101,12 @@ class Shards:
                 f"anew: raytorch data index {self._root.place(shard)}"
             )
         return read[BLOCK:]
+
+    def _extensions(self, index: int) -> list[str]:
+        """Of the files that a sample has."""
+        shard = int(self._shard_of[index])
+        first = int(np.searchsorted(self._shard_of, shard))
+        return extensions_in(self._root.read(self._shards[shard] + SUFFIX), index - first)
 
     def _place(self, index: int, number: int) -> str:
         shard = self._root.place(self._shards[self._shard_of[index]])

@@ -159,10 +159,9 @@ class Encoding:
         if value is None and is_target:
             return _NO_TARGET
         if value is None and not (has_other and self._section.missing != "error"):
-            return (
-                "a value is missing; set data.missing to zero and data.unknown to other to give it a code, or leave "
-                "the row out of the file"
-            )
+            keys = ["data.missing to zero"] if self._section.missing == "error" else []
+            keys += [] if has_other else ["data.unknown to other"]
+            return f"a value is missing; set {' and '.join(keys)} to give it a code, or leave the row out of the file"
         if value is None or has_other or value in known.to_pylist():
             return None
         rest = "" if is_target else "; set data.unknown to other to give it a code"

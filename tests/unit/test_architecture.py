@@ -85,7 +85,7 @@ ROOMS = {
         "skipping",
         "loader own",
         "splits",
-        "checking",
+        "checking kinds_of_faults",
         "showing",
     ],
     "models": [

@@ -137,11 +137,26 @@ def test_more_than_are_listed_end_the_reading_of_a_split(monkeypatch: pytest.Mon
     monkeypatch.setattr(checking, "MOST_LISTED", 3)
     run_file({"name": "table.py:Table", "bad": list(range(20))})
     lines, error = called("check", "run.yaml")
-    assert str(error) == "run.yaml: 4 of 40 samples cannot be read"
-    assert [line for line in lines if "wrong" in line][4:] == [
-        "  wrong     more than 3 samples cannot be read; it was read no further"
-    ]
+    assert str(error) == "run.yaml: 4 of 40 samples cannot be read; --all lists each"
+    kind, rest = [line for line in lines if "wrong" in line]
+    assert re.match(r"  wrong     4 samples: ValueError: row \d+ is broken \(also ValueError: row \d+ is bro", kind)
+    assert rest == "  wrong     more than 3 samples cannot be read; it was read no further"
     assert "test        20 samples" in lines
+
+
+def test_faults_of_one_kind_are_one_line_unless_all_are_asked_for(project: Path) -> None:
+    rows = [f"{'' if row % 2 else row},{row % 3}" for row in range(3000)]
+    (project / "holes.csv").write_text("\n".join(["area,y", *rows]), encoding="utf-8")
+    run_file({"name": "table", "root": ".", "train": "holes.csv", "test": 0.2, "target": "y"})
+    lines, error = called("check", "run.yaml")
+    assert len(lines) < 20
+    first = next(line for line in lines if "wrong" in line)
+    assert re.search(r"1,\d{3} samples: \./holes.csv: line [\d,]+: column area: a number is missing; .* \(also ", first)
+    assert re.search(r"\(also \./holes.csv: line [\d,]+, \./holes.csv: line [\d,]+, \.\.\.\)$", first)
+    assert str(error).endswith("samples cannot be read; --all lists each")
+    lines, error = called("check", "run.yaml", "--all")
+    assert len([line for line in lines if "wrong     sample" in line]) > 1000
+    assert str(error).endswith("samples cannot be read")
 
 
 def test_what_is_wrong_with_own_code_is_told_with_its_line() -> None:
