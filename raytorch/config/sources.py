@@ -11,7 +11,7 @@ from raytorch.config.section import ConflictError, Section
 
 Name = Annotated[str, Field(min_length=1)]
 Files = Name | Annotated[list[Name], Field(min_length=1)]
-"""A file, a folder, or a pattern with ``*``, below the root; or several."""
+"""A file, a folder, or a pattern with ``*`` or ``{000..003}``, below the root; or several."""
 FullPath = Annotated[str, Field(pattern=r"^[/~]", json_schema_extra={"patternErrorMessage": "a path in full"})]
 Share = Annotated[float, Field(gt=0, lt=1)]
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -33,7 +33,7 @@ class _Located(Section):
     name: str
     """The data set."""
     root: str = "data"
-    """Folder or URI (``s3://...``) of the files; ``~`` is expanded."""
+    """Folder or URI (``s3://...``) of the files, from the current folder unless it is in full; ``~`` is expanded."""
     train: Files = "train"
     """Files to train on, below ``root``: a folder, a file, a pattern such as ``part-*.parquet``, or a list of them."""
     validation: Files | None = None
