@@ -110,6 +110,8 @@ class TableData(Source):
     """Columns to foretell it from, in this order, or patterns with ``*``; all others by default."""
     ignore: list[Name] = []
     """Columns, or patterns with ``*``, that are no features where ``features`` would take them: a row's number, say."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What stands between the columns of CSV files, ``;`` say; by default a comma, and a tab in .tsv."""
     task: Literal["regression", "classification"] | None = None
     """What the target is; by default classes where it is text, true or false or whole numbers, else a number."""
     missing: Literal["error", "mean", "zero"] = "error"

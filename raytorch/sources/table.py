@@ -105,7 +105,7 @@ class Table:
 
     def _new_encoding(self, section: TableData, files: list[File]) -> tuple[Columns, Encoding]:
         first = files[0]
-        columns = columns_of(section, schema_of(self._root, first), self._root.place(first.name))
+        columns = columns_of(section, schema_of(self._root, first, section.delimiter), self._root.place(first.name))
         refuse_text(section, columns, self._root, first)
         table = TableFiles(self._root, files, columns)
         found = statistics(section, table, columns)

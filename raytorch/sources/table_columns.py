@@ -23,6 +23,8 @@ class Columns(NamedTuple):
     is_classification: bool
     categorical: frozenset[str] = frozenset()
     """Features that the section says are of categories, whatever their type."""
+    delimiter: str | None = None
+    """What stands between the columns of text, unless that follows from its name."""
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +73,9 @@ def columns_of(section: TableData, schema: Any, place: str) -> Columns:
     if is_classification and canonical(target) is None:
         raise DataError(f"{place}: column {section.target} is of {target}, not of whole numbers or text, to be classes")
     named = _named(section.categorical, schema.names, "data.categorical", place)
-    return Columns(features, section.target, types, is_classification, frozenset(named) & {*features})
+    return Columns(
+        features, section.target, types, is_classification, frozenset(named) & {*features}, section.delimiter
+    )
 
 
 def kind_of(kind: Any) -> Kind | None:

@@ -109,18 +109,18 @@ class TableFiles:
         return opened
 
 
-def schema_of(root: Root, file: File) -> Any:
+def schema_of(root: Root, file: File, delimiter: str | None = None) -> Any:
     """Names and types of the columns of a file. Raises DataError."""
     if not file.name.lower().endswith(SUFFIXES):
         kinds = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         raise DataError(f"{root.place(file.name)}: expected a table, of a name that ends with {kinds}")
-    return csv_schema(root, file) if _is_csv(file) else open_table(root, file).schema
+    return csv_schema(root, file, delimiter) if _is_csv(file) else open_table(root, file).schema
 
 
-def first_rows(root: Root, file: File, names: list[str]) -> Any:
+def first_rows(root: Root, file: File, names: list[str], delimiter: str | None) -> Any:
     """Some columns of the first rows of a file that has some. Raises DataError."""
     if _is_csv(file):
-        return first_csv_rows(root, file)
+        return first_csv_rows(root, file, delimiter)
     opened = open_table(root, file)
     return opened.read(0, names) if opened.sizes else opened.schema.empty_table()
 
@@ -140,7 +140,7 @@ def _csv_of(root: Root, files: Sequence[File], columns: Columns) -> ConvertedCsv
     if not files:
         return None
     kinds = {name: columns.kind(name) for name in columns.names}
-    key = stamp(root, files), *kinds.items(), columns.is_classification
+    key = stamp(root, files), *kinds.items(), columns.is_classification, columns.delimiter
     converted = _converted.get(key)
     if converted is None:
         converted = _converted[key] = ConvertedCsv(root, files, columns)

@@ -29,7 +29,7 @@ def refuse_text(section: TableData, columns: Columns, root: Root, first: File) -
         texts.append(columns.target)
     if not texts:
         return
-    rows = first_rows(root, first, texts)
+    rows = first_rows(root, first, texts, section.delimiter)
     for name in texts:
         column = as_values(rows.column(name), pa.large_string())
         if spoiled := _spoiled(columns, name, pc.unique(column)):

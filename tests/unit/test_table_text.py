@@ -1,5 +1,7 @@
 """Text in tables: categories, and numbers of which some cells are none."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from tables import config, everything, opened, write
 
 from raytorch.errors import ConfigError, DataError
+from raytorch.sources import csv_tables
 
 
 def areas(rows: int = 2500, **spoiled: Any) -> pandas.DataFrame:
@@ -108,3 +111,39 @@ def test_many_features_of_one_column_are_said(tmp_path: Path, caplog: pytest.Log
         "data table: column x has 301 different values in the training files, and categories: one_hot makes a feature "
         "of each; if that is not what you want, take categories: codes, or leave it out: data.ignore"
     ]
+
+
+@pytest.mark.parametrize("rows", [3, 700_000])  # within the bytes that types follow from, and behind them
+def test_text_that_is_not_utf_8_is_told_with_its_line(tmp_path: Path, rows: int) -> None:
+    text = "x,city,y\n" + "12345678,Oslo,1\n" * rows + "0,M\u00fcnchen,1\n"
+    (tmp_path / "train.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=rf"train.csv: line {rows + 2:,}: expected text in UTF-8[,;] .* Latin-1"):
+        opened(tmp_path, train="train.csv", test=0.1, categories="codes")
+
+
+@pytest.mark.parametrize(
+    ("kind", "delimiter"), [("csv", ";"), ("csv", "\t"), ("csv", "|"), ("tsv", ","), ("tsv.gz", ";")]
+)
+def test_what_stands_between_columns_is_a_key(tmp_path: Path, kind: str, delimiter: str) -> None:
+    data = pandas.DataFrame({"x": [1.5, 2.5], "y": [0.5, 1.0]})
+    data.to_csv(tmp_path / f"train.{kind}", index=False, sep=delimiter)
+    told = rf"train.{kind}: expected '.*' between columns, found one column, 'x.*y'; set data.delimiter to "
+    with pytest.raises(DataError, match=told + re.escape(json.dumps(delimiter)) + "$"):
+        opened(tmp_path, train=f"train.{kind}", test=0.5)
+    table = opened(tmp_path, train=f"train.{kind}", test=0.5, delimiter=delimiter)
+    assert [each.tolist() for each in everything(table)] == [[[1.5], [2.5]], [0.5, 1.0]]
+
+
+def test_a_file_that_is_not_in_order_leaves_no_thread_that_ends_the_process_badly(tmp_path: Path) -> None:
+    """Arrow's threads read ahead, and must not be in Python any more when it ends."""
+    (tmp_path / "train.csv").write_text(
+        "x,y\n" + "1.5,0.5\n" * 2_500_000 + "n.k.,1\n" + "1.5,0.5\n" * 2_500_000, "utf-8"
+    )
+    sources = []
+    with pytest.MonkeyPatch.context() as patched:
+        made = csv_tables._Ahead.__init__
+        patched.setattr(csv_tables._Ahead, "__init__", lambda self, *of: (sources.append(self), made(self, *of))[1])
+        with pytest.raises(DataError, match=r"line 2,500,002: expected a number"):
+            opened(tmp_path, train="train.csv", test=0.1)
+    assert len(sources) == 2
+    assert all(source._ended.is_set() for source in sources)
