@@ -10,7 +10,10 @@ from raytorch.config.reading_keys import ReadingKeys
 from raytorch.config.section import ConflictError, Section
 
 Name = Annotated[str, Field(min_length=1)]
-Files = Name | Annotated[list[Name], Field(min_length=1)]
+_FileName = Annotated[
+    str, Field(min_length=1, json_schema_extra={"patternErrorMessage": "the name of a file, a folder or a pattern"})
+]
+Files = _FileName | Annotated[list[_FileName], Field(min_length=1)]
 """A file, a folder, or a pattern with ``*`` or ``{000..003}``, below the root; or several."""
 FullPath = Annotated[str, Field(pattern=r"^[/~]", json_schema_extra={"patternErrorMessage": "a path in full"})]
 Share = Annotated[float, Field(gt=0, lt=1)]

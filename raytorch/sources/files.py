@@ -19,6 +19,10 @@ _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MOST_NUMBERED = 100_000
 
 
+class AbsentFilesError(DataError):
+    """A name that no file is of."""
+
+
 class File(NamedTuple):
     """A file of a source."""
 
@@ -63,7 +67,7 @@ class Root:
         """The files that are named, those of folders at any depth, in the order of the names and then of their own.
 
         ``{000..003}`` in a name stands for each of these numbers. Of folders and patterns with ``*`` those with one of
-        the ``suffixes`` alone, where there are some. Raises DataError for a name that none is of.
+        the ``suffixes`` alone, where there are some. Raises AbsentFilesError for a name that none is of.
         """
         found = [file for name in names for each in _numbered(name) for file in self._named(each, tuple(suffixes))]
         return list(dict.fromkeys(found))
@@ -134,7 +138,7 @@ class Root:
         if not chosen:
             what = f" {' or '.join(suffixes)}" if suffixes else ""
             found = f"none among the {len(files):,} files there" if files else self._files.absence(below)
-            raise DataError(f"{self.place(name)}: expected{what} files of the data set, found {found}")
+            raise AbsentFilesError(f"{self.place(name)}: expected{what} files of the data set, found {found}")
         return chosen
 
 

@@ -127,9 +127,9 @@ def test_files_of_ones_own_are_opened_where_the_configuration_says(project: Path
     assert (lines[0], lines[-1], error) == ("train       30 samples", "all 40 samples can be read", None)
     assert "  batch     [0]: int16 (8,)" in lines
     _, error = called("check", "run.yaml", "--set", "data.test=gone")
-    assert (
-        str(error)
-        == "files/gone: expected .npy or .npz or .safetensors files of the data set, found no such file or folder"
+    assert str(error) == (
+        "files/gone: expected .npy or .npz or .safetensors files of the data set, found no such file or folder; name "
+        "others as data.test, or a share of the training samples: data.test: 0.1"
     )
 
 

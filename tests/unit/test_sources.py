@@ -84,7 +84,13 @@ def test_a_loop_names_one_as_any_shipped_data_set(root: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "data", "told"),
     [
-        ({}, {"test": 1.5}, "data.test: must be "),
+        ({}, {"test": 1.5}, "or a number above 0 and below 1, not 1.5\n"),
+        ({}, {"test": 0}, "or a number above 0 and below 1, not 0\n"),
+        (
+            {},
+            {"test": None},
+            "data.test: must be the name of a file, a folder or a pattern or a list of 1 or more, each",
+        ),
         ({}, {"train": []}, "data.train: "),
         ({"validation": {"split": "dev"}}, {}, "data arrays has no split dev; name its files as data.dev"),
         ({"validation": {"split": "validation"}}, {}, "data arrays has no split validation; name its files as data.v"),
@@ -94,7 +100,7 @@ def test_a_loop_names_one_as_any_shipped_data_set(root: Path) -> None:
 def test_what_does_not_go_together_is_told_before_anything_is_read(run: Any, data: Any, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config(Path("nowhere"), run, **data)
-    assert told in str(caught.value)
+    assert told in f"{caught.value}\n"
 
 
 @pytest.mark.parametrize(
