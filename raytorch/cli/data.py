@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from raytorch.cli.common import Overrides, new_app, output, progress
-from raytorch.errors import DataError, UserError
+from raytorch.errors import ConfigError, DataError, UserError
 from raytorch.system.terminal import cell, say, say_labelled, say_table
 
 app = new_app()
@@ -18,6 +18,8 @@ _LABEL = 12
 """Characters of what stands in front of a line."""
 _LONGEST = 400
 """Characters of the facts."""
+_FEW = 3
+"""Samples that are told one by one whatever they are."""
 _MOST_CLASSES = 30
 """Classes of which the samples are told."""
 
@@ -44,16 +46,20 @@ def check_data(
         str | None, typer.Option(help="Folder of the files of mnist or cifar10, by default data.", show_default=False)
     ] = None,
     overrides: Overrides = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="List each sample that cannot be read, not the first ones of each kind.")
+    ] = False,
 ) -> None:
     """Read all that a run would read, or all of a published data set's files, and tell what is not in order."""
     if what in _PUBLISHED:
-        if overrides:
-            raise UserError(f"--set changes a configuration, and {what} is a data set; give --root, or a run's file")
+        if overrides or every:
+            option = "--set changes" if overrides else "--all is for"
+            raise UserError(f"{option} a configuration, and {what} is a data set; give --root, or a run's file")
         _check_published(what, root or "data")
     elif root is not None:
         raise UserError("--root goes with mnist or cifar10; of a configuration, change it by --set data.root=...")
     else:
-        _check_run(Path(what), overrides or [])
+        _check_run(Path(what), overrides or [], every=every)
 
 
 @app.command("show")
@@ -153,32 +159,53 @@ def tokenize_text(
         say(output, f"{out / name}.tokens: {header.tokens:,} tokens of {header.documents:,} documents, {header.dtype}")
 
 
-def _check_run(file: Path, overrides: list[str]) -> None:
+def _check_run(file: Path, overrides: list[str], *, every: bool) -> None:
     config = _load(file, overrides)
     from raytorch.cli.progress import CheckDisplay
     from raytorch.datasets.checking import check_splits  # torch takes seconds, a mistake should not
 
     unreadable, problems, samples = 0, 0, 0
+    facts: dict[str, Any] = {}
     with CheckDisplay(progress) as display:
         for checked in check_splits(config, display):
-            _tell(checked)
+            _tell(checked, every=every)
             unreadable, samples = unreadable + len(checked.unreadable), samples + checked.samples
             problems += bool(checked.problem)
+            facts = facts or checked.facts
+    fits = _tell_model(config, facts)
     if unreadable or problems:
         found = f"{unreadable:,} of {samples:,} samples cannot be read" if unreadable else "not all of it can be read"
-        raise DataError(f"{file}: {found}")
+        raise DataError(f"{file}: {found}" + ("" if every or unreadable <= _FEW else "; --all lists each"))
+    if not fits:
+        raise DataError(f"{file}: all {samples:,} samples can be read, and what is to be trained does not go with them")
     say(output, f"all {samples:,} samples can be read")
 
 
-def _tell(checked: Any) -> None:
-    """Print what was found of a split."""
+def _tell_model(config: Any, facts: dict[str, Any]) -> bool:
+    """Print whether the model of a run can be built for its data, and tell so; nothing of one of the user's own."""
+    from raytorch.models.fitting import parameters_on
+
+    try:
+        parameters = parameters_on(config, facts)
+    except ConfigError as error:
+        say_labelled(output, "model", str(error), _LABEL)
+        return False
+    if parameters is not None:
+        say_labelled(output, "model", f"{config.model.name} of {parameters:,} parameters", _LABEL)
+    return True
+
+
+def _tell(checked: Any, *, every: bool) -> None:
+    """Print what was found of a split: ``every`` sample that cannot be read, or the first ones of each kind."""
+    from raytorch.datasets.kinds_of_faults import told_by_kind
+
     lines = [(checked.name, f"{checked.samples:,} samples"), ("  facts", _short(json.dumps(checked.facts)))]
     lines += [("  batch" if not place else "", part) for place, part in enumerate(checked.batch)]
     if checked.classes:
         counts = [f"{name}: {count:,}" for name, count in checked.classes.items()]
         more = f", and {len(counts) - _MOST_CLASSES:,} more" if len(counts) > _MOST_CLASSES else ""
         lines.append(("  classes", ", ".join(counts[:_MOST_CLASSES]) + more))
-    lines += [("  wrong", f"sample {each.number:,}: {each.error}") for each in checked.unreadable]
+    lines += [("  wrong", line) for line in told_by_kind(checked.unreadable, each=every)]
     if checked.problem:
         lines.append(("  wrong", checked.problem))
     for label, text in lines:

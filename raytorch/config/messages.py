@@ -67,7 +67,9 @@ def must_be(alternatives: list[Fragment], node: yaml.Node) -> str:
     text = f"must be {_describe(alternatives)}, not {tree.show(node)}"
     if node.tag == tree.STR:
         return text + did_you_mean(node.value, enumerated(alternatives))
-    unquoted = isinstance(node, yaml.ScalarNode) and node.tag != tree.NULL
+    may_be_number = any(a.get("type") in ("number", "integer") for a in alternatives)
+    is_number = node.tag.endswith((":int", ":float")) and may_be_number  # and out of its bounds
+    unquoted = isinstance(node, yaml.ScalarNode) and node.tag != tree.NULL and not is_number
     texts = [a for a in alternatives if unquoted and a.get("type") == "string" and not enumerated([a])]
     wants_text = any(re.search(a.get("pattern", ""), node.value) for a in texts)
     return f"{text}; quote it: {node.value!r}" if wants_text else text

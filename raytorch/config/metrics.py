@@ -49,7 +49,9 @@ class BaseMetric(Section):
         return self
 
 
-LOWER_IS_BETTER = frozenset({"bits_per_byte"})
+OF_NUMBERS = ("mae",)
+"""Metrics that go with any model where the targets are numbers."""
+LOWER_IS_BETTER = frozenset({"bits_per_byte", "mae"})
 """Metrics of the models that ship of which a lower value is better, unless a run says otherwise."""
 
 

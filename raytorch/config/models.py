@@ -34,7 +34,8 @@ class ShippedModel(ModelKeys, _Named):
 
 
 class MlpModel(ShippedModel):
-    """Fully connected layers with ReLU on the flattened input, an image or a row of a table, say."""
+    """Fully connected layers with ReLU on the flattened input, an image or a row of a table, say: to classes, or, where
+    the data has numbers as targets, to these."""
 
     reads = ("images", "rows")
     name: Literal["mlp"] = "mlp"

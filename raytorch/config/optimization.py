@@ -20,10 +20,11 @@ LOSSES: tuple[str, ...] = get_args(LossName)
 
 
 class Loss(Section):
-    """The loss that training minimizes; ``bce``, ``bce_with_logits`` and ``mse`` compare with one-hot targets."""
+    """The loss that training minimizes; ``bce``, ``bce_with_logits`` and ``mse`` compare with one-hot targets, and
+    ``mse`` with numbers, where the targets are these."""
 
     name: LossName = "cross_entropy"
-    """The loss; ``bce`` and ``mse`` see the model's outputs through a sigmoid and a softmax."""
+    """The loss; of classes ``bce`` and ``mse`` see the model's outputs through a sigmoid and a softmax."""
     label_smoothing: Fraction = 0.0
     """Share of each target spread evenly over all classes; for cross_entropy only."""
 

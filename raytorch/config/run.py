@@ -32,7 +32,7 @@ from raytorch.config.data import (
 )
 from raytorch.config.execution import Averaging, Checkpointing, EarlyStopping, Failure, Logging, Scaling
 from raytorch.config.export_formats import ExportFormat
-from raytorch.config.metrics import LOSS_LABEL, Metric, MetricPart, OwnMetric, Ranking
+from raytorch.config.metrics import LOSS_LABEL, OF_NUMBERS, Metric, MetricPart, OwnMetric, Ranking
 from raytorch.config.models import MODELS, MlpModel, ModelPart
 from raytorch.config.optimization import ConstantSchedule, Loss, LossPart, PlateauSchedule, Schedule
 from raytorch.config.optimizers import AdamW, Optimizer, Rprop, peak_rates
@@ -356,11 +356,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _metrics_fit_model(self) -> "RunConfig":
         for metric in () if self.loop else self.metrics:
-            if ":" not in metric.name and metric.name not in self.model.metrics:
-                there = ", ".join(self.model.metrics)
+            there = (*self.model.metrics, *OF_NUMBERS)
+            if ":" not in metric.name and metric.name not in there:
                 raise ConflictError(
-                    f"model {self.model.name} has no metric {metric.name}; one of {there}, or FILE.py:NAME"
-                    f"{did_you_mean(metric.name, self.model.metrics)}",
+                    f"model {self.model.name} has no metric {metric.name}; one of {', '.join(there)}, or FILE.py:NAME"
+                    f"{did_you_mean(metric.name, there)}",
                     "metrics",
                     "model.name",
                 )

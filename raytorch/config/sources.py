@@ -10,8 +10,11 @@ from raytorch.config.reading_keys import ReadingKeys
 from raytorch.config.section import ConflictError, Section
 
 Name = Annotated[str, Field(min_length=1)]
-Files = Name | Annotated[list[Name], Field(min_length=1)]
-"""A file, a folder, or a pattern with ``*``, below the root; or several."""
+_FileName = Annotated[
+    str, Field(min_length=1, json_schema_extra={"patternErrorMessage": "the name of a file, a folder or a pattern"})
+]
+Files = _FileName | Annotated[list[_FileName], Field(min_length=1)]
+"""A file, a folder, or a pattern with ``*`` or ``{000..003}``, below the root; or several."""
 FullPath = Annotated[str, Field(pattern=r"^[/~]", json_schema_extra={"patternErrorMessage": "a path in full"})]
 Share = Annotated[float, Field(gt=0, lt=1)]
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -33,7 +36,7 @@ class _Located(Section):
     name: str
     """The data set."""
     root: str = "data"
-    """Folder or URI (``s3://...``) of the files; ``~`` is expanded."""
+    """Folder or URI (``s3://...``) of the files, from the current folder unless it is in full; ``~`` is expanded."""
     train: Files = "train"
     """Files to train on, below ``root``: a folder, a file, a pattern such as ``part-*.parquet``, or a list of them."""
     validation: Files | None = None
@@ -111,12 +114,17 @@ class TableData(Source):
     """Columns to foretell it from, in this order, or patterns with ``*``; all others by default."""
     ignore: list[Name] = []
     """Columns, or patterns with ``*``, that are no features where ``features`` would take them: a row's number, say."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What stands between the columns of CSV files, ``;`` say; by default a comma, and a tab in .tsv."""
     task: Literal["regression", "classification"] | None = None
     """What the target is; by default classes where it is text, true or false or whole numbers, else a number."""
     missing: Literal["error", "mean", "zero"] = "error"
     """What takes the place of a number that is missing; ``mean`` is that of the training files."""
     categories: Literal["error", "codes", "one_hot"] = "error"
     """What text becomes: its number among the sorted values of the training files, or a column for each of them."""
+    categorical: list[Name] = []
+    """Columns, or patterns with ``*``, whose numbers are categories as text is: postcodes, say. What else is text is
+    refused where nearly all of it are numbers."""
     unknown: Literal["error", "other"] = "error"
     """Text that the training files do not have: an error, or a code, or column, of its own."""
     standardize: bool = False
@@ -128,6 +136,10 @@ class TableData(Source):
             raise ConflictError(f"{self.target} is the target, and cannot be a feature as well", "features", "target")
         if self.unknown == "other" and self.categories == "error":
             raise ConflictError("unknown: other goes with categories: codes or one_hot", "unknown", "categories")
+        if self.categorical and self.categories == "error":
+            raise ConflictError("categorical goes with categories: codes or one_hot", "categorical", "categories")
+        if self.target in self.categorical:
+            raise ConflictError(f"{self.target} is the target; set task: classification", "categorical", "target")
         return self
 
 

@@ -109,6 +109,8 @@ class Architecture:
                 raise ConfigError(f"model.name: {self.config.name} makes a {kind}, not a torch.nn.Module")
             _require_sizes(model, self.config.name)
             return model
+        if "num_targets" in facts:
+            facts.setdefault("num_classes", facts["num_targets"])
         _require_facts(self.config, facts)
         options = self.config.model_dump(exclude={"name", *ModelKeys.model_fields})
         with place:
@@ -118,9 +120,10 @@ class Architecture:
 def _require_facts(config: ShippedModel, facts: Mapping[str, Any]) -> None:
     """Refuse data of which a shipped model cannot read, or that does not say so. Raises ConfigError."""
     if any(name not in facts for name in config.facts):
+        others = ", or num_targets where targets are numbers" if "num_classes" in config.facts else ""
         raise ConfigError(
-            f"model.name: {config.name} has to know {' and '.join(config.facts)}; let the data set have them in its "
-            "facts"
+            f"model.name: {config.name} has to know {' and '.join(config.facts)}{others}; let the data set have them "
+            "in its facts"
         )
     if "input_shape" not in config.facts:
         for name in config.facts:

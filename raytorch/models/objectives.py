@@ -29,6 +29,7 @@ from raytorch.config.run import smallest_batch
 from raytorch.datasets.requests import Request, Split
 from raytorch.errors import ConfigError
 from raytorch.losses import LOSSES
+from raytorch.models.numbers import as_numbers, of_each_sample
 from raytorch.models.stateful_metrics import StatefulMetric, own_metric
 
 Share = tuple[Tensor, Tensor]
@@ -39,16 +40,14 @@ Judge = MetricFunction | StatefulMetric
 
 
 def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot | None = None) -> LossFunction:
-    """The loss of that name: one in the user's ``code``, the model's own, or one of a classification.
+    """The loss of that name: one in the user's ``code``, the model's own, or one of classes or numbers.
 
     Raises ConfigError if a loss of the user's own does not take its arguments.
     """
     if isinstance(config, OwnLoss):
         return own_call("loss", config, code)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
-    return partial(
-        _brought(model, "losses").get(config.name) or partial(classification_loss, name=config.name), **options
-    )
+    return partial(_brought(model, "losses").get(config.name) or partial(shipped_loss, name=config.name), **options)
 
 
 def metrics_of(
@@ -62,7 +61,7 @@ def metrics_of(
     Raises ConfigError: the model has no such metric, one in the user's ``code`` does not take its arguments, or one has
     to know more of the data.
     """
-    brought = {"accuracy": accuracy, **_brought(model, "metrics")}
+    brought: dict[str, MetricFunction] = {"accuracy": accuracy, "mae": absolute_error, **_brought(model, "metrics")}
     judges: dict[str, Judge] = {}
     for metric in metrics:
         if isinstance(metric, OwnMetric):
@@ -215,20 +214,24 @@ def _as_it_is(model: nn.Module) -> nn.Module:
     return model
 
 
-# -- classification: targets int64 (B,), outputs (B, classes); or of tokens (B, T) and (B, T, classes) -----------------
+# -- classes: targets int64 (B,), outputs (B, classes); or of tokens (B, T) and (B, T, classes); see also numbers.py ---
 
+FOR_NUMBERS = "for numbers set loss: mse and metrics: [mae]"
 IGNORED = -100
 """The target of a token that does not count, such as padding."""
 
 
-def classification_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 0.0) -> Tensor | Share:
+def shipped_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 0.0) -> Tensor | Share:
     """Each sample's loss, float32 (B,); the mean over classes where the targets are one-hot.
 
     The targets of ``cross_entropy`` may be probabilities of classes as well, (B, classes), or those of tokens, of which
-    the loss is their sum and count. Raises ConfigError for a batch of something else than classes.
+    the loss is their sum and count, and those of ``mse`` numbers. Raises ConfigError for a batch of something else.
     """
     is_entropy = name == "cross_entropy"
-    outputs, targets = _of_classes(f"loss: {name}", model, batch, or_probabilities=is_entropy, or_tokens=is_entropy)
+    others = {"or_probabilities": is_entropy, "or_tokens": is_entropy, "or_numbers": name == "mse"}
+    outputs, targets = _of_classes(f"loss: {name}", model, batch, **others)
+    if name == "mse" and (numbers := as_numbers(outputs, targets)):
+        return of_each_sample((numbers[0] - numbers[1]).square())
     with torch.autocast(outputs.device.type, enabled=False):
         outputs = outputs.float()
         if is_entropy and _are_tokens(outputs, targets):
@@ -291,22 +294,49 @@ class BitsPerByte:
         return nats.sum(dtype=torch.float64) / math.log(2), counted.sum(dtype=torch.float64) * self._bytes_per_token
 
 
+def absolute_error(model: Any, batch: Any) -> Tensor:
+    """Each sample's mean absolute error, float32 (B,). Raises ConfigError if a batch has no numbers to compare."""
+    outputs, targets = model(batch[0]), batch[1]
+    numbers = as_numbers(outputs, targets)
+    if numbers is None:
+        raise ConfigError(
+            "metrics: mae is for numbers: outputs and targets of one shape and of a floating dtype. Here the model "
+            f"returns {_typed(outputs)}, and the targets are {_typed(targets)}; for classes take accuracy"
+        )
+    return of_each_sample((numbers[0] - numbers[1]).abs())
+
+
 def _of_classes(
-    asked: str, model: Any, batch: Any, *, or_probabilities: bool = False, or_tokens: bool = True
+    asked: str,
+    model: Any,
+    batch: Any,
+    *,
+    or_probabilities: bool = False,
+    or_tokens: bool = True,
+    or_numbers: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The model's outputs and a batch's targets, which PyTorch would compare with each other whatever they are."""
+    advice = ""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         found = f"a batch is {_form(batch)}"
     else:
         outputs, targets = model(batch[0]), batch[1]
+        are_numbers = as_numbers(outputs, targets) is not None
         if _are_classes(outputs, targets, or_probabilities=or_probabilities, or_tokens=or_tokens):
             return outputs, targets
-        kind = f" of {str(targets.dtype).removeprefix('torch.')}" if isinstance(targets, Tensor) else ""
-        found = f"the model returns {_form(outputs)}, and the targets are {_form(targets)}{kind}"
+        if are_numbers and or_numbers:
+            return outputs, targets
+        found = f"the model returns {_form(outputs)}, and the targets are {_typed(targets)}"
+        advice = f"{FOR_NUMBERS}, or " if are_numbers else ""
     raise ConfigError(
         f"{asked} is for classes: outputs (samples, classes) and targets (samples,) of whole numbers, or of tokens "
-        f"(samples, tokens, classes) and (samples, tokens). Here {found}; name one of your own, FILE.py:NAME"
+        f"(samples, tokens, classes) and (samples, tokens). Here {found}; {advice}name one of your own, FILE.py:NAME"
     )
+
+
+def _typed(value: Any) -> str:
+    kind = f" of {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else ""
+    return f"{_form(value)}{kind}"
 
 
 def _are_classes(outputs: Any, targets: Any, *, or_probabilities: bool, or_tokens: bool) -> bool:

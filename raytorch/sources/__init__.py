@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from raytorch.config.sources import Source, TextData, Windows
-from raytorch.sources.files import Root
+from raytorch.errors import DataError
+from raytorch.sources.files import AbsentFilesError, Root
 from raytorch.sources.tokenizer import Tokenizer
 
 SOURCES = {
@@ -27,7 +28,15 @@ def open_source(section: Source, split: str, *, training: bool) -> Any:
     The test split is the whole training split where the section takes a share of it. Raises DataError for files that
     are not in order.
     """
-    return getattr(import_module(f"{__name__}.{section.name}"), SOURCES[section.name])(section, split, training)
+    source = getattr(import_module(f"{__name__}.{section.name}"), SOURCES[section.name])
+    try:
+        return source(section, split, training)
+    except AbsentFilesError as error:
+        if split != "test":
+            raise
+        raise DataError(
+            f"{error}; name others as data.test, or a share of the training samples: data.test: 0.1"
+        ) from None
 
 
 def tokenizer_of(section: Windows) -> Tokenizer:

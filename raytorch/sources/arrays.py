@@ -1,5 +1,6 @@
 """Arrays in files, memory-mapped."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -42,9 +43,17 @@ class Arrays:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The shape of a sample's first field; and the number of classes, where the last says which a sample has."""
-        facts: dict[str, Any] = {"input_shape": list(self._opened()[0].arrays[0].content.shape[1:])}
-        return facts if self._classes is None else facts | {"num_classes": self._classes}
+        """The shape of a sample's first field; and the number of classes, where the last says which a sample has, or
+        of the numbers that are its targets, where it has some.
+        """
+        arrays = self._opened()[0].arrays
+        first, last = arrays[0], arrays[-1]
+        facts: dict[str, Any] = {"input_shape": list(first.content.shape[1:])}
+        if self._classes is not None:
+            facts["num_classes"] = self._classes
+        elif len(self._fields) > 1 and last.content.ndim <= 2 and last.tensor(last.content[:0]).is_floating_point():
+            facts["num_targets"] = math.prod(last.content.shape[1:])
+        return facts
 
     @property
     def labels(self) -> Tensor | None:

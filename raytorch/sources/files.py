@@ -1,6 +1,7 @@
 """The files of a source, below a root that is a folder or a store."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -16,6 +17,12 @@ from raytorch.sources.stores import Store, close_files
 
 _LEADS_NOWHERE = -1
 """In place of a link's size."""
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_MOST_NUMBERED = 100_000
+
+
+class AbsentFilesError(DataError):
+    """A name that no file is of."""
 
 
 class File(NamedTuple):
@@ -66,10 +73,11 @@ class Root:
     def find(self, names: Sequence[str], suffixes: Sequence[str] = ()) -> list[File]:
         """The files that are named, those of folders at any depth, in the order of the names and then of their own.
 
-        Hidden ones are left out. Of folders and patterns with ``*`` those with one of the ``suffixes`` alone, where
-        there are some. Raises DataError for a name that none is of.
+        Hidden ones are left out. ``{000..003}`` in a name stands for each of these numbers. Of folders and patterns
+        with ``*`` those with one of the ``suffixes`` alone, where there are some. Raises AbsentFilesError for a name
+        that none is of, and DataError for what cannot be read.
         """
-        found = [file for name in names for file in self._named(name, tuple(suffixes))]
+        found = [file for name in names for each in _numbered(name) for file in self._named(each, tuple(suffixes))]
         return list(dict.fromkeys(found))
 
     def local(self, name: str) -> Path:
@@ -137,8 +145,8 @@ class Root:
         chosen = [file for file in chosen if not suffixes or file.name.lower().endswith(suffixes)]
         if not chosen:
             what = f" {' or '.join(suffixes)}" if suffixes else ""
-            found = "no such file or folder" if not files else f"none among the {len(files):,} files there"
-            raise DataError(f"{self.place(name)}: expected{what} files of the data set, found {found}")
+            found = f"none among the {len(files):,} files there" if files else self._files.absence(below)
+            raise AbsentFilesError(f"{self.place(name)}: expected{what} files of the data set, found {found}")
         for file in chosen:
             if file.size == _LEADS_NOWHERE:
                 raise DataError(f"{self.place(file.name)}: cannot be read: it is a link to what is not there")
@@ -192,6 +200,19 @@ class _Folder:
                     files.append((name, _LEADS_NOWHERE))
         return files, folders
 
+    def absence(self, folder: str) -> str:
+        """What is there in place of files."""
+        root = self.path("").absolute()
+        if not os.path.exists(root):  # noqa: PTH110 (which raises for a folder that may not be looked into)
+            missing = next(each for each in (*reversed(root.parents), root) if not os.path.exists(each))  # noqa: PTH110
+            is_relative = not Path(self._root).expanduser().is_absolute()
+            return (
+                f"no folder {missing}"
+                + (", as data.root is from the current folder" if is_relative else "")
+                + ("; what begins with $ is not expanded, give the folder itself" if "$" in self._root else "")
+            )
+        return "none: that folder is empty" if self.path(folder).is_dir() else "no such file or folder"
+
     def read(self, name: str, start: int, size: int | None, *, whole: bool) -> bytes:
         with self.path(name).open("rb") as file:
             file.seek(start)
@@ -202,6 +223,19 @@ class _Folder:
 
     def opened(self, name: str) -> BinaryIO:
         return self.path(name).open("rb")
+
+
+def _numbered(name: str) -> list[str]:
+    """The names that ``{000..003}`` in one stands for, as in WebDataset's."""
+    found = _RANGE.search(name)
+    if found is None:
+        return [name]
+    first, last = found[1], found[2]
+    if not 0 <= int(last) - int(first) < _MOST_NUMBERED:
+        raise DataError(f"{name}: expected from 1 to {_MOST_NUMBERED:,} numbers in {found[0]}, the smallest first")
+    begin, rest = name[: found.start()], _numbered(name[found.end() :])
+    numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return [f"{begin}{number}{end}" for number in numbers for end in rest]
 
 
 def _order(file: File) -> list[tuple[bool, str]]:

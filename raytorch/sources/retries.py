@@ -23,6 +23,8 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 """What clients say of requests that would be refused another time too."""
+_SPEAKS_HTTP = re.compile(r"wrong version number|packet length too long", re.IGNORECASE)
+"""What OpenSSL says of a server that answers without encryption."""
 
 logger = logging.getLogger("raytorch")
 
@@ -62,6 +64,11 @@ class _Failures:
         reason = message_of(error).partition("\n")[0]
         if isinstance(error, PermissionError) or _REFUSED.search(reason):
             raise StorageError(f"{self._place}: the store refuses: {reason}; check your access to it") from None
+        if _SPEAKS_HTTP.search(reason):
+            raise StorageError(
+                f"{self._place}: the store speaks http, not https: {reason}; add scheme=http to its address, as in "
+                "s3://bucket/data?endpoint_override=HOST:PORT&scheme=http"
+            ) from None
         self._count += 1
         spent = time.monotonic() - self._began
         if spent >= self._patience:

@@ -188,6 +188,12 @@ def read_index(content: bytes, size: int, fields: list[str], place: str) -> Plac
     return Placed(table["key"].to_pylist(), offsets, sizes, checks, table["cls"].fill_null(-1).to_numpy())
 
 
+def extensions_in(content: bytes, sample: int) -> list[str]:
+    """The extensions of a sample's files, by an index that is in order, and the sample's number in the shard."""
+    found: list[str] = parquet.read_table(io.BytesIO(content), columns=["extensions"])["extensions"][sample].as_py()
+    return found
+
+
 def _is_within(starts: Any, lengths: Any, size: int) -> bool:
     numbers = starts.dtype == lengths.dtype == np.int64  # another where a place is null
     return bool(numbers and (starts >= BLOCK).all() and (lengths >= 0).all() and (lengths <= size - starts).all())

@@ -14,7 +14,7 @@ from raytorch.errors import DataError
 from raytorch.sources.files import File, Root
 from raytorch.sources.image_pipeline import ImagePipeline
 from raytorch.sources.shard_fields import class_of, field_of
-from raytorch.sources.shard_index import SUFFIX, Placed, read_index
+from raytorch.sources.shard_index import SUFFIX, Placed, extensions_in, read_index
 from raytorch.sources.tar_headers import BLOCK
 from raytorch.sources.texts import Texts
 
@@ -95,7 +95,10 @@ class Shards:
         """A file's. Those of the same sample that lie near it are read along."""
         place = self._place(index, number)
         if not self._offsets[index, number]:
-            raise DataError(f"{place}: expected the field {self._fields[number]}, for data.fields, found none")
+            raise DataError(
+                f"{place}: expected the field {self._fields[number]}, for data.fields, found "
+                f"{', '.join(self._extensions(index))}"
+            )
         if number not in read:
             for numbers in self._read_together(index, number):
                 read |= self._files(index, numbers, place)
@@ -146,6 +149,12 @@ class Shards:
             f"{self._place(index, number)}: expected {what}: the shard has changed; write its index anew: raytorch "
             f"data index {shard}"
         )
+
+    def _extensions(self, index: int) -> list[str]:
+        """Of the files that a sample has."""
+        shard = int(self._shard_of[index])
+        first = int(np.searchsorted(self._shard_of, shard))
+        return extensions_in(self._root.read(self._shards[shard] + SUFFIX), index - first)
 
     def _place(self, index: int, number: int) -> str:
         shard = self._root.place(self._shards[self._shard_of[index]])

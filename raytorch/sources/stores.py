@@ -66,6 +66,10 @@ class Store:
             self._ask("", self._require_bucket)
         return [(f"{folder}/{name}".lstrip("/"), size) for name, size in found]
 
+    def absence(self, folder: str) -> str:
+        """What is there in place of files: a store has no folders that are empty."""
+        return "no such file or folder"
+
     def read(self, name: str, start: int, size: int | None, *, whole: bool = False) -> bytes:
         """Bytes of a file; fewer only if it has no more. The ``whole`` one comes to the cache, if that has room."""
         if whole and (file := self._whole_file(name)):

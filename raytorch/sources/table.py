@@ -19,6 +19,7 @@ from raytorch.sources.table_columns import Columns, columns_of
 from raytorch.sources.table_encoding import Encoding, Rows
 from raytorch.sources.table_files import SUFFIXES, TableFiles, schema_of, stamp
 from raytorch.sources.table_statistics import statistics
+from raytorch.sources.table_text import refuse_spoiled_numbers, refuse_text
 
 Array = np.ndarray[Any, Any]
 
@@ -30,6 +31,8 @@ _SHARE, _MOST_NUMBERS = 8, 2**22
 """A mapped block is made numbers as a whole when one in so many of its rows was taken, unless these were too many."""
 _TOO_FEW = 64
 """It is said where a table has been decoded twice for less than one of so many of its rows."""
+_MANY = 300
+"""It is said where one column becomes more features than these."""
 
 _encodings: LastUsed[Any, tuple[Columns, Encoding]] = LastUsed(2)
 """What the training files say is found once for all splits of a process."""
@@ -107,9 +110,14 @@ class Table:
 
     def _new_encoding(self, section: TableData, files: list[File]) -> tuple[Columns, Encoding]:
         first = files[0]
-        columns = columns_of(section, schema_of(self._root, first), self._root.place(first.name))
-        found = statistics(section, TableFiles(self._root, files, columns), columns)
-        return columns, Encoding(section, columns, found)
+        columns = columns_of(section, schema_of(self._root, first, section.delimiter), self._root.place(first.name))
+        refuse_text(section, columns, self._root, first)
+        table = TableFiles(self._root, files, columns)
+        found = statistics(section, table, columns)
+        refuse_spoiled_numbers(section, columns, table, found)
+        encoding = Encoding(section, columns, found)
+        _warn_of_many(section, encoding)
+        return columns, encoding
 
     def _opened(self) -> TableFiles:
         if self._table is None:
@@ -183,3 +191,14 @@ class Table:
         block = int(np.searchsorted(self._ends, row, side="right"))
         table, within = self._opened(), row - int(self._begins[block])
         return DataError(f"{table.place(block, within)}: {self._encoding.fault(table.read(block).slice(within, 1))}")
+
+
+def _warn_of_many(section: TableData, encoding: Encoding) -> None:
+    for name, values in encoding.facts.get("feature_categories", {}).items():
+        if section.categories == "one_hot" and len(values) > _MANY:
+            logger.warning(
+                "data table: column %s has %s different values in the training files, and categories: one_hot makes a "
+                "feature of each; if that is not what you want, take categories: codes, or leave it out: data.ignore",
+                name,
+                f"{len(values):,}",
+            )

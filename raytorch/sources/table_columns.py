@@ -21,6 +21,10 @@ class Columns(NamedTuple):
     types: dict[str, Any]
     """The Arrow type of each, by its name."""
     is_classification: bool
+    categorical: frozenset[str] = frozenset()
+    """Features that the section says are of categories, whatever their type."""
+    delimiter: str | None = None
+    """What stands between the columns of text, unless that follows from its name."""
 
     @property
     def names(self) -> list[str]:
@@ -29,15 +33,25 @@ class Columns(NamedTuple):
 
     def kind(self, name: str) -> Kind:
         """What a column holds."""
-        kind = kind_of(self.types[name])
+        kind = "categories" if name in self.categorical else kind_of(self.types[name])
         assert kind is not None
         return kind
+
+    def is_text(self, name: str) -> bool:
+        """Tell whether a column is of text."""
+        return kind_of(self.types[name]) == "categories"
+
+    def value_type(self, name: str) -> Any:
+        """The type that the values of a column of categories or classes are compared in: numbers as they are written
+        where they are said to be categories.
+        """
+        return pa.large_string() if name in self.categorical else canonical(self.types[name])
 
     def require_same(self, schema: Any, place: str) -> None:
         """Refuse a file whose columns are not those of the first. Raises DataError."""
         for name in self.names:
             found = kind_of(_field(schema, name, place).type)
-            if found != self.kind(name):
+            if found != self.kind(name) and name not in self.categorical:
                 raise DataError(
                     f"{place}: expected {self.kind(name)} in column {name}, of {self.types[name]} in the first of the "
                     f"training files, found {_field(schema, name, place).type}"
@@ -56,11 +70,12 @@ def columns_of(section: TableData, schema: Any, place: str) -> Columns:
     target = types[section.target]
     has_classes = kind_of(target) == "categories" or pa.types.is_boolean(target) or pa.types.is_integer(target)
     is_classification = section.task == "classification" or (section.task is None and has_classes)
-    if not is_classification and kind_of(target) == "categories":
-        raise DataError(f"{place}: column {section.target} is of {target}, which is no number; data.task: regression")
     if is_classification and canonical(target) is None:
         raise DataError(f"{place}: column {section.target} is of {target}, not of whole numbers or text, to be classes")
-    return Columns(features, section.target, types, is_classification)
+    named = _named(section.categorical, schema.names, "data.categorical", place)
+    return Columns(
+        features, section.target, types, is_classification, frozenset(named) & {*features}, section.delimiter
+    )
 
 
 def kind_of(kind: Any) -> Kind | None:
@@ -123,8 +138,6 @@ def _require_use(section: TableData, name: str, kind: Any, place: str) -> None:
     rest = ", or leave it out: data.ignore" if is_feature else ""
     if kind_of(kind) is None:
         raise DataError(f"{place}: column {name} is of {kind}; expected numbers or text{rest}")
-    if is_feature and kind_of(kind) == "categories" and section.categories == "error":
-        raise DataError(f"{place}: column {name} is of {kind}; set data.categories to codes or one_hot{rest}")
 
 
 def _listed(names: list[str]) -> str:

@@ -60,6 +60,8 @@ class Encoding:
         if self._columns.is_classification:
             classes = values[self._columns.target].to_pylist()
             facts |= {"num_classes": len(classes), "classes": classes}
+        else:
+            facts["num_targets"] = 1
         return facts
 
     def empty(self, rows: int) -> Rows:
@@ -112,7 +114,7 @@ class Encoding:
         if self._section.unknown == "other":
             is_other = codes < 0
             if self._section.missing == "error":
-                is_other &= ~column.is_null().to_numpy(zero_copy_only=False)
+                is_other &= ~_is_null(column)
             codes[is_other] = len(self._found.values[name])
         is_bad |= codes < 0
         if self._section.categories == "codes":
@@ -173,10 +175,9 @@ class Encoding:
         if value is None and is_target:
             return _NO_TARGET
         if value is None and not (has_other and self._section.missing != "error"):
-            return (
-                "a value is missing; set data.missing to zero and data.unknown to other to give it a code, or leave "
-                "the row out of the file"
-            )
+            keys = ["data.missing to zero"] if self._section.missing == "error" else []
+            keys += [] if has_other else ["data.unknown to other"]
+            return f"a value is missing; set {' and '.join(keys)} to give it a code, or leave the row out of the file"
         if value is None or has_other or value in known.to_pylist():
             return None
         rest = "" if is_target else "; set data.unknown to other to give it a code"
@@ -187,3 +188,11 @@ def _is_too_large(numbers: Array) -> Array:
     """Tell which numbers float32 has none for, beside those that are infinite."""
     too_large: Array = np.isfinite(numbers) & (np.abs(numbers) > _LARGEST)
     return too_large
+
+
+def _is_null(column: Any) -> Array:
+    """Of each value of a column, whether it is missing."""
+    if isinstance(column, np.ndarray):
+        return np.zeros(len(column), bool)
+    nulls: Array = column.is_null().to_numpy(zero_copy_only=False)
+    return nulls

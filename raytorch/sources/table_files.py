@@ -9,7 +9,7 @@ import numpy as np
 
 from raytorch.errors import DataError
 from raytorch.sources.csv_tables import SUFFIXES as CSV
-from raytorch.sources.csv_tables import ConvertedCsv, csv_schema
+from raytorch.sources.csv_tables import ConvertedCsv, csv_schema, first_csv_rows
 from raytorch.sources.files import File, Root
 from raytorch.sources.last_used import LastUsed
 from raytorch.sources.table_columns import Columns
@@ -82,9 +82,9 @@ class TableFiles:
             return opened.take(self._blocks[blocks, 1], rows, self._columns.names)
 
     def place(self, block: int, row: int) -> str:
-        """A row of a block as messages name it: by its number in the file, from 1."""
+        """A row of a block as messages name it."""
         file, _, first, _ = self._blocks[block].tolist()
-        return f"{self._place(file)}: row {first + row + 1:,}"
+        return place_of_row(self._root, self._files[file], first + row)
 
     @contextmanager
     def _telling(self, where: str) -> Iterator[None]:
@@ -119,12 +119,25 @@ class TableFiles:
         return opened
 
 
-def schema_of(root: Root, file: File) -> Any:
+def schema_of(root: Root, file: File, delimiter: str | None = None) -> Any:
     """Names and types of the columns of a file. Raises DataError."""
     if not file.name.lower().endswith(SUFFIXES):
         kinds = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         raise DataError(f"{root.place(file.name)}: expected a table, of a name that ends with {kinds}")
-    return csv_schema(root, file) if _is_csv(file) else open_table(root, file).schema
+    return csv_schema(root, file, delimiter) if _is_csv(file) else open_table(root, file).schema
+
+
+def first_rows(root: Root, file: File, names: list[str], delimiter: str | None) -> Any:
+    """Some columns of the first rows of a file that has some. Raises DataError."""
+    if _is_csv(file):
+        return first_csv_rows(root, file, delimiter)
+    opened = open_table(root, file)
+    return opened.read(0, names) if opened.sizes else opened.schema.empty_table()
+
+
+def place_of_row(root: Root, file: File, row: int) -> str:
+    """A row as messages name it: by its number in the file, from 1, or in text by its line."""
+    return f"{root.place(file.name)}: {f'line {row + 2:,}' if _is_csv(file) else f'row {row + 1:,}'}"
 
 
 def stamp(root: Root, files: Sequence[File]) -> tuple[Any, ...]:
@@ -136,7 +149,8 @@ def _csv_of(root: Root, files: Sequence[File], columns: Columns) -> ConvertedCsv
     """The files once converted, for all splits that read them in this process."""
     if not files:
         return None
-    key = stamp(root, files), *columns.names, columns.is_classification
+    kinds = {name: columns.kind(name) for name in columns.names}
+    key = stamp(root, files), *kinds.items(), columns.is_classification, columns.delimiter
     converted = _converted.get(key)
     if converted is None:
         converted = _converted[key] = ConvertedCsv(root, files, columns)

@@ -36,7 +36,7 @@ def statistics(section: TableData, files: TableFiles, columns: Columns) -> Stati
     categories = [name for name in columns.features if columns.kind(name) == "categories"]
     counted = [*categories, *([columns.target] if columns.is_classification else [])]
     moments = {name: _Moments() for name in numbers}
-    values = {name: pa.array([], canonical(columns.types[name])) for name in counted}
+    values = {name: pa.array([], columns.value_type(name)) for name in counted}
     needed = [*numbers, *counted]
     for block in range(len(files.rows)) if needed else ():
         rows = files.read(block, needed)

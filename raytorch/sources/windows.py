@@ -1,7 +1,9 @@
 """Windows of ``context`` tokens over files of tokens, by their number: what is read of a file is one window."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +15,12 @@ from raytorch.sources.token_files import TokenFile
 
 Array = np.ndarray[Any, Any]
 
+logger = logging.getLogger("raytorch")
+
 IGNORED = -100
 """The target of padding, which ``torch.nn.functional.cross_entropy`` ignores."""
+_MUCH = 0.5
+"""Of what is read, the share of padding beyond which a warning says so."""
 _BLOCK_BYTES = 2**20
 _STRETCH = 256
 """Documents of which the windows are counted together."""
@@ -37,6 +43,8 @@ class TokenWindows(ABC):
         self._files, self._context = files, context
         self._cuts = [(_Packed if documents == "packed" else _Apart)(file, context) for file in files]
         self._ends = np.cumsum([cut.windows for cut in self._cuts])
+        if self._padding > _MUCH:
+            _warn_of_padding(files[0].place, context, round(100 * self._padding), documents)
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
@@ -61,7 +69,13 @@ class TokenWindows(ABC):
             "tokenizer": header.tokenizer,
             "tokenizer_sha256": header.tokenizer_sha256,
             "bytes_per_token": sum(file.header.text_bytes for file in self._files) / targets,
+            "padding_share": round(self._padding, 4),
         }
+
+    @property
+    def _padding(self) -> float:
+        """Which share of all that is read is padding, as documents, or files, are shorter than a window."""
+        return 1 - sum(file.header.tokens - 1 for file in self._files) / (len(self) * self._context)
 
     @property
     def blocks(self) -> Tensor:
@@ -86,6 +100,19 @@ class TokenWindows(ABC):
         targets = read[:, 1:].copy()
         targets[np.arange(self._context) >= lengths[:, None]] = IGNORED
         return torch.from_numpy(read[:, :-1].copy()), torch.from_numpy(targets)
+
+
+@cache
+def _warn_of_padding(place: str, context: int, percent: int, documents: str) -> None:
+    packed = "take documents: packed, or " if documents == "apart" else ""
+    logger.warning(
+        "data: %s: %d %% of what is read of it and the files beside it is padding, as what a window may hold is "
+        "shorter than its %s tokens; %sset data.context to less",
+        place,
+        percent,
+        f"{context:,}",
+        packed,
+    )
 
 
 def require_one_coding(files: Sequence[TokenFile]) -> None:

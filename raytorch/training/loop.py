@@ -6,6 +6,7 @@ from raytorch.config import Augment, ImageData, OwnData
 from raytorch.config.own_calls import imported
 from raytorch.datasets import MicroBatch, load_splits
 from raytorch.distributed.ddp import gradient_sync
+from raytorch.models.fitting import require_fitting
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import loss_function, metrics_of, require_enough_samples
 from raytorch.runs.checkpoint_manifest import THE_MODEL
@@ -32,6 +33,7 @@ class Trainer:
             lambda data: stream_of(data, run.worker, run.report, cast(OwnData, config.data)),
             run.skipped_samples,
         )
+        require_fitting(config, self.splits.train.facts)
         self.batches = run.steps(
             self.splits.train,
             accumulate=config.accumulate,

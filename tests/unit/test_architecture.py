@@ -72,7 +72,7 @@ ROOMS = {
         "csv_tables",
         "table_files",
         "table_statistics",
-        "table_encoding",
+        "table_encoding table_text",
         "table",
     ],
     "datasets": [
@@ -87,14 +87,15 @@ ROOMS = {
         "skipping text_coding",
         "loader own",
         "splits",
-        "checking",
+        "checking kinds_of_faults",
         "showing",
     ],
     "models": [
-        "stateful_metrics",
+        "numbers stateful_metrics",
         "objectives",
         "gpt image_transformers",
         "generation networks",
+        "fitting",
     ],
     "serialization": [
         "comparison file_kinds",

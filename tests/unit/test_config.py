@@ -161,7 +161,7 @@ def test_a_config_does_not_change() -> None:
             "no metric f2 in this run; one of f1, loss",
             "stop.metric",
         ),
-        ({"metrics": ["f2"]}, "model mlp has no metric f2; one of accuracy, or FILE.py:NAME", "metrics"),
+        ({"metrics": ["f2"]}, "model mlp has no metric f2; one of accuracy, mae, or FILE.py:NAME", "metrics"),
         ({"metrics": ["a.py:f1", "b.py:f1"]}, "two metrics are called f1; leave one out, or rename it", "metrics"),
         ({"metrics": ["a.py:loss"]}, f"a metric cannot be called loss{TAKEN}", "name"),
         ({"metrics": ["a.py:step"]}, f"a metric cannot be called step{TAKEN}", "name"),

@@ -35,7 +35,7 @@ class Table:
         self.bad, self.width = (bad if split == "train" else []), width
         self.x = torch.arange(20.0)[:, None].repeat(1, 3)
         self.labels = torch.arange(20) % 2
-        self.facts = {"classes": ["cat", "dog"]}
+        self.facts = {"input_shape": [3], "num_classes": 2, "classes": ["cat", "dog"]}
 
     def __len__(self):
         return len(self.x)
@@ -96,11 +96,16 @@ def test_all_that_cannot_be_read_is_listed_of_each_split(readers: int) -> None:
     assert isinstance(error, DataError)
     assert str(error) == "run.yaml: 3 of 40 samples cannot be read"
     heads = [line for line in lines if not line.startswith(" ")]
-    assert heads == ["train       15 samples", "validation  5 samples", "test        20 samples"]
+    assert heads == [
+        "train       15 samples",
+        "validation  5 samples",
+        "test        20 samples",
+        "model       mlp of 770 parameters",
+    ]
     broken = [f"  wrong     sample {index}: ValueError: row {index} is broken" for index in (3, 4, 16)]
     assert sorted(line for line in lines if "wrong" in line) == sorted(broken)
     assert lines[1:5] == [
-        '  facts     {"classes": ["cat", "dog"]}',
+        '  facts     {"input_shape": [3], "num_classes": 2, "classes": ["cat", "dog"]}',
         "  batch     [0]: float32 (8, 3)",
         "            [1]: int64 (8,)",
         f"  classes   cat: {15 - int(lines[4].rpartition(' ')[2])}, dog: {lines[4].rpartition(' ')[2]}",
@@ -128,9 +133,9 @@ def test_files_of_ones_own_are_opened_where_the_configuration_says(project: Path
     assert (lines[0], lines[-1], error) == ("train       30 samples", "all 40 samples can be read", None)
     assert "  batch     [0]: int16 (8,)" in lines
     _, error = called("check", "run.yaml", "--set", "data.test=gone")
-    assert (
-        str(error)
-        == "files/gone: expected .npy or .npz or .safetensors files of the data set, found no such file or folder"
+    assert str(error) == (
+        "files/gone: expected .npy or .npz or .safetensors files of the data set, found no such file or folder; name "
+        "others as data.test, or a share of the training samples: data.test: 0.1"
     )
 
 
@@ -138,16 +143,31 @@ def test_more_than_are_listed_end_the_reading_of_a_split(monkeypatch: pytest.Mon
     monkeypatch.setattr(checking, "MOST_LISTED", 3)
     run_file({"name": "table.py:Table", "bad": list(range(20))})
     lines, error = called("check", "run.yaml")
-    assert str(error) == "run.yaml: 4 of 40 samples cannot be read"
-    assert [line for line in lines if "wrong" in line][4:] == [
-        "  wrong     more than 3 samples cannot be read; it was read no further"
-    ]
+    assert str(error) == "run.yaml: 4 of 40 samples cannot be read; --all lists each"
+    kind, rest = [line for line in lines if "wrong" in line]
+    assert re.match(r"  wrong     4 samples: ValueError: row \d+ is broken \(also ValueError: row \d+ is bro", kind)
+    assert rest == "  wrong     more than 3 samples cannot be read; it was read no further"
     assert "test        20 samples" in lines
+
+
+def test_faults_of_one_kind_are_one_line_unless_all_are_asked_for(project: Path) -> None:
+    rows = [f"{'' if row % 2 else row},{row % 3}" for row in range(3000)]
+    (project / "holes.csv").write_text("\n".join(["area,y", *rows]), encoding="utf-8")
+    run_file({"name": "table", "root": ".", "train": "holes.csv", "test": 0.2, "target": "y"})
+    lines, error = called("check", "run.yaml")
+    assert len(lines) < 20
+    first = next(line for line in lines if "wrong" in line)
+    assert re.search(r"1,\d{3} samples: \./holes.csv: line [\d,]+: column area: a number is missing; .* \(also ", first)
+    assert re.search(r"\(also \./holes.csv: line [\d,]+, \./holes.csv: line [\d,]+, \.\.\.\)$", first)
+    assert str(error).endswith("samples cannot be read; --all lists each")
+    lines, error = called("check", "run.yaml", "--all")
+    assert len([line for line in lines if "wrong     sample" in line]) > 1000
+    assert str(error).endswith("samples cannot be read")
 
 
 def test_a_split_of_which_nothing_can_be_read_is_told_once() -> None:
     run_file({"name": "table.py:Table", "bad": list(range(20))})
-    lines, error = called("check", "run.yaml")
+    lines, error = called("check", "run.yaml", "--all")
     assert str(error) == "run.yaml: 20 of 40 samples cannot be read"
     assert sorted(line for line in lines if "wrong" in line) == sorted(
         f"  wrong     sample {index}: ValueError: row {index} is broken" for index in range(20)

@@ -115,8 +115,8 @@ ROWS, CLASSES = torch.randn(8, 3), torch.arange(8) % 3
 @pytest.mark.parametrize(
     ("outputs", "targets", "found"),
     [
-        (torch.randn(8, 1), torch.randn(8, 1), r"a tensor \(8, 1\), and the targets are a tensor \(8, 1\) of float32"),
-        (torch.randn(8), torch.randn(8), r"a tensor \(8,\), and the targets are a tensor \(8,\) of float32"),
+        (torch.randn(8, 2), torch.randn(8), r"a tensor \(8, 2\), and the targets are a tensor \(8,\) of float32"),
+        (torch.randn(8), CLASSES, r"a tensor \(8,\), and the targets are a tensor \(8,\) of int64"),
         (ROWS, CLASSES[:, None], r"a tensor \(8, 3\), and the targets are a tensor \(8, 1\) of int64"),
         (ROWS, [0, 1], r"the targets are list"),
         ((ROWS, ROWS), CLASSES, r"the model returns \(a tensor \(8, 3\), a tensor \(8, 3\)\)"),
@@ -280,7 +280,7 @@ def test_a_run_is_judged_by_the_metrics_that_it_names() -> None:
     model = Judged(torch.eye(5)[:4])
     assert metrics_of([], model) == {}
     assert metrics_of([Metric(name="f1"), Metric(name="accuracy")], model) == {"f1": 2, "accuracy": 1}
-    with pytest.raises(ConfigError, match=r"^metrics: the model has no metric f2; one of accuracy, f1$"):
+    with pytest.raises(ConfigError, match=r"^metrics: the model has no metric f2; one of accuracy, mae, f1$"):
         metrics_of([Metric(name="f2")], model)
 
 

@@ -305,7 +305,7 @@ def test_facts_take_the_place_of_defaults_and_are_not_to_be_given(project: Path)
     with pytest.raises(ConfigError, match=r"^model.hidden: missing; table.py:net requires it$"):
         built(model="table.py:net")
     with pytest.raises(
-        ConfigError, match=r"^model.name: mlp has to know input_shape and num_classes; let the data set"
+        ConfigError, match=r"^model.name: mlp has to know input_shape and num_classes, .*; let the data set"
     ):
         Architecture.of(RunConfig(epochs=1).model, {}, None).build()
 

@@ -68,7 +68,7 @@ COMMANDS = {
     "stop": ["job_id", "--address", "--json"],
     "result": ["job_id", "--address", "--json"],
     "data prepare": ["name", "--root"],
-    "data check": ["what", "--root", "--set"],
+    "data check": ["what", "--root", "--set", "--all"],
     "data index": ["shards"],
     "data tokenize": [
         "files",

@@ -103,3 +103,10 @@ def test_what_is_not_there_is_not_tried_again(clock: Clock) -> None:
     with pytest.raises(FileNotFoundError):
         retrying(PLACE, failing(1, FileNotFoundError()))
     assert clock.pauses == []
+
+
+def test_a_server_that_speaks_http_is_told_at_once(clock: Clock) -> None:
+    error = OSError("AWS Error NETWORK_CONNECTION: curlCode: 35, SSL connect error; SSL routines::wrong version number")
+    with pytest.raises(StorageError, match=r"x: the store speaks http, not https: .*; add scheme=http to its address"):
+        retrying(PLACE, failing(1, error))
+    assert not clock.pauses

@@ -220,7 +220,7 @@ def test_a_shard_that_has_changed_is_told_when_it_is_read(root: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "content", "told"),
     [
-        ("txt", None, "expected the field txt, for data.fields, found none"),
+        ("txt", None, "expected the field txt, for data.fields, found png, cls, left.npy, json"),
         ("txt", b"\xff", "expected a file txt: 'utf-8' codec can't decode"),
         ("cls", b"cat", "expected a file cls: invalid literal for int() with base 10: 'cat'"),
         ("cls", b"-1", "expected a file cls: a class is at least 0, not -1"),

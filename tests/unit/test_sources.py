@@ -13,6 +13,7 @@ from raytorch.datasets import TrainLoader, load_splits
 from raytorch.datasets.requests import Request, Split
 from raytorch.datasets.splits import shipped_split
 from raytorch.errors import ConfigError, DataError
+from raytorch.sources.files import Root
 
 CPU = torch.device("cpu")
 ROWS = {"train": 30, "test": 10, "more": 5}
@@ -83,7 +84,13 @@ def test_a_loop_names_one_as_any_shipped_data_set(root: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "data", "told"),
     [
-        ({}, {"test": 1.5}, "data.test: must be "),
+        ({}, {"test": 1.5}, "or a number above 0 and below 1, not 1.5\n"),
+        ({}, {"test": 0}, "or a number above 0 and below 1, not 0\n"),
+        (
+            {},
+            {"test": None},
+            "data.test: must be the name of a file, a folder or a pattern or a list of 1 or more, each",
+        ),
         ({}, {"train": []}, "data.train: "),
         ({"validation": {"split": "dev"}}, {}, "data arrays has no split dev; name its files as data.dev"),
         ({"validation": {"split": "validation"}}, {}, "data arrays has no split validation; name its files as data.v"),
@@ -93,7 +100,7 @@ def test_a_loop_names_one_as_any_shipped_data_set(root: Path) -> None:
 def test_what_does_not_go_together_is_told_before_anything_is_read(run: Any, data: Any, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config(Path("nowhere"), run, **data)
-    assert told in str(caught.value)
+    assert told in f"{caught.value}\n"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,36 @@ def test_files_that_are_not_there_are_named(root: Path, data: Any, told: str) ->
     with pytest.raises(DataError) as caught:
         load_splits(config(root, **data), CPU)
     assert str(caught.value) == f"{root}{told}"
+
+
+def test_an_empty_folder_and_a_wrong_root_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/train").mkdir(parents=True)
+    for address, told in (
+        (f"{tmp_path}/data", "/data/train: expected .npy files of the data set, found none: that folder is empty"),
+        (f"{tmp_path}/gone/data", f"found no folder {tmp_path}/gone"),
+        ("dat", f"found no folder {tmp_path}/dat, as data.root is from the current folder"),
+        (
+            f"{tmp_path}/$DATA/x",
+            f"no folder {tmp_path}/$DATA; what begins with $ is not expanded, give the folder itself",
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            Root(address).find(["train"], [".npy"])
+        assert str(caught.value).endswith(told)
+
+
+def test_numbers_in_braces_are_files_each(tmp_path: Path) -> None:
+    names = [f"{shard}-{number:03d}.tar" for shard in range(2) for number in range(8, 12)]
+    for name in names:
+        (tmp_path / name).touch()
+    found = Root(str(tmp_path)).find(["{0..1}-{008..011}.tar"], [".tar"])
+    assert [file.name for file in found] == names
+    assert [file.name for file in Root(str(tmp_path)).find(["1-{010..011}*"])] == names[-2:]
+    with pytest.raises(DataError, match=r"^a{3..1}: expected from 1 to 100,000 numbers in {3..1}, the smallest first$"):
+        Root(str(tmp_path)).find(["a{3..1}"])
+    with pytest.raises(DataError, match=r"/1-012.tar: expected .*, found no such file or folder$"):
+        Root(str(tmp_path)).find(["1-{011..012}.tar"])
 
 
 def test_a_share_that_leaves_nothing_is_refused(root: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raytorch.datasets import Dataset
 from raytorch.datasets.in_memory import Moments
 from raytorch.distributed import Worker
-from raytorch.models.objectives import classification_loss
+from raytorch.models.objectives import shipped_loss
 from raytorch.models.stateful_metrics import StatefulMetric
 from raytorch.training.evaluation import Evaluator
 from raytorch.training.precision import Precision
@@ -98,7 +98,7 @@ def evaluator(worker: Worker) -> Evaluator:
     metrics = {name: StatefulMetric(make(), name) for name, make in METRICS.items()}
     return Evaluator(
         {**metrics, "count": lambda model, batch: (len(batch[1]), 1)},
-        lambda model, batch: classification_loss(model, batch, name="cross_entropy"),
+        lambda model, batch: shipped_loss(model, batch, name="cross_entropy"),
         Precision.choose("fp32", worker.device),
         worker,
     )

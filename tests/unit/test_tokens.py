@@ -176,8 +176,22 @@ def test_facts_are_what_a_model_needs(root: Path) -> None:
         "tokenizer": "bytes",
         "tokenizer_sha256": ByteTokenizer.sha256,
         "bytes_per_token": sum(LENGTHS) / (sum(LENGTHS) + len(LENGTHS)),
+        "padding_share": round(1 - (sum(LENGTHS) + len(LENGTHS)) / (len(tokens_data(root)) * 4), 4),
     }
     assert tokens_data(root).decode([104, 105, END, 33]) == "hi!"
+
+
+def test_much_padding_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "train.tokens", [3] * 20)
+    tokens_data(tmp_path, documents="packed", context=64)
+    tokens_data(tmp_path, documents="apart", context=8)
+    assert not caplog.messages
+    for _ in range(2):
+        assert tokens_data(tmp_path, documents="apart", context=64).facts["padding_share"] == 1 - 4 / 64
+    assert caplog.messages == [
+        f"data: {tmp_path}/train.tokens: 94 % of what is read of it and the files beside it is padding, as what a "
+        "window may hold is shorter than its 64 tokens; take documents: packed, or set data.context to less"
+    ]
 
 
 def test_it_goes_to_another_process_without_the_files(root: Path) -> None:
