@@ -170,7 +170,12 @@ def read_index(content: bytes, size: int, fields: list[str], place: str) -> Plac
     if content[:_FIRST] != _FIRST_LINE % zlib.crc32(content[_FIRST:]):
         what = "found it damaged" if content.startswith(_FIRST_LINE[:23]) else "found another file"
         raise DataError(f"{place}{SUFFIX}: expected an index of a shard, {what}; {advice}")
-    table = parquet.read_table(io.BytesIO(content[_FIRST:]))
+    try:
+        table = parquet.read_table(io.BytesIO(content[_FIRST:]))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{place}{SUFFIX}: expected an index of a shard: {error}; {advice}") from error
+    if table.schema.names != _SCHEMA.names or table.schema.types != _SCHEMA.types:
+        raise DataError(f"{place}{SUFFIX}: expected an index of a shard, found another table; {advice}")
     told = table.schema.metadata or {}
     if told.get(b"size") != str(size).encode():
         indexed = told.get(b"size", b"?").decode()

@@ -3,12 +3,15 @@
 import fcntl
 import io
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from shard_files import CONTENT, END, header, npy, sample_files, write_shard
 
 from raytorch.config import ShardsData
@@ -82,6 +85,11 @@ def test_the_files_of_a_sample_are_read_at_once(tmp_path: Path, monkeypatch: pyt
     assert sum(ranges[2:]) < 20_000
 
 
+def parquet_of(**columns: list[int]) -> bytes:
+    parquet.write_table(pa.table(columns), file := io.BytesIO())
+    return file.getvalue()
+
+
 def test_a_damaged_index_is_never_followed(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "train/a.tar", sample_files(range(20)))
     write_index(shard)
@@ -93,6 +101,12 @@ def test_a_damaged_index_is_never_followed(tmp_path: Path) -> None:
         start, stop = np.sort(rng.integers(0, len(content), 2))
         index.write_bytes(damaged if number % 3 else damaged[:start] + damaged[stop:])
         with pytest.raises(DataError, match=r"a.tar.index: expected an index of a shard, found .*; write it anew: ray"):
+            opened(tmp_path, "txt", "cls")
+    for table in (b"PAR1", parquet_of(numbers=[1, 2])):  # as nothing but intent makes it
+        index.write_bytes(b"raytorch shard index 2 %08x\n" % zlib.crc32(table) + table)
+        with pytest.raises(
+            DataError, match=r"a.tar.index: expected an index of a shard.*; write it anew: raytorch data"
+        ):
             opened(tmp_path, "txt", "cls")
     index.write_bytes(content)
     assert opened(tmp_path, "txt", "cls")[3] == ("Nr. 3, größer", 0)
