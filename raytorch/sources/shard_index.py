@@ -195,7 +195,9 @@ def read_index(content: bytes, size: int, fields: list[str], place: str) -> Plac
 
 def extensions_in(content: bytes, sample: int) -> list[str]:
     """The extensions of a sample's files, by an index that is in order, and the sample's number in the shard."""
-    found: list[str] = parquet.read_table(io.BytesIO(content), columns=["extensions"])["extensions"][sample].as_py()
+    found: list[str] = parquet.read_table(io.BytesIO(content[_FIRST:]), columns=["extensions"])["extensions"][
+        sample
+    ].as_py()
     return found
 
 

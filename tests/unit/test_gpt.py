@@ -17,7 +17,7 @@ from raytorch.config.file import from_data, load_config
 from raytorch.errors import ConfigError
 from raytorch.models.gpt import Gpt
 from raytorch.models.networks import Architecture
-from raytorch.models.objectives import BitsPerByte, classification_loss, metrics_of
+from raytorch.models.objectives import BitsPerByte, metrics_of, shipped_loss
 from raytorch.runs.catalog import read_evaluations
 from raytorch.serialization import load_model
 from raytorch.sources import open_source
@@ -325,7 +325,7 @@ def test_compiled_it_learns_the_same() -> None:
     batch = tokens[:, :-1], tokens[:, 1:]
     compiled = torch.compile(built(), dynamic=False, fullgraph=True, backend="aot_eager")
     for model in (plain, compiled):
-        total, count = classification_loss(model, batch, name="cross_entropy")
+        total, count = shipped_loss(model, batch, name="cross_entropy")
         (total / count).backward()
     for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         assert one.grad is not None, name
