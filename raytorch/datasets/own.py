@@ -30,7 +30,7 @@ from raytorch.datasets.readers import Readers
 from raytorch.datasets.requests import Request, Split
 from raytorch.datasets.sample_generators import SampleGenerators
 from raytorch.datasets.shares import EndShare, Share
-from raytorch.datasets.skipping import NoneReadableError, Skipped, SkippedSamples, StandIns, name_samples
+from raytorch.datasets.skipping import NoneReadableError, Skipped, SkippedSamples, StandIns, name_samples, name_unlike
 from raytorch.errors import ConfigError, DataError
 from raytorch.sources import open_source
 
@@ -229,13 +229,21 @@ class _Batches:
         except Exception as error:
             name_samples(error, self._name, [indices[len(samples)]])
             raise
-        return self._collate(samples)
+        return self._together(samples, indices)
+
+    def _together(self, samples: list[Any], indices: list[int]) -> Any:
+        try:
+            return self._collate(samples)
+        except Exception as error:
+            name_unlike(error, self._name, indices, samples)
+            raise
 
     def _with_stand_ins(self, request: Request) -> _Answer:
         errors: dict[int, str] = {}
         try:
             if not self._whole:
-                return _Answer(self._collate([sample for _, sample in self._readable(request, errors)]), errors)
+                indices, samples = zip(*self._readable(request, errors), strict=True)
+                return _Answer(self._together(list(samples), list(indices)), errors)
             try:
                 return _Answer(self._of_whole(request), errors)
             except Exception:

@@ -146,3 +146,26 @@ def name_samples(error: Exception, split: str, indices: Sequence[int]) -> None:
     first = ", ".join(map(str, indices[:_NAMED]))
     several = f"one of {len(indices)} samples, {first}{', ...' if len(indices) > _NAMED else ''}, of {split}"
     error.add_note(f"sample {first} of {split}" if len(indices) == 1 else several)
+
+
+def name_unlike(error: Exception, split: str, indices: Sequence[int], samples: Sequence[Any]) -> None:
+    """Add to the error of what puts samples together which of them is not like the first, if one is not."""
+    forms = [_form(sample) for sample in samples]
+    other = next((place for place, form in enumerate(forms) if form != forms[0]), None)
+    if other is None:
+        name_samples(error, split, indices)
+    elif not isinstance(error, RaytorchError):
+        error.add_note(
+            f"sample {indices[other]} of {split} is {forms[other]:.80}, and sample {indices[0]} {forms[0]:.80}; give "
+            "the data set a collate(samples) that pads them, say, or let it return samples of one shape"
+        )
+
+
+def _form(sample: Any) -> str:
+    """The shapes of the tensors and arrays of a sample, and the types of what else there is."""
+    if isinstance(sample, dict):
+        return f"{{{', '.join(f'{key}: {_form(value)}' for key, value in sample.items())}}}"
+    if isinstance(sample, list | tuple):
+        return f"({', '.join(map(_form, sample))})"
+    shape = getattr(sample, "shape", None)
+    return type(sample).__name__ if shape is None else str(list(shape))

@@ -31,6 +31,8 @@ _SHARE, _MOST_NUMBERS = 8, 2**22
 """A mapped block is made numbers as a whole when one in so many of its rows was taken, unless these were too many."""
 _TOO_FEW = 64
 """It is said where a table has been decoded twice for less than one of so many of its rows."""
+_SHOWN = 8
+"""Features of a row that are shown."""
 _MANY = 300
 """It is said where one column becomes more features than these."""
 
@@ -96,6 +98,15 @@ class Table:
         if found.is_bad.any():
             raise self._fault(int(rows[found.is_bad.argmax()]))
         return torch.from_numpy(found.features), torch.from_numpy(found.targets)
+
+    def describe(self, batch: tuple[Tensor, Tensor]) -> list[dict[str, str]]:
+        """The target and the first features of each row by their names, for ``raytorch data show``."""
+        names, classes, target = self.facts["feature_names"], self.facts.get("classes"), self._columns.target
+        return [
+            {target: str(classes[number]) if classes else f"{number:g}"}
+            | {name: f"{value:.4g}" for name, value in zip(names[:_SHOWN], values, strict=False)}
+            for values, number in zip(batch[0].tolist(), batch[1].tolist(), strict=True)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         converted = self._table.converted if self._table else self._converted

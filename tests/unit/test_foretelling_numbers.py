@@ -1,8 +1,10 @@
 """Runs whose targets are numbers: the models, losses and metrics that ship, and what is said where they do not go."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+import raytorch
 from raytorch.cli.main import app
 from raytorch.config import Loss, Metric
 from raytorch.config.file import from_data
@@ -21,7 +24,7 @@ from raytorch.config.sources import ArraysData
 from raytorch.errors import ConfigError
 from raytorch.models.objectives import loss_function, metrics_of
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
-from raytorch.serialization import load_model
+from raytorch.serialization import load_model, read_architecture
 from raytorch.sources import open_source
 
 FRIEDMAN = Path(__file__).parents[2] / "examples/csv_regression"
@@ -137,3 +140,23 @@ def test_data_check_says_whether_the_model_goes_with_the_data() -> None:
     np.savez("pairs.npz", x=np.zeros((6, 4), np.float32), y=np.zeros((6, 2, 2)))
     lines, told = checked({"name": "arrays", "root": ".", "train": "pairs.npz", "test": 0.5})
     assert "model model.name: mlp has to know input_shape and num_classes, or num_targets" in " ".join(lines)
+
+
+def test_new_data_is_read_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (FRIEDMAN / "friedman.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "friedman.csv").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "new.csv").write_text("\n".join(rows[:8]), encoding="utf-8")
+    folder = run("flats", data=TABLE | {"root": str(tmp_path)}, epochs=1)
+    path = Path(folder.address) / str(latest_checkpoint(folder)) / "model.safetensors"
+    found = SimpleNamespace(path=folder.address, model=lambda: load_model(path))
+    monkeypatch.setattr(raytorch, "find_run", lambda name: found)
+    page = (FRIEDMAN.parents[1] / "docs/files.md").read_text(encoding="utf-8")
+    [shown] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "find_run" in block]
+    names: dict[str, Any] = {}
+    exec(shown, names)
+    table = open_source(names["config"].data, "train", training=False)
+    with torch.no_grad():
+        expected = load_model(path).eval()(table.batch(torch.arange(7))[0])
+    torch.testing.assert_close(names["outputs"], expected)
+    facts = read_architecture(path).facts
+    assert facts["feature_means"] == names["rows"].facts["feature_means"]

@@ -330,3 +330,13 @@ def test_a_shard_that_cannot_be_read_is_tried_once() -> None:
     for _ in range(2):
         assert checking._read_all(from_data({"epochs": 1}), "x", split, lambda *_: None) == (["batch: int64 (60,)"], "")
     assert shard.tried == 50 + 2 * 60
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_samples_that_cannot_be_put_together_are_named_by_their_shapes(readers: int) -> None:
+    run_file({"name": "table.py:Table", "width": 2, "readers": readers})
+    lines, error = called("check", "run.yaml")
+    assert isinstance(error, DataError)
+    told = next(line for line in lines if "wrong" in line)
+    assert "stack expects each tensor to be equal size" in told
+    assert "(sample 7 of train is ([2], int), and sample 0 ([3], int); give the data set a collate(samples)" in told

@@ -147,3 +147,12 @@ def test_a_file_that_is_not_in_order_leaves_no_thread_that_ends_the_process_badl
             opened(tmp_path, train="train.csv", test=0.1)
     assert len(sources) == 2
     assert all(source._ended.is_set() for source in sources)
+
+
+def test_rows_are_shown_by_the_names_of_their_columns(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", pandas.DataFrame({"area": [72.25, 10], "city": ["Oslo", "Bonn"], "y": ["no", "yes"]}))
+    table = opened(tmp_path, train="train.csv", test=0.5)
+    assert table.describe(table.batch(torch.tensor([1, 0]))) == [
+        {"y": "yes", "area": "10", "city": "0"},
+        {"y": "no", "area": "72.25", "city": "1"},
+    ]
