@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raytorch.config.optimization import *
     from raytorch.config.optimizers import *
     from raytorch.config.own_parts import *
+    from raytorch.config.parallel import *
     from raytorch.config.run import *
     from raytorch.config.section import *
     from raytorch.config.sources import *
@@ -74,6 +75,7 @@ __all__ = [
     "OwnMetric",
     "OwnModel",
     "OwnPart",
+    "Parallel",
     "Parameter",
     "ParameterGroup",
     "PlateauSchedule",
@@ -119,6 +121,7 @@ __getattr__ = lazy_exports(
     "optimization",
     "optimizers",
     "own_parts",
+    "parallel",
     "run",
     "section",
     "sources",
