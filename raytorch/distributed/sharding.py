@@ -154,8 +154,8 @@ class _Places:
             for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
                 if tensor is not None:
                     self._places.setdefault(id(tensor), []).append((owner, name))
-        self.multiplied: set[Tensor] = set()
-        """Parameters that have been put there, and are weights of products alone."""
+        self.multiplied: set[int] = set()
+        """Parameters that have been put there and are weights of products alone, by their id."""
 
     def fill(self, tensor: Tensor, value: Tensor) -> None:
         """Put ``value`` where ``tensor`` is."""
@@ -163,7 +163,7 @@ class _Places:
         if isinstance(tensor, nn.Parameter):
             value = nn.Parameter(value, tensor.requires_grad)
             if tensor.dim() > 1 and all(isinstance(owner, _MULTIPLIED) for owner, _ in places):
-                self.multiplied.add(value)
+                self.multiplied.add(id(value))
         for owner, name in places:
             setattr(owner, name, value)
 
@@ -187,9 +187,10 @@ def _divide(module: nn.Module, plan: _Plan, filled: Callable[[Tensor], Tensor]) 
             part,
             mesh=mesh,
             reshard_after_forward=how.reshard_after_forward,
-            mp_policy=_precision(how.dtype, places),
+            mp_policy=_precision(how.dtype, places.multiplied),
             offload_policy=offload,
         )
+        places.multiplied = set()  # of parameters that are no more
     _PLANS[module] = plan
     vars(module)["__deepcopy__"] = lambda memo: _copied(module)  # fully_shard's own refuses
     _compute_within(module, how.autocast)
@@ -205,7 +206,7 @@ def _mesh(world: Any, groups: tuple[tuple[int, ...], ...], device_type: str) -> 
     return DeviceMesh(device_type, [list(group) for group in groups], mesh_dim_names=("copy", "shard"))
 
 
-def _precision(dtype: torch.dtype | None, places: _Places) -> Any:
+def _precision(dtype: torch.dtype | None, multiplied: set[int]) -> Any:
     """Gradients are added up in float32, and the weights that autocast would cast are gathered in its type.
 
     The numbers are those of autocast, which would hold on to what it has cast until the backward pass.
@@ -218,7 +219,7 @@ def _precision(dtype: torch.dtype | None, places: _Places) -> Any:
         param_dtype=dtype,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
-        param_dtype_override_fn=lambda each: None if each in places.multiplied else each.dtype,
+        param_dtype_override_fn=lambda each: None if id(each) in multiplied else each.dtype,
     )
 
 
