@@ -1,8 +1,8 @@
 """Runs of several ranks that share a model, without Ray: what they train, and what each rank has of it."""
 
 import os
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from raytorch.distributed import Worker
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
-from raytorch.training import parts
+from raytorch.training import evaluation, model_shards, parts
 from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.loop import Trainer
 from raytorch.training.progress import RunProgress
@@ -80,11 +80,12 @@ def main(run, *, depth: int = 2):
     """A loop that averages, clips, evaluates on shares that are not equal, and calls what is not compiled."""
     net = run.model("model", Net, num_classes=10, depth=depth)
     judge = run.average("model", 0.5)
+    drawn = torch.rand(())  # by generators that have drawn the weights
     optimizer = run.optimizer("adamw", torch.optim.AdamW(net.parameters(), 0.01))
     data = run.data("digits", "train")
     for images, targets in run.batches(data):
         with run.autocast():
-            loss = cross_entropy(net(images), targets)
+            loss = cross_entropy(net(images), targets) * drawn
         optimizer.zero_grad()
         run.backward(loss)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
@@ -92,7 +93,7 @@ def main(run, *, depth: int = 2):
         run.log(loss=loss)
         if run.ends_epoch:
             with run.evaluating():
-                count = sum(len(judge(images)) for images, _ in run.share(run.data("digits", "test"), 100))
+                count = sum(len(judge(images)) for images, _ in run.share(run.data("digits", "test"), 74))
             run.evaluated(loss=(float(count), 297 / run.worker.world_size))
 '''
 OWN = {"name": "own.py:Net"}
@@ -118,14 +119,24 @@ def run_of(name: str, workers: int, strategy: str, **keys: Any) -> RunConfig:
 
 
 def without_ray() -> None:
-    """For a process of its own: no call asks for Ray, and what is compiled is only traced."""
+    """For a process of its own: no call asks for Ray, compiling only traces, and shares have several batches."""
     ray.get = lambda answer: answer
+    evaluation.EVALUATION_BATCH = 74
     parts.data_parallel = _data_parallel  # type: ignore[attr-defined]
     nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[assignment]
 
 
 def _data_parallel(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, broadcast_buffers=False) if dist.is_initialized() else module
+
+
+@contextmanager
+def offloaded() -> Iterator[None]:
+    """Keep shards in the CPU's memory, as if the worker had a GPU."""
+    make = model_shards.Sharding
+    model_shards.Sharding = lambda *given, **named: make(*given, **named | {"offload": True})  # type: ignore
+    yield
+    model_shards.Sharding = make  # type: ignore[misc]
 
 
 def train(config: RunConfig, worker: Worker) -> None:

@@ -85,7 +85,7 @@ class ModelShards:
     def _sharding(self) -> Sharding:
         parallel, precision = self._config.parallel, self._precision
         return Sharding(
-            _groups(self._config, self._worker),
+            groups_of(self._config, self._worker),
             self._worker.device,
             reshard_after_forward=parallel.reshard_after_forward,
             dtype=None if precision.name == "fp32" else DTYPES[precision.name],
@@ -95,7 +95,7 @@ class ModelShards:
         )
 
 
-def _groups(config: RunConfig, worker: Worker) -> tuple[tuple[int, ...], ...]:
+def groups_of(config: RunConfig, worker: Worker) -> tuple[tuple[int, ...], ...]:
     """Ranks of which each group has the whole model: all of them, or with hsdp those of a node, or as many as are
     asked for.
     """

@@ -67,7 +67,7 @@ class Parts:
     ) -> nn.Module:
         """Put a model on the worker's device, ready to be trained by all workers."""
         self._require_new("run.model", name)
-        bare, architecture = self._built(name, module, arguments)
+        bare, architecture = self._built(name, module, arguments, prepare)
         if self._config.export and architecture is None:
             raise UserError(
                 f"export: model {name} cannot be built again; give run.model its class and the arguments, as "
@@ -81,20 +81,33 @@ class Parts:
         require_the_same(self._worker, f"{name}, with tensors of {shapes}", "run.model")
         if not self._shards:
             bare = self._precision.to_memory_format(bare.to(self._worker.device))
-        if prepare:
-            prepare(bare)
-        if self._shards:
+            if prepare:
+                prepare(bare)
+        else:
             self._shards.divide(name, bare)
         if self.restored:
             self.restored.load_model(name, bare)
         self.models[name] = Model(bare, architecture)
         return bare if self._shards else self._with_gradients_of_all(bare)
 
-    def _built(self, name: str, module: Any, arguments: Mapping[str, Any]) -> tuple[nn.Module, Architecture | None]:
-        def build() -> tuple[nn.Module, Architecture | None]:
+    def _built(
+        self,
+        name: str,
+        module: Any,
+        arguments: Mapping[str, Any],
+        prepare: Callable[[nn.Module], object] | None,
+    ) -> tuple[nn.Module, Architecture | None]:
+        """A model, and what it can be built from again; one that is to be divided is prepared."""
+        if not self._shards:
             return _built(name, module, arguments, self._config.code)
 
-        return self._shards.built(build, itemgetter(0)) if self._shards else build()
+        def build() -> tuple[nn.Module, Architecture | None]:
+            bare, architecture = _built(name, module, arguments, self._config.code)
+            if prepare:
+                prepare(bare)
+            return bare, architecture
+
+        return self._shards.built(build, itemgetter(0))
 
     def _with_gradients_of_all(self, bare: nn.Module) -> nn.Module:
         """The model, whose gradients are averaged over the workers if it has some."""

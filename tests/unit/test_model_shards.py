@@ -8,10 +8,12 @@ from torch import nn
 
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
+from raytorch.distributed import Worker
 from raytorch.distributed.sharding import Sharding, shard
 from raytorch.errors import ConfigError, UserError
 from raytorch.models.networks import Architecture
-from raytorch.training.model_shards import gathered_apart
+from raytorch.training import model_shards
+from raytorch.training.model_shards import gathered_apart, groups_of
 from raytorch.training.preparing import prepare
 
 FSDP = {"strategy": "fsdp"}
@@ -105,3 +107,17 @@ def test_a_parameter_without_a_dimension_is_refused() -> None:
 def test_what_does_not_go_with_sharding_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_with(**keys)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "groups"),
+    [
+        ("aaaa", ((0, 1, 2, 3),)),
+        ("aabb", ((0, 1), (2, 3))),
+        ("abab", ((0, 2), (1, 3))),
+        ("aaab", ((0, 1, 2, 3),)),  # each node would need as many
+    ],
+)
+def test_hsdp_shards_within_nodes(nodes: str, groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_shards, "gather_objects", lambda own: list(nodes))
+    assert groups_of(run_with(parallel={"strategy": "hsdp"}), Worker(0, 4, torch.device("cpu"))) == groups

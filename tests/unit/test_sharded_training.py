@@ -1,6 +1,7 @@
 """Sharded training on several ranks without Ray: what one process comes to, with a share of its memory for each."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sharded_runs import (
     assert_close,
     flat,
     in_project,
+    offloaded,
     registered,
     run_of,
     saved,
@@ -26,6 +28,7 @@ from raytorch.distributed.shards import own_part
 GROUPS = {"groups": [{"match": "*bias", "lr": 0.05}, {"match": "head*", "weight_decay": 0.3}]}
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.01}}
 VIT = {"name": "vit", "dim": 16, "heads": 2, "layers": 2, "feedforward": 32, "patch": 4, "dropout": 0.0}
+WEIGHTS = "runs/accumulated-1/export/model.safetensors"
 LOOP: dict[str, Any] = {"loop": "own.py:main", **dict.fromkeys(["data", "model", "optimizer"])}
 RUNS: dict[str, dict[str, Any]] = {
     "accumulated": {
@@ -37,7 +40,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "on_evaluation": "own.py:keep_mean",
         "export": ["safetensors"],
     },
-    "recomputed": {"model": OWN | {"checkpointing": ["blocks.*"], "freeze": ["blocks.0.*", "embed.bias"]}},
+    "recomputed": {
+        "model": OWN | {"checkpointing": ["blocks.*"], "freeze": ["blocks.0.*", "embed.bias"], "weights": WEIGHTS}
+    },
     "kept": {"parallel": {"reshard_after_forward": False, "wrap": ["blocks.1", "blocks.2"]}, "compile": True},
     "vit": {"model": VIT},
     "conv": {"model": {"name": "convnet", "channels": [4, 8]}},
@@ -69,7 +74,8 @@ def come_to_the_same(worker: Worker) -> None:
     workers = worker.world_size
     for name, strategy in ON_RANKS[workers]:
         run = run_of(f"{name}-{workers}", workers, strategy, **RUNS[name])
-        train(run, worker)
+        with offloaded() if name == "kept" else nullcontext():
+            train(run, worker)
         if worker.rank == 0:
             (model, state), (expected, other) = saved(run.name), saved(f"{name}-1")
             assert_close(model, expected, 1e-5)
