@@ -98,7 +98,7 @@ def on_rank(rank: int, workers: int, port: int, strategy: str, width: int, block
         held, whole = weights + gradients + optimizer, 16 * 8 * width**2 * blocks  # four numbers for each weight
         print(
             f"{workers:>7}  {strategy:<8}  {weights / MB:>7,.0f}  {gradients / MB:>9,.0f}  {optimizer / MB:>9,.0f}  "
-            f"{held / MB:>9,.0f}  {held / whole:>8.2f}  {every[0, 3] / MB:>9,.0f}  {every[-1, 3] / MB:>9,.0f}",
+            f"{held / MB:>9,.0f}  {held / whole:>8.2f}  {every[0, 3] / MB:>13,.0f}  {every[-1, 3] / MB:>10,.0f}",
             flush=True,
         )
     dist.barrier()

@@ -116,7 +116,7 @@ def whole(module: nn.Module) -> nn.Module:
                 if tensor is not None and id(tensor) not in memo:
                     memo[id(tensor)] = _on_rank_zero(tensor)
                 if tensor is not None and (value := memo[id(tensor)]) is not None:
-                    vars(own)[kind][name] = value
+                    setattr(own, name, value)
     return copy
 
 

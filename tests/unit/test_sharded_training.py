@@ -47,6 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "vit": {"model": VIT},
     "conv": {"model": {"name": "convnet", "channels": [4, 8]}},
     "loop": LOOP,
+    "longer": LOOP | {"steps": 6},
 }
 ON_RANKS = {
     2: [("accumulated", "fsdp"), ("recomputed", "fsdp"), ("kept", "fsdp"), ("vit", "fsdp"), ("loop", "fsdp")],
@@ -76,17 +77,24 @@ def come_to_the_same(worker: Worker) -> None:
         run = run_of(f"{name}-{workers}", workers, strategy, **RUNS[name])
         with offloaded() if name == "kept" else nullcontext():
             train(run, worker)
-        if worker.rank == 0:
-            (model, state), (expected, other) = saved(run.name), saved(f"{name}-1")
-            assert_close(model, expected, 1e-5)
-            for key in ("kept", "averages"):
-                assert_close(flat(state[key]), flat(other[key]), 1e-5)
-
+        assert_the_same(worker, run.name, f"{name}-1")
     if workers == 2:
         compute_as_autocast_does(worker)
     hold_a_share(worker)
     for strategy in ("fsdp", "hsdp", "ddp") if workers == 4 else ("ddp",):
         go_on_with_the_same_bits(worker, strategy)
+    if workers == 4:
+        train(run_of("loop-2", 4, "hsdp", **RUNS["longer"]), worker)
+        assert_the_same(worker, "loop-2", "longer-1")
+
+
+def assert_the_same(worker: Worker, name: str, expected: str) -> None:
+    """What two runs have saved last, as rank 0 finds it."""
+    if worker.rank == 0:
+        (model, state), (other, others) = saved(name), saved(expected)
+        assert_close(model, other, 1e-5)
+        for key in ("kept", "averages"):
+            assert_close(flat(state[key]), flat(others[key]), 1e-5)
 
 
 def compute_as_autocast_does(worker: Worker) -> None:
