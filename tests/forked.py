@@ -3,4 +3,4 @@
 import multiprocessing
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["raytorch.training.worker", "raytorch.session.open_or_join", "torch.distributed.fsdp"])
+CONTEXT.set_forkserver_preload(["raytorch.training.worker", "raytorch.session.open_or_join"])

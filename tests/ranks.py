@@ -7,25 +7,20 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from forked import CONTEXT
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import spawn
 
 from raytorch.distributed import Worker
 
 
-def on_ranks(check: Callable[[Worker], None], workers: int, *, forked: bool = False) -> None:
-    """Call ``check``, of the top of a module, on so many ranks; what one of them raises fails the test.
-
-    Those that are ``forked`` begin sooner, with much imported.
-    """
+def on_ranks(check: Callable[[Worker], None], workers: int) -> None:
+    """Call ``check``, of the top of a module, on so many ranks; what one of them raises fails the test."""
     if workers == 1:
         check(Worker(0, 1, torch.device("cpu")))
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    method = CONTEXT.get_start_method() if forked else "spawn"
-    start_processes(_rank, args=(check, workers, port), nprocs=workers, start_method=method)
+    spawn(_rank, args=(check, workers, port), nprocs=workers)
 
 
 def _rank(rank: int, check: Callable[[Worker], None], world_size: int, port: int) -> None:

@@ -143,9 +143,9 @@ def go_on_with_the_same_bits(worker: Worker, strategy: str) -> None:
 
 def test_shared_models_come_to_what_one_process_does_and_are_resumed_by_others() -> None:
     """Weights, averages and optimizers, in the form that a checkpoint has of one process; from 2 ranks to 4 and 1."""
-    on_ranks(come_to_the_same, 2, forked=True)
+    on_ranks(come_to_the_same, 2)
     go_on_with_the_same_bits(Worker(0, 1, torch.device("cpu")), "fsdp")
-    on_ranks(come_to_the_same, 4, forked=True)
+    on_ranks(come_to_the_same, 4)
     lines = Path("seen-4.txt").read_text(encoding="utf-8").split()  # of on_evaluation, which is given a whole model
     seen = [float(line) for line in lines]
     assert seen == pytest.approx(3 * [seen[0]], rel=1e-4)
