@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._jit_internal import FunctionModifiers
+from torch.utils._pytree import tree_map
 
 from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.shards import gathered, is_divided, own_part
@@ -44,7 +45,7 @@ class Sharding:
     dtype: torch.dtype | None = None
     """In what weights of products are gathered, where autocast computes in it; None leaves them as they are."""
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-    """What forward passes are within."""
+    """What forward passes in that type are within, unless they are already."""
     offload: bool = False
     """Whether parameters, gradients and what optimizers remember are in the CPU's memory."""
     compile: bool = False
@@ -186,6 +187,7 @@ def _divide(module: nn.Module, plan: _Plan, filled: Callable[[Tensor], Tensor]) 
         fully_shard(
             part,
             mesh=mesh,
+            # The whole model too: what stays from a call without a backward pass would be old after the next step.
             reshard_after_forward=how.reshard_after_forward,
             mp_policy=_precision(how.dtype, places.multiplied),
             offload_policy=offload,
@@ -193,7 +195,7 @@ def _divide(module: nn.Module, plan: _Plan, filled: Callable[[Tensor], Tensor]) 
         places.multiplied = set()  # of parameters that are no more
     _PLANS[module] = plan
     vars(module)["__deepcopy__"] = lambda memo: _copied(module)  # fully_shard's own refuses
-    _compute_within(module, how.autocast)
+    _compute_within_autocast(module, how)
 
 
 @lru_cache(maxsize=4)
@@ -223,20 +225,28 @@ def _precision(dtype: torch.dtype | None, multiplied: set[int]) -> Any:
     )
 
 
-def _compute_within(module: nn.Module, context: Callable[[], AbstractContextManager[None]]) -> None:
-    """Let calls of the model, and of what TorchScript exports of it, have its parameters and be within ``context``."""
+def _compute_within_autocast(module: nn.Module, how: Sharding) -> None:
+    """Let calls of the model, and of what TorchScript exports of it, be within autocast, and have its parameters."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
-    inner = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with context():
-            return inner(*args, **kwargs)
-
-    vars(module)["forward"] = forward
+    vars(module)["forward"] = _within_autocast(module.forward, how)
     for name in dir(type(module)):
         if getattr(getattr(type(module), name), "_torchscript_modifier", None) is FunctionModifiers.EXPORT:
+            vars(module)[name] = _within_autocast(getattr(module, name), how)
             register_fsdp_forward_method(module, name)
+
+
+def _within_autocast(call: Callable[..., Any], how: Sharding) -> Callable[..., Any]:
+    """``call`` in the type in which weights are gathered; what comes out where nobody has asked for it is float32."""
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if how.dtype is None or torch.is_autocast_enabled(how.device.type):
+            return call(*args, **kwargs)
+        with how.autocast():
+            result = call(*args, **kwargs)
+        return tree_map(lambda it: it.float() if isinstance(it, Tensor) and it.dtype == how.dtype else it, result)
+
+    return method
 
 
 @torch.no_grad()

@@ -98,11 +98,20 @@ def assert_the_same(worker: Worker, name: str, expected: str) -> None:
 
 
 def compute_as_autocast_does(worker: Worker) -> None:
-    """Weights that are gathered in bf16 are what autocast makes of them."""
+    """Weights that are gathered in bf16 are what autocast makes of them, for calls outside of it too."""
     for strategy in ("ddp", "fsdp"):
         train(run_of(f"bf16-{strategy}", 2, strategy, precision="bf16"), worker)
     if worker.rank == 0:
         assert_close(saved("bf16-fsdp")[0], saved("bf16-ddp")[0], 1e-6)
+
+    trainer, progress = registered(run_of("bf16-calls", 2, "fsdp", precision="bf16"), worker)
+    images = torch.ones(2, 1, 8, 8)
+    alone = trainer.model(images)
+    with progress.precision.autocast():
+        within = trainer.model(images)
+    assert (alone.dtype, within.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(alone, within.float())
+    progress.close()
 
 
 def hold_a_share(worker: Worker) -> None:
