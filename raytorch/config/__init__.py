@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raytorch.config.optimization import *
     from raytorch.config.optimizers import *
     from raytorch.config.own_parts import *
+    from raytorch.config.parallel import *
     from raytorch.config.run import *
     from raytorch.config.section import *
     from raytorch.config.sources import *
@@ -75,6 +76,7 @@ __all__ = [
     "OwnMetric",
     "OwnModel",
     "OwnPart",
+    "Parallel",
     "Parameter",
     "ParameterGroup",
     "PlateauSchedule",
@@ -120,6 +122,7 @@ __getattr__ = lazy_exports(
     "optimization",
     "optimizers",
     "own_parts",
+    "parallel",
     "run",
     "section",
     "sources",

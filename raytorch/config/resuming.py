@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "accumulate": Rule(OnResume.APPLIED),
     "clip_norm": Rule(OnResume.APPLIED),
     "scaling": Rule(OnResume.APPLIED, "with another number of workers, dropout draws anew"),
+    "parallel": Rule(OnResume.APPLIED, "a checkpoint is of the whole model, whoever has had which share of it"),
     "checkpoint": Rule(OnResume.APPLIED, "`keep` to what is on the disk as well"),
     "failure": Rule(OnResume.APPLIED),
     "logging": Rule(OnResume.APPLIED),

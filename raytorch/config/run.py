@@ -38,6 +38,7 @@ from raytorch.config.optimization import ConstantSchedule, Loss, LossPart, Plate
 from raytorch.config.optimizers import AdamW, Optimizer, Rprop, peak_rates
 from raytorch.config.own_parts import OwnEvaluation, OwnLoop, OwnPart
 from raytorch.config.own_section import OwnSection
+from raytorch.config.parallel import Parallel, require_possible
 from raytorch.config.section import ConflictError, Section, name_alone
 from raytorch.system.near_names import did_you_mean
 
@@ -135,6 +136,8 @@ class RunConfig(Section):
     """Largest norm of the gradient, beyond which it is scaled down; null turns clipping off."""
     scaling: Scaling = Scaling()
     """Workers and their resources."""
+    parallel: Parallel = Parallel()
+    """How the model is divided among the workers."""
     checkpoint: Checkpointing = Checkpointing()
     """Checkpoints."""
     failure: Failure = Failure()
@@ -250,6 +253,11 @@ class RunConfig(Section):
                 "scaling.workers",
                 "accumulate",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_is_possible(self) -> "RunConfig":
+        require_possible(self.parallel, self.scaling, None if self.loop else self.optimizer.name, self.precision)
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ also under another number of workers.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,15 +206,23 @@ class TrainLoader:
         return np.random.SeedSequence(self._seed, spawn_key=(self.epoch, *position, *of_pass))
 
 
-def evaluation_batches(dataset: Split, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[MicroBatch]:
+def evaluation_batches(
+    dataset: Split, *, batch_size: int, rank: int = 0, world_size: int = 1, in_step: bool = False
+) -> Iterator[MicroBatch]:
     """A rank's share, at most ``batch_size`` samples at a time, each of weight 1.
 
     The shares of all ranks cover the data set, each sample once. Ranks may get different numbers of batches, or none:
-    sum over the ranks after the last batch and call no collective operation before.
+    sum over the ranks after the last batch and call no collective operation before. With ``in_step`` each gets as many,
+    which may be a sample larger, and where there are fewer samples than ranks one of 0 samples, which has one to read.
     """
     begin, end = (len(dataset) * number // world_size for number in (rank, rank + 1))
-    starts = range(begin, end, batch_size)
-    batches = (torch.arange(start, min(start + batch_size, end), device=dataset.device) for start in starts)
-    requests = (Request(indices, start, epoch=0) for start, indices in zip(starts, batches, strict=True))
-    for start, content in zip(starts, dataset.read(requests), strict=True):
-        yield MicroBatch(content, min(batch_size, end - start), 1.0)
+    bounds = [*range(begin, end, batch_size), end]
+    if in_step:
+        fewest, most = len(dataset) // world_size, -(-len(dataset) // world_size)
+        parts = max(1, min(fewest, -(-most // batch_size)))
+        bounds = [begin + (end - begin) * part // parts for part in range(parts + 1)]
+    spans = list(pairwise(bounds))
+    read = (torch.arange(start, max(stop, start + 1), device=dataset.device) for start, stop in spans)
+    requests = (Request(indices, start, epoch=0) for (start, _), indices in zip(spans, read, strict=True))
+    for (start, stop), content in zip(spans, dataset.read(requests), strict=True):
+        yield MicroBatch(content, stop - start, float(stop > start))

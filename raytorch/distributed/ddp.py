@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytorch.distributed.collectives import agreement, broadcast
+from raytorch.distributed.sharding import average_over_copies, is_sharded
 
 
 def broadcast_buffers(module: nn.Module) -> None:
@@ -73,8 +74,12 @@ def _communicates(part: Any) -> bool:
 def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
     """Set whether a forward and backward pass in the block averages gradients over the workers.
 
-    Off while micro-batches accumulate. See ``DistributedDataParallel.no_sync``.
+    Off while micro-batches accumulate. See ``DistributedDataParallel.no_sync``. The workers that hold a sharded model
+    together average them each time, as a whole gradient would take the memory that sharding saves.
     """
+    if is_sharded(module):
+        average_over_copies(module, enabled)
+        return nullcontext()
     return module.no_sync() if isinstance(module, DistributedDataParallel) and not enabled else nullcontext()
 
 

@@ -44,8 +44,9 @@ class TimedProgress(RunProgress):
                 f"batch_size: the loop takes {batches.loader.batch_size} whatever the study says; let run.batches have "
                 "that of the configuration"
             )
-        for model in self.parts.models.values():
-            self.timer.watch(model.bare)
+        if not self.parts.are_sharded:  # which wait for each other in each module
+            for model in self.parts.models.values():
+                self.timer.watch(model.bare)
         yield from self.timer.steps(super().take(batches))
         self.is_timed = True
         raise RunStopped  # what the loop does after its batches is no step
@@ -61,7 +62,10 @@ class TimedProgress(RunProgress):
         return False
 
     def backward(self, loss: Tensor) -> None:
-        self.timer.backward(loss)
+        if self.parts.are_sharded:
+            super().backward(loss)
+        else:
+            self.timer.backward(loss)
 
     def save(self) -> None:
         pass

@@ -5,6 +5,7 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 _KEPT = 1 << 30
 _LARGEST = 32 << 20  # what glibc takes at most
+_LARGE = 1 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -19,3 +20,16 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+def return_freed_memory() -> bool:
+    """Let tensors of a megabyte or more be given back to the system when they are freed. Answers whether it can.
+
+    By default, and after :func:`keep_freed_memory`, they leave gaps between those that stay, as what a sharded model
+    gathers lies between what it keeps of it: a process came to twice the memory that its tensors took.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raytorch.config import Averaging
+from raytorch.distributed.shards import own_parts, state_like
 
 
 class WeightAverage:
@@ -23,7 +24,8 @@ class WeightAverage:
 
     def _mean(self, average: Any, newest: Any, steps: Any) -> None:
         mean: Any = get_ema_multi_avg_fn
-        mean(min(self._decay, (1 + int(steps)) / (10 + int(steps))))(average, newest, steps)
+        decay = min(self._decay, (1 + int(steps)) / (10 + int(steps)))
+        mean(decay)(own_parts(average), own_parts(newest), steps)
 
     def update(self) -> None:
         """Take the weights after an optimizer step into account; the first are the average as they are."""
@@ -38,5 +40,5 @@ class WeightAverage:
         steps = state["steps"]
         if type(steps) is not int or not 0 <= steps < 2**53:
             raise ValueError(f"steps of an average {steps!r:.99}")
-        self.model.load_state_dict(saved)
+        self.model.load_state_dict(state_like(self.model, saved))
         self._average.n_averaged.fill_(steps)

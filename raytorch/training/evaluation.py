@@ -1,6 +1,7 @@
 """What a model comes to on a split: its loss and its metrics, over all workers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from raytorch.config.metrics import LOSS_LABEL
 from raytorch.datasets import evaluation_batches
 from raytorch.datasets.requests import Split
 from raytorch.distributed.collectives import all_reduce, broadcast, gather_objects
+from raytorch.distributed.sharding import is_sharded
 from raytorch.distributed.worker import Worker
 from raytorch.models.objectives import EachCallOnce, Judge, LossFunction, judged_ratio, on_split, total
 from raytorch.models.stateful_metrics import StatefulMetric
@@ -60,14 +62,17 @@ class Evaluator:
         totals = torch.zeros(len(means), 2, dtype=torch.float64, device=worker.device)
         for metric in self._stateful.values():
             metric.reset()
-        for batch in evaluation_batches(
-            split, batch_size=self._batch_size, rank=worker.rank, world_size=worker.world_size
-        ):
+        share: dict[str, Any] = {"rank": worker.rank, "world_size": worker.world_size, "in_step": is_sharded(model)}
+        for batch in evaluation_batches(split, batch_size=self._batch_size, **share):
             content, once = self._precision.layout_of(batch.content), EachCallOnce(model)
             with self._precision.autocast():
                 values = {name: once.judged(judge, content) for name, judge in means.items()}
                 for metric in self._stateful.values():
                     metric.update(once, content)
+            if not batch.samples:  # which only keeps this worker in step
+                for metric in self._stateful.values():
+                    metric.reset()
+                continue
             parts = [total(value, batch.samples, name) for name, value in values.items()]
             totals += torch.stack([part.to(totals.device) for part in parts])
         sums = all_reduce(totals).tolist()

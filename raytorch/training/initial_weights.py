@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raytorch.config import ModelKeys
 from raytorch.distributed.collectives import all_gather
+from raytorch.distributed.shards import state_like
 from raytorch.errors import ConfigError, ModelFileError
 from raytorch.runs.checkpoint_manifest import MODEL_FILE
 from raytorch.runs.storage import open_storage, translating_storage_errors
@@ -101,7 +102,7 @@ def _load(model: nn.Module, given: dict[str, Tensor]) -> dict[str, Any]:
         if name in own and own[name].shape != value.shape
     }
     fitting = {name: value for name, value in given.items() if name not in misfits}
-    missing, unexpected = model.load_state_dict(fitting, strict=False)
+    missing, unexpected = model.load_state_dict(state_like(model, fitting), strict=False)
     return {
         "missing": [name for name in missing if name not in misfits],
         "unexpected": list(unexpected),

@@ -6,6 +6,7 @@ from raytorch.config import Augment, ImageData, OwnData
 from raytorch.config.own_calls import imported
 from raytorch.datasets import MicroBatch, load_splits
 from raytorch.distributed.ddp import gradient_sync
+from raytorch.distributed.sharding import whole
 from raytorch.models.fitting import require_fitting
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import loss_function, metrics_of, require_enough_samples
@@ -89,6 +90,8 @@ class Trainer:
         run = self.run
         with run.evaluating():
             metrics = run.evaluated(**self.evaluator.measure(self.judged, self.splits.judged))
-            if self.after_evaluation and run.worker.rank == 0:
-                self.after_evaluation(self.judged, run.writer, run.step, run.epoch, metrics)
+            if self.after_evaluation:
+                judged = whole(self.judged)
+                if run.worker.rank == 0:
+                    self.after_evaluation(judged, run.writer, run.step, run.epoch, metrics)
         self.steps.after_evaluation(metrics)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raytorch.config import Muon, PlateauSchedule, RunConfig
+from raytorch.distributed.shards import clip_gradients, remembered_like
 from raytorch.errors import DivergedError
 from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from raytorch.training.precision import Precision
@@ -70,7 +71,7 @@ class OptimizerSteps:
         if self._scaler:
             self._scaler.unscale_(self.optimizer)
         if self._config.clip_norm:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
+            clip_gradients(self._model.parameters(), self._config.clip_norm)
         if self._scaler:
             is_taken = self._take_if_finite(self._scaler)
         else:
@@ -108,7 +109,8 @@ class OptimizerSteps:
 
         A checkpoint may have been saved with another schedule or precision. Raises CheckpointError.
         """
-        restore_optimizer(self.optimizer, state["optimizer"], self._model.parameters())
+        parameters = [*self._model.parameters()]
+        restore_optimizer(self.optimizer, remembered_like(parameters, state["optimizer"]), parameters)
         self._steps = int(state["steps"])
         self._schedule.load_state_dict(state["schedule"], self._steps)
         if self._scaler and state["scaler"]:

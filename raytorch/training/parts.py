@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from raytorch.config import Averaging, CodeSnapshot, OwnModel, RunConfig
 from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.ddp import broadcast_buffers, data_parallel
+from raytorch.distributed.sharding import reshard, whole
+from raytorch.distributed.shards import gathered
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
 from raytorch.models.networks import Architecture, require_known_inputs
@@ -22,6 +25,7 @@ from raytorch.system.near_names import did_you_mean
 from raytorch.system.python_files import module_name
 from raytorch.training.averaging import WeightAverage
 from raytorch.training.checkpoints import Models
+from raytorch.training.model_shards import ModelShards
 from raytorch.training.precision import Precision
 from raytorch.training.run_state import Kept, Restored, Stateful
 from raytorch.training.step_log import require_the_same
@@ -47,6 +51,7 @@ class Parts:
 
     def __init__(self, config: RunConfig, worker: Worker, precision: Precision) -> None:
         self._config, self._worker, self._precision = config, worker, precision
+        self._shards = ModelShards.of(config, worker, precision)
         self.models: dict[str, Model] = {}
         self.restored: Restored | None = None
         """The checkpoint, until the loop has come to where it was saved."""
@@ -63,7 +68,7 @@ class Parts:
     ) -> nn.Module:
         """Put a model on the worker's device, ready to be trained by all workers."""
         self._require_new("run.model", name)
-        bare, architecture = _built(name, module, arguments, self._config.code)
+        bare, architecture = self._built(name, module, arguments, prepare)
         if self._config.export and architecture is None:
             raise UserError(
                 f"export: model {name} cannot be built again; give run.model its class and the arguments, as "
@@ -77,12 +82,38 @@ class Parts:
                 require_llama(architecture)
         shapes = [tuple(tensor.shape) for tensor in (*bare.parameters(), *bare.buffers())]
         require_the_same(self._worker, f"{name}, with tensors of {shapes}", "run.model")
-        bare = self._precision.to_memory_format(bare.to(self._worker.device))
-        if prepare:
-            prepare(bare)
+        if not self._shards:
+            bare = self._precision.to_memory_format(bare.to(self._worker.device))
+            if prepare:
+                prepare(bare)
+        else:
+            self._shards.divide(name, bare)
         if self.restored:
             self.restored.load_model(name, bare)
         self.models[name] = Model(bare, architecture)
+        return bare if self._shards else self._with_gradients_of_all(bare)
+
+    def _built(
+        self,
+        name: str,
+        module: Any,
+        arguments: Mapping[str, Any],
+        prepare: Callable[[nn.Module], object] | None,
+    ) -> tuple[nn.Module, Architecture | None]:
+        """A model, and what it can be built from again; one that is to be divided is prepared."""
+        if not self._shards:
+            return _built(name, module, arguments, self._config.code)
+
+        def build() -> tuple[nn.Module, Architecture | None]:
+            bare, architecture = _built(name, module, arguments, self._config.code)
+            if prepare:
+                prepare(bare)
+            return bare, architecture
+
+        return self._shards.built(build, itemgetter(0))
+
+    def _with_gradients_of_all(self, bare: nn.Module) -> nn.Module:
+        """The model, whose gradients are averaged over the workers if it has some."""
         # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
         # so that a resumed run computes with the same ones.
         net = cast(nn.Module, torch.compile(bare, dynamic=False)) if self._config.compile else bare
@@ -150,15 +181,25 @@ class Parts:
         finally:
             for module, mode in modes:
                 module.training = mode
+            for model in every:
+                reshard(model)
+
+    @property
+    def are_sharded(self) -> bool:
+        """True if all workers have to come together for :meth:`shown` and :meth:`state`, which rank 0 then has."""
+        return self._shards is not None
 
     def shown(self) -> Models:
-        """The models to save."""
-        return {name: (model.shown, model.architecture) for name, model in self.models.items()}
+        """The models to save, in one piece."""
+        return {name: (whole(model.shown), model.architecture) for name, model in self.models.items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside them."""
+        """What a checkpoint keeps beside them, in one piece."""
+        for model in self.models.values():
+            reshard(model.bare)
         averages = {name: model.average.state_dict() for name, model in self.models.items() if model.average}
-        return {"kept": {name: part.state_dict() for name, part in self._kept.items()}, "averages": averages}
+        state = {"kept": {name: part.state_dict() for name, part in self._kept.items()}, "averages": averages}
+        return dict(gathered(state)) if self.are_sharded else state
 
     @property
     def registered(self) -> list[str]:

@@ -23,7 +23,7 @@ from raytorch.runs.skipped_list import SKIPPED_FILE
 from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
 from raytorch.training.batches import Batches, RunStopped, queued_work
-from raytorch.training.checkpoints import Checkpoints, explaining_misfit
+from raytorch.training.checkpoints import Checkpoints, Models, explaining_misfit
 from raytorch.training.monitor import DriverLink, tell_skipped
 from raytorch.training.optimizer_steps import diverged
 from raytorch.training.parts import Parts
@@ -307,6 +307,7 @@ class RunProgress:
         with self.clock.phase("checkpointing"):
             device = self.worker.device
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
+            shown, state = self._parts_to_save()
             if not (self.checkpoints and self.records):
                 return
             own = self.place.state_dict(is_within=self._is_within)
@@ -325,7 +326,13 @@ class RunProgress:
                 "code": self.config.code.digests() if self.config.code else {},
                 "versions": versions(),
             }
-            self.checkpoints.save(self.parts.shown(), self.parts.state() | own, manifest)
+            self.checkpoints.save(shown, state | own, manifest)
+
+    def _parts_to_save(self) -> tuple[Models, dict[str, Any]]:
+        """All that was registered, on rank 0; of shards all workers bring theirs."""
+        if self.checkpoints or self.parts.are_sharded:
+            return self.parts.shown(), self.parts.state()
+        return {}, {}
 
     def finish(self, state: str) -> dict[str, Any]:
         """End the run, ``finished`` or ``stopped``, and return what it came to."""
@@ -343,14 +350,17 @@ class RunProgress:
 
     def export(self) -> list[dict[str, Any]]:
         """Rank 0 writes the finished models into ``export`` in each format that is asked for. Raises ExportError."""
-        if self.worker.rank > 0 or not self.config.export:
+        if not self.config.export or not (self.worker.rank == 0 or self.parts.are_sharded):
+            return []
+        every = self.parts.shown()
+        if self.worker.rank > 0:
             return []
         from raytorch.training.export import export_finished  # onnxruntime takes a second to import
 
         self.report({"phase": "exporting"})
         exports: list[dict[str, Any]] = []
         with self.clock.phase("exporting"):
-            for name, (shown, architecture) in self.parts.shown().items():
+            for name, (shown, architecture) in every.items():
                 assert architecture
                 model = architecture.build()  # on the CPU, in PyTorch's own layout
                 model.load_state_dict(shown.state_dict())

@@ -309,12 +309,20 @@ class Run:
     def share(self, data: Any, batch_size: int = EVALUATION_BATCH, *, max_skipped: int = 0) -> Iterator[Any]:
         """This worker's share of a data set in its order, each sample once over all workers, for evaluation.
 
-        Workers may get different numbers of batches: call no collective operation between them. ``max_skipped`` is as
-        for :meth:`batches`.
+        Workers may get different numbers of batches: call no collective operation between them. Where models are
+        sharded, so that their calls are such operations, each gets as many. ``max_skipped`` is as for :meth:`batches`.
+
+        Raises:
+            ConfigError: Models are sharded, and there are fewer samples than workers.
         """
-        rank, world_size = self.worker.rank, self.worker.world_size
+        rank, world_size, in_step = self.worker.rank, self.worker.world_size, self._progress.parts.are_sharded
         split = self._split(data, 0, max_skipped)
-        batches = evaluation_batches(split, batch_size=batch_size, rank=rank, world_size=world_size)
+        if in_step and len(split) < world_size:
+            raise ConfigError(
+                f"run.share: {len(split)} samples are too few for {world_size} workers that call a sharded model "
+                "together; take run.read"
+            )
+        batches = evaluation_batches(split, batch_size=batch_size, rank=rank, world_size=world_size, in_step=in_step)
         return (batch.content for batch in batches)
 
     def autocast(self) -> AbstractContextManager[None]:

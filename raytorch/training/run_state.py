@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from raytorch.distributed.sharding import is_sharded
+from raytorch.distributed.shards import remembered_like, state_like
 from raytorch.errors import CheckpointError
 from raytorch.runs.checkpoint_manifest import RESUME_FROM_ANOTHER, checkpoint_name
 from raytorch.runs.storage import RunFolder
@@ -51,7 +53,10 @@ class OptimizerState:
                 is_number = type(value) in (int, float, bool)
                 if is_number and type(saved[name]) not in (int, float, bool):
                     raise TypeError(f"{name} of an optimizer is {saved[name]!r:.99}")
-        remembered = {int(number): dict(each) for number, each in state["state"].items()}
+        parameters = [parameter for group in own for parameter in group["params"]]
+        numbers = [*map(int, state["state"])]
+        divided = remembered_like((parameters[number] for number in numbers), state["state"].values())
+        remembered = dict(zip(numbers, divided, strict=True))
         self._optimizer.load_state_dict({"state": remembered, "param_groups": groups})
         for group, loaded in zip(own, self._optimizer.param_groups, strict=True):
             group.clear()
@@ -102,13 +107,15 @@ class Restored:
         """Give a model its weights: those that are trained, where what is saved is their average."""
         if self._has(name, self._models, f"model {name}"):
             self._models.discard(name)
-            self._give(lambda: module.load_state_dict(self._trained(name)))
+            self._give(lambda: module.load_state_dict(state_like(module, self._trained(name, module))))
 
     def load_average(self, name: str, average: WeightAverage) -> None:
         """Give the average of a model its weights."""
         if name in self._averaged:
             self._averaged.discard(name)
-            self._give(lambda: average.load_state_dict(self._weights(name), self.state["averages"][name]))
+            self._give(
+                lambda: average.load_state_dict(self._weights(name, average.model), self.state["averages"][name])
+            )
         else:
             logger.warning("%s has no average of %s, which begins with the weights that are there", self.name, name)
 
@@ -152,12 +159,12 @@ class Restored:
             give()
         self._given.append(give)
 
-    def _trained(self, name: str) -> dict[str, Tensor]:
+    def _trained(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         trained: dict[str, Tensor] | None = self.state["averages"].get(name, {}).get("trained")
-        return self._weights(name) if trained is None else trained
+        return self._weights(name, module) if trained is None else trained
 
-    def _weights(self, name: str) -> dict[str, Tensor]:
-        return self._content.model(self._device, name)
+    def _weights(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+        return self._content.model(torch.device("cpu") if is_sharded(module) else self._device, name)
 
     def _has(self, name: str, there: Container[str], called: str) -> bool:
         if self._is_reached:  # what is registered after the batches

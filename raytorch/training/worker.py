@@ -17,7 +17,7 @@ from raytorch.errors import UserError
 from raytorch.runs.metrics import log_to_file
 from raytorch.runs.plan import WorkerJob
 from raytorch.runs.storage import LiveFiles
-from raytorch.system.allocator import keep_freed_memory
+from raytorch.system.allocator import keep_freed_memory, return_freed_memory
 from raytorch.system.importing import without_garbage_collection
 from raytorch.training.batches import RunStopped
 from raytorch.training.loop import Trainer
@@ -62,7 +62,10 @@ def prepare(config: RunConfig, worker: Worker) -> None:
     seed_everything(config.seed)
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     choose_attention(worker.device)
-    keep_freed_memory()
+    if config.parallel.strategy == "ddp":
+        keep_freed_memory()
+    else:
+        return_freed_memory()
     with without_garbage_collection():  # PyTorch imports its compiler with the first optimizer
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 

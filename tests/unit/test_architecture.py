@@ -42,7 +42,7 @@ ROOMS = {
         "live_code",
         "own_section",
         "own_parts",
-        "metrics sources",
+        "metrics parallel sources",
         "image_files",
         "data optimization optimizers",
         "models",
@@ -106,7 +106,8 @@ ROOMS = {
     "onnx": [],
     # ray
     "distributed": [
-        "collectives exception_causes worker",
+        "collectives exception_causes shards worker",
+        "sharding",
         "ddp",
         "process_group",
     ],
@@ -118,7 +119,7 @@ ROOMS = {
     "training": [
         "averaging batch_loss batches checkpoints history initial_weights launch module_names precision",
         "reproducibility schedules step_log stopping streams",
-        "after_evaluation evaluation export freezing monitor optimizer_steps recomputation run_state",
+        "after_evaluation evaluation export freezing model_shards monitor optimizer_steps recomputation run_state",
         "preparing writing",
         "failures parts",
         "place",

@@ -250,3 +250,21 @@ def test_evaluation_covers_each_sample_once(count, batch_size, world_size):
     assert torch.equal(torch.cat([batch.content[0] for batch in batches]), dataset.batch(torch.arange(count))[0])
     sizes = [sum(batch.samples for batch in share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 7, 53])
+@pytest.mark.parametrize("batch_size", [1, 10, 100])
+def test_ranks_that_are_kept_in_step_have_as_many_batches(count, batch_size, world_size):
+    dataset = numbered(count)
+    shares = [
+        list(evaluation_batches(dataset, batch_size=batch_size, rank=rank, world_size=world_size, in_step=True))
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    batches = list(itertools.chain(*shares))
+    assert all(len(batch.content[1]) == max(1, batch.samples) for batch in batches)
+    assert all((batch.samples > 0) == (batch.weight == 1) for batch in batches)
+    counted = [batch.content[1] for batch in batches if batch.samples]
+    assert torch.cat(counted).tolist() == list(range(count))
+    assert max(map(len, counted)) <= batch_size + 1

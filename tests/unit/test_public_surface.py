@@ -99,7 +99,7 @@ EXPORTS = {
         Checkpointing Cifar10Data CodeSnapshot ConflictError ConstantSchedule Conv3dModel ConvNetModel
         CosineSchedule Data DigitsData EarlyStopping Failure GptModel ImageAugment ImageData ImageFiles ImagesData
         Logging Loss Metric MlpModel MnistData MnistStripsData Model ModelKeys MovingMnistData Muon MuonOthers
-        NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parameter
+        NAdam OneCycleSchedule Optimizer OwnData OwnEvaluation OwnLoss OwnMetric OwnModel OwnPart Parallel Parameter
         ParameterGroup PlateauSchedule RAdam Ranking ResNet18Model RmsProp RnnModel Rprop RunConfig RunName
         Scaling Schedule Section Seq2SeqModel Sgd ShardsData Source StepSchedule StoredData SweepConfig
         TableData TextData TokensData Validation VitModel Warmup WorkerRange data_root

@@ -89,6 +89,15 @@ def test_two_workers_that_compile_and_accumulate_equal_one_process_with_the_join
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
 
+def test_two_workers_that_share_a_model_equal_one_process(small_run: dict[str, Any]) -> None:
+    """Those of a node, as Ray tells of which node each is; all else is in ``tests/unit/test_sharded_training.py``."""
+    run = plan(small_run, "hsdp", **PLAIN, steps=20, parallel={"strategy": "hsdp"})
+    run_training(run)
+    expected = plain_pytorch(steps=20, seed=small_run["seed"])
+    for name, tensor in weights(run.folder).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
 def train_slowly(job: WorkerJob) -> None:
     """Train with a pause after each step, so that there is time to stop in the middle of an epoch."""
     from raytorch.training import loop, worker
