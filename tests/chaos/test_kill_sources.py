@@ -30,6 +30,7 @@ class Killer:
         self._random = Random()
         self._left = [("worker", self._random.randrange(5, 50)), ("reader", self._random.randrange(60, 110))]
         self._before: set[int] = set()
+        self._killed_at: Any = None
         self.killed: list[str] = []
 
     def __call__(self, status: RunStatus) -> None:
@@ -37,12 +38,15 @@ class Killer:
         step, pids = (status.progress or {}).get("step", 0), set(status.pids.values())
         if not self._left or len(pids) < 2 or pids & self._before or step < self._left[0][1]:
             return
+        if step == self._killed_at:  # which is still told of before the workers that follow have begun
+            return
         victim = self._random.choice(sorted(pids))
         if self._left[0][0] == "reader":
             below = psutil.Process(victim).children(recursive=True)
             victim = self._random.choice([child.pid for child in below if not child.children()])
         os.kill(victim, signal.SIGKILL)
         self._before |= pids
+        self._killed_at = step
         self.killed.append(f"{self._left.pop(0)[0]} at step {step}")
 
 
