@@ -250,3 +250,9 @@ def test_evaluation_covers_each_sample_once(count, batch_size, world_size):
     assert torch.equal(torch.cat([batch.content[0] for batch in batches]), dataset.batch(torch.arange(count))[0])
     sizes = [sum(batch.samples for batch in share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("parts", range(1, 5))
+def test_what_is_left_gives_every_worker_two_samples_where_whole_batches_give_it_eight(parts: int) -> None:
+    for count in range(2 * parts, 300):
+        assert smallest_batch(count, 32) >= min(2 * parts, count)
