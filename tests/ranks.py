@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from raytorch.distributed import Worker
 
-CONTEXT.set_forkserver_preload([*PRELOADED, "torchmetrics"])  # which takes longer to import than PyTorch
+CONTEXT.set_forkserver_preload([*PRELOADED, "torchmetrics", "torch.distributed.fsdp"])  # which take long to import
 
 
 def on_ranks(check: Callable[[Worker], None], workers: int) -> None:

@@ -80,20 +80,22 @@ class Readers:
         asked: deque[_Reader] = deque()
         for number, request in enumerate(requests):
             reader = self._readers[number % self._count]
+            self._require_pass(number_of_pass)
             reader.ask(request)
             asked.append(reader)
             if len(asked) == AHEAD * self._count:
-                yield self._answer_of(asked.popleft(), number_of_pass)
+                yield asked.popleft().answer()
         while asked:
-            yield self._answer_of(asked.popleft(), number_of_pass)
+            self._require_pass(number_of_pass)
+            yield asked.popleft().answer()
         if number_of_pass == self._pass:
             for reader in self._readers:
                 reader.rest()
 
-    def _answer_of(self, reader: "_Reader", number_of_pass: int) -> Any:
-        if number_of_pass != self._pass:
+    def _require_pass(self, number: int) -> None:
+        """Refuse to go on with a pass that another has taken the place of, before a reader is asked for it."""
+        if number != self._pass:
             raise RuntimeError("the readers of this data set were asked for other batches since; read these anew")
-        return reader.answer()
 
 
 class _Line:

@@ -84,7 +84,7 @@ class _Known(ISpawnableSeedSequence):
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
         if n_words == _STATE and dtype is np.uint64:
-            return self._state
+            return self._state.copy()  # which is the caller's, as numpy's is
         return self._whole().generate_state(n_words, dtype)
 
     def spawn(self, n_children: int) -> Any:

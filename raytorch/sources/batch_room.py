@@ -35,7 +35,7 @@ class BatchRoom:
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
         """Images as a batch, uint8 (B, H, W, 3): their room if it was given for them in this order, else a copy."""
-        self._last, end = len(images), len(self._given)
+        self._last, end = max(1, len(images)), len(self._given)
         start = end - len(images)
         is_theirs = start >= 0 and all(map(operator.is_, images, self._given[start:]))
         together = self._images[start:end] if is_theirs else torch.stack([*images])

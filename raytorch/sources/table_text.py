@@ -59,7 +59,7 @@ def _spoiled(columns: Columns, name: str, values: Any) -> list[str]:
     """The values of a column of text that are no numbers, if the others are numbers for the most part."""
     if not columns.is_text(name) or pa.types.is_dictionary(columns.types[name]):
         return []
-    texts = pc.drop_null(values).to_pylist()
+    texts = [text for text in pc.drop_null(values).to_pylist() if text]  # an empty cell is a missing number
     others = [text for text in texts if not _is_number(text, float)]
     alike = sum(_is_number(text, _with_comma) for text in others)
     numbers, rest = len(texts) - len(others) + alike, len(others) - alike

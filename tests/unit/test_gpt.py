@@ -154,7 +154,8 @@ def test_dropout_acts_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "vocabulary", "parameters"), [("text_gpt", 257, 994_560), ("gpt2_small", 50_257, 123_551_232)]
+    ("file", "vocabulary", "parameters"),
+    [("text_gpt", 257, 994_560), ("gpt2_small", 50_257, 123_551_232), ("gpt_1b", 50_257, 1_015_420_928)],
 )
 def test_configurations_have_the_parameters_that_they_claim(file: str, vocabulary: int, parameters: int) -> None:
     config = load_config(CONFIGS / f"{file}.yaml")

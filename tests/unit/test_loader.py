@@ -268,3 +268,9 @@ def test_ranks_that_are_kept_in_step_have_as_many_batches(count, batch_size, wor
     counted = [batch.content[1] for batch in batches if batch.samples]
     assert torch.cat(counted).tolist() == list(range(count))
     assert max(map(len, counted)) <= batch_size + 1
+
+
+@pytest.mark.parametrize("parts", range(1, 5))
+def test_what_is_left_gives_every_worker_two_samples_where_whole_batches_give_it_eight(parts: int) -> None:
+    for count in range(2 * parts, 300):
+        assert smallest_batch(count, 32) >= min(2 * parts, count)

@@ -13,7 +13,6 @@ from torch.utils.data import TensorDataset
 
 from raytorch import datasets
 from raytorch.config import DigitsData, Loss, Metric, ResNet18Model, RunConfig
-from raytorch.config.run import smallest_batch
 from raytorch.datasets import TrainLoader
 from raytorch.datasets.in_memory import END, PAD
 from raytorch.datasets.own import OwnDataset
@@ -385,12 +384,6 @@ def test_a_split_that_leaves_a_worker_a_sample_alone_is_refused_with_one_that_do
 def test_a_loss_that_computes_gradients_may_leave_a_worker_a_sample_alone() -> None:
     rows = OwnDataset(TensorDataset(torch.randn(9, 3)), torch.device("cpu"))
     require_enough_samples(RunConfig(epochs=1, batch_size=8, accumulate=8), penalty, nn.Linear(3, 1), rows)
-
-
-@pytest.mark.parametrize("parts", range(1, 5))
-def test_what_is_left_gives_every_worker_two_samples_where_whole_batches_give_it_eight(parts: int) -> None:
-    for samples in range(2 * parts, 300):
-        assert smallest_batch(samples, 32) >= min(2 * parts, samples)
 
 
 def test_resnet_trains_on_what_once_left_a_worker_a_sample_alone() -> None:

@@ -98,6 +98,19 @@ def test_what_was_read_ahead_and_not_fetched_is_forgotten() -> None:
     assert len({pid for _, pid in [*begun, *again]}) == 2  # they are the same for all epochs
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_that_are_overtaken_leave_the_newer_ones_as_they_are(count: int) -> None:
+    readers = Readers(lambda request: request, count)
+    before = readers.read(range(100))
+    assert [next(before) for _ in range(3)] == [0, 1, 2]
+    newer = readers.read(range(1000, 1030))
+    assert next(newer) == 1000
+    with pytest.raises(RuntimeError, match=r"were asked for other batches since; read these anew"):
+        next(before)
+    assert list(newer) == list(range(1001, 1030))
+    assert list(readers.read(range(7))) == list(range(7))
+
+
 def test_batches_that_are_asked_for_meanwhile_take_the_place_of_those_before() -> None:
     readers = Readers(str.upper, 1)
     before = readers.read("abcdef")

@@ -156,3 +156,12 @@ def test_rows_are_shown_by_the_names_of_their_columns(tmp_path: Path) -> None:
         {"y": "yes", "area": "10", "city": "0"},
         {"y": "no", "area": "72.25", "city": "1"},
     ]
+
+
+def test_an_empty_cell_is_not_what_spoils_a_column(tmp_path: Path) -> None:
+    rows = ["area,y", *("" if row == 5 else "n.k." if row == 100 else str(row) for row in range(200))]
+    (tmp_path / "a.csv").write_text(
+        "\n".join([rows[0], *(f"{row},{n % 2}" for n, row in enumerate(rows[1:]))]), encoding="utf-8"
+    )
+    with pytest.raises(DataError, match=r"a.csv: line 102: column area: expected a number, .* found 'n.k.'; mend it"):
+        opened(tmp_path, train="a.csv", test=0.1, categories="error")
