@@ -1,11 +1,12 @@
 """Tensors of which every worker holds a part, ``DTensor`` of PyTorch, and whole ones: from the one to the other.
 
-They are divided along their first dimension, as ``fully_shard`` does it, over the last dimension of their mesh. All of
-it is for tensors that are not divided as well, which stay as they are. Nothing here loads ``torch.distributed.tensor``.
+A part is a box of the whole: what the last dimension of the mesh leaves of it, if that divides it, of which the one
+before it leaves a part in turn, as ``fully_shard`` does it with what tensor parallelism has divided. All of it is for
+tensors that are not divided as well, which stay as they are. Nothing here loads ``torch.distributed.tensor``.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,29 @@ def own_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [own_part(tensor) for tensor in tensors]
 
 
+def place_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of the whole of which ``own_part(tensor)`` is a part, and where that part begins in each dimension.
+
+    Example:
+        >>> place_of(torch.zeros(2, 3))  # not divided
+        ((2, 3), (0, 0))
+    """
+    return tuple(tensor.shape), tuple(low for low, _ in _box(tensor))
+
+
+def is_written_here(tensor: Tensor) -> bool:
+    """Tell whether this worker is the one of those with the same part that writes it; of what is not divided, rank 0.
+
+    Example:
+        >>> is_written_here(torch.zeros(2))  # of a group of one
+        True
+    """
+    if not is_divided(tensor):
+        return not dist.is_initialized() or dist.get_rank() == 0
+    dividing = {each.mesh_dim for each in _divisions(tensor)}
+    return not any(place for dim, place in enumerate(_coordinate(tensor)) if dim not in dividing)
+
+
 @torch.no_grad()
 def divided_like(like: Tensor, whole: Any) -> Any:
     """``whole`` as ``like`` is: divided, of which this worker holds its part alone, if it is a tensor of its shape.
@@ -42,11 +66,8 @@ def divided_like(like: Tensor, whole: Any) -> Any:
     if not is_divided(like) or not isinstance(whole, Tensor) or whole.shape != like.shape or is_divided(whole):
         return whole
     divided = torch.empty_like(like, dtype=whole.dtype, requires_grad=False)
-    own = own_part(divided)
-    mesh: Any = like.device_mesh  # type: ignore[attr-defined]
-    rows = _rows_of_each(whole, mesh.size(mesh.ndim - 1))
-    begin = min(rows * mesh.get_local_rank(mesh.ndim - 1), len(whole))
-    own.copy_(whole[begin : begin + len(own)])
+    if (own := own_part(divided)).numel():  # fully_shard has other shapes for what is empty
+        own.copy_(whole[tuple(slice(low, high) for low, high in _box(like))])
     return divided
 
 
@@ -88,37 +109,90 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> None:
     See ``torch.nn.utils.clip_grad_norm_``.
     """
     parameters = list(parameters)
-    own = own_parts(each.grad for each in parameters if each.grad is not None)
+    gradients = [each.grad for each in parameters if each.grad is not None]
     divided: Any = next(filter(is_divided, parameters), None)
     if divided is None:
         nn.utils.clip_grad_norm_(parameters, most)
-    elif own:
-        mesh = divided.device_mesh
-        square = torch.stack(torch._foreach_norm(own)).square().sum().to(mesh.device_type)
-        dist.all_reduce(square, group=mesh.get_group(mesh.ndim - 1))
-        factor = (most / (square.sqrt() + 1e-6)).clamp(max=1.0)
+    elif gradients:
+        mesh, own = divided.device_mesh, own_parts(gradients)
+        factor = (most / (_norm(gradients, mesh) + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(own, factor.to(own[0].device))
 
 
-def _rows_of_each(whole: Tensor, workers: int) -> int:
-    """Rows of the part of each worker, of which the last ones may have fewer or none."""
-    return -(-len(whole) // workers)
+def _norm(tensors: list[Tensor], mesh: Any) -> Tensor:
+    """The norm of all of some tensors that are divided over ``mesh``, each part counted once."""
+    dividing = [{each.mesh_dim for each in _divisions(tensor)} for tensor in tensors]
+    summed = sorted(set().union(*dividing))
+    coordinate = mesh.get_coordinate()
+    counted = [not any(coordinate[dim] for dim in summed if dim not in dims) for dims in dividing]
+    squares = torch.stack(torch._foreach_norm(own_parts(tensors))).square().to(mesh.device_type)
+    total = (squares * torch.tensor(counted, device=squares.device)).sum()
+    for dim in summed:
+        dist.all_reduce(total, group=mesh.get_group(dim))
+    return total.sqrt()
+
+
+class _Division(NamedTuple):
+    """That a dimension of a tensor is divided over one of its mesh; the last parts may be smaller, or empty."""
+
+    mesh_dim: int
+    dim: int
+
+
+def _divisions(tensor: Tensor) -> list[_Division]:
+    """How a tensor is divided, the first division of the whole first."""
+    placements: Any = getattr(tensor, "placements", ())
+    return [_Division(at, each.dim) for at, each in reversed([*enumerate(placements)]) if hasattr(each, "dim")]
+
+
+def _coordinate(tensor: Tensor) -> list[int]:
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    return list(mesh.get_coordinate())
+
+
+def _boxes(tensor: Tensor) -> list[list[tuple[int, int]]]:
+    """Where this worker's part begins and ends in each dimension, after each of the divisions; the whole first."""
+    boxes = [[(0, size) for size in tensor.shape]]
+    for mesh_dim, dim in _divisions(tensor):
+        mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+        low, high = boxes[-1][dim]
+        size = -(-(high - low) // mesh.size(mesh_dim))
+        begin = min(low + size * mesh.get_local_rank(mesh_dim), high)
+        boxes.append([*boxes[-1][:dim], (begin, min(begin + size, high)), *boxes[-1][dim + 1 :]])
+    return boxes
+
+
+def _box(tensor: Tensor) -> list[tuple[int, int]]:
+    return _boxes(tensor)[-1]
 
 
 def _gathered(tensor: Tensor) -> Tensor | None:
+    """The whole on rank 0, which is the first of each dimension of the mesh."""
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-    *copy, place = mesh.get_coordinate()
-    if any(copy):  # rank 0 is in the first of the groups that have one each
+    if not is_written_here(tensor):
         return None
-    group, rows = mesh.get_group(mesh.ndim - 1), _rows_of_each(tensor, mesh.size(mesh.ndim - 1))
-    own = own_part(tensor)
-    sent = torch.zeros((rows, *tensor.shape[1:]), dtype=tensor.dtype, device=mesh.device_type)
-    sent[: len(own)].copy_(own)
+    *boxes, last = _boxes(tensor)
+    own = own_part(tensor).reshape([high - low for low, high in last])
+    for (mesh_dim, dim), box in reversed([*zip(_divisions(tensor), boxes, strict=True)]):
+        low, high = box[dim]
+        joined = _joined(own, dim, high - low, mesh.get_group(mesh_dim), mesh.device_type)
+        if joined is None:
+            return None
+        own = joined
+    return own.cpu()
+
+
+def _joined(own: Tensor, dim: int, size: int, group: Any, device_type: str) -> Tensor | None:
+    """The parts of a group, of ``size`` together in a dimension, on the CPU of its first; None on others."""
+    rows = -(-size // group.size())
+    first = own.movedim(dim, 0)
+    sent = torch.zeros((rows, *first.shape[1:]), dtype=own.dtype, device=device_type)
+    sent[: len(first)].copy_(first)
     flat = sent.view(-1)
-    if place:
+    if group.rank():
         dist.gather(flat, None, group=group, group_dst=0)
         return None
     parts = [torch.empty_like(flat) for _ in range(group.size())]
     dist.gather(flat, parts, group=group, group_dst=0)
-    whole = torch.cat([part.cpu() for part in parts]).view(-1, *tensor.shape[1:]) if tensor.numel() else sent.cpu()
-    return whole[: len(tensor)]
+    whole = torch.cat([part.cpu() for part in parts]).view(rows * len(parts), *first.shape[1:])
+    return whole[:size].movedim(0, dim).contiguous()
