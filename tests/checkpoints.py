@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import nn
@@ -10,7 +12,8 @@ from torch import nn
 from raytorch.config import MlpModel, Ranking
 from raytorch.models.networks import Architecture
 from raytorch.runs.storage import RunFolder
-from raytorch.training.checkpoints import Checkpoints, SavedState, _stage, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints
+from raytorch.training.saved_state import SavedState, open_checkpoint
 
 NAME = "checkpoint_00000003"
 ANOTHER = "delete that checkpoint to resume from the one before it"
@@ -31,7 +34,10 @@ STATE = {"optimizer": [{"exp_avg": torch.ones(3)}], "position": 7}
 
 def stage(folder: RunFolder, fill: float = 1.0) -> Path:
     """A checkpoint that is complete, and not in its place."""
-    return _stage(folder, {"model": (small_model(fill), ANY)}, STATE, manifest(3))
+    place = Path(folder.file(f".saving-{uuid4().hex}"))
+    with TemporaryDirectory() as elsewhere:
+        save(RunFolder(elsewhere, "run"), Path(elsewhere), fill).rename(place)
+    return place
 
 
 def manifest(step: int, accuracy: float | None = None) -> dict[str, Any]:
@@ -42,6 +48,7 @@ def manifest(step: int, accuracy: float | None = None) -> dict[str, Any]:
 
 def keeper(folder: RunFolder, keep: int = 2, ranking: Ranking = BY_ACCURACY) -> Checkpoints:
     """Rank 0's checkpoints, after a start in that folder."""
+    folder.make()
     checkpoints = Checkpoints(folder, keep, ranking, lambda: None)
     checkpoints.recover()
     return checkpoints

@@ -6,11 +6,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from saved_states import load_saved_state, save_state
 from torch import Tensor
 
 from raytorch.datasets import Dataset, MicroBatch, TrainLoader
 from raytorch.datasets.in_memory import Moments
-from raytorch.serialization.nested_state import load_saved_state, save_state
 
 
 def numbered(count: int, shape: tuple[int, int, int] = (1, 2, 2)) -> Dataset:

@@ -18,9 +18,9 @@ from raytorch.runs.plan import RunPlan, WorkerJob, placed, plan_resume
 from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.training import api, monitor, parts
-from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.progress import RunProgress
 from raytorch.training.run_record import RunRecord
+from raytorch.training.saved_state import open_checkpoint
 from raytorch.training.stopping import StatusCallback
 from raytorch.training.worker import follow_loop, prepare
 

@@ -15,7 +15,7 @@ from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.metrics import PACE_KEYS
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.storage import RunFolder
-from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.saved_state import open_checkpoint
 
 CPU = torch.device("cpu")
 CODE = """

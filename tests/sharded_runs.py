@@ -13,7 +13,6 @@ import torch.distributed as dist
 from lone_runs import Monitor, follow
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from whole_runs import weights
 
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
@@ -22,10 +21,10 @@ from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.training import evaluation, model_shards, parts
-from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.loop import Trainer
 from raytorch.training.progress import RunProgress
 from raytorch.training.run import Run
+from raytorch.training.saved_state import open_checkpoint
 from raytorch.training.worker import prepare
 
 CODE = '''
@@ -142,7 +141,7 @@ def offloaded() -> Iterator[None]:
 def train(config: RunConfig, worker: Worker) -> None:
     """Follow a run as one of its ranks, to its end or from its newest checkpoint on."""
     if worker.rank == 0:
-        RunFolder("runs", config.name).make()
+        RunFolder(config.storage, config.name).make()
     _meet(worker)
     follow(RunPlan(config), Monitor(), worker)
     _meet(worker)
@@ -160,11 +159,11 @@ def registered(config: RunConfig, worker: Worker) -> tuple[Trainer, RunProgress]
         return Trainer(Run(progress)), progress
 
 
-def saved(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def saved(name: str, storage: str = "runs") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the state of a run's latest checkpoint."""
-    folder = RunFolder("runs", name)
+    folder = RunFolder(storage, name)
     with open_checkpoint(folder, str(latest_checkpoint(folder))) as content:
-        return weights(folder), content.state()
+        return content.model(torch.device("cpu")), content.state()
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from raytorch.config import RunConfig
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, plan_run
 from raytorch.runs.storage import RunFolder
+from raytorch.serialization import load_tensors
 
 SMALL_RUN: dict[str, Any] = {
     "name": "small",
@@ -34,7 +34,7 @@ def plan(run: dict[str, Any], name: str, **changes: Any) -> RunPlan:
 
 def weights(folder: RunFolder) -> dict[str, Tensor]:
     """The model in a run's latest checkpoint."""
-    return load_file(Path(folder.path) / str(latest_checkpoint(folder)) / "model.safetensors")
+    return load_tensors(Path(folder.path) / str(latest_checkpoint(folder)) / "model.safetensors")
 
 
 def assert_bitwise_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

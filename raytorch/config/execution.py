@@ -85,6 +85,12 @@ class Checkpointing(Section):
     """Optimizer steps between two checkpoints within an epoch; null saves only by epochs."""
     keep: PositiveInt = 2
     """Checkpoints to keep: the best, and always the latest."""
+    background: bool = True
+    """Whether training goes on while a checkpoint is written, for which the weights and what the optimizer remembers
+    are copied into this host's memory first; ``false`` saves that memory, and the training waits."""
+    when_busy: Literal["wait", "skip"] = "wait"
+    """When a checkpoint is due while the one before is still being written: ``wait`` for that, or ``skip`` the new
+    one. The last one of a run is never skipped."""
     best_by: str | None = None
     """Metric of the run, or ``loss``, by which checkpoints are ranked, by its value on the test split, or on
     ``validation`` if there is one; null takes the first metric, or the loss of a run that has none. Checkpoints within

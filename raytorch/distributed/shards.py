@@ -5,12 +5,23 @@ before it leaves a part in turn, as ``fully_shard`` does it with what tensor par
 tensors that are not divided as well, which stay as they are. Nothing here loads ``torch.distributed.tensor``.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A whole tensor that is not in memory, of which a part can be read."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self, offsets: Sequence[int] | None = None, sizes: Sequence[int] | None = None) -> Tensor:
+        """The part of ``sizes`` that begins at ``offsets``, or all of it, on the CPU."""
 
 
 def is_divided(value: Any) -> bool:
@@ -57,17 +68,24 @@ def is_written_here(tensor: Tensor) -> bool:
 def divided_like(like: Tensor, whole: Any) -> Any:
     """``whole`` as ``like`` is: divided, of which this worker holds its part alone, if it is a tensor of its shape.
 
-    No other worker is asked; each is to be given the same.
+    No other worker is asked; each is to be given the same. Of what is :class:`Stored` no more is read than is needed.
 
     Example:
         >>> divided_like(torch.zeros(2), torch.ones(2))  # not divided
         tensor([1., 1.])
     """
-    if not is_divided(like) or not isinstance(whole, Tensor) or whole.shape != like.shape or is_divided(whole):
+    is_stored = isinstance(whole, Stored) and not isinstance(whole, Tensor)
+    if not is_divided(like) or not (is_stored or isinstance(whole, Tensor)) or whole.shape != like.shape:
+        return whole.read() if is_stored else whole
+    if is_divided(whole):
         return whole
     divided = torch.empty_like(like, dtype=whole.dtype, requires_grad=False)
     if (own := own_part(divided)).numel():  # fully_shard has other shapes for what is empty
-        own.copy_(whole[tuple(slice(low, high) for low, high in _box(like))])
+        box = _box(like)
+        if is_stored:
+            own.copy_(whole.read([low for low, _ in box], [high - low for low, high in box]))
+        else:
+            own.copy_(whole[tuple(slice(low, high) for low, high in box)])
     return divided
 
 

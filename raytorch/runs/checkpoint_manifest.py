@@ -14,13 +14,21 @@ MODEL_FILE = "model.safetensors"
 """The file of a checkpoint that has its weights and architecture."""
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """Every name that a model of a loop can have."""
+_MODELS = re.compile(rf"model(-(?P<name>{MODEL_NAME.pattern}))?(-[0-9]{{5}}-of-[0-9]{{5}})?\.safetensors")
 CHECKPOINT_PREFIX = "checkpoint_"
 CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}([0-9]{{8}}|[1-9][0-9]{{8,11}})")
 """Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
 CHECKPOINT_MANIFEST = "checkpoint.json"
 """The file of a checkpoint that is written last and lists the others."""
-CHECKPOINT_FORMAT = 4
-"""1 had a pickle of tensors, ``state.pt``; 2 the state of the shipped loop alone; 3 the order of an epoch's samples."""
+STRUCTURE_FILE = "state.json"
+"""The file of a checkpoint that has what is no tensor of the rest of its state."""
+STATE_FILE = "state.safetensors"
+"""The file of a checkpoint that has the tensors of the rest of its state."""
+CHECKPOINT_FORMAT = 5
+"""1 had a pickle of tensors, ``state.pt``; 2 the state of the shipped loop alone; 3 the order of an epoch's samples; 4
+no checksums, and all in one piece.
+"""
+READ_FORMATS = (4, 5)
 RESUME_FROM_ANOTHER = "delete that checkpoint to resume from the one before it"
 
 
@@ -33,15 +41,11 @@ def model_names(files: Collection[str]) -> list[str]:
     """The names of the models that are among a checkpoint's files.
 
     Example:
-        >>> model_names(["model-critic.safetensors", "model.safetensors", "state.json"])
+        >>> model_names(["model-critic.safetensors", "model-00001-of-00002.safetensors", "state.json"])
         ['critic', 'model']
     """
-    found = [
-        THE_MODEL if file == MODEL_FILE else file.removeprefix("model-").removesuffix(".safetensors") for file in files
-    ]
-    return sorted(
-        name for name, file in zip(found, files, strict=True) if MODEL_NAME.fullmatch(name) and model_file(name) == file
-    )
+    found = {_MODELS.fullmatch(file) for file in files}
+    return sorted({match["name"] or THE_MODEL for match in found if match and match["name"] != THE_MODEL})
 
 
 def latest_checkpoint(folder: RunFolder) -> str | None:
@@ -84,9 +88,9 @@ def read_manifest(folder: RunFolder, name: str) -> CheckpointManifest:
 
 def require_format(manifest: CheckpointManifest, path: str) -> None:
     """Refuse a checkpoint, which is at ``path``, that this raytorch cannot go on from. Raises CheckpointError."""
-    if manifest.format != CHECKPOINT_FORMAT:
+    if manifest.format not in READ_FORMATS:
         raise CheckpointError(
             f"{path} has format {manifest.format}, which cannot be resumed; this raytorch reads format "
-            f"{CHECKPOINT_FORMAT}; resume it with the raytorch that wrote it, or take its weights alone, with "
-            f"raytorch.serialization.load_model({str(Path(path) / MODEL_FILE)!r})"
+            f"{' and '.join(map(str, READ_FORMATS))}; resume it with the raytorch that wrote it, or take its weights "
+            f"alone, with raytorch.serialization.load_model({str(Path(path) / MODEL_FILE)!r})"
         )

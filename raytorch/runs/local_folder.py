@@ -19,7 +19,7 @@ from typing import Any
 
 from raytorch.errors import RecordError, RunExistsError, StorageError, UserError
 from raytorch.system.deletion import delete_tree
-from raytorch.system.regular_files import open_regular
+from raytorch.system.regular_files import RegularFile, open_regular
 
 LOCK_FILE = ".lock"
 CHUNK = 2**20
@@ -76,6 +76,12 @@ class LocalFolder:
         with self._opened(posixpath.dirname(name)) as at:
             file: BufferedReader = self._file(at, name, _READ, "rb")
             return file
+
+    @contextmanager
+    def ranges(self, name: str) -> Iterator[RegularFile]:
+        """A file that is read from anywhere."""
+        with self.open(name) as file:
+            yield RegularFile(file.fileno())
 
     def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
         """Write a file whole: a reader sees the old content or the new one, never a part; it may be made of pieces."""

@@ -89,6 +89,18 @@ class ExportNote(_Record):
     file: Annotated[str, Field(pattern=r"^export/[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 
 
+class CheckpointNote(_Record):
+    """What a run's checkpoints took."""
+
+    saved: Count = 0
+    skipped: Count = 0
+    """Those that were due while the one before was still being written."""
+    blocked_s: float = 0.0
+    """Seconds for which the training stood still."""
+    written_s: float = 0.0
+    """Seconds in which they were written, and sent to their storage, most of them while the training went on."""
+
+
 class Summary(_Record):
     """A run's ``summary.json``."""
 
@@ -112,6 +124,7 @@ class Summary(_Record):
     data_wait: float | None = None
     skipped: Count | None = None
     """Samples that could not be read."""
+    checkpoints: CheckpointNote | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -131,6 +144,8 @@ class CheckpointManifest(_Record):
     format: int
     files: dict[FileName, NonNegativeInt]
     """The size of each."""
+    digests: dict[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+    """The SHA-256 of each, of a safetensors file that of its header, which has checksums of the rest."""
     step: Annotated[int, Field(ge=0, lt=10**12)]
     epoch: float = 0.0
     metrics: dict[str, Number] = {}

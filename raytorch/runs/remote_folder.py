@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from pyarrow import fs
 
 from raytorch.errors import StorageError, UserError
+from raytorch.system.regular_files import LONGEST_READ
 
 T = TypeVar("T")
 
@@ -110,6 +111,15 @@ class RemoteFolder:
         finally:
             self._ask(stream.close)
 
+    @contextmanager
+    def ranges(self, name: str) -> Iterator["RemoteFile"]:
+        """A file that is read from anywhere."""
+        file = self._ask(self._filesystem.open_input_file, self._place(name))
+        try:
+            yield RemoteFile(file, self._ask)
+        finally:
+            self._ask(file.close)
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole; the store shows it when it is complete."""
         self.make()
@@ -159,3 +169,23 @@ class _AnsweringStream(io.RawIOBase):
         read = self._ask(self._stream.read, len(buffer))
         buffer[: len(read)] = read
         return len(read)
+
+
+class RemoteFile:
+    """A file of a store that is read from anywhere, as :class:`~raytorch.system.regular_files.RegularFile` is; each
+    read has to be answered in time.
+    """
+
+    def __init__(self, file: Any, ask_for: Callable[..., Any]) -> None:
+        self._file, self._ask = file, ask_for
+        self.size: int = ask_for(file.size)
+
+    def read_into(self, place: int, memory: memoryview) -> None:
+        """Fill ``memory`` with what begins at byte ``place``. Raises EOFError where the file has less."""
+        while memory:
+            count = min(len(memory), LONGEST_READ)
+            read = self._ask(self._file.read_at, count, place, more=count / LEAST_RATE)
+            if not read:
+                raise EOFError(place)
+            memory[: len(read)] = read
+            memory, place = memory[len(read) :], place + len(read)

@@ -14,7 +14,8 @@ from pyarrow import fs
 
 from raytorch.errors import RecordError, Remedy, RunNotFoundError, StorageError, UserError
 from raytorch.runs.local_folder import LocalFolder
-from raytorch.runs.remote_folder import ANSWER_S, RemoteFolder, call_store
+from raytorch.runs.remote_folder import ANSWER_S, RemoteFile, RemoteFolder, call_store
+from raytorch.system.regular_files import RegularFile
 from raytorch.system.safe_text import escaped, without_secrets
 from raytorch.system.strict_json import to_json
 from raytorch.system.temporary_folders import make_temporary, temporary_folder
@@ -235,10 +236,17 @@ class RunFolder:
                 with file as stream:
                     yield stream
             except FileNotFoundError:
-                raise RunNotFoundError(
-                    f"{self.file(name)} does not exist; give a run that is there",
-                    remedies=[Remedy("list_runs", without_secrets(self.storage))],
-                ) from None
+                raise self._missing(name) from None
+
+    @contextmanager
+    def ranges(self, name: str) -> Iterator[RegularFile | RemoteFile]:
+        """A file that is read from anywhere. Raises as :meth:`open` does."""
+        with self._translating_errors(name):
+            try:
+                with self._files.ranges(name) as file:
+                    yield file
+            except FileNotFoundError:
+                raise self._missing(name) from None
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file of at most :data:`LARGEST_RECORD` bytes, or RecordError; see :meth:`open`."""
@@ -323,6 +331,12 @@ class RunFolder:
         """Delete a file or folder, if it is there."""
         with self._translating_errors(name):
             self._files.delete(name)
+
+    def _missing(self, name: str) -> RunNotFoundError:
+        return RunNotFoundError(
+            f"{self.file(name)} does not exist; give a run that is there",
+            remedies=[Remedy("list_runs", without_secrets(self.storage))],
+        )
 
     def _translating_errors(self, name: str = "") -> AbstractContextManager[None]:
         if name:

@@ -4,6 +4,7 @@ import json
 import os
 import pickletools
 import zipfile
+from collections.abc import Callable
 from enum import StrEnum
 from math import prod
 from pathlib import Path
@@ -174,21 +175,33 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, LONGEST_HEADER):
-            raise _damaged(
-                path,
-                f"its header claims {length:,} bytes",
-                f"at most {min(max(size - 8, 0), LONGEST_HEADER):,} in a file of {size:,}",
-            )
-        text = file.read(length)
+        return described_tensors(path, read_header(path, size, file.read), size)
+
+
+def read_header(path: Path, size: int, read: Callable[[int], bytes]) -> bytes:
+    """The first bytes of a safetensors file of ``size`` bytes, its header with its length before it; ``read`` gives so
+    many bytes more of it. Raises ModelFileError for a length that cannot be.
+    """
+    count = read(8)
+    length = int.from_bytes(count, "little")
+    if length > min(size - 8, LONGEST_HEADER):
+        raise _damaged(
+            path,
+            f"its header claims {length:,} bytes",
+            f"at most {min(max(size - 8, 0), LONGEST_HEADER):,} in a file of {size:,}",
+        )
+    return count + read(length)
+
+
+def described_tensors(path: Path, head: bytes, size: int) -> dict[str, Any]:
+    """What :func:`read_header` has read, as :func:`read_safetensors_header` gives it; ``size`` is the file's."""
     try:
-        header = json.loads(text)
+        header = json.loads(head[8:])
     except (ValueError, RecursionError):
         raise _damaged(path, "its header is not JSON", "a JSON object") from None
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise _damaged(path, "its header is not a JSON object", "tensors by name")
-    _check_tensors(path, header, size - 8 - length)
+    _check_tensors(path, header, size - len(head))
     return header
 
 

@@ -1,118 +1,132 @@
-"""Nested state in two files that can run no code: its structure as JSON, its tensors as safetensors.
+"""Nested state in two parts that can run no code: its structure as JSON, and its tensors by name.
 
-In the JSON a tensor is ``{"$tensor": "3"}``, by its name in the safetensors file, and a dictionary with numbers as keys
-``{"$items": [[1, "one"]]}``. Everything else is what JSON has: dictionaries with text as keys, lists, numbers, text,
-true, false and null. Numbers come back to the last bit, and tuples as lists.
+In the JSON a tensor is ``{"$tensor": "optimizer/state/0/exp_avg"}``, by the keys that lead to it, and a dictionary with
+numbers as keys ``{"$items": [[1, "one"]]}``. Everything else is what JSON has: dictionaries with text as keys, lists,
+numbers, text, true, false and null. Numbers come back to the last bit, and tuples as lists.
 """
 
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from raytorch.errors import ModelFileError
-from raytorch.serialization.weights import load_tensors, save_tensors
-from raytorch.system.regular_files import open_regular
+from raytorch.serialization.saved_tensors import SavedTensor
 from raytorch.system.strict_json import NOT_FINITE, text_of
 
-STRUCTURE_FILE = "state.json"
-TENSORS_FILE = "state.safetensors"
 LARGEST_STRUCTURE = 16 * 2**20
 """Bytes of the JSON at most: room for the optimizer of some 100,000 parameters."""
 
 _TENSOR, _NUMBER, _ITEMS = "$tensor", "$number", "$items"
 
 
-def save_state(state: dict[str, Any], folder: Path) -> None:
-    """Write nested dictionaries and lists, of tensors and of what JSON has, as two files into a folder.
+def packed_state(state: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Take nested dictionaries and lists apart, of tensors and of what JSON has: into a text and the tensors.
 
-    Raises ModelFileError: there is more than could be read again; nothing is written then.
+    Raises TypeError for what is neither, and ModelFileError: the text, of the file ``path``, is longer than could be
+    read again.
+
+    Example:
+        >>> text, tensors = packed_state({"mean": [torch.zeros(2), 0.5]}, Path("state.json"))
+        >>> text, [*tensors]
+        ('{"mean": [{"$tensor": "mean/0"}, 0.5]}', ['mean/0'])
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_packed(state, tensors))  # ASCII: a byte for each character
+    text = json.dumps(_packed(state, tensors, ""))  # ASCII: a byte for each character
     if len(text) > LARGEST_STRUCTURE:
         raise ModelFileError(
-            f"{folder / STRUCTURE_FILE} would have {len(text):,} bytes, and at most {LARGEST_STRUCTURE:,} can be read "
-            "again: keep less that is no tensor; nothing was written"
+            f"{path} would have {len(text):,} bytes, and at most {LARGEST_STRUCTURE:,} can be read again: keep less "
+            "that is no tensor; nothing was written"
         )
-    save_tensors(tensors, folder / TENSORS_FILE)
-    (folder / STRUCTURE_FILE).write_text(text, encoding="utf-8")
+    return text, tensors
 
 
 def require_savable(state: Any) -> None:
-    """Raise TypeError for what :func:`save_state` cannot write."""
-    json.dumps(_packed(state, {}))
+    """Raise TypeError for what :func:`packed_state` cannot take apart."""
+    json.dumps(_packed(state, {}, ""))
 
 
-def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     match value:
         case Tensor():
-            name = str(len(tensors))
             tensors[name] = value
             return {_TENSOR: name}
         case float() if text := text_of(value):
             return {_NUMBER: text}
-        case dict() if not value.keys() & {_TENSOR, _NUMBER, _ITEMS} and all(isinstance(key, str) for key in value):
-            return {key: _packed(part, tensors) for key, part in value.items()}
-        case dict() if all(type(key) is int for key in value):
-            return {_ITEMS: [[key, _packed(part, tensors)] for key, part in value.items()]}
         case dict():
-            raise TypeError(f"keys {[*value]!r:.99}; they must be text, or whole numbers, and {_TENSOR} is a tensor's")
+            return _packed_mapping(value, tensors, name)
         case list() | tuple():
-            return [_packed(part, tensors) for part in value]
+            return [_packed(part, tensors, _below(name, number)) for number, part in enumerate(value)]
         case None | bool() | int() | float() | str():
             return value
         case _:
             raise TypeError(f"a {type(value).__name__}; what is saved is of tensors, numbers, text, lists and mappings")
 
 
-def load_saved_state(folder: Path) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote; nothing in the files is run, and nothing larger than they are is built.
+def _packed_mapping(value: dict[Any, Any], tensors: dict[str, Tensor], name: str) -> Any:
+    packed = {key: _packed(part, tensors, _below(name, key)) for key, part in value.items()}
+    if not value.keys() & {_TENSOR, _NUMBER, _ITEMS} and all(isinstance(key, str) for key in value):
+        return packed
+    if all(type(key) is int for key in value):
+        return {_ITEMS: [[key, part] for key, part in packed.items()]}
+    raise TypeError(f"keys {[*value]!r:.99}; they must be text, or whole numbers, and {_TENSOR} is a tensor's")
 
-    Raises ModelFileError: one of them is missing, damaged, or not what it should be.
+
+def _below(name: str, key: Any) -> str:
+    """The name of what is at a key, as JSON pointers have it (RFC 6901)."""
+    own = str(key).replace("~", "~0").replace("/", "~1")
+    return f"{name}/{own}" if name else own
+
+
+def unpacked_state(text: bytes, tensors: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Put together what :func:`packed_state` took apart; nothing is run, and nothing larger than the parts is built.
+
+    Raises ModelFileError: the text, of the file ``path``, is damaged, or not what it should be.
     """
-    path = folder / STRUCTURE_FILE
-    structure = _read_json(path)
-    # As the file has them the tensors lie at odd addresses, where products are slower and their last bits others.
-    tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / TENSORS_FILE).items()}
-
-    def unpacked(value: Any) -> Any:
-        if isinstance(value, dict) and _TENSOR in value:
-            return tensors.pop(value[_TENSOR])
-        if isinstance(value, dict) and _ITEMS in value:
-            return {int(key): unpacked(it) for key, it in value[_ITEMS]}
-        if isinstance(value, dict) and _NUMBER in value:
-            return NOT_FINITE[value[_NUMBER]]
-        if isinstance(value, dict):
-            return {key: unpacked(it) for key, it in value.items()}
-        return [unpacked(it) for it in value] if isinstance(value, list) else value
-
+    if len(text) > LARGEST_STRUCTURE:
+        raise _damaged(path, f"it has more than {LARGEST_STRUCTURE:,} bytes")
     try:
-        state = unpacked(structure)
+        structure = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _damaged(path, "it is not JSON") from None
+    try:
+        state = _unpacked(structure, dict(tensors))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _damaged(
-            path, f"it names a tensor that {TENSORS_FILE} does not have, or twice, or no number, or is nested too deep"
+            path,
+            f"it names a tensor that {path.stem}.safetensors does not have, or twice, or no number, or is nested too "
+            "deep",
         ) from None
     if not isinstance(state, dict):
         raise _damaged(path, f"it holds a {type(state).__name__}, not an object")
     return state
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            content = file.read(LARGEST_STRUCTURE + 1)
-        if len(content) > LARGEST_STRUCTURE:
-            raise _damaged(path, f"it has more than {LARGEST_STRUCTURE:,} bytes")
-        return json.loads(content)
-    except FileNotFoundError:
-        raise ModelFileError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}; expected a file of JSON") from None
-    except (ValueError, RecursionError):
-        raise _damaged(path, "it is not JSON") from None
+def _unpacked(value: Any, tensors: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(it, tensors) for it in value]
+    if not isinstance(value, dict):
+        return value
+    if _TENSOR in value:
+        return tensors.pop(
+            value[_TENSOR]
+        )  # an optimizer would make one of its own parameter's type of each that it has
+    if _ITEMS in value:
+        return {int(key): _unpacked(it, tensors) for key, it in value[_ITEMS]}
+    if _NUMBER in value:
+        return NOT_FINITE[value[_NUMBER]]
+    return {key: _unpacked(it, tensors) for key, it in value.items()}
+
+
+def in_memory(state: Any) -> Any:
+    """Nested state of which all tensors are read that are in files until then."""
+    if isinstance(state, SavedTensor):
+        return state.read()
+    if isinstance(state, dict):
+        return {key: in_memory(part) for key, part in state.items()}
+    return [in_memory(part) for part in state] if isinstance(state, list) else state
 
 
 def _damaged(path: Path, reason: str) -> ModelFileError:

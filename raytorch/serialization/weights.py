@@ -1,18 +1,19 @@
 """Tensors in files: safetensors, and the state dicts of ``torch.save``, of which nothing is run."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from raytorch.errors import ModelFileError
-from raytorch.serialization.file_kinds import DTYPE_NAMES, LONGEST_HEADER, FileKind, read_safetensors_header, require
+from raytorch.serialization.file_kinds import FileKind, require
+from raytorch.serialization.pieces import piece_paths
 from raytorch.serialization.refusals import StrPath, explaining_damage
+from raytorch.serialization.savable import contents_of, require_readable
+from raytorch.serialization.saved_tensors import open_tensors
 from raytorch.serialization.torch_pickles import refuse_bombs
 
 
@@ -25,7 +26,7 @@ def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str,
         ModelFileError: The file is missing, damaged, of another format, or holds more than tensors.
     """
     path = Path(path)
-    if require(path, FileKind.SAFETENSORS, FileKind.STATE_DICT) == FileKind.SAFETENSORS:
+    if piece_paths(path) != [path] or require(path, FileKind.SAFETENSORS, FileKind.STATE_DICT) == FileKind.SAFETENSORS:
         return load_tensors(path, device)
     content = load_state(path, device)
     if not isinstance(content, dict):
@@ -40,11 +41,9 @@ def load_weights(path: StrPath, device: torch.device | str = "cpu") -> dict[str,
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name. Raises ModelFileError as :func:`load_weights` does."""
-    require(path, FileKind.SAFETENSORS)
-    read_safetensors_header(path)
-    with explaining_damage(path):
-        return load_file(path, device=str(device))
+    """The tensors of a safetensors file, or of its pieces, by name. Raises as :func:`load_weights` does."""
+    with open_tensors(path) as tensors:
+        return {name: tensor.read().to(device) for name, tensor in tensors.items()}
 
 
 def load_state(path: StrPath, device: torch.device | str = "cpu") -> Any:
@@ -69,61 +68,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
         ModelFileError: One of them is of a kind that such files do not hold, or they are too many to be read again;
             nothing is written then.
     """
-    _require_readable(tensors, path, metadata)
-    contents = _contents(tensors)
+    require_readable(tensors, path, metadata)
+    contents = contents_of(tensors)
     path.touch()
     mode = path.stat().st_mode
     save_file(contents, path, metadata)
     path.chmod(mode)  # safetensors writes what only its owner can read
-
-
-def _require_readable(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
-    """Refuse what could not be written, or not be read again."""
-    for name, tensor in tensors.items():
-        if problem := _problem(tensor):
-            raise ModelFileError(f"{path} cannot hold {name!r:.99}, {problem}; nothing was written")
-    length = _longest_header(tensors, metadata)
-    if length > LONGEST_HEADER:
-        raise ModelFileError(
-            f"{path} would have a header of {length:,} bytes for {len(tensors):,} tensors, and at most "
-            f"{LONGEST_HEADER:,} can be read again: save fewer of them in one file; nothing was written"
-        )
-
-
-def _problem(tensor: Any) -> str | None:
-    """Why safetensors cannot hold something, with the remedy; None if it can."""
-    if not isinstance(tensor, Tensor):
-        return f"a {type(tensor).__name__}: give tensors alone"
-    if is_lazy(tensor) or tensor.is_meta:
-        return "which has no content yet: give it some first"
-    if tensor.layout != torch.strided:
-        return f"a {tensor.layout} tensor: save its to_dense()"
-    if tensor.is_quantized:
-        return "a quantized tensor: save its dequantize(), or its int_repr()"
-    if tensor.dtype not in DTYPE_NAMES:
-        remedy = "save torch.view_as_real() of it" if tensor.is_complex() else "save it as another dtype"
-        return f"a tensor of {tensor.dtype}: {remedy}"
-    return None
-
-
-def _longest_header(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> int:
-    """Bytes of the header at most, as no tensor's place has more digits than the end of all."""
-    end = sum(tensor.nbytes for tensor in tensors.values())
-    header: dict[str, Any] = {
-        name: {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end]}
-        for name, tensor in tensors.items()
-    }
-    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False)
-    return len(text.encode(errors="replace")) + 8  # spaces, for the tensors to begin at a multiple of 8
-
-
-def _contents(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: without views that change what they are of, no two in the same memory."""
-    contents: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, tensor in tensors.items():
-        content = tensor.detach().resolve_conj().resolve_neg().contiguous()
-        memory = content.untyped_storage().data_ptr()
-        contents[name] = content.clone() if memory in taken else content
-        taken.add(memory)
-    return contents

@@ -2,17 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raytorch.errors import ConfigError, ModelFileError, Remedy
 from raytorch.models.networks import Architecture, Code
-from raytorch.serialization.file_kinds import FileKind, read_safetensors_header, require
-from raytorch.serialization.refusals import StrPath, explaining_damage
+from raytorch.serialization.refusals import StrPath
+from raytorch.serialization.saved_tensors import SavedTensors, open_tensors
 from raytorch.serialization.weights import save_tensors
 from raytorch.system.python_files import ProjectError
 
@@ -35,12 +33,17 @@ def save_model(model: nn.Module, path: StrPath, architecture: Architecture) -> N
         ModelFileError: It has more of them than could be read again; nothing is written then.
     """
     path, state = Path(path), model.state_dict()
-    if len(state) > _MOST_TENSORS:
+    save_tensors(state, path, model_metadata(len(state), path, architecture))
+
+
+def model_metadata(tensors: int, path: Path, architecture: Architecture) -> dict[str, str]:
+    """What a file of :func:`save_model` says of its model, of so many tensors. Raises ModelFileError for too many."""
+    if tensors > _MOST_TENSORS:
         raise ModelFileError(
-            f"{path} would have {len(state):,} tensors, and a model that can be read again has at most "
+            f"{path} would have {tensors:,} tensors, and a model that can be read again has at most "
             f"{_MOST_TENSORS:,}: write them with save_tensors; nothing was written"
         )
-    save_tensors(state, path, {METADATA_KEY: architecture.to_json()})
+    return {METADATA_KEY: architecture.to_json()}
 
 
 def require_loadable(model: nn.Module, architecture: Architecture) -> None:
@@ -78,14 +81,13 @@ def load_model(path: StrPath, device: torch.device | str = "cpu", *, code: Code 
             it is of other code than that.
     """
     path = Path(path)
-    architecture, header = _described(path, code)
-    _check_fit(path, header, architecture)
-    with torch.random.fork_rng(devices=[]):
-        model = architecture.build()
-    with explaining_damage(path):
-        tensors = load_file(path)
-    # Not copied into the model's own, which would change their dtype.
-    model.load_state_dict(_weights_of(path, model, tensors), assign=True)
+    with open_tensors(path) as tensors:
+        architecture = _described(path, tensors, code)
+        _check_fit(path, tensors, architecture)
+        with torch.random.fork_rng(devices=[]):
+            model = architecture.build()
+        # Not copied into the model's own, which would change their dtype.
+        model.load_state_dict(_weights_of(path, model, tensors), assign=True)
     return model.to(device).eval()
 
 
@@ -95,19 +97,19 @@ def read_architecture(path: StrPath, *, code: Code = None) -> Architecture:
     Raises:
         ModelFileError: It says nothing, or what no model can be built from.
     """
-    return _described(Path(path), code)[0]
+    with open_tensors(Path(path)) as tensors:
+        return _described(Path(path), tensors, code)
 
 
-def _weights_of(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _weights_of(path: Path, model: nn.Module, tensors: SavedTensors) -> dict[str, Tensor]:
     """The tensors as the model is to have them: one for all names of what it has under several, unless they differ."""
     weights: dict[str, Tensor] = {}
     shared: dict[int, Tensor] = {}
     own = model.state_dict(keep_vars=True)
-    for name, tensor in tensors.items():
-        weight = shared.get(id(own[name]))
+    for name, saved in tensors.items():
+        weight, tensor = shared.get(id(own[name])), saved.read()
         if weight is None or not torch.equal(weight, tensor):
-            # As the file has it, it lies at an odd address, where products are slower and their last bits others.
-            weight = shared[id(own[name])] = _in_place_of(path, name, own[name], tensor.clone())
+            weight = shared[id(own[name])] = _in_place_of(path, name, own[name], tensor)
         weights[name] = weight
     return weights
 
@@ -120,18 +122,16 @@ def _in_place_of(path: Path, name: str, own: Tensor, tensor: Tensor) -> Tensor:
     return nn.Parameter(tensor, own.requires_grad)
 
 
-def _described(path: Path, code: Code) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture that a file names, and its header."""
-    require(path, FileKind.SAFETENSORS)
-    header = read_safetensors_header(path)
-    text = header.get("__metadata__", {}).get(METADATA_KEY)
+def _described(path: Path, tensors: SavedTensors, code: Code) -> Architecture:
+    """The architecture that a file names."""
+    text = tensors.files[0].metadata.get(METADATA_KEY)
     if not isinstance(text, str):
         raise ModelFileError(
             f"{path} has weights but does not say of which model; expected a file that save_model or a run wrote; "
             "build the model yourself and give it load_weights(path)"
         )
     try:
-        return Architecture.from_json(text, code), header
+        return Architecture.from_json(text, code)
     except ProjectError as error:
         raise ModelFileError(f"{path} cannot be built: {error}", remedies=[Remedy("code")]) from None
     except ValidationError as error:
@@ -140,9 +140,9 @@ def _described(path: Path, code: Code) -> tuple[Architecture, dict[str, Any]]:
         raise _unfit(path, f"its architecture cannot be built: {where}: {first['msg']}"[:300]) from None
 
 
-def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -> None:
+def _check_fit(path: Path, tensors: SavedTensors, architecture: Architecture) -> None:
     """Check, before memory is taken, that the architecture's weights are those in the file."""
-    there = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(there) > _MOST_TENSORS:
         raise _unfit(path, f"{len(there):,} tensors are more than the {_MOST_TENSORS:,} that a model has")
     fields = {} if architecture.code else architecture.config.model_dump()
@@ -158,12 +158,12 @@ def _check_fit(path: Path, header: dict[str, Any], architecture: Architecture) -
     for name in sorted(expected.keys() | there.keys()):
         if expected.get(name) != there.get(name):
             raise _unfit(path, f"tensor {name!r:.99} is {_shape(there.get(name))}, not {_shape(expected.get(name))}")
-    _check_constants(path, outline, architecture)
+    _check_constants(path, outline, architecture, sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def _check_constants(path: Path, outline: nn.Module, architecture: Architecture) -> None:
+def _check_constants(path: Path, outline: nn.Module, architecture: Architecture, nbytes: int) -> None:
     """Check what the buffers take that are in no file."""
-    if problem := _constants_problem(outline, architecture, path.stat().st_size):
+    if problem := _constants_problem(outline, architecture, nbytes):
         raise ModelFileError(
             f"{path} cannot be loaded: its model has {problem}; make them persistent, compute them where they are "
             "used, or build the model yourself and give it load_weights(path)"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raytorch.config import Averaging
-from raytorch.distributed.shards import own_parts, state_like
+from raytorch.distributed.shards import Stored, own_parts, state_like
 
 
 class WeightAverage:
@@ -35,7 +35,7 @@ class WeightAverage:
         """What :attr:`model` does not have: the weights that are trained, and how many were averaged."""
         return {"trained": self._trained.state_dict(), "steps": int(self._average.n_averaged)}
 
-    def load_state_dict(self, saved: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Tensor | Stored], state: Mapping[str, Any]) -> None:
         """Go on from :attr:`model`'s state dict, and :meth:`state_dict`. Raises ValueError for a damaged number."""
         steps = state["steps"]
         if type(steps) is not int or not 0 <= steps < 2**53:

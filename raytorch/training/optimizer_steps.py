@@ -11,6 +11,7 @@ from raytorch.config import Muon, PlateauSchedule, RunConfig
 from raytorch.distributed.shards import clip_gradients, remembered_like
 from raytorch.errors import DivergedError
 from raytorch.optimizers import build_optimizer, optimizer_state, restore_optimizer
+from raytorch.serialization.nested_state import in_memory
 from raytorch.training.precision import Precision
 from raytorch.training.schedules import build_schedule
 
@@ -112,9 +113,9 @@ class OptimizerSteps:
         parameters = [*self._model.parameters()]
         restore_optimizer(self.optimizer, remembered_like(parameters, state["optimizer"]), parameters)
         self._steps = int(state["steps"])
-        self._schedule.load_state_dict(state["schedule"], self._steps)
+        self._schedule.load_state_dict(in_memory(state["schedule"]), self._steps)
         if self._scaler and state["scaler"]:
-            self._scaler.load_state_dict(state["scaler"])
+            self._scaler.load_state_dict(in_memory(state["scaler"]))
 
 
 def diverged(config: RunConfig, what: str) -> DivergedError:

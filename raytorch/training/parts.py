@@ -13,7 +13,6 @@ from raytorch.config import Averaging, CodeSnapshot, OwnModel, RunConfig
 from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.ddp import broadcast_buffers, data_parallel
 from raytorch.distributed.sharding import reshard, whole
-from raytorch.distributed.shards import gathered
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, UserError
 from raytorch.models.networks import Architecture, require_known_inputs
@@ -24,7 +23,7 @@ from raytorch.serialization.whole_models import require_loadable
 from raytorch.system.near_names import did_you_mean
 from raytorch.system.python_files import module_name
 from raytorch.training.averaging import WeightAverage
-from raytorch.training.checkpoints import Models
+from raytorch.training.checkpoint_files import Models
 from raytorch.training.model_shards import ModelShards
 from raytorch.training.precision import Precision
 from raytorch.training.run_state import Kept, Restored, Stateful
@@ -186,20 +185,25 @@ class Parts:
 
     @property
     def are_sharded(self) -> bool:
-        """True if all workers have to come together for :meth:`shown` and :meth:`state`, which rank 0 then has."""
+        """True if each worker has a part of the models, and of what optimizers remember."""
         return self._shards is not None
 
     def shown(self) -> Models:
-        """The models to save, in one piece."""
-        return {name: (whole(model.shown), model.architecture) for name, model in self.models.items()}
+        """The models to save, of which a worker may have its parts alone."""
+        for model in self.models.values():
+            reshard(model.shown)
+        return {name: (model.shown, model.architecture) for name, model in self.models.items()}
+
+    def in_one_piece(self) -> Models:
+        """:meth:`shown`, whole on rank 0; where models are divided all workers call it together."""
+        return {name: (whole(model), architecture) for name, (model, architecture) in self.shown().items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside them, in one piece."""
+        """What a checkpoint keeps beside them, of which a worker may have its parts alone."""
         for model in self.models.values():
             reshard(model.bare)
         averages = {name: model.average.state_dict() for name, model in self.models.items() if model.average}
-        state = {"kept": {name: part.state_dict() for name, part in self._kept.items()}, "averages": averages}
-        return dict(gathered(state)) if self.are_sharded else state
+        return {"kept": {name: part.state_dict() for name, part in self._kept.items()}, "averages": averages}
 
     @property
     def registered(self) -> list[str]:

@@ -7,9 +7,9 @@ import torch
 
 from raytorch.datasets import TrainLoader
 from raytorch.distributed.worker import Worker
-from raytorch.training.checkpoints import explaining_misfit
 from raytorch.training.parts import Parts
 from raytorch.training.reproducibility import restore_generators
+from raytorch.training.saved_state import explaining_misfit
 
 
 class Place:

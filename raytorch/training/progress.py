@@ -13,17 +13,16 @@ from torch import Tensor
 from raytorch.config.metrics import LOSS_LABEL
 from raytorch.datasets import MicroBatch, TrainLoader
 from raytorch.datasets.skipping import SkippedSamples
-from raytorch.distributed.collectives import all_gather, all_reduce, broadcast
+from raytorch.distributed.collectives import all_gather, all_reduce
 from raytorch.distributed.worker import Worker, device_name
 from raytorch.errors import ConfigError, DivergedError, UserError
-from raytorch.runs.checkpoint_manifest import checkpoint_name, checkpoint_step
+from raytorch.runs.checkpoint_manifest import checkpoint_name
 from raytorch.runs.metrics import METRICS_FILE, MetricsLog, PhaseClock, Throughput, versions
 from raytorch.runs.plan import WorkerJob
 from raytorch.runs.skipped_list import SKIPPED_FILE
 from raytorch.runs.status import Evaluation
 from raytorch.runs.storage import LiveFiles
 from raytorch.training.batches import Batches, RunStopped, queued_work
-from raytorch.training.checkpoints import Checkpoints, Models, explaining_misfit
 from raytorch.training.monitor import DriverLink, tell_skipped
 from raytorch.training.optimizer_steps import diverged
 from raytorch.training.parts import Parts
@@ -31,6 +30,8 @@ from raytorch.training.place import Place
 from raytorch.training.precision import Precision
 from raytorch.training.reproducibility import generator_states
 from raytorch.training.run_state import Restored
+from raytorch.training.saved_state import explaining_misfit
+from raytorch.training.saving import Saving
 from raytorch.training.step_log import Number, StepLog, reduced, require_the_same
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
 
@@ -64,21 +65,16 @@ class RunProgress:
         listed_in = f"{self.folder}/{SKIPPED_FILE}"
         self.skipped_samples = SkippedSamples(lambda samples: tell_skipped(job.monitor, samples), listed_in)
         self.records: MetricsLog | None = None
-        self.checkpoints: Checkpoints | None = None
+        on_saved = job.monitor.saved.remote
+        self.saving = Saving(self.config, worker, self.folder, on_saved, is_shared=self.parts.are_sharded)
 
     # -- beginning ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Find the newest checkpoint in the run's folder, if there is one, and open the records."""
-        newest = None
         if self.worker.rank == 0:
             ray.get(self.job.monitor.begin_attempt.remote())
-            keep, ranking = self.config.checkpoint.keep, self.config.ranking
-            self.checkpoints = Checkpoints(self.folder, keep, ranking, self.job.monitor.saved.remote)
-            newest = self.checkpoints.recover()
-        agreed = torch.tensor(checkpoint_step(newest) if newest else -1, device=self.worker.device)
-        step = int(broadcast(agreed))  # all begin with what rank 0 has found
-        if step >= 0:
+        if (step := self.saving.begin()) is not None:
             self._restore(step)
         if self.worker.rank == 0:
             self.files.extend(METRICS_FILE).close()
@@ -87,11 +83,18 @@ class RunProgress:
 
     def _restore(self, step: int) -> None:
         may_differ = self.job.plan.changed_code
-        restored = Restored(self.folder, step, self.worker.device, may_differ=may_differ)
+        restored = Restored(
+            self.folder,
+            step,
+            in_parts=self.parts.are_sharded,
+            may_differ=may_differ,
+            may_be_changed=self.config.loop is not None,
+        )
         self.parts.restored, self.is_resumed = restored, True
         with explaining_misfit(restored.name):
             self.patience.load_state_dict(restored.state["patience"])
             self.place.restore(restored.state, restored.manifest.step)
+            self.saving.restore(restored.state.get("checkpoints", {}))
         self.step, self.metrics = restored.manifest.step, restored.manifest.metrics
         self.parts.skip_averages(self.step)
         self._evaluated_at = self.step if restored.manifest.evaluated else -1
@@ -171,8 +174,10 @@ class RunProgress:
             loader.next_epoch()
         epoch_is_due = bool(exhausted and every and loader.epoch % every == 0)
         stops = self.request is DriverRequest.STOP and not self.is_over()
-        if epoch_is_due or stops or self.is_over() or self._save_is_due():
+        must, may = stops or self.is_over() or self.request is DriverRequest.SAVE, epoch_is_due or self._save_is_due()
+        if must or (may and not self.saving.is_skipped()):
             self.save()
+        self.saving.look()
         if exhausted or self._evaluated_at == self.step:
             self.files.sync()
         if stops:
@@ -298,7 +303,7 @@ class RunProgress:
 
     def _save_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps
-        return bool(every and self.step % every == 0) or self.request is DriverRequest.SAVE
+        return bool(every and self.step % every == 0)
 
     def save(self) -> None:
         """Save all that the next step depends on."""
@@ -307,14 +312,14 @@ class RunProgress:
         with self.clock.phase("checkpointing"):
             device = self.worker.device
             generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
-            shown, state = self._parts_to_save()
-            if not (self.checkpoints and self.records):
+            if not self.saving.is_part:
                 return
             own = self.place.state_dict(is_within=self._is_within)
             own |= {
                 "patience": self.patience.state_dict(),
                 "generators": generators,
-                "lines": self.records.lines_of(self.step),
+                "checkpoints": self.saving.taken(),
+                "lines": self.records.lines_of(self.step) if self.records else 0,
             }
             manifest = {
                 "step": self.step,
@@ -326,13 +331,7 @@ class RunProgress:
                 "code": self.config.code.digests() if self.config.code else {},
                 "versions": versions(),
             }
-            self.checkpoints.save(shown, state | own, manifest)
-
-    def _parts_to_save(self) -> tuple[Models, dict[str, Any]]:
-        """All that was registered, on rank 0; of shards all workers bring theirs."""
-        if self.checkpoints or self.parts.are_sharded:
-            return self.parts.shown(), self.parts.state()
-        return {}, {}
+            self.saving.save(self.parts.shown(), self.parts.state() | own, manifest)
 
     def finish(self, state: str) -> dict[str, Any]:
         """End the run, ``finished`` or ``stopped``, and return what it came to."""
@@ -342,17 +341,16 @@ class RunProgress:
             if self.config.loop or self._saved_at != (self.step, self._evaluated_at):
                 self.save()
             self._leave_restored()
-        if self.checkpoints:
-            self.report({"phase": "saving"})
-            with self.clock.phase("checkpointing"):
-                self.checkpoints.wait()
+        self.report({"phase": "saving"})
+        with self.clock.phase("checkpointing"):
+            self.saving.wait()
         return self.outcome(state, self.export() if state == "finished" else [])
 
     def export(self) -> list[dict[str, Any]]:
         """Rank 0 writes the finished models into ``export`` in each format that is asked for. Raises ExportError."""
         if not self.config.export or not (self.worker.rank == 0 or self.parts.are_sharded):
             return []
-        every = self.parts.shown()
+        every = self.parts.in_one_piece()
         if self.worker.rank > 0:
             return []
         from raytorch.training.export import export_finished  # onnxruntime takes a second to import
@@ -381,6 +379,7 @@ class RunProgress:
             "epochs": round(self.place.epochs_done, 4),
             **self.throughput.overall()._asdict(),
             "seconds": self.clock.read(),
+            "checkpoints": self.saving.taken(),
             "first_step_at": self.throughput.first_step_at,
             "exports": list(exports),
             "workers": self.worker.world_size,
@@ -394,5 +393,6 @@ class RunProgress:
     def close(self) -> None:
         """Close the records, and the checkpoint if the loop has not come to it."""
         self._leave_restored()
+        self.saving.close()
         if self.records:
             self.records.close()

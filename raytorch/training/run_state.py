@@ -1,20 +1,20 @@
 """The parts of a loop that a checkpoint has, by name: given back to each as the loop registers it again."""
 
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from raytorch.distributed.sharding import is_sharded
 from raytorch.distributed.shards import remembered_like, state_like
 from raytorch.errors import CheckpointError
 from raytorch.runs.checkpoint_manifest import RESUME_FROM_ANOTHER, checkpoint_name
 from raytorch.runs.storage import RunFolder
+from raytorch.serialization.nested_state import in_memory
 from raytorch.training.averaging import WeightAverage
-from raytorch.training.checkpoints import SavedState, explaining_misfit, open_checkpoint
+from raytorch.training.saved_state import SavedState, explaining_misfit, open_checkpoint
 
 logger = logging.getLogger("raytorch")
 
@@ -32,6 +32,8 @@ Kept = TypeVar("Kept", bound=Stateful)
 
 class OptimizerState:
     """All that a PyTorch optimizer remembers, with its settings, in the form that a checkpoint has."""
+
+    reads_what_it_needs = True
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -83,19 +85,36 @@ class Restored:
 
     It stays open until the loop takes its first step after it.
 
+    Args:
+        folder: The run's folder.
+        step: After how many steps it was saved.
+        in_parts: Whether this worker needs parts of it alone.
+        may_differ: Whether the code of the loop has changed since.
+        may_be_changed: Whether the loop may change what it is given until it comes to its place.
+
     Attributes:
         lines: How many lines of metrics there were of its step.
+
+    Raises CheckpointError.
     """
 
-    def __init__(self, folder: RunFolder, step: int, device: torch.device, *, may_differ: bool = False) -> None:
-        """That after so many steps; ``may_differ`` of a loop whose code has changed. Raises CheckpointError."""
+    def __init__(
+        self,
+        folder: RunFolder,
+        step: int,
+        *,
+        in_parts: bool = False,
+        may_differ: bool = False,
+        may_be_changed: bool = True,
+    ) -> None:
         self.name = folder.file(checkpoint_name(step))
-        self._device, self._may_differ = device, may_differ
+        self._may_differ, self._may_be_changed = may_differ, may_be_changed
         self._open = ExitStack()
-        self._content: SavedState = self._open.enter_context(open_checkpoint(folder, checkpoint_name(step)))
+        opened = open_checkpoint(folder, checkpoint_name(step), in_parts=in_parts)
+        self._content: SavedState = self._open.enter_context(opened)
         self.manifest = self._content.manifest
         with explaining_misfit(self.name):
-            self.state = self._content.state()
+            self.state = self._state()
             self._averaged, self._kept = set(dict(self.state["averages"])), set(dict(self.state["kept"]))
             self._needed = set(map(str, self.state["registered"]))
             self.lines = _natural(self.state["lines"])
@@ -107,15 +126,13 @@ class Restored:
         """Give a model its weights: those that are trained, where what is saved is their average."""
         if self._has(name, self._models, f"model {name}"):
             self._models.discard(name)
-            self._give(lambda: module.load_state_dict(state_like(module, self._trained(name, module))))
+            self._give(lambda: module.load_state_dict(state_like(module, self._trained(name))))
 
     def load_average(self, name: str, average: WeightAverage) -> None:
         """Give the average of a model its weights."""
         if name in self._averaged:
             self._averaged.discard(name)
-            self._give(
-                lambda: average.load_state_dict(self._weights(name, average.model), self.state["averages"][name])
-            )
+            self._give(lambda: average.load_state_dict(self._content.weights(name), self.state["averages"][name]))
         else:
             logger.warning("%s has no average of %s, which begins with the weights that are there", self.name, name)
 
@@ -123,7 +140,8 @@ class Restored:
         """Give a part the state that it had."""
         if self._has(name, self._kept, name):
             self._kept.discard(name)
-            self._give(lambda: part.load_state_dict(self.state["kept"][name]))
+            reads = getattr(part, "reads_what_it_needs", False)
+            self._give(lambda: part.load_state_dict((dict if reads else in_memory)(self.state["kept"][name])))
 
     def reach(self) -> None:
         """Take note that the loop has come to the batches that were saved. Raises CheckpointError for parts that it
@@ -141,14 +159,14 @@ class Restored:
         self._is_reached = True
 
     def give_again(self) -> None:
-        """Give all parts what they were given, as the loop may have changed them while it came back to its place: by
+        """Give all parts what they were given, as a loop may have changed them while it came back to its place: by
         initial weights, a step of a schedule, or a schedule that was made since.
         """
-        with explaining_misfit(self.name):
-            self.state = {}  # an optimizer has changed the tensors that it was given
-            self.state = self._content.state()
-            for give in self._given:
-                give()
+        if self._may_be_changed:
+            with explaining_misfit(self.name):
+                self.state = self._state()
+                for give in self._given:
+                    give()
 
     def close(self) -> None:
         """Let go of the files."""
@@ -159,12 +177,14 @@ class Restored:
             give()
         self._given.append(give)
 
-    def _trained(self, name: str, module: nn.Module) -> dict[str, Tensor]:
-        trained: dict[str, Tensor] | None = self.state["averages"].get(name, {}).get("trained")
-        return self._weights(name, module) if trained is None else trained
+    def _state(self) -> dict[str, Any]:
+        """The state that was saved, with tensors of parts and averages that are still to be read."""
+        state = self._content.state_to_read()
+        return {name: part if name in ("kept", "averages") else in_memory(part) for name, part in state.items()}
 
-    def _weights(self, name: str, module: nn.Module) -> dict[str, Tensor]:
-        return self._content.model(torch.device("cpu") if is_sharded(module) else self._device, name)
+    def _trained(self, name: str) -> Mapping[str, Any]:
+        trained: Mapping[str, Any] | None = self.state["averages"].get(name, {}).get("trained")
+        return self._content.weights(name) if trained is None else trained
 
     def _has(self, name: str, there: Container[str], called: str) -> bool:
         if self._is_reached:  # what is registered after the batches

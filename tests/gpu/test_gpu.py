@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_states import load_saved_state, save_state
 from torch import nn
 from whole_runs import assert_bitwise_equal, plan, weights
 
@@ -16,7 +17,6 @@ from raytorch.datasets.own import OwnDataset
 from raytorch.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
 from raytorch.runs.plan import plan_resume
 from raytorch.scaling.timed_training import train_timed
-from raytorch.serialization.nested_state import load_saved_state, save_state
 from raytorch.training.driver import run_training
 
 pytestmark = [

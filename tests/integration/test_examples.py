@@ -17,7 +17,7 @@ from whole_runs import assert_bitwise_equal
 import raytorch
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.storage import RunFolder, split
-from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.saved_state import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -32,7 +32,9 @@ from raytorch.errors import StorageError
 from raytorch.runs import storage
 from raytorch.runs.checkpoint_manifest import is_complete_checkpoint, latest_checkpoint
 from raytorch.runs.storage import RunFolder
-from raytorch.training.checkpoints import Checkpoints, open_checkpoint
+from raytorch.training import checkpoint_files
+from raytorch.training.checkpoints import Checkpoints
+from raytorch.training.saved_state import open_checkpoint
 
 
 @pytest.fixture
@@ -70,12 +72,14 @@ def test_what_was_saved_comes_back(folder: RunFolder, tmp_path: Path) -> None:
 
 def test_weights_are_saved_contiguous_whatever_their_layout(local: RunFolder, tmp_path: Path) -> None:
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    keeper(local).save({"model": (model, ANY)}, {}, manifest(3))
+    checkpoints = keeper(local)
+    checkpoints.save({"model": (model, ANY)}, {}, manifest(3))
+    checkpoints.wait()
     assert torch.equal(opened(tmp_path / "run" / NAME).model(CPU)["weight"], model.weight)
 
 
-def test_a_local_checkpoint_is_in_place_when_it_has_been_saved_and_can_be_read_by_others(local: RunFolder) -> None:
-    keeper(local).save({"model": (small_model(), ANY)}, STATE, manifest(3))  # and nobody waits for it
+def test_a_checkpoint_is_in_place_after_the_wait_and_can_be_read_by_others(local: RunFolder, tmp_path: Path) -> None:
+    save(local, tmp_path)
     assert latest_checkpoint(local) == NAME
     assert Path(local.file(NAME)).stat().st_mode == Path(local.path).stat().st_mode
     assert there(local) == [3]
@@ -131,7 +135,7 @@ def test_the_manifest_is_sent_last(remote: RunFolder, monkeypatch: pytest.Monkey
     assert remote.folders() == []
 
 
-@pytest.mark.parametrize("kind", ["model", "state", "manifest"])
+@pytest.mark.parametrize("kind", ["tensors", "manifest"])
 def test_a_full_disk_is_told_and_no_half_of_a_checkpoint_stays_on_it(
     folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -145,16 +149,13 @@ def test_a_full_disk_is_told_and_no_half_of_a_checkpoint_stays_on_it(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = {
-        "model": (training.checkpoints, "save_model"),
-        "state": (training.checkpoints, "save_state"),
-        "manifest": (json, "dumps"),
-    }[kind]
+    target = {"tensors": (checkpoint_files, "write_pieces"), "manifest": (training.checkpoints, "to_json")}[kind]
     monkeypatch.setattr(*target, full)
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(6))
     with pytest.raises(
         StorageError, match=r"run: a checkpoint cannot be written: .*No space left on device; free space"
     ):
-        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(6))
+        checkpoints.wait()
     monkeypatch.undo()
     assert folder.folders() == [NAME]
     assert [*temporary.glob("*/*")] == []

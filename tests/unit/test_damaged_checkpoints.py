@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import ANOTHER, ANY, CPU, NAME, change_manifest, keeper, manifest, opened, save, small_model
+from saved_states import load_saved_state, save_state
 
 from raytorch.errors import CheckpointError, ModelFileError
 from raytorch.runs.storage import RunFolder
-from raytorch.serialization.nested_state import load_saved_state, save_state
-from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.saved_state import open_checkpoint
 
 
 @pytest.fixture
@@ -62,8 +62,9 @@ def test_an_older_format_is_refused_with_what_to_do(local: RunFolder, tmp_path: 
     with pytest.raises(CheckpointError) as failure:
         opened(path)
     assert str(failure.value) == (
-        f"{path} has format 1, which cannot be resumed; this raytorch reads format 4; resume it with the raytorch that "
-        f"wrote it, or take its weights alone, with raytorch.serialization.load_model('{path}/model.safetensors')"
+        f"{path} has format 1, which cannot be resumed; this raytorch reads format 4 and 5; resume it with the raytorch"
+        " that wrote it, or take its weights alone, with raytorch.serialization.load_model("
+        f"'{path}/model.safetensors')"
     )
 
 
@@ -158,13 +159,13 @@ def read_all(path: Path) -> None:
     saved.state()
 
 
-@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
-def test_a_state_of_which_a_file_is_a_folder_is_refused(tmp_path: Path, name: str) -> None:
-    save_state({"a": torch.zeros(2)}, tmp_path)
-    (tmp_path / name).unlink()
-    (tmp_path / name).mkdir()
-    with pytest.raises(ModelFileError, match=rf"{name} cannot be read: it is not a file"):
-        load_saved_state(tmp_path)
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "state.safetensors"])
+def test_a_file_that_is_a_folder_is_refused(local: RunFolder, tmp_path: Path, name: str) -> None:
+    path = save(local, tmp_path) / name
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=rf"{name} is missing, or no file"):
+        read_all(path.parent)
 
 
 def test_a_state_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:

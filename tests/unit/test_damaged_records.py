@@ -42,8 +42,9 @@ from raytorch.session.restore import restore
 from raytorch.sweeps.file import load_sweep
 from raytorch.sweeps.results import best_config, find_best, results_csv
 from raytorch.sweeps.sweep import SweepPlan, _LiveSweepRecord, plan_resumed_sweep, plan_sweep
-from raytorch.training.checkpoints import Checkpoints, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints
 from raytorch.training.run_record import RunRecord
+from raytorch.training.saved_state import open_checkpoint
 
 EXAMPLES = int(os.environ.get("RAYTORCH_EXAMPLES", "12"))
 MOST_GROWTH = 500 * 2**20

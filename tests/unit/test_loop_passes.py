@@ -10,7 +10,7 @@ from own_loops import CODE, CPU, lines, project_with_loops, train, write
 from whole_runs import assert_bitwise_equal
 
 from raytorch.training import monitor
-from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.saved_state import open_checkpoint
 from raytorch.training.stopping import DriverRequest
 
 

@@ -12,7 +12,7 @@ from whole_runs import assert_bitwise_equal
 
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.storage import RunFolder
-from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.saved_state import open_checkpoint
 
 LOOPS = (
     CODE

@@ -21,7 +21,8 @@ from raytorch.runs.plan import plan_resume, plan_run
 from raytorch.runs.storage import LARGEST_RECORD, RunFolder
 from raytorch.sweeps.file import Trial
 from raytorch.sweeps.results import read_result
-from raytorch.training.checkpoints import Checkpoints, open_checkpoint
+from raytorch.training.checkpoints import Checkpoints
+from raytorch.training.saved_state import open_checkpoint
 
 
 def make_socket(path: Path) -> None:
@@ -69,6 +70,7 @@ def folder(tmp_path: Path) -> RunFolder:
     for step in (1, 2):
         manifest = {"step": step, "metrics": {}, "evaluated": False, "config": plan.config.model_dump(mode="json")}
         checkpoints.save({"model": (nn.Linear(2, 2), architecture)}, {"at": torch.ones(step)}, manifest)
+    checkpoints.wait()
     return plan.folder
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from saved_states import load_saved_state, save_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
 from raytorch.errors import ConfigError, DivergedError
-from raytorch.serialization.nested_state import load_saved_state, save_state
 from raytorch.training.optimizer_steps import LEAST_SCALE, OptimizerSteps
 from raytorch.training.precision import Precision
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from saved_states import load_saved_state, save_state
 from torch import Tensor, nn
 
 from raytorch.config import (
@@ -29,7 +30,6 @@ from raytorch.config import (
 )
 from raytorch.errors import CheckpointError, ConfigError
 from raytorch.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
-from raytorch.serialization.nested_state import load_saved_state, save_state
 
 OPTIMIZER_CASES: list[tuple[Optimizer, type[torch.optim.Optimizer]]] = [
     (Sgd(lr=0.02, momentum=0.8, nesterov=True, weight_decay=0.1), torch.optim.SGD),

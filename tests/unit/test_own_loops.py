@@ -22,8 +22,8 @@ from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import checkpoint_names, latest_checkpoint, read_manifest
 from raytorch.runs.storage import RunFolder
 from raytorch.training import run_state
-from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.export import load_run
+from raytorch.training.saved_state import open_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -178,8 +178,8 @@ def test_the_checkpoint_is_let_go_of_where_a_loop_fails_before_its_batches(
     held: list[str] = []
 
     @contextmanager
-    def noted(folder: RunFolder, name: str) -> Iterator[Any]:
-        with open_checkpoint(folder, name) as content:
+    def noted(folder: RunFolder, name: str, **how: bool) -> Iterator[Any]:
+        with open_checkpoint(folder, name, **how) as content:
             held.append(name)
             yield content
             held.remove(name)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from in_process import local_session
+from saved_states import save_state
 from torch import Tensor, nn
 
 from raytorch.config import MlpModel
 from raytorch.errors import ModelFileError, RemoteOpError
 from raytorch.models.networks import Architecture
-from raytorch.serialization import load_tensors, nested_state, save_model, save_tensors, weights, whole_models
+from raytorch.serialization import load_tensors, nested_state, savable, save_model, save_tensors, whole_models
 from raytorch.session import module_outline
 from raytorch.session import save as snapshot
 
@@ -46,15 +47,15 @@ def test_a_header_is_no_longer_than_was_thought_before_it_was_written(
     tensors = {"é\n": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.bfloat16), "c": torch.zeros(0)}
     save_tensors(tensors, path, metadata)
     length = int.from_bytes(path.read_bytes()[:8], "little")
-    assert length <= weights._longest_header(tensors, metadata) <= length + 40
+    assert length <= savable._longest_header(tensors, metadata) <= length + 40
 
 
 def test_a_header_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "LONGEST_HEADER", 100)
+    monkeypatch.setattr(savable, "LONGEST_HEADER", 100)
     with pytest.raises(ModelFileError, match="at most 100 can be read again: save fewer"):
         save_tensors({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "new.safetensors")
     with pytest.raises(ModelFileError, match="can be read again"):
-        nested_state.save_state({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path)
+        save_state({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path)
     session = local_session()
     kept = [session.ones(1), session.ones(1)]
     with pytest.raises(RemoteOpError, match="can be read again"):
@@ -66,7 +67,7 @@ def test_a_header_that_could_not_be_read_again_is_not_written(tmp_path: Path, mo
 def test_a_state_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nested_state, "LARGEST_STRUCTURE", 100)
     with pytest.raises(ModelFileError, match="at most 100 can be read again"):
-        nested_state.save_state({"a": "x" * 100, "b": torch.zeros(1)}, tmp_path)
+        save_state({"a": "x" * 100, "b": torch.zeros(1)}, tmp_path)
     assert not [*tmp_path.iterdir()]
 
 

@@ -23,7 +23,7 @@ from sharded_runs import (
 
 from raytorch.distributed import Worker
 from raytorch.distributed.sharding import whole
-from raytorch.distributed.shards import own_part
+from raytorch.distributed.shards import gathered, own_part
 
 GROUPS = {"groups": [{"match": "*bias", "lr": 0.05}, {"match": "head*", "weight_decay": 0.3}]}
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.01}}
@@ -140,8 +140,8 @@ def go_on_with_the_same_bits(worker: Worker, strategy: str) -> None:
     name = "accumulated-2"
     run = run_of(name, worker.world_size, strategy, **RUNS["accumulated"])
     _, progress = registered(run, worker)
-    models = {key: model for key, (model, _) in progress.parts.shown().items()}
-    trained, state = whole(progress.parts.models["model"].bare), progress.parts.state()
+    models = {key: model for key, (model, _) in progress.parts.in_one_piece().items()}
+    trained, state = whole(progress.parts.models["model"].bare), gathered(progress.parts.state())
     if worker.rank == 0:
         model, expected = saved(name)
         assert_close(models["model"].state_dict(), model, 0)

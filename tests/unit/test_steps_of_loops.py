@@ -12,7 +12,7 @@ from raytorch.config.file import from_data
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan
 from raytorch.runs.storage import RunFolder
-from raytorch.training.checkpoints import open_checkpoint
+from raytorch.training.saved_state import open_checkpoint
 
 CODE = """
 import torch

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_states import load_saved_state, save_state
 
 from raytorch.cli.common import print_json
 from raytorch.errors import ModelFileError
@@ -14,7 +15,6 @@ from raytorch.runs.catalog import read_evaluations, read_history, read_summary
 from raytorch.runs.metrics import MetricsLog
 from raytorch.runs.records import write_end
 from raytorch.runs.storage import RunFolder
-from raytorch.serialization.nested_state import load_saved_state, save_state
 from raytorch.system.strict_json import number, to_json
 
 ODD = {"f1": math.nan, "worst": math.inf, "least": -math.inf, "loss": 0.5}

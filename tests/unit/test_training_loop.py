@@ -17,8 +17,8 @@ from raytorch.errors import CheckpointError, ConfigError, DivergedError
 from raytorch.runs.catalog import read_history
 from raytorch.runs.checkpoint_manifest import latest_checkpoint, read_manifest
 from raytorch.runs.storage import RunFolder
-from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.loop import Trainer
+from raytorch.training.saved_state import open_checkpoint
 
 
 @pytest.fixture(autouse=True)
