@@ -37,6 +37,9 @@ class OptimizerSteps:
         >>> is_taken = steps.take()
     """
 
+    reads_what_it_needs = True
+    """Whether :meth:`load_state_dict` reads tensors itself, of which it may need parts alone."""
+
     def __init__(
         self, config: RunConfig, model: nn.Module, precision: Precision, *, total_steps: int, steps_per_epoch: int
     ) -> None:

@@ -34,6 +34,7 @@ class OptimizerState:
     """All that a PyTorch optimizer remembers, with its settings, in the form that a checkpoint has."""
 
     reads_what_it_needs = True
+    """Whether :meth:`load_state_dict` reads tensors itself, of which it may need parts alone."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -121,6 +122,11 @@ class Restored:
         self._models = set(self._content.models)
         self._given: list[Callable[[], object]] = []
         self._is_reached = False
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors that this worker has read of it."""
+        return self._content.bytes_read
 
     def load_model(self, name: str, module: nn.Module) -> None:
         """Give a model its weights: those that are trained, where what is saved is their average."""

@@ -14,7 +14,7 @@ import torch
 from checkpoints import ANOTHER, CPU, change_manifest, opened
 from ranks import on_ranks
 from safetensors import safe_open
-from sharded_runs import assert_close, in_project, run_of, saved, train, without_ray
+from sharded_runs import OWN, assert_close, in_project, registered, run_of, saved, train, without_ray
 
 from raytorch.distributed import Worker
 from raytorch.errors import CheckpointError
@@ -27,6 +27,7 @@ ADAMW: dict[str, Any] = {
     "ema": {"decay": 0.9},
     "checkpoint": {"every_steps": 2, "keep": 9},
 }
+LARGE = ADAMW | {"model": OWN | {"width": 512}, "steps": 1, "ema": None}
 STRATEGIES = ["fsdp", "hsdp", "ddp"]
 
 
@@ -44,7 +45,18 @@ def train_each(worker: Worker) -> None:
     without_ray()
     for strategy in STRATEGIES:
         train(run_of(strategy, 2, strategy, **ADAMW), worker)
+    train(run_of("large", 2, "fsdp", **LARGE), worker)
     train(run_of("skipped", 2, "fsdp", **ADAMW | {"checkpoint": {"every_steps": 1, "when_busy": "skip"}}), worker)
+
+
+def read_no_more_than_its_share(worker: Worker) -> None:
+    without_ray()
+    _, progress = registered(run_of("large", 4, "fsdp", **LARGE), worker)
+    nbytes = sum(file.stat().st_size for file in checkpoints("large")[-1].glob("*.safetensors"))
+    assert progress.parts.restored
+    share = progress.parts.restored.bytes_read / nbytes
+    assert 0.2 < share <= 0.3, share
+    progress.close()
 
 
 def checkpoints(run: str) -> list[Path]:
@@ -83,6 +95,10 @@ def test_checkpoints_are_told_in_the_summary_of_a_run() -> None:
     told = saved("skipped")[1]["checkpoints"]
     assert checkpoints("skipped")[-1].name == "checkpoint_00000004"
     assert told["saved"] + told["skipped"] == 3
+
+
+def test_of_what_two_have_written_each_of_four_reads_its_share() -> None:
+    on_ranks(read_no_more_than_its_share, 4)
 
 
 def flip(file: Path, at: int) -> None:
