@@ -106,7 +106,7 @@ ROOMS = {
     "onnx": [],
     # ray
     "distributed": [
-        "collectives exception_causes shards worker",
+        "collectives exception_causes shards tensor_parallel worker",
         "sharding",
         "ddp",
         "process_group",
