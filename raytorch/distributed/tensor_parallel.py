@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raytorch.distributed.collectives import all_reduce
+from raytorch.distributed.shards import own_part
 from raytorch.errors import UserError
 
 KINDS = {
@@ -30,6 +32,10 @@ KINDS = {
 """What a plan says of a module."""
 _WHOLE_ALONE = ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
 """Attributes of an nn.Embedding that have to be unset for some of its vectors to do as all would."""
+
+
+_UNEQUAL = 0.01
+"""Share of a gradient by which another is no longer the same up to the order of sums."""
 
 
 def check_plan(module: nn.Module, plan: Mapping[str, str], workers: int) -> None:
@@ -53,6 +59,30 @@ def check_plan(module: nn.Module, plan: Mapping[str, str], workers: int) -> None
                 f"parallel.tensor: {workers} workers do not divide the {size} of {name}, {getattr(part, size)}; take "
                 "another number, or other sizes of the model"
             )
+
+
+@torch.no_grad()
+def unequal_gradients(module: nn.Module) -> list[str]:
+    """Names of parameters that each worker of a group has all of, and whose gradients are others on some of them.
+
+    Their weights would part. All workers call it together and are told the same.
+    """
+    found: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        mesh: Any = getattr(parameter, "device_mesh", None)
+        if mesh is None or "tensor" not in mesh.mesh_dim_names or parameter.grad is None:
+            continue
+        at = mesh.mesh_dim_names.index("tensor")
+        if hasattr(parameter.placements[at], "dim"):  # type: ignore[attr-defined]
+            continue
+        group, own = mesh.get_group("tensor"), own_part(parameter.grad).to(mesh.device_type).contiguous()
+        first = own.clone()
+        dist.broadcast(first, group=group, group_src=0)
+        found[name] = (own - first).norm() > _UNEQUAL * first.norm()
+    if not found:
+        return []
+    are_unequal = all_reduce(torch.stack([*found.values()]).float(), "max").tolist()
+    return [name for name, is_unequal in zip(found, are_unequal, strict=True) if is_unequal]
 
 
 class TensorParallel:

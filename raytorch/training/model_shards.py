@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raytorch.config import RunConfig
 from raytorch.distributed.collectives import broadcast, gather_objects
 from raytorch.distributed.sharding import Sharding, shard
+from raytorch.distributed.tensor_parallel import unequal_gradients
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError
 from raytorch.training.module_names import matching
@@ -41,6 +42,7 @@ class ModelShards:
     def __init__(self, config: RunConfig, worker: Worker, precision: Precision) -> None:
         self._config, self._worker, self._precision = config, worker, precision
         self._how: Sharding | None = None
+        self._is_checked = config.parallel.tensor == 1
 
     @classmethod
     def of(cls, config: RunConfig, worker: Worker, precision: Precision) -> "ModelShards | None":
@@ -82,6 +84,22 @@ class ModelShards:
         self._how = self._how or self._sharding()
         products = products_of(model, self._config, name)
         shard(model, gathered_apart(model, self._config, name), self._how, products)
+
+    def require_alike(self, models: Mapping[str, nn.Module]) -> None:
+        """Refuse, after the first step, models of which the workers that compute together have other gradients.
+
+        All workers call it together. Raises ConfigError.
+        """
+        if self._is_checked:
+            return
+        self._is_checked = True
+        for name, model in models.items():
+            if unequal := unequal_gradients(model):
+                raise ConfigError(
+                    f"parallel.tensor: workers that compute together have other gradients of {', '.join(unequal[:3])} "
+                    f"of {name}, which each of them has whole; let its tensor_plan say region of the module around "
+                    "what computes with a part of it, and let them read and draw the same"
+                )
 
     def _sharding(self) -> Sharding:
         parallel, precision = self._config.parallel, self._precision

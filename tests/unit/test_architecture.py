@@ -106,7 +106,8 @@ ROOMS = {
     "onnx": [],
     # ray
     "distributed": [
-        "collectives exception_causes shards tensor_parallel worker",
+        "collectives exception_causes shards worker",
+        "tensor_parallel",
         "sharding",
         "ddp",
         "process_group",

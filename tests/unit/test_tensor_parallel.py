@@ -17,6 +17,9 @@ from raytorch.distributed.sharding import whole
 from raytorch.distributed.shards import own_part
 from raytorch.distributed.tensor_parallel import check_plan
 from raytorch.errors import ConfigError, UserError
+from raytorch.runs.checkpoint_manifest import latest_checkpoint
+from raytorch.runs.storage import RunFolder
+from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.model_shards import groups_of, products_of
 
 CODE = '''
@@ -64,6 +67,32 @@ class Net(nn.Module):
         return self.head(x)
 
 
+class Seen:
+    """A metric that keeps a state: how many samples there were."""
+
+    update_count = 0
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.seen, self.update_count = [], 0
+
+    def update(self, outputs, targets):
+        self.seen.append(len(targets))
+        self.update_count += 1
+
+    def add_state(self, *given):
+        """That it has one is told by this."""
+
+    @property
+    def metric_state(self):
+        return {"seen": self.seen}
+
+    def compute(self):
+        return sum(self.seen)
+
+
 def main(run):
     net = run.model("model", Net, num_classes=10)
     judge = run.average("model", 0.5)
@@ -87,7 +116,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "accumulated": {"model": GPT, "accumulate": 3, "clip_norm": 0.1, "ema": {"decay": 0.9}},
     "recomputed": {"model": GPT | {"checkpointing": ["blocks.*"], "tied": False, "activation": "relu2"}, **SGD},
     "compiled": {"model": GPT | {"kv_heads": 4, "layers": 1}, "compile": True, **SGD},
-    "own": {"model": "mine.py:Net", "data": "digits", **SGD},
+    "own": {"model": "mine.py:Net", "data": "digits", "metrics": ["mine.py:Seen"], **SGD},
+    "unsaid": {"model": "unsaid.py:Net", "data": "digits"},
     "loop": {"loop": "mine.py:main", **dict.fromkeys(["data", "model", "optimizer"])},
 }
 ON_RANKS = [
@@ -120,11 +150,12 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
     in_project(tmp_path_factory.mktemp("tensor"))
     Path("mine.py").write_text(CODE, encoding="utf-8")
     text = "".join(f"{number} times {number} is {number**2}. " for number in range(500))
+    Path("unsaid.py").write_text(CODE.replace('"blocks.*.mlp": "region", ', ""), encoding="utf-8")
     Path("text.txt").write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raytorch.training.parts.data_parallel", lambda module: module)
         patch.setattr("ray.get", lambda answer: answer)
-        for name in RUNS:
+        for name in {each for each, _, _ in ON_RANKS}:
             train(run_with(name, 1, "ddp", 1, compile=False), Worker(0, 1, torch.device("cpu")))
         yield
     os.chdir(before)
@@ -140,10 +171,26 @@ def come_to_the_same(worker: Worker) -> None:
             assert_close(model, other, 1e-5)
             for key in ("kept", "averages"):
                 assert_close(flat(state[key]), flat(others[key]), 1e-5)
+            assert measured(run.name) == pytest.approx(measured(f"{name}-ddp-1"), rel=1e-5)
+    parts_of_a_parameter_are_missed(worker)
     hold_a_share(worker)
     for strategy, tensor in RESUMED:
         go_on_with_the_same_bits(worker, "accumulated-fsdp-2", run_with("accumulated", 4, strategy, tensor))
     go_on_with_the_same_bits(worker, "accumulated-ddp-1", run_with("accumulated", 4, "fsdp", 2))
+
+
+def measured(name: str) -> dict[str, float]:
+    folder = RunFolder("runs", name)
+    with open_checkpoint(folder, str(latest_checkpoint(folder))) as content:
+        return content.manifest.metrics
+
+
+def parts_of_a_parameter_are_missed(worker: Worker) -> None:
+    """Of a plan that leaves out that something computes with parts, before weights part that should be the same."""
+    with pytest.raises(
+        ConfigError, match=r"^parallel.tensor: workers that compute together have other gradients of bl"
+    ):
+        train(run_with("unsaid", 4, "fsdp", 2), worker)
 
 
 def hold_a_share(worker: Worker) -> None:
