@@ -117,6 +117,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "recomputed": {"model": GPT | {"checkpointing": ["blocks.*"], "tied": False, "activation": "relu2"}, **SGD},
     "compiled": {"model": GPT | {"kv_heads": 4, "layers": 1}, "compile": True, **SGD},
     "own": {"model": "mine.py:Net", "data": "digits", "metrics": ["mine.py:Seen"], **SGD},
+    "dropped": {"model": GPT | {"dropout": 0.3}, "steps": 1, **SGD},
     "unsaid": {"model": "unsaid.py:Net", "data": "digits"},
     "loop": {"loop": "mine.py:main", **dict.fromkeys(["data", "model", "optimizer"])},
 }
@@ -173,6 +174,7 @@ def come_to_the_same(worker: Worker) -> None:
                 assert_close(flat(state[key]), flat(others[key]), 1e-5)
             assert measured(run.name) == pytest.approx(measured(f"{name}-ddp-1"), rel=1e-5)
     parts_of_a_parameter_are_missed(worker)
+    draw_alike(worker)
     hold_a_share(worker)
     for strategy, tensor in RESUMED:
         go_on_with_the_same_bits(worker, "accumulated-fsdp-2", run_with("accumulated", 4, strategy, tensor))
@@ -191,6 +193,14 @@ def parts_of_a_parameter_are_missed(worker: Worker) -> None:
         ConfigError, match=r"^parallel.tensor: workers that compute together have other gradients of bl"
     ):
         train(run_with("unsaid", 4, "fsdp", 2), worker)
+
+
+def draw_alike(worker: Worker) -> None:
+    """Those of a group: else their gradients were others, which is refused; each group draws otherwise."""
+    train(run_with("dropped", 4, "fsdp", 2), worker)
+    if worker.rank == 0:
+        first, second = saved("dropped-fsdp-2")[1]["generators"]["cpu"]
+        assert not torch.equal(first, second)
 
 
 def hold_a_share(worker: Worker) -> None:
