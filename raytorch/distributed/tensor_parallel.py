@@ -109,7 +109,7 @@ class TensorParallel:
             kind = plan.get(name, "")
             if keys or kind:
                 own: Any = type(part)
-                part.__class__ = _derived(own, kind, keys, mesh, is_inside)
+                part.__class__ = _derived(own, kind, keys, mesh, is_inside, dist.group.WORLD)
 
     def divided(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         """``whole`` in the place of ``parameter``, as this worker is to have it."""
@@ -129,8 +129,11 @@ def _divided_dim(part: nn.Module, kind: str, key: str) -> int | None:
 
 
 @lru_cache(maxsize=256)
-def _derived(own: Any, kind: str, keys: tuple[str, ...], mesh: Any, is_inside: bool) -> type[nn.Module]:
-    """A class derived from a module's, and the same for all that are alike, so that they are compiled once."""
+def _derived(own: Any, kind: str, keys: tuple[str, ...], mesh: Any, is_inside: bool, world: Any) -> type[nn.Module]:
+    """A class derived from a module's, and the same for all that are alike, so that they are compiled once.
+
+    Meshes of the same ranks are equal, and so ``world`` says of which group these are.
+    """
     names: dict[str, Any] = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     for key in keys:
         is_partial = is_inside and not (kind == "row" and key == "bias")
@@ -165,18 +168,22 @@ def _alike(x: Tensor, mesh: Any) -> Tensor:
     return part
 
 
-def _summed(x: Tensor, mesh: Any) -> Tensor:
-    """The sum of what the workers have."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
+class _Summed(torch.autograd.Function):
+    """The sum of what the workers have, which all of them then have: no view, which must not be changed in place."""
 
-    part: Tensor = (
-        DTensor.from_local(x, mesh, [Partial()], run_check=False).redistribute(mesh, [Replicate()]).to_local()
-    )
-    return part
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: Any) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=mesh.get_group())
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 class _Joined(torch.autograd.Function):
-    """The last dimension in one piece, of which each worker has a part; no view, which FSDP warns of."""
+    """The last dimension in one piece, of which each worker has a part; no view either."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, mesh: Any) -> Tensor:
@@ -206,8 +213,8 @@ def _row(own: Any, mesh: Any, is_inside: bool) -> Callable[..., Tensor]:
         return _embedding(mesh)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        outputs, bias = _summed(F.linear(x, self.weight), mesh), self.bias
-        return outputs if bias is None else outputs + bias
+        outputs: Tensor = _Summed.apply(F.linear(x, self.weight), mesh)
+        return outputs if self.bias is None else outputs + self.bias
 
     return forward
 
@@ -220,7 +227,8 @@ def _embedding(mesh: Any) -> Callable[..., Tensor]:
         if not len(weight):
             weight = F.pad(weight, (0, 0, 0, 1))
         found = F.embedding(torch.where(is_here, places - begin, 0), weight)
-        return _summed(found * is_here.unsqueeze(-1), mesh)
+        vectors: Tensor = _Summed.apply(found * is_here.unsqueeze(-1), mesh)
+        return vectors
 
     return forward
 

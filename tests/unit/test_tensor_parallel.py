@@ -31,10 +31,11 @@ from torch.nn.functional import cross_entropy
 class Mlp(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.up, self.gain, self.down = nn.Linear(width, 24), nn.Parameter(torch.ones(1)), nn.Linear(24, width)
+        self.up, self.gain = nn.Linear(width, 24), nn.Parameter(torch.ones(1))
+        self.down = nn.Linear(24, width, bias=False)
 
     def forward(self, x):
-        return self.down(torch.relu(self.up(x) * self.gain))
+        return self.down(torch.relu(self.up(x) * self.gain)).mul_(0.9)
 
 
 class Block(nn.Module):
