@@ -207,6 +207,32 @@ class GptModel(_Heads):
         return self
 
 
+def require_products(model: ModelKeys, workers: int) -> None:
+    """Raise ConflictError for a shipped model whose products so many workers cannot compute together."""
+    if workers == 1 or not isinstance(model, ShippedModel):  # which says itself what is divided
+        return
+    if not isinstance(model, GptModel):
+        raise ConflictError(
+            f"tensor is for model gpt, and for models of your own that have a tensor_plan, not for {model.name}; take "
+            "strategy fsdp, or leave it out",
+            "parallel.tensor",
+            "model.name",
+        )
+    heads = model.kv_heads or model.heads
+    if heads % workers:
+        raise ConflictError(
+            f"tensor ({workers}) must divide the heads of keys and values ({heads}), of which each worker has some",
+            "parallel.tensor",
+            "model.kv_heads" if model.kv_heads else "model.heads",
+        )
+    if model.feedforward and model.feedforward % workers:
+        raise ConflictError(
+            f"tensor ({workers}) must divide feedforward ({model.feedforward}), of which each worker has a part",
+            "parallel.tensor",
+            "model.feedforward",
+        )
+
+
 def _check_halving(channels: list[int], height: int, width: int) -> None:
     most = min(height, width).bit_length() - 1
     if len(channels) > most:

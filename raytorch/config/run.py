@@ -33,7 +33,7 @@ from raytorch.config.data import (
 from raytorch.config.execution import Averaging, Checkpointing, EarlyStopping, Failure, Logging, Scaling
 from raytorch.config.export_formats import ExportFormat
 from raytorch.config.metrics import LOSS_LABEL, OF_NUMBERS, Metric, MetricPart, OwnMetric, Ranking
-from raytorch.config.models import MODELS, MlpModel, ModelPart
+from raytorch.config.models import MODELS, MlpModel, ModelPart, require_products
 from raytorch.config.optimization import ConstantSchedule, Loss, LossPart, PlateauSchedule, Schedule
 from raytorch.config.optimizers import AdamW, Optimizer, Rprop, peak_rates
 from raytorch.config.own_parts import OwnEvaluation, OwnLoop, OwnPart
@@ -243,11 +243,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _batch_feeds_every_worker(self) -> "RunConfig":
-        least = self.scaling.max_workers * self.accumulate
+        workers = self.scaling.max_workers // self.parallel.tensor  # of which each has other samples
+        least = workers * self.accumulate
         if self.batch_size < least:
             raise ConflictError(
                 f"batch_size ({self.batch_size}) must be at least workers x accumulate "
-                f"({self.scaling.max_workers} x {self.accumulate} = {least}), a sample for each",
+                f"({workers} x {self.accumulate} = {least}), a sample for each",
                 "batch_size",
                 "scaling.workers.max",
                 "scaling.workers",
@@ -258,6 +259,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sharding_is_possible(self) -> "RunConfig":
         require_possible(self.parallel, self.scaling, None if self.loop else self.optimizer.name, self.precision)
+        if not self.loop:
+            require_products(self.model, self.parallel.tensor)
         return self
 
     @model_validator(mode="after")

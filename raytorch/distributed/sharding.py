@@ -5,11 +5,12 @@ A sharded model is a module as any other: it is called, copied by ``deepcopy`` a
 have to do so together, and its parameters are ``DTensor``. ``torch.distributed.fsdp`` is loaded with the first one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.shards import gathered, is_divided, own_part
+from raytorch.distributed.tensor_parallel import TensorParallel, check_plan
 from raytorch.errors import UserError
 
 _MULTIPLIED = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
@@ -50,10 +52,13 @@ class Sharding:
     """Whether parameters, gradients and what optimizers remember are in the CPU's memory."""
     compile: bool = False
     """Compile the modules that are gathered one by one."""
+    tensor: int = 1
+    """How many workers that follow one another compute products together; such are in one group."""
 
 
 class _Plan(NamedTuple):
     names: Sequence[str]
+    products: Mapping[str, str]
     how: Sharding
     outline: nn.Module
     """The model without memory, and without any of this."""
@@ -63,21 +68,26 @@ _PLANS: WeakKeyDictionary[nn.Module, _Plan] = WeakKeyDictionary()
 """Those of the sharded models of this process."""
 
 
-def shard(module: nn.Module, names: Iterable[str], how: Sharding) -> None:
+def shard(
+    module: nn.Module, names: Iterable[str], how: Sharding, products: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Divide a model among all workers, in place and as rank 0 has it; they call it together.
 
     Modules of those ``names`` are gathered one by one, and what is left with the whole model's call. On workers other
     than rank 0 its tensors may be on the meta device; no worker has more than one of the modules whole on its device.
+    ``products`` names modules that workers compute together, and how; see
+    :mod:`~raytorch.distributed.tensor_parallel`.
 
-    Raises UserError for a parameter without a dimension.
+    Raises UserError for a parameter without a dimension, and for products that cannot be divided.
     """
+    check_plan(module, products, how.tensor)
     for name, parameter in module.named_parameters():
         if parameter.dim() == 0:
             raise UserError(
                 f"parallel.strategy: parameter {name} is a number without a dimension, which cannot be sharded; give "
                 "it the shape (1,), or take strategy: ddp"
             )
-    plan = _Plan(sorted(names, key=lambda name: -name.count(".")), how, _outline(module))
+    plan = _Plan(sorted(names, key=lambda name: -name.count(".")), products, how, _outline(module))
     _divide(module, plan, lambda tensor: _from_rank_zero(tensor, how.device))
 
 
@@ -158,9 +168,13 @@ class _Places:
         self.multiplied: set[int] = set()
         """Parameters that have been put there and are weights of products alone, by their id."""
 
+    def __contains__(self, tensor: Tensor) -> bool:
+        """Tell whether it has been put there by nobody yet."""
+        return id(tensor) in self._places
+
     def fill(self, tensor: Tensor, value: Tensor) -> None:
         """Put ``value`` where ``tensor`` is."""
-        places = self._places[id(tensor)]
+        places = self._places.pop(id(tensor))
         if isinstance(tensor, nn.Parameter):
             value = nn.Parameter(value, tensor.requires_grad)
             if tensor.dim() > 1 and all(isinstance(owner, _MULTIPLIED) for owner, _ in places):
@@ -175,18 +189,20 @@ def _divide(module: nn.Module, plan: _Plan, filled: Callable[[Tensor], Tensor]) 
 
     how, places = plan.how, _Places(module)
     offload = CPUOffloadPolicy(pin_memory=how.device.type == "cuda") if how.offload else OffloadPolicy()
-    mesh = _mesh(dist.group.WORLD, how.groups, how.device.type)
+    mesh = _mesh(dist.group.WORLD, how.groups, how.tensor, how.device.type)
+    computed = TensorParallel(module, plan.products, mesh["tensor"]) if how.tensor > 1 else None
     for buffer in list(module.buffers()):
         places.fill(buffer, filled(buffer))
     for name in (*plan.names, ""):
         part = module.get_submodule(name)
-        for parameter in [each for each in part.parameters() if not is_divided(each)]:
-            places.fill(parameter, filled(parameter))
+        for parameter in [each for each in part.parameters() if each in places]:
+            value = filled(parameter)
+            places.fill(parameter, computed.divided(parameter, value) if computed else value)
         if how.compile and name:
             part.compile(dynamic=False)
         fully_shard(
             part,
-            mesh=mesh,
+            mesh=mesh[tuple(name for name in mesh.mesh_dim_names if name != "tensor")] if computed else mesh,
             # The whole model too: what stays from a call without a backward pass would be old after the next step.
             reshard_after_forward=how.reshard_after_forward,
             mp_policy=_precision(how.dtype, places.multiplied),
@@ -199,13 +215,15 @@ def _divide(module: nn.Module, plan: _Plan, filled: Callable[[Tensor], Tensor]) 
 
 
 @lru_cache(maxsize=4)
-def _mesh(world: Any, groups: tuple[tuple[int, ...], ...], device_type: str) -> Any:
-    """The workers of the group ``world`` as a mesh, of which the last dimension shards."""
+def _mesh(world: Any, groups: tuple[tuple[int, ...], ...], tensor: int, device_type: str) -> Any:
+    """The workers of the group ``world`` as a mesh: of its groups, the parts of a group, and of products."""
     from torch.distributed.device_mesh import DeviceMesh
 
-    if len(groups) == 1:
-        return DeviceMesh(device_type, list(groups[0]), mesh_dim_names=("shard",))
-    return DeviceMesh(device_type, [list(group) for group in groups], mesh_dim_names=("copy", "shard"))
+    ranks = torch.tensor(groups).view(len(groups), -1, tensor)
+    sizes = {"copy": len(groups), "shard": 0, "tensor": tensor}
+    names = tuple(name for name, size in sizes.items() if size != 1)
+    shape = [size for name, size in zip(sizes, ranks.shape, strict=True) if name in names]
+    return DeviceMesh(device_type, ranks.view(shape), mesh_dim_names=names)
 
 
 def _precision(dtype: torch.dtype | None, multiplied: set[int]) -> Any:

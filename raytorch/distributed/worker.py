@@ -1,6 +1,6 @@
 """A worker's place in its group; for functions that run in a Ray Train worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,27 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+    tensor: int = 1
+    """How many that follow one another have the same samples, of each of which they compute a part."""
+
+    def in_groups_of(self, workers: int) -> "Worker":
+        """This worker, where so many that follow one another have the same samples.
+
+        Example:
+            >>> Worker(2, 4, torch.device("cpu")).in_groups_of(2).data_rank
+            1
+        """
+        return replace(self, tensor=workers)
+
+    @property
+    def data_rank(self) -> int:
+        """The number of the workers with its samples, from 0."""
+        return self.rank // self.tensor
+
+    @property
+    def data_workers(self) -> int:
+        """How many workers, or groups of them, have samples of their own."""
+        return self.world_size // self.tensor
 
     @classmethod
     def current(cls) -> "Worker":

@@ -145,6 +145,17 @@ class Block(nn.Module):
         return made
 
 
+class TiedHead(nn.Module):
+    """The logits of each of the tokens that a matrix has the embeddings of; it has no parameter of its own."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.out_features = vocabulary
+
+    def forward(self, x: Tensor, embeddings: Tensor) -> Tensor:
+        return F.linear(x, embeddings)
+
+
 class Gpt(nn.Module):
     """Tokens int64 (B, T) to the logits of each one's next, (B, T, vocabulary).
 
@@ -153,6 +164,16 @@ class Gpt(nn.Module):
 
     metrics = {"bits_per_byte": BitsPerByte()}  # noqa: RUF012 - no ClassVar, which TorchScript does not know
     axes = {"tokens": {0: "batch", 1: "length"}}  # noqa: RUF012
+    tensor_plan = {  # noqa: RUF012
+        "embed": "row",
+        "blocks.*.attention": "region",
+        "blocks.*.attention.[qkv]*": "column",
+        "blocks.*.attention.project": "row",
+        "blocks.*.feedforward": "region",
+        "blocks.*.feedforward.[gu]*": "column",
+        "blocks.*.feedforward.down": "row",
+        "head": "gathered",
+    }
 
     def __init__(
         self,
@@ -179,7 +200,8 @@ class Gpt(nn.Module):
             Block(dim, heads, self.kv_heads, activation, feedforward, dropout) for _ in range(layers)
         )
         self.norm = nn.RMSNorm(dim, EPSILON)
-        self.head = None if tied else nn.Linear(dim, vocabulary, bias=False)
+        self.tied = tied
+        self.head = TiedHead(vocabulary) if tied else nn.Linear(dim, vocabulary, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -238,7 +260,8 @@ class Gpt(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """What follows on each token by what the blocks have made of it."""
         x = self.norm(x)
-        return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+        logits: Tensor = self.head(x, self.embed.weight) if self.tied else self.head(x)
+        return logits
 
 
 def _with_room(kept: Tensor, length: int) -> Tensor:

@@ -367,7 +367,8 @@ def require_enough_samples(config: RunConfig, loss: LossFunction, model: nn.Modu
     Batch normalization has nothing to compare it with; PyTorch says so when it comes to it, after a whole epoch. Raises
     ConfigError, whose message has a batch size that goes.
     """
-    parts, samples = config.scaling.max_workers * config.accumulate, len(dataset)
+    workers, samples = config.scaling.max_workers // config.parallel.tensor, len(dataset)
+    parts = workers * config.accumulate
     if smallest_batch(samples, config.batch_size) >= 2 * parts or _takes_one(loss, model, dataset):
         return
     sizes = range(config.batch_size + 1, max(4 * parts, 8 * config.batch_size))
@@ -375,7 +376,7 @@ def require_enough_samples(config: RunConfig, loss: LossFunction, model: nn.Modu
     advice = f"take batch_size: {better}" if better else "take more samples"
     raise ConfigError(
         f"batch_size ({config.batch_size}): the {samples:,} training samples leave a batch of "
-        f"{smallest_batch(samples, config.batch_size)} for {config.scaling.max_workers} workers x {config.accumulate} "
+        f"{smallest_batch(samples, config.batch_size)} for {workers} workers x {config.accumulate} "
         f"micro-batches, and batch normalization needs two for each; {advice}, fewer workers, or a lower accumulate"
     )
 

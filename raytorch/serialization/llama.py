@@ -85,7 +85,7 @@ def _config(model: Gpt, architecture: Architecture) -> dict[str, Any]:
         "rms_norm_eps": EPSILON,
         "rope_theta": model.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "tie_word_embeddings": model.head is None,
+        "tie_word_embeddings": model.tied,
         **known,
         "torch_dtype": str(model.embed.weight.dtype).removeprefix("torch."),
     }

@@ -1,7 +1,6 @@
 """What a model comes to on a split: its loss and its metrics, over all workers."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,8 @@ def evaluation_batch(config: RunConfig) -> int:
     """How many samples a worker judges at once: of text, whose logits take gigabytes, no more than it trains on."""
     if config.data.kind != "tokens":
         return EVALUATION_BATCH
-    return min(EVALUATION_BATCH, max(1, config.batch_size // (config.scaling.max_workers * config.accumulate)))
+    data_workers = config.scaling.max_workers // config.parallel.tensor
+    return min(EVALUATION_BATCH, max(1, config.batch_size // (data_workers * config.accumulate)))
 
 
 class Evaluator:
@@ -62,8 +62,8 @@ class Evaluator:
         totals = torch.zeros(len(means), 2, dtype=torch.float64, device=worker.device)
         for metric in self._stateful.values():
             metric.reset()
-        share: dict[str, Any] = {"rank": worker.rank, "world_size": worker.world_size, "in_step": is_sharded(model)}
-        for batch in evaluation_batches(split, batch_size=self._batch_size, **share):
+        shares = {"rank": worker.data_rank, "world_size": worker.data_workers}
+        for batch in evaluation_batches(split, batch_size=self._batch_size, **shares, in_step=is_sharded(model)):
             content, once = self._precision.layout_of(batch.content), EachCallOnce(model)
             with self._precision.autocast():
                 values = {name: once.judged(judge, content) for name, judge in means.items()}
@@ -87,7 +87,7 @@ class Evaluator:
         worker, metrics = self._worker, self._stateful
         if not metrics:
             return {}
-        every = gather_objects([metric.states() for metric in metrics.values()])
+        every = gather_objects([metric.states() for metric in metrics.values()])[:: worker.tensor]
         values = torch.zeros(len(metrics), dtype=torch.float64, device=worker.device)
         last = worker.world_size - 1
         if worker.rank == last:

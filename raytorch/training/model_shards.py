@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raytorch.config import RunConfig
 from raytorch.distributed.collectives import broadcast, gather_objects
 from raytorch.distributed.sharding import Sharding, shard
+from raytorch.distributed.tensor_parallel import unequal_gradients
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError
 from raytorch.training.module_names import matching
@@ -41,11 +42,12 @@ class ModelShards:
     def __init__(self, config: RunConfig, worker: Worker, precision: Precision) -> None:
         self._config, self._worker, self._precision = config, worker, precision
         self._how: Sharding | None = None
+        self._is_checked = config.parallel.tensor == 1
 
     @classmethod
     def of(cls, config: RunConfig, worker: Worker, precision: Precision) -> "ModelShards | None":
         """What divides the models of a run; None where each worker has all of them."""
-        is_shared = config.parallel.strategy != "ddp" and worker.world_size > 1
+        is_shared = (config.parallel.strategy != "ddp" or config.parallel.tensor > 1) and worker.world_size > 1
         return cls(config, worker, precision) if is_shared else None
 
     def built(self, build: Callable[[], Built], model_of: Callable[[Built], nn.Module]) -> Built:
@@ -80,7 +82,24 @@ class ModelShards:
     def divide(self, name: str, model: nn.Module) -> None:
         """Divide a model, in place. Raises ConfigError if nothing says into what, or it cannot be divided."""
         self._how = self._how or self._sharding()
-        shard(model, gathered_apart(model, self._config, name), self._how)
+        products = products_of(model, self._config, name)
+        shard(model, gathered_apart(model, self._config, name), self._how, products)
+
+    def require_alike(self, models: Mapping[str, nn.Module]) -> None:
+        """Refuse, after the first step, models of which the workers that compute together have other gradients.
+
+        All workers call it together. Raises ConfigError.
+        """
+        if self._is_checked:
+            return
+        self._is_checked = True
+        for name, model in models.items():
+            if unequal := unequal_gradients(model):
+                raise ConfigError(
+                    f"parallel.tensor: workers that compute together have other gradients of {', '.join(unequal[:3])} "
+                    f"of {name}, which each of them has whole; let its tensor_plan say region of the module around "
+                    "what computes with a part of it, and let them read and draw the same"
+                )
 
     def _sharding(self) -> Sharding:
         parallel, precision = self._config.parallel, self._precision
@@ -92,19 +111,22 @@ class ModelShards:
             autocast=precision.autocast,
             offload=parallel.offload == "cpu",
             compile=self._config.compile,
+            tensor=parallel.tensor,
         )
 
 
 def groups_of(config: RunConfig, worker: Worker) -> tuple[tuple[int, ...], ...]:
-    """Ranks of which each group has the whole model: all of them, or with hsdp those of a node, or as many as are
-    asked for.
+    """Ranks of which each group has the whole model: all of them, with hsdp those of a node or as many as are asked
+    for, and with ddp those that compute products together.
     """
-    ranks, size = range(worker.world_size), config.parallel.shard
+    ranks, tensor = range(worker.world_size), config.parallel.tensor
+    size = tensor if config.parallel.strategy == "ddp" else config.parallel.shard
     if config.parallel.strategy == "fsdp":
         return (tuple(ranks),)
     if size is not None:
         return tuple(tuple(ranks[begin : begin + size]) for begin in range(0, len(ranks), size))
     nodes = gather_objects(ray.get_runtime_context().get_node_id() if ray.is_initialized() else "")
+    nodes = [nodes[rank - rank % tensor] for rank in ranks]
     groups = tuple(tuple(rank for rank in ranks if nodes[rank] == node) for node in dict.fromkeys(nodes))
     if len({len(group) for group in groups}) > 1:
         logger.warning(
@@ -116,7 +138,28 @@ def groups_of(config: RunConfig, worker: Worker) -> tuple[tuple[int, ...], ...]:
     return groups
 
 
-# -- what is gathered by itself ----------------------------------------------------------------------------------------
+# -- what is divided, and what is gathered by itself -------------------------------------------------------------------
+
+
+def products_of(model: nn.Module, config: RunConfig, name: str) -> dict[str, str]:
+    """The names of the modules of a model that workers compute together, with what its ``tensor_plan`` says of them.
+
+    Raises ConfigError where it has none, or one of no such modules.
+    """
+    if config.parallel.tensor == 1:
+        return {}
+    plan: Any = getattr(model, "tensor_plan", None)
+    if plan is None:
+        raise ConfigError(
+            f"parallel.tensor: nothing in {name} says which products workers compute together; let its class have a "
+            "tensor_plan, or leave parallel.tensor out"
+        )
+    names = [place for place, _ in model.named_modules() if place]
+    return {
+        place: kind
+        for pattern, kind in plan.items()
+        for place in matching(f"parallel.tensor: tensor_plan of {name}", [pattern], "module", names, [])
+    }
 
 
 def gathered_apart(model: nn.Module, config: RunConfig, name: str) -> list[str]:
@@ -140,7 +183,7 @@ def gathered_apart(model: nn.Module, config: RunConfig, name: str) -> list[str]:
             if not config.loop:  # which may have several models
                 raise
     chosen = [place for place in chosen or _repeated(model) if _is_alone(model, place)]
-    if not chosen:
+    if not chosen and config.parallel.strategy != "ddp":
         places = ", ".join(modules[:MOST_NAMES]) or "none"
         example = next(iter(modules), "blocks.*")
         raise ConfigError(

@@ -162,6 +162,8 @@ class Parts:
         """Take the weights after an optimizer step into account, once."""
         if step != self._averaged_at:
             self._averaged_at = step
+            if self._shards:
+                self._shards.require_alike({name: model.bare for name, model in self.models.items()})
             for model in self.models.values():
                 if model.average:
                     model.average.update()

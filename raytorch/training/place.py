@@ -89,7 +89,7 @@ class Place:
         if restored is None or not began:
             self.reach()
             if number == 0:  # from here on, dropout draws differently on each worker
-                torch.manual_seed(self._seed + 1 + self._worker.rank)
+                torch.manual_seed(self._seed + 1 + self._worker.data_rank)
             return step
         if len(began) > 1:
             return None

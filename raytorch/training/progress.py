@@ -43,6 +43,7 @@ class RunProgress:
     """The part that a run has on one worker, beside its loop."""
 
     def __init__(self, job: WorkerJob, worker: Worker, files: LiveFiles) -> None:
+        worker = worker.in_groups_of(job.plan.config.parallel.tensor)
         self.job, self.worker, self.files = job, worker, files
         self.config, self.folder = job.plan.config, job.plan.folder
         self.precision = Precision.choose(self.config.precision, worker.device)
@@ -310,8 +311,9 @@ class RunProgress:
         self.write_log()  # a diverged model must not become the latest checkpoint
         self._saved_at = self.step, self._evaluated_at
         with self.clock.phase("checkpointing"):
-            device = self.worker.device
-            generators = {name: all_gather(state.to(device)).cpu() for name, state in generator_states(device).items()}
+            device, each = self.worker.device, slice(None, None, self.worker.tensor)
+            states = generator_states(device).items()
+            generators = {name: all_gather(state.to(device)).cpu()[each] for name, state in states}
             if not self.saving.is_part:
                 return
             own = self.place.state_dict(is_within=self._is_within)

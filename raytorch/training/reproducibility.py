@@ -27,14 +27,14 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_generators(states: dict[str, Tensor], worker: Worker, *, seed: int) -> None:
-    """Continue this worker's generators from ``states``, which hold one row per rank.
+    """Continue this worker's generators from ``states``, which hold one row per rank of those with other samples.
 
     A group of another size has no rows to continue from: its generators start anew from ``seed`` and the rank.
     """
-    if len(states["cpu"]) != worker.world_size:
-        torch.manual_seed(seed + 1 + worker.rank)
+    if len(states["cpu"]) != worker.data_workers:
+        torch.manual_seed(seed + 1 + worker.data_rank)
         return
-    set_generator_states({name: rows[worker.rank] for name, rows in states.items()}, worker.device)
+    set_generator_states({name: rows[worker.data_rank] for name, rows in states.items()}, worker.device)
 
 
 def set_generator_states(states: dict[str, Tensor], device: torch.device) -> None:

@@ -208,10 +208,11 @@ class Run:
             max_skipped=max_skipped,
             shuffle=shuffle,
         )
-        if taken.smallest < self.worker.world_size:
+        workers = self.worker.data_workers
+        if taken.smallest < workers:
             raise ConfigError(
-                f"batch_size: {taken.samples:,} samples leave a batch of {taken.smallest} for {self.worker.world_size} "
-                "workers; take another batch_size, or run.steps, which weighs what each worker has"
+                f"batch_size: {taken.samples:,} samples leave a batch of {taken.smallest} for {workers} workers; "
+                "take another batch_size, or run.steps, which weighs what each worker has"
             )
         return (batch.content for [batch] in taken)
 
@@ -270,8 +271,8 @@ class Run:
             split,
             batch_size=batch_size or config.batch_size,
             micro_batches=accumulate,
-            rank=self.worker.rank,
-            world_size=self.worker.world_size,
+            rank=self.worker.data_rank,
+            world_size=self.worker.data_workers,
             seed=config.seed,
             augment=augment,
             weights=weights,
@@ -315,7 +316,7 @@ class Run:
         Raises:
             ConfigError: Models are sharded, and there are fewer samples than workers.
         """
-        rank, world_size, in_step = self.worker.rank, self.worker.world_size, self._progress.parts.are_sharded
+        rank, world_size, in_step = self.worker.data_rank, self.worker.data_workers, self._progress.parts.are_sharded
         split = self._split(data, 0, max_skipped)
         if in_step and len(split) < world_size:
             raise ConfigError(

@@ -148,6 +148,11 @@ def stream_of(data: Any, worker: Worker, tell: Tell, keys: ReadingKeys) -> Split
             "data.on_error: what fails in a ray.data.Dataset is for Ray Data to skip, see max_errored_blocks of its "
             "DataContext; leave on_error out"
         )
+    if worker.tensor > 1:
+        raise ConfigError(
+            "parallel.tensor: each worker has another share of a ray.data.Dataset, and those that compute products "
+            "together need the same samples; leave parallel.tensor out, or give the data set in another form"
+        )
     return Stream(data, worker, tell)
 
 

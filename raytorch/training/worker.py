@@ -62,7 +62,7 @@ def prepare(config: RunConfig, worker: Worker) -> None:
     seed_everything(config.seed)
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     choose_attention(worker.device)
-    if config.parallel.strategy == "ddp":
+    if config.parallel.strategy == "ddp" and config.parallel.tensor == 1:
         keep_freed_memory()
     else:
         return_freed_memory()

@@ -109,6 +109,7 @@ ROOMS = {
     # ray
     "distributed": [
         "collectives exception_causes shards worker",
+        "tensor_parallel",
         "sharding",
         "ddp",
         "process_group",

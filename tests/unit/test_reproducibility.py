@@ -69,6 +69,16 @@ def test_a_group_of_another_size_starts_anew_differently_on_each_rank() -> None:
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_workers_that_compute_together_go_on_with_the_row_of_their_group() -> None:
+    saved = {"cpu": torch.stack([torch.Generator().manual_seed(seed).get_state() for seed in range(2)])}
+    drawn = []
+    for states in (saved, {"cpu": saved["cpu"][:1]}):  # of as many groups, and of others
+        for rank in range(4):
+            restore_generators(states, Worker(rank, 4, CPU).in_groups_of(2), seed=5)
+            drawn.append(torch.rand(5).tolist())
+    assert [drawn.index(each) for each in drawn] == [0, 0, 2, 2, 4, 4, 6, 6]
+
+
 def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu() -> None:
     state = generator_states(CPU)["cpu"]
     expected = torch.rand(5)
