@@ -17,7 +17,7 @@ from raytorch.distributed.sharding import Sharding, shard
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError
 from raytorch.training.module_names import matching
-from raytorch.training.precision import DTYPES, Precision
+from raytorch.training.precision import Precision
 from raytorch.training.reproducibility import generator_states, set_generator_states
 
 SMALL = 100
@@ -88,7 +88,7 @@ class ModelShards:
             groups_of(self._config, self._worker),
             self._worker.device,
             reshard_after_forward=parallel.reshard_after_forward,
-            dtype=None if precision.name == "fp32" else DTYPES[precision.name],
+            dtype=precision.cast_to,
             autocast=precision.autocast,
             offload=parallel.offload == "cpu",
             compile=self._config.compile,

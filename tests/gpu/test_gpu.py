@@ -43,7 +43,7 @@ def test_a_worker_with_a_gpu_trains_on_it_over_nccl_in_bf16(small_run: dict[str,
 
 
 def test_the_same_seed_repeats_a_run_on_a_gpu(small_run: dict[str, Any]) -> None:
-    first, second = (plan(small_run, name, scaling=ONE_GPU) for name in ("first", "second"))
+    first, second = (plan(small_run, name, scaling=ONE_GPU, deterministic=True) for name in ("first", "second"))
     run_training(first)
     run_training(second)
     assert_bitwise_equal(weights(first.folder), weights(second.folder))

@@ -36,7 +36,7 @@ ROOMS = {
         "attention conv rnn transformer",
     ],
     "config": [
-        "annotations export_formats interactive_code section yaml_tree",
+        "annotations export_formats interactive_code run_name section yaml_tree",
         "project",
         "code_snapshot execution model_keys reading_keys session_sources signature",
         "live_code",
