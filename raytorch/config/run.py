@@ -110,7 +110,7 @@ class RunConfig(Section):
     fp32, and so do LSTMs on CPUs that have them in fp32 alone. tf32 rounds what GPUs multiply in fp32 to 10 bits, and
     is fp32 where there is none. auto takes bf16 where the device has instructions for it, else fp32."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile: blocks that are alike one by one, so that one graph serves all of them."""
     epochs: PositiveInt | None = None
     """Passes over the training split; give epochs or steps."""
     steps: PositiveInt | None = None

@@ -91,7 +91,7 @@ ROOMS = {
         "showing",
     ],
     "models": [
-        "numbers stateful_metrics",
+        "numbers stateful_metrics tokens",
         "objectives",
         "gpt image_transformers",
         "generation networks",
@@ -119,8 +119,8 @@ ROOMS = {
     "training": [
         "averaging batch_loss batches checkpoints history initial_weights launch module_names precision",
         "reproducibility schedules step_log stopping streams",
-        "after_evaluation evaluation export freezing model_shards monitor optimizer_steps recomputation run_state",
-        "preparing writing",
+        "after_evaluation compilation evaluation export freezing model_shards monitor optimizer_steps recomputation",
+        "preparing run_state writing",
         "failures parts",
         "place",
         "progress",
