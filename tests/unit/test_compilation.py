@@ -1,16 +1,18 @@
 """What is compiled of a model, and how often."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lone_runs import final, train, without_ray
 from torch import nn
 from torch._dynamo.utils import counters
 
 from raytorch.config import GptModel
+from raytorch.distributed.sharding import Sharding, shard
 from raytorch.models.networks import Architecture
 from raytorch.training.compilation import blocks_alike, compiled
 
@@ -43,15 +45,55 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+def calls() -> int:
+    """Operations in all graphs."""
+    return int(counters["stats"]["calls_captured"])
+
+
 def test_a_decoder_of_six_layers_compiles_one_block_and_computes_the_same() -> None:
-    model, tokens = gpt(), torch.arange(32).view(2, 16)
+    tokens = torch.arange(32).view(2, 16)
+    compiled(gpt(layers=2))(tokens)
+    of_two = calls()
+    torch._dynamo.reset()
+    counters.clear()
+    model = gpt()
     expected = model(tokens)
     names = list(model.state_dict())
     net = compiled(model)
     torch.autograd.backward(net(tokens).square().mean())
-    assert graphs() == 1
+    assert (graphs(), calls()) == (1, of_two)
     torch.testing.assert_close(net(tokens), expected)
     assert list(net.state_dict()) == names
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield
+    dist.destroy_process_group()
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    shard(model, [f"blocks.{layer}" for layer in range(6)], Sharding(((0,),), torch.device("cpu"), compile=True))
+    return model
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(compiled(model), gradient_as_bucket_view=True)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("parallel", [sharded, data_parallel])
+def test_several_workers_compile_one_block_each(parallel: Callable[[nn.Module], nn.Module]) -> None:
+    model, tokens = gpt(), torch.arange(32).view(2, 16)
+    expected = model(tokens)
+    net = parallel(model)
+    for _ in range(2):
+        outputs = net(tokens)
+        torch.autograd.backward(outputs.square().mean())
+    assert graphs() == 1
+    assert calls() < 100  # which all six have several times
+    torch.testing.assert_close(outputs, expected)
 
 
 class Outer(nn.Module):
