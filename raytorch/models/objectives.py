@@ -243,9 +243,12 @@ def shipped_loss(
     outputs, targets = _of_classes(f"loss: {name}", model, batch, **others)
     if name == "mse" and (numbers := as_numbers(outputs, targets)):
         return of_each_sample((numbers[0] - numbers[1]).square())
-    with torch.autocast(outputs.device.type, enabled=False):
+    is_outline = (
+        outputs.is_meta
+    )  # of which a step is counted; autocast does not know it, and nothing is compiled for it
+    with torch.autocast("cpu" if is_outline else outputs.device.type, enabled=False):
         if is_entropy and are_tokens(outputs, targets):
-            return of_tokens(outputs, targets, label_smoothing)
+            return (token_loss if is_outline else of_tokens)(outputs, targets, label_smoothing)
         outputs = outputs.float()
         if is_entropy:
             return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=label_smoothing)

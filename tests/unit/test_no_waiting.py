@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raytorch.config import Augment, Averaging
+from raytorch.config import Augment, Averaging, Loss
 from raytorch.config.file import from_data
 from raytorch.datasets import MicroBatch, TrainLoader
 from raytorch.distributed import Worker
-from raytorch.models.tokens import token_loss as of_tokens
+from raytorch.models.objectives import loss_function
 from raytorch.training import batch_loss, loop
 from raytorch.training.averaging import WeightAverage
 from raytorch.training.batch_loss import BatchLoss
@@ -43,7 +43,7 @@ def mean_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def token_loss(model: nn.Module, batch: Any) -> Any:
-    return of_tokens(model(batch[0]), batch[1], 0.0)
+    return loss_function(Loss(), model, compiled=True)(model, batch)
 
 
 @pytest.mark.parametrize("loss", [mean_loss, token_loss], ids=["mean", "sum and count"])
