@@ -44,8 +44,11 @@ def peers() -> dict[str, dict[str, float]]:
     return {row.pop("peer"): row for row in rows}
 
 
-def session() -> dict[str, float]:
-    """The same through a session, and large tensors beside Ray's object store. Runs in a process of its own."""
+def session(*, gpu: bool = False, chain_length: int = CHAIN) -> dict[str, float]:
+    """The same through a session, and large tensors beside Ray's object store. Runs in a process of its own.
+
+    On a GPU, the chain through local eager PyTorch there as well.
+    """
     import ray
 
     import raytorch
@@ -60,13 +63,13 @@ def session() -> dict[str, float]:
         def ping(self) -> None:
             pass
 
-    with raytorch.connect(workers=1) as remote, torch.no_grad():
+    with raytorch.connect(workers=1, gpus_per_worker=int(gpu)) as remote, torch.no_grad():
         store = ray.remote(num_cpus=0)(Store).remote()
         start = remote.ones(4, 4)
 
-        def chain() -> float:
+        def chain(start: Any = start) -> float:
             y, begun = start, time.thread_time()
-            for _ in range(CHAIN):
+            for _ in range(chain_length):
                 y = y + 1
             recorded = time.thread_time() - begun
             y.sum().item()
@@ -74,6 +77,8 @@ def session() -> dict[str, float]:
 
         recording: list[float] = []
         whole = medians(9, chain=lambda: recording.append(chain()))["chain"]
+        local = torch.ones(4, 4, device="cuda" if gpu else "cpu")
+        eager = medians(9, chain=lambda: chain(local))["chain"]
         held = remote.tensor(LARGE)
 
         def send() -> None:
@@ -89,8 +94,9 @@ def session() -> dict[str, float]:
             get=lambda: ray.get(store.give.remote()),
         )
         return {
-            "ops_per_s": CHAIN / whole,
-            "record_us": statistics.median(recording) / CHAIN * 1e6,
+            "ops_per_s": chain_length / whole,
+            "eager_ops_per_s": chain_length / eager,
+            "record_us": statistics.median(recording) / chain_length * 1e6,
             "add_and_fetch_us": small["add"] * 1e6,
             "actor_round_trip_us": small["ping"] * 1e6,
             **{f"{name}_ms": seconds * 1e3 for name, seconds in large.items()},
@@ -101,9 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--session", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--gpu", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.session:
-        print(json.dumps(session()))
+        print(json.dumps(session(gpu=options.gpu, chain_length=CHAIN // 100 if options.tiny else CHAIN)))
         return
     rounds = []
     for _ in range(options.runs):

@@ -29,6 +29,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "muon": torch.optim.Muon,
 }
 """Every optimizer by name: PyTorch's own classes."""
+FUSED = ("adam", "adamw")
+"""Those whose step is computed in one pass over the memory where it can be; that of SGD is slower so on CPUs."""
 Group = dict[str, Any]
 """Parameters, as ``params``, and the settings that they have in common: a group of PyTorch's."""
 
@@ -50,7 +52,41 @@ def build_optimizer(config: Optimizer, parameters: Iterable[tuple[str, nn.Parame
     if isinstance(config, Muon):
         return _build_muon(config, named)
     groups = [{"params": [*there.values()], **settings} for there, settings in _grouped(config, named)]
-    return OPTIMIZERS[config.name](groups, **config.model_dump(exclude={"name", "groups"}))
+    settings = config.model_dump(exclude={"name", "groups"})
+    return _made(OPTIMIZERS[config.name], groups, settings, is_fused=config.name in FUSED)
+
+
+def _made(
+    kind: type[torch.optim.Optimizer], groups: list[Group], settings: Mapping[str, Any], *, is_fused: bool
+) -> torch.optim.Optimizer:
+    """An optimizer of PyTorch's, fused if it is to be and its parameters allow for it."""
+    build: Any = kind
+    if not (is_fused and all(_can_be_fused(each) for group in groups for each in group["params"])):
+        return build(groups, **settings)  # type: ignore[no-any-return]
+    optimizer: torch.optim.Optimizer = build(groups, **settings, fused=True)
+    optimizer.register_step_pre_hook(_lay_out_gradients)
+    # As of other optimizers, GradScaler is to find what overflows by itself, so that state begins with a step.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _can_be_fused(parameter: Tensor) -> bool:
+    if parameter.device.type not in ("cpu", "cuda") or not parameter.is_floating_point():
+        return False
+    outline = torch.empty_strided(parameter.shape, parameter.stride(), device="meta")
+    return torch.empty_like(outline).stride() == outline.stride()  # neither gaps nor numbers that share memory
+
+
+def _lay_out_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Give gradients the layout in memory of their parameters, which a fused step takes for granted on CPUs.
+
+    Backward passes do, what puts others in their place may not.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
 
 
 def _grouped(
@@ -103,7 +139,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ) -> None:
         self._parts: list[tuple[bool, torch.optim.Optimizer]] = []
         if adamw:
-            self._parts.append((False, torch.optim.AdamW(adamw, **others)))
+            self._parts.append((False, _made(torch.optim.AdamW, adamw, others, is_fused=True)))
         self._parts.append((True, torch.optim.Muon(muon, **settings)))
         groups = [{**group, "is_muon": is_muon} for is_muon, part in self._parts for group in part.param_groups]
         super().__init__(groups, {})

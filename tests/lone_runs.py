@@ -19,6 +19,7 @@ from raytorch.runs.status import RunStatus
 from raytorch.runs.storage import LiveFiles, RunFolder
 from raytorch.training import api, monitor, parts
 from raytorch.training.progress import RunProgress
+from raytorch.training.reproducibility import choose_algorithms
 from raytorch.training.run_record import RunRecord
 from raytorch.training.saved_state import open_checkpoint
 from raytorch.training.stopping import StatusCallback
@@ -42,10 +43,10 @@ def without_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setattr(parts, "data_parallel", lambda model: model)
     monkeypatch.setattr(ray, "get", lambda answer: answer)
     monkeypatch.setattr(monitor, "PROGRESS_INTERVAL_S", 0.0)
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = deterministic
+    choose_algorithms(False, fixed_shapes=False)
 
 
 @contextmanager

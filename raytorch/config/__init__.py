@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raytorch.config.own_parts import *
     from raytorch.config.parallel import *
     from raytorch.config.run import *
+    from raytorch.config.run_name import *
     from raytorch.config.section import *
     from raytorch.config.sources import *
     from raytorch.config.sweep import *
@@ -124,6 +125,7 @@ __getattr__ = lazy_exports(
     "own_parts",
     "parallel",
     "run",
+    "run_name",
     "section",
     "sources",
     "sweep",

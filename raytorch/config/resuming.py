@@ -25,6 +25,7 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {
     "name": Rule(OnResume.KEPT, "its folder has its name"),
     "seed": Rule(OnResume.REFUSED, "it decides the order of the data"),
+    "deterministic": Rule(OnResume.APPLIED),
     "data": Rule(OnResume.REFUSED, "each epoch has every sample once"),
     "data.root": Rule(OnResume.APPLIED, "the same files in another place"),
     "data.download": Rule(OnResume.APPLIED),

@@ -39,6 +39,7 @@ from raytorch.config.optimizers import AdamW, Optimizer, Rprop, peak_rates
 from raytorch.config.own_parts import OwnEvaluation, OwnLoop, OwnPart
 from raytorch.config.own_section import OwnSection
 from raytorch.config.parallel import Parallel, require_possible
+from raytorch.config.run_name import RunName
 from raytorch.config.section import ConflictError, Section, name_alone
 from raytorch.system.near_names import did_you_mean
 
@@ -58,19 +59,6 @@ def smallest_batch(samples: int, batch_size: int) -> int:
     return min(batch_size, samples - (steps_per_epoch(samples, batch_size) - 1) * batch_size)
 
 
-LONGEST_NAME = 128
-NAME_FORM = f"1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', of which the first is a letter or digit"
-RunName = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=LONGEST_NAME,
-        # Editors show this keyword in place of the pattern, and so does config.messages.
-        json_schema_extra={"patternErrorMessage": NAME_FORM},
-    ),
-]
-
-
 REPLACED_BY_LOOP = (
     *("data", "validation", "sampling", "shuffle", "model", "loss", "on_evaluation"),
     *("optimizer", "schedule", "accumulate", "ema", "clip_norm"),
@@ -84,7 +72,11 @@ class RunConfig(Section):
     name: RunName = "run"
     """Name of the run and of its folder; a run without ``--name`` gets this name and the time."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of weights, data order, augmentation and dropout; the same seed repeats the run."""
+    """Seed of weights, data order, augmentation and dropout; the same seed repeats the run, on a GPU to
+    the bit where it is ``deterministic``."""
+    deterministic: bool = False
+    """Compute on GPUs as well by algorithms alone that give the same bits each time, which may be slower; an operation
+    that has none is an error. Without it, cuDNN tries which algorithms are fastest where all images have one size."""
     data: Annotated[DataPart, BeforeValidator(name_alone)] = DigitsData()
     """Data set."""
     validation: Validation | None = None
@@ -113,12 +105,12 @@ class RunConfig(Section):
     """Optimizer."""
     schedule: Annotated[Schedule, BeforeValidator(name_alone)] = ConstantSchedule()
     """Learning-rate schedule."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Arithmetic of forward and backward: bf16 and fp16 are autocast, fp16 with a loss that is scaled; weights stay
-    fp32, and so do LSTMs on CPUs that have them in fp32 alone. auto takes bf16 where the device has instructions for
-    it, else fp32."""
+    fp32, and so do LSTMs on CPUs that have them in fp32 alone. tf32 rounds what GPUs multiply in fp32 to 10 bits, and
+    is fp32 where there is none. auto takes bf16 where the device has instructions for it, else fp32."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile: blocks that are alike one by one, so that one graph serves all of them."""
     epochs: PositiveInt | None = None
     """Passes over the training split; give epochs or steps."""
     steps: PositiveInt | None = None

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveInt, Strict, model_serializer, model_validator
 
 from raytorch.config.metrics import Ranking
-from raytorch.config.run import RunConfig, RunName
+from raytorch.config.run import RunConfig
+from raytorch.config.run_name import RunName
 from raytorch.config.section import ConflictError, Section
 
 Values = Annotated[list[Any], Field(min_length=1)]

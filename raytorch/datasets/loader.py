@@ -16,7 +16,7 @@ from raytorch.config import Augment
 from raytorch.config.run import steps_per_epoch
 from raytorch.datasets.augmentation import Draws
 from raytorch.datasets.order import BlockOrder, DrawnOrder, Order, ShuffledOrder
-from raytorch.datasets.requests import Request, Split
+from raytorch.datasets.requests import Request, Split, moved
 from raytorch.errors import CheckpointError, ConfigError
 
 Span = tuple[int, int]
@@ -186,7 +186,7 @@ class TrainLoader:
         for start, stop in spans:
             if stop > first + len(known):
                 until = min(max(stop, start + _AT_ONCE), self.samples)
-                known, first = self._order.at(start, until).to(self._dataset.device), start
+                known, first = moved(self._order.at(start, until), self._dataset.device), start
             yield start, known[start - first : stop - first]
 
     def _draw(self, start: int, size: int) -> Draws:
@@ -194,7 +194,7 @@ class TrainLoader:
         generator = self._generator(start)
         offset = torch.randint(2 * self._augment.crop + 1, (size, 2), generator=generator, device="cpu")
         mirrored = torch.randint(2, (size,), generator=generator, dtype=torch.uint8, device="cpu")
-        return Draws(self._augment, offset.to(self._dataset.device), mirrored.to(self._dataset.device))
+        return Draws(self._augment, *moved((offset, mirrored), self._dataset.device))
 
     def _generator(self, *position: int) -> torch.Generator:
         state = self._seed_sequence(*position).generate_state(1, np.uint64)

@@ -13,13 +13,12 @@ that: a dictionary for each sample.
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from raytorch.config import CodeSnapshot, OwnData, Source
@@ -27,7 +26,7 @@ from raytorch.config.own_calls import own_call
 from raytorch.datasets.common_generators import SeededReading, seed_common
 from raytorch.datasets.in_memory import load_dataset
 from raytorch.datasets.readers import Readers
-from raytorch.datasets.requests import Request, Split
+from raytorch.datasets.requests import Request, Split, moved
 from raytorch.datasets.sample_generators import SampleGenerators
 from raytorch.datasets.shares import EndShare, Share
 from raytorch.datasets.skipping import NoneReadableError, Skipped, SkippedSamples, StandIns, name_samples, name_unlike
@@ -315,17 +314,3 @@ def _facts_of(data: Any) -> dict[str, Any]:
             f"data.name: the facts of {type(data).__name__} must be a dictionary of what JSON has, not {facts!r:.80}"
         )
     return told
-
-
-def moved(batch: Any, device: torch.device) -> Any:
-    """A batch on a device: tensors alone, in dictionaries, tuples and lists."""
-    if isinstance(batch, Tensor):
-        is_copied = device.type == "cuda" and batch.device.type == "cpu" and batch.layout is torch.strided
-        return (batch.pin_memory() if is_copied else batch).to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(value, device) for value in batch))
-    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        return type(batch)(moved(value, device) for value in batch)  # type: ignore[call-arg]
-    return batch

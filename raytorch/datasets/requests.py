@@ -1,6 +1,6 @@
 """What a loader asks a data set for: the protocol of a split, of those that ship and of a user's own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -43,3 +43,20 @@ class Split(Protocol):
 
     def read(self, requests: Iterable[Request]) -> Iterator[Any]:
         """The batches that are asked for, in their order; may take requests ahead."""
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch on a device: tensors alone, in dictionaries, tuples and lists.
+
+    They come to a GPU from pinned memory, so that nobody waits for them.
+    """
+    if isinstance(batch, Tensor):
+        is_copied = device.type == "cuda" and batch.device.type == "cpu" and batch.layout is torch.strided
+        return (batch.pin_memory() if is_copied else batch).to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device) for value in batch))
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        return type(batch)(moved(value, device) for value in batch)  # type: ignore[call-arg]
+    return batch

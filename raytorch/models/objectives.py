@@ -31,6 +31,7 @@ from raytorch.errors import ConfigError
 from raytorch.losses import LOSSES
 from raytorch.models.numbers import as_numbers, of_each_sample
 from raytorch.models.stateful_metrics import StatefulMetric, own_metric
+from raytorch.models.tokens import IGNORED, are_tokens, token_loss
 
 Share = tuple[Tensor, Tensor]
 """A sum, and the count of what was added up."""
@@ -39,15 +40,20 @@ MetricFunction = Callable[[Any, Any], Tensor | Share]
 Judge = MetricFunction | StatefulMetric
 
 
-def loss_function(config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot | None = None) -> LossFunction:
+def loss_function(
+    config: Loss | OwnLoss, model: nn.Module, code: CodeSnapshot | None = None, *, compiled: bool = False
+) -> LossFunction:
     """The loss of that name: one in the user's ``code``, the model's own, or one of classes or numbers.
 
+    ``compiled`` has that of tokens, whose logits take more memory than the model, computed in one pass over them.
     Raises ConfigError if a loss of the user's own does not take its arguments.
     """
     if isinstance(config, OwnLoss):
         return own_call("loss", config, code)
     options = config.model_dump(exclude={"name"}, exclude_defaults=True)
-    return partial(_brought(model, "losses").get(config.name) or partial(shipped_loss, name=config.name), **options)
+    of_tokens = torch.compile(token_loss, dynamic=False) if compiled else token_loss
+    shipped = partial(shipped_loss, name=config.name, of_tokens=of_tokens)
+    return partial(_brought(model, "losses").get(config.name) or shipped, **options)
 
 
 def metrics_of(
@@ -217,11 +223,16 @@ def _as_it_is(model: nn.Module) -> nn.Module:
 # -- classes: targets int64 (B,), outputs (B, classes); or of tokens (B, T) and (B, T, classes); see also numbers.py ---
 
 FOR_NUMBERS = "for numbers set loss: mse and metrics: [mae]"
-IGNORED = -100
-"""The target of a token that does not count, such as padding."""
 
 
-def shipped_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 0.0) -> Tensor | Share:
+def shipped_loss(
+    model: Any,
+    batch: Any,
+    *,
+    name: str,
+    label_smoothing: float = 0.0,
+    of_tokens: Callable[[Tensor, Tensor, float], Share] = token_loss,
+) -> Tensor | Share:
     """Each sample's loss, float32 (B,); the mean over classes where the targets are one-hot.
 
     The targets of ``cross_entropy`` may be probabilities of classes as well, (B, classes), or those of tokens, of which
@@ -232,12 +243,13 @@ def shipped_loss(model: Any, batch: Any, *, name: str, label_smoothing: float = 
     outputs, targets = _of_classes(f"loss: {name}", model, batch, **others)
     if name == "mse" and (numbers := as_numbers(outputs, targets)):
         return of_each_sample((numbers[0] - numbers[1]).square())
-    with torch.autocast(outputs.device.type, enabled=False):
+    is_outline = (
+        outputs.is_meta
+    )  # of which a step is counted; autocast does not know it, and nothing is compiled for it
+    with torch.autocast("cpu" if is_outline else outputs.device.type, enabled=False):
+        if is_entropy and are_tokens(outputs, targets):
+            return (token_loss if is_outline else of_tokens)(outputs, targets, label_smoothing)
         outputs = outputs.float()
-        if is_entropy and _are_tokens(outputs, targets):
-            each, of = outputs.flatten(0, 1), targets.flatten()
-            losses = F.cross_entropy(each, of, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
-            return losses, (of != IGNORED).sum()
         if is_entropy:
             return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=label_smoothing)
         if name == "bce":
@@ -254,7 +266,7 @@ def accuracy(model: Any, batch: Any) -> Share:
     Raises ConfigError if a batch has no classes.
     """
     outputs, targets = _of_classes("metrics: accuracy", model, batch)
-    if _are_tokens(outputs, targets):
+    if are_tokens(outputs, targets):
         return count_of(outputs.argmax(dim=2) == targets, targets != IGNORED)
     correct = outputs.argmax(dim=1) == targets
     return count_of(correct, torch.ones_like(correct))
@@ -344,13 +356,8 @@ def _are_classes(outputs: Any, targets: Any, *, or_probabilities: bool, or_token
         return False
     if targets.is_floating_point():
         return or_probabilities and outputs.shape == targets.shape and outputs.shape[1] > 1
-    is_token = or_tokens and _are_tokens(outputs, targets)
+    is_token = or_tokens and are_tokens(outputs, targets)
     return is_token or targets.shape == (outputs.shape[0], *outputs.shape[2:])
-
-
-def _are_tokens(outputs: Tensor, targets: Tensor) -> bool:
-    """Tell whether the outputs are of each token, (B, T, classes)."""
-    return outputs.dim() == 3 and not targets.is_floating_point() and targets.shape == outputs.shape[:2]
 
 
 def count_of(right: Tensor, counted: Tensor) -> Share:

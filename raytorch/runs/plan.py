@@ -13,7 +13,7 @@ from raytorch.config import CodeSnapshot, RunConfig, RunName, data_root
 from raytorch.config.code_snapshot import changed_files, masked_copies
 from raytorch.config.file import dump_config, parse, with_own_code
 from raytorch.config.resuming import refused_changes, rule_of
-from raytorch.config.run import LONGEST_NAME, NAME_FORM
+from raytorch.config.run_name import LONGEST_NAME, NAME_FORM
 from raytorch.errors import ConfigError, Remedy, RunExistsError, UserError
 from raytorch.runs.catalog import CONFIG_FILE, SUMMARY_FILE, find_run, read_summary
 from raytorch.runs.checkpoint_manifest import CHECKPOINT_MANIFEST, latest_checkpoint, read_manifest, require_format

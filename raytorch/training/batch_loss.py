@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from raytorch.config.metrics import LOSS_LABEL
 from raytorch.datasets import MicroBatch
 from raytorch.distributed.collectives import all_reduce
+from raytorch.distributed.shards import own_parts
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError
 from raytorch.models.objectives import checked, ratio, valid_count
@@ -28,6 +29,7 @@ class BatchLoss:
         self._loss = torch.zeros((), device=worker.device)
         self._counts: list[Tensor] = []
         self._has_counts: bool | None = None
+        self._is_checked = False
         self._parts = 0
         self._last_part: _GradientsOfLastPart | None = None
 
@@ -58,9 +60,10 @@ class BatchLoss:
     def finish(self) -> Tensor:
         """Finish the gradients after the last backward pass; returns the loss, whose mean over workers is the batch's.
 
-        A collective operation where the loss returns ``(sum, count)``. A batch in which nothing is counted has a loss
-        and gradients of 0. Raises ValueError for what is no count, on every worker, and ConfigError for parameters that
-        have no gradient, or none of the last micro-batch, in which DDP waits for them.
+        A collective operation where the loss returns ``(sum, count)``, for which no GPU is waited for but in the first
+        step. A batch in which nothing is counted has a loss and gradients of 0. Raises ValueError for what is no count,
+        on every worker, and ConfigError for parameters that have no gradient, or none of the last micro-batch, in which
+        DDP waits for them.
         """
         if self._worker.world_size > 1:
             self._require_gradients()
@@ -69,10 +72,11 @@ class BatchLoss:
         self._loss, self._counts = torch.zeros_like(loss), []
         if not counts:
             return loss
-        scale = ratio(self._worker.world_size, float(all_reduce(torch.stack(counts).sum())), LOSS_LABEL)
-        tensors = [loss, *(each.grad for each in self._model.parameters() if each.grad is not None)]
-        for tensor in tensors:
-            tensor.mul_(scale) if scale else tensor.zero_()  # 0 * NaN is NaN
+        count = all_reduce(torch.stack(counts).sum())
+        gradients = [each.grad for each in self._model.parameters() if each.grad is not None]
+        scaled = _without_waiting if self._is_checked else _at_once
+        scaled(own_parts([loss, *gradients]), self._worker.world_size, count)
+        self._is_checked = has_to_be_waited_for(self._worker.device)
         return loss
 
     def _await_gradients(self) -> None:
@@ -89,6 +93,25 @@ class BatchLoss:
         )
         if self._last_part and self._parts > 1:
             _require(f" in the last of {self._parts} micro-batches (accumulate)", self._last_part.missing())
+
+
+def has_to_be_waited_for(device: torch.device) -> bool:
+    """Tell whether a number on it is known only when all is done that the device was given before."""
+    return device.type != "cpu"
+
+
+def _at_once(tensors: list[Tensor], workers: int, count: Tensor) -> None:
+    """Divide by the count. Raises ValueError for what is none."""
+    scale = ratio(workers, float(count), LOSS_LABEL)
+    for tensor in tensors:
+        tensor.mul_(scale) if scale else tensor.zero_()  # 0 * NaN is NaN
+
+
+def _without_waiting(tensors: list[Tensor], workers: int, count: Tensor) -> None:
+    """Divide by the count, whatever it is. What is none makes the loss NaN, which ends the run with its next line."""
+    scale, is_none = workers / count, count == 0
+    for tensor in tensors:
+        tensor.mul_(scale.to(tensor.device)).masked_fill_(is_none.to(tensor.device), 0)
 
 
 class _GradientsOfLastPart:

@@ -48,7 +48,7 @@ class Trainer:
         if not run.is_resumed:
             begin(self.model, config.model, device, run.report)
         self.judged = run.average(THE_MODEL, config.ema.decay) if config.ema else self.model
-        self.loss = loss_function(config.loss, self.model, config.code)
+        self.loss = loss_function(config.loss, self.model, config.code, compiled=config.compile)
         metrics = metrics_of(config.judged_by, self.model, config.code, self.splits.judged.facts)
         self.evaluator = Evaluator(metrics, self.loss, run.precision, run.worker, evaluation_batch(config))
         require_enough_samples(config, self.loss, self.model, self.splits.train)

@@ -2,8 +2,7 @@
 
 import gc
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -17,12 +16,10 @@ from raytorch.distributed.sharding import Sharding, shard
 from raytorch.distributed.tensor_parallel import unequal_gradients
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError
-from raytorch.training.module_names import matching
-from raytorch.training.precision import DTYPES, Precision
+from raytorch.training.module_names import is_called, matching, repeated, size
+from raytorch.training.precision import Precision
 from raytorch.training.reproducibility import generator_states, set_generator_states
 
-SMALL = 100
-"""A module that has so many times fewer parameters than the largest beside it is not gathered by itself."""
 MOST_NAMES = 8
 """Names of modules that an error lists."""
 
@@ -107,7 +104,7 @@ class ModelShards:
             groups_of(self._config, self._worker),
             self._worker.device,
             reshard_after_forward=parallel.reshard_after_forward,
-            dtype=None if precision.name == "fp32" else DTYPES[precision.name],
+            dtype=precision.cast_to,
             autocast=precision.autocast,
             offload=parallel.offload == "cpu",
             compile=self._config.compile,
@@ -172,7 +169,7 @@ def gathered_apart(model: nn.Module, config: RunConfig, name: str) -> list[str]:
     Raises ConfigError where there is none.
     """
     named = {place: module for place, module in model.named_modules() if place}
-    modules = [place for place, module in named.items() if _is_called(module) and _size(module)]
+    modules = [place for place, module in named.items() if is_called(module) and size(module)]
     patterns, chosen = config.parallel.wrap, list[str]()
     if patterns:
         try:
@@ -182,7 +179,7 @@ def gathered_apart(model: nn.Module, config: RunConfig, name: str) -> list[str]:
         except ConfigError:
             if not config.loop:  # which may have several models
                 raise
-    chosen = [place for place in chosen or _repeated(model) if _is_alone(model, place)]
+    chosen = [place for place in chosen or repeated(model) if _is_alone(model, place)]
     if not chosen and config.parallel.strategy != "ddp":
         places = ", ".join(modules[:MOST_NAMES]) or "none"
         example = next(iter(modules), "blocks.*")
@@ -194,33 +191,8 @@ def gathered_apart(model: nn.Module, config: RunConfig, name: str) -> list[str]:
     return chosen
 
 
-def _repeated(model: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of the repeated modules, the outermost of those inside each other."""
-    members = dict(model.named_children())
-    kinds = Counter(_kind(member) for member in members.values() if _is_called(member))
-    is_list = isinstance(model, (nn.ModuleList, nn.Sequential, nn.ModuleDict))
-    largest = max(map(_size, members.values()), default=0)
-    for name, member in members.items():
-        is_repeated = is_list and kinds[_kind(member)] > 1
-        if is_repeated and _size(member) * SMALL >= largest > 0:
-            yield f"{prefix}{name}"
-        elif not is_repeated:
-            yield from _repeated(member, f"{prefix}{name}.")
-
-
-def _kind(module: nn.Module) -> str:
-    """The name of its class, which those have as well that are derived from it under the same name."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
 def _outermost(places: list[str]) -> list[str]:
     return [place for place in places if not any(place.startswith(f"{outer}.") for outer in places)]
-
-
-def _is_called(module: nn.Module) -> bool:
-    """Tell whether the module is one that is called, which a list of modules is not."""
-    kind: Any = type(module)
-    return bool(kind.forward is not nn.Module.forward)
 
 
 def _is_alone(model: nn.Module, place: str) -> bool:
@@ -228,10 +200,6 @@ def _is_alone(model: nn.Module, place: str) -> bool:
     own = {id(parameter) for parameter in model.get_submodule(place).parameters()}
     named = model.named_parameters(remove_duplicate=False)
     return all(name.startswith(f"{place}.") for name, parameter in named if id(parameter) in own)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _tensors_in(model: nn.Module) -> Iterable[Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from raytorch.system.near_names import did_you_mean
 from raytorch.system.python_files import module_name
 from raytorch.training.averaging import WeightAverage
 from raytorch.training.checkpoint_files import Models
+from raytorch.training.compilation import compiled
 from raytorch.training.model_shards import ModelShards
 from raytorch.training.precision import Precision
 from raytorch.training.run_state import Kept, Restored, Stateful
@@ -113,9 +114,8 @@ class Parts:
 
     def _with_gradients_of_all(self, bare: nn.Module) -> nn.Module:
         """The model, whose gradients are averaged over the workers if it has some."""
-        # Compiled below DDP, whose own forward pass torch.compile cannot trace; with a graph for each shape of batch,
-        # so that a resumed run computes with the same ones.
-        net = cast(nn.Module, torch.compile(bare, dynamic=False)) if self._config.compile else bare
+        # Below DDP, whose own forward pass cannot be traced.
+        net = compiled(bare) if self._config.compile else bare
         for tensor in (*bare.parameters(), *bare.buffers()):  # of which DDP has those alone that it trains
             broadcast(tensor.detach())  # a model that is made after the first batches was drawn apart on each worker
         return data_parallel(net) if any(each.requires_grad for each in bare.parameters()) else net

@@ -1,4 +1,4 @@
-"""The arithmetic of forward and backward: fp32, or autocast to bf16 or fp16, and the layout in memory that suits it."""
+"""The arithmetic of forward and backward: fp32, TF32, or autocast to bf16 or fp16, and the layout that suits it."""
 
 import warnings
 from collections.abc import Mapping
@@ -13,12 +13,10 @@ from torch.library import Library
 
 from raytorch.errors import ConfigError
 
-PrecisionName = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[PrecisionName, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
+CAST_TO: dict[PrecisionName, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_WITH_TF32 = 8
+"""Major number of the compute capability of the first GPUs that have it (Ampere)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Precision:
     def choose(cls, name: Literal["auto"] | PrecisionName, device: torch.device) -> "Precision":
         """The precision of that name; ``auto`` is bf16 where ``device`` has instructions for it, else fp32.
 
-        Raises ConfigError.
+        ``tf32`` is fp32 where it has none for that. Raises ConfigError.
         """
         if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise ConfigError(
@@ -41,7 +39,23 @@ class Precision:
             )
         if name == "auto":
             name = "bf16" if has_bf16(device) else "fp32"
+        if name == "tf32" and not has_tf32(device):
+            name = "fp32"
         return cls(name, device.type)
+
+    @property
+    def cast_to(self) -> torch.dtype | None:
+        """The type that autocast computes in; None without it."""
+        return CAST_TO.get(self.name)
+
+    def prepare(self) -> None:
+        """Let this process multiply float32 numbers as they are, or with TF32 rounded to 10 bits.
+
+        By itself PyTorch rounds them in convolutions alone.
+        """
+        # The newer ``fp32_precision`` would make the compiler, which reads these, raise an error for a mixture.
+        torch.set_float32_matmul_precision("high" if self.name == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.name == "tf32"
 
     @property
     def channels_last(self) -> bool:
@@ -50,7 +64,7 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context for forward passes; see :func:`autocast`."""
-        return nullcontext() if self.name == "fp32" else autocast(self.device_type, DTYPES[self.name])
+        return autocast(self.device_type, self.cast_to) if self.cast_to else nullcontext()
 
     def loss_scaler(self) -> torch.amp.GradScaler | None:
         """What keeps gradients in the range of fp16; None for the others, which have float32's."""
@@ -91,6 +105,11 @@ def has_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Tell whether ``device`` has instructions that multiply float32 numbers which are rounded to 10 bits."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= FIRST_WITH_TF32
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Seeds and the state of PyTorch's random-number generators."""
+"""Seeds, algorithms that repeat what they compute, and the state of PyTorch's random-number generators."""
 
+import os
 import random
 
 import numpy as np
@@ -10,12 +11,25 @@ from raytorch.distributed import Worker
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, and let cuDNN choose deterministic algorithms."""
+    """Seed Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # user code may draw from numpy's global generator
     torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+
+
+def choose_algorithms(deterministic: bool, *, fixed_shapes: bool) -> None:
+    """Let this process compute by algorithms alone that give the same bits each time, or by the fastest.
+
+    Operations that have none raise a RuntimeError then, which names them. For the fastest cuDNN tries what it has, once
+    for each shape of its inputs, if these are ``fixed_shapes``. Called before the first product of matrices.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product on a GPU
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # a call loads PyTorch's compiler
+        torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, for finding faults
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = fixed_shapes and not deterministic
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:

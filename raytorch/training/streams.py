@@ -13,8 +13,8 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from raytorch.config.reading_keys import ReadingKeys
-from raytorch.datasets.own import is_stream, moved
-from raytorch.datasets.requests import Request, Split
+from raytorch.datasets.own import is_stream
+from raytorch.datasets.requests import Request, Split, moved
 from raytorch.distributed.collectives import broadcast
 from raytorch.distributed.worker import Worker
 from raytorch.errors import ConfigError, DataError, ResourceError

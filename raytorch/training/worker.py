@@ -22,9 +22,9 @@ from raytorch.system.importing import without_garbage_collection
 from raytorch.training.batches import RunStopped
 from raytorch.training.loop import Trainer
 from raytorch.training.monitor import reporting_failures
-from raytorch.training.precision import choose_attention
+from raytorch.training.precision import Precision, choose_attention
 from raytorch.training.progress import RunProgress
-from raytorch.training.reproducibility import seed_everything
+from raytorch.training.reproducibility import choose_algorithms, seed_everything
 from raytorch.training.run import Run
 
 MakeProgress = Callable[[WorkerJob, Worker, LiveFiles], RunProgress]
@@ -60,6 +60,8 @@ def prepare(config: RunConfig, worker: Worker) -> None:
 
         require_packages(config.export)
     seed_everything(config.seed)
+    choose_algorithms(config.deterministic, fixed_shapes=config.loop is None and config.data.input_shape is not None)
+    Precision.choose(config.precision, worker.device).prepare()
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     choose_attention(worker.device)
     if config.parallel.strategy == "ddp" and config.parallel.tensor == 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lone_runs import Monitor, follow, without_ray
 from saved_states import load_saved_state, save_state
 from torch import nn
 from whole_runs import assert_bitwise_equal, plan, weights
@@ -14,10 +15,13 @@ from whole_runs import assert_bitwise_equal, plan, weights
 from raytorch.config.file import from_data
 from raytorch.datasets import TrainLoader
 from raytorch.datasets.own import OwnDataset
+from raytorch.distributed import Worker
 from raytorch.optimizers import OPTIMIZERS, build_optimizer, optimizer_state, restore_optimizer
-from raytorch.runs.plan import plan_resume
+from raytorch.runs.plan import RunPlan, plan_resume
+from raytorch.runs.storage import RunFolder
 from raytorch.scaling.timed_training import train_timed
 from raytorch.training.driver import run_training
+from raytorch.training.loop import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,10 +47,32 @@ def test_a_worker_with_a_gpu_trains_on_it_over_nccl_in_bf16(small_run: dict[str,
 
 
 def test_the_same_seed_repeats_a_run_on_a_gpu(small_run: dict[str, Any]) -> None:
-    first, second = (plan(small_run, name, scaling=ONE_GPU) for name in ("first", "second"))
+    first, second = (plan(small_run, name, scaling=ONE_GPU, deterministic=True) for name in ("first", "second"))
     run_training(first)
     run_training(second)
     assert_bitwise_equal(weights(first.folder), weights(second.folder))
+
+
+@pytest.mark.parametrize("augment", [{}, {"crop": 1}])
+def test_steps_behind_the_first_wait_for_no_gpu(
+    augment: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch raises an error for what would wait for it."""
+    train_step, device = Trainer.train_step, torch.device("cuda")
+
+    def watched(trainer: Trainer, micro_batches: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error" if trainer.run.step > 1 else "default")
+        try:
+            train_step(trainer, micro_batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    keys = {"name": "run", "steps": 8, "clip_norm": 1.0, "ema": {}, "scaling": ONE_GPU, "export": []}
+    config = from_data(keys | {"data": {"name": "digits", "augment": augment}, "model": "convnet", "storage": "runs"})
+    with without_ray(tmp_path, monkeypatch):
+        RunFolder("runs", "run").make()
+        assert follow(RunPlan(config), Monitor(), Worker(0, 1, device))["step"] == 8
 
 
 def test_two_workers_share_a_gpu_over_gloo(small_run: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ ROOMS = {
         "attention conv rnn transformer",
     ],
     "config": [
-        "annotations export_formats interactive_code section yaml_tree",
+        "annotations export_formats interactive_code run_name section yaml_tree",
         "project",
         "code_snapshot execution model_keys reading_keys session_sources signature",
         "live_code",
@@ -91,7 +91,7 @@ ROOMS = {
         "showing",
     ],
     "models": [
-        "numbers stateful_metrics",
+        "numbers stateful_metrics tokens",
         "objectives",
         "gpt image_transformers",
         "generation networks",
@@ -125,8 +125,8 @@ ROOMS = {
         "checkpoint_writer",
         "checkpoints",
         "saving",
-        "after_evaluation evaluation export freezing model_shards monitor optimizer_steps recomputation run_state",
-        "preparing writing",
+        "after_evaluation compilation evaluation export freezing model_shards monitor optimizer_steps recomputation",
+        "preparing run_state writing",
         "failures parts",
         "place",
         "progress",

@@ -60,7 +60,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "loss: must be one of cross_entropy, bce, bce_with_logits, mse or FILE.py:NAME of your own "
             "or a mapping with keys among name, label_smoothing or {name: ...}, not a list of 1",
         ),
-        ("precision: fp64", "precision: must be one of auto, fp32, bf16, fp16, not 'fp64' (did you mean 'fp16'?)"),
+        (
+            "precision: fp64",
+            "precision: must be one of auto, fp32, tf32, bf16, fp16, not 'fp64' (did you mean 'fp16'?)",
+        ),
         # numbers and booleans
         ("batch_size: abc", "batch_size: must be a whole number of at least 1, not 'abc'"),
         ("batch_size: 1.0", "batch_size: must be a whole number of at least 1, not 1.0"),

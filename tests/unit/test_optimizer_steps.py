@@ -83,7 +83,7 @@ def assert_same_bits(one: list[Tensor], other: list[Tensor]) -> None:
 def test_a_step_in_fp16_is_that_of_pytorch_with_its_scaler() -> None:
     ours = Part(config_of(precision="fp16", clip_norm=0.5)).train(STEPS, spoil=(1, 5)).weights
     model = net()
-    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.02), torch.amp.GradScaler("cpu")
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.02, fused=True), torch.amp.GradScaler("cpu")
     for step in range(STEPS):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.float16):

@@ -122,6 +122,8 @@ def assert_steps_as(config: Optimizer, model: Net, references: list[torch.optim.
 def test_optimizer_steps_as_pytorchs(config: Optimizer, reference: Callable[..., torch.optim.Optimizer]) -> None:
     theirs = Net()
     settings: dict[str, Any] = config.model_dump(exclude=NOT_ARGUMENTS)
+    if reference in (torch.optim.Adam, torch.optim.AdamW):
+        settings["fused"] = True
     assert_steps_as(config, theirs, [reference(theirs.parameters(), **settings)])
 
 
@@ -182,6 +184,64 @@ def test_settings_that_contradict_each_other_are_refused(wrong: Callable[[], Opt
         wrong()
 
 
+# -- fused -------------------------------------------------------------------------------------------------------------
+
+FUSED = [(Adam(lr=0.02, weight_decay=0.1), torch.optim.Adam), (AdamW(lr=0.02, amsgrad=True), torch.optim.AdamW)]
+
+
+@pytest.mark.parametrize(("config", "kind"), FUSED)
+def test_fused_steps_are_those_of_the_plain_loop_up_to_rounding(config: Optimizer, kind: Callable[..., Any]) -> None:
+    ours, theirs = Net(), Net()
+    plain = kind(theirs.parameters(), **config.model_dump(exclude=NOT_ARGUMENTS), foreach=False, fused=False)
+    steps_of(theirs, plain, 0, 20)
+    optimizer = build_optimizer(config, ours.named_parameters())
+    steps_of(ours, optimizer, 0, 20)
+    assert optimizer.param_groups[0]["fused"]
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("config", "kind"), FUSED)
+def test_a_checkpoint_from_before_steps_were_fused_goes_on(config: Optimizer, kind: Callable[..., Any]) -> None:
+    ours, theirs = Net(), Net()
+    plain = kind(theirs.parameters(), **config.model_dump(exclude=NOT_ARGUMENTS))
+    steps_of(theirs, plain, 0, 5)
+    ours.load_state_dict(theirs.state_dict())
+    optimizer = build_optimizer(config, ours.named_parameters())
+    restore_optimizer(optimizer, optimizer_state(plain, theirs.parameters()), ours.parameters())
+    for model, each in ((ours, optimizer), (theirs, plain)):
+        steps_of(model, each, 5, 15)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_that_lies_otherwise_in_memory_is_laid_out_as_its_parameter() -> None:
+    taken = []
+    for build in (lambda it: built(Adam(), it), lambda it: torch.optim.Adam([it], fused=False)):
+        weights = nn.Parameter(torch.arange(96.0).view(2, 3, 4, 4).to(memory_format=torch.channels_last))
+        optimizer = build(weights)
+        weights.grad = torch.arange(-40.0, 56.0).view(2, 3, 4, 4)
+        optimizer.step()
+        taken.append(weights.detach())
+    torch.testing.assert_close(*taken)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.arange(8.0).view(4, 2)[:, :1], torch.arange(4.0).to(torch.complex64), torch.ones(2, device="meta")],
+    ids=["with gaps", "complex", "without memory"],
+)
+def test_parameters_that_a_fused_step_does_not_know_are_trained_by_the_plain_one(values: Tensor) -> None:
+    weights, reference = nn.Parameter(values.clone(memory_format=torch.preserve_format)), nn.Parameter(values.clone())
+    weights.data, reference.data = values, values.clone()
+    ours, theirs = built(AdamW(), weights), torch.optim.AdamW([reference], lr=1e-3)
+    for parameter, optimizer in ((weights, ours), (reference, theirs)):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert "fused" not in ours.defaults or not ours.defaults["fused"]
+    assert values.is_meta or torch.equal(weights, reference)
+
+
 # -- Muon --------------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +253,7 @@ def test_muon_trains_the_matrices_that_are_not_named_and_adamw_the_rest(adjust: 
     matrices = [theirs.inner.weight]
     rest = [parameter for parameter in theirs.parameters() if parameter is not theirs.inner.weight]
     muon = torch.optim.Muon(matrices, lr=0.05, momentum=0.9, adjust_lr_fn=adjust)
-    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2)
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2, fused=True)
     assert_steps_as(config, theirs, [muon, adamw])
 
 
@@ -209,7 +269,8 @@ def test_muon_is_one_optimizer_whose_rates_and_state_are_its_own() -> None:
     matrices = [parameter for parameter in theirs.parameters() if parameter.ndim == 2]
     rest = [parameter for parameter in theirs.parameters() if parameter.ndim != 2]
     arguments = MUON.model_dump(exclude=NOT_ARGUMENTS)
-    references = [torch.optim.Muon(matrices, **arguments), torch.optim.AdamW(rest, lr=0.01, weight_decay=0.2)]
+    adamw = torch.optim.AdamW(rest, lr=0.01, weight_decay=0.2, fused=True)
+    references = [torch.optim.Muon(matrices, **arguments), adamw]
     optimizer = build_optimizer(MUON, ours.named_parameters())
     for step in range(4):
         for each in (optimizer, *references):

@@ -35,7 +35,7 @@ def test_a_parameter_has_the_settings_of_the_first_group_that_its_name_matches()
         {"params": [theirs[0].weight], "lr": 0.001},
         {"params": [theirs[2].weight]},
     ]
-    reference = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
+    reference = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5, fused=True)
     optimizer = build_optimizer(config, ours.named_parameters())
     for one, other in zip(trained(ours, optimizer), trained(theirs, reference), strict=True):
         assert torch.equal(one, other)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ CPU = torch.device("cpu")
 
 
 AUTO = "bf16" if has_bf16(CPU) else "fp32"
+NAMES = [*((name, name) for name in ("fp32", "bf16", "fp16")), ("auto", AUTO), ("tf32", "fp32")]
 
 
-@pytest.mark.parametrize(("name", "chosen"), [*((name, name) for name in ("fp32", "bf16", "fp16")), ("auto", AUTO)])
+@pytest.mark.parametrize(("name", "chosen"), NAMES)
 def test_a_name_chooses_the_arithmetic(name: Any, chosen: Any) -> None:
     assert Precision.choose(name, CPU) == Precision(chosen, "cpu")
 
@@ -29,6 +31,39 @@ def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, key: str) -> N
     assert Precision.choose("auto", CPU).name == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {key: False, "avx2": True})
     assert Precision.choose("auto", CPU).name == "fp32"
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "fp32"), ((8, 0), "tf32"), ((9, 0), "tf32")])
+def test_tf32_is_fp32_on_gpus_that_have_none(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert Precision.choose("tf32", torch.device("cuda")) == Precision(chosen, "cuda")  # type: ignore[arg-type]
+
+
+def test_a_process_rounds_what_it_multiplies_with_tf32_alone() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("tf32", "bf16", "fp32"):
+            Precision(name, "cuda").prepare()  # type: ignore[arg-type]
+            found[name] = (
+                matmul.allow_tf32,
+                matmul.fp32_precision,
+                cudnn.allow_tf32,
+                cudnn.conv.fp32_precision == "tf32",
+            )
+    exact = (False, "ieee", False, False)
+    assert found == {"tf32": (True, "tf32", True, True), "bf16": exact, "fp32": exact}
+
+
+def test_tf32_casts_nothing_and_scales_no_loss() -> None:
+    precision = Precision("tf32", "cuda")
+    with precision.autocast():
+        assert nn.Linear(4, 2)(torch.ones(3, 4)).dtype == torch.float32
+    assert precision.loss_scaler() is None
+    assert precision.channels_last
 
 
 def test_torch_names_the_instructions_that_auto_looks_for() -> None:
