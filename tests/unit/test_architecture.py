@@ -117,10 +117,10 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss batches checkpoints history initial_weights launch module_names precision",
+        "averaging batch_loss batches checkpoints flops history initial_weights launch module_names peaks precision",
         "reproducibility schedules step_log stopping streams",
         "after_evaluation evaluation export freezing model_shards monitor optimizer_steps recomputation run_state",
-        "preparing writing",
+        "preparing work writing",
         "failures parts",
         "place",
         "progress",
