@@ -117,11 +117,12 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss batches checkpoints flops history initial_weights launch module_names peaks precision",
-        "reproducibility schedules step_log stopping streams",
+        "averaging batch_loss batches checkpoints flops heap history initial_weights launch module_names peaks",
+        "precision reproducibility schedules step_log stopping streams",
         "after_evaluation evaluation export freezing model_shards monitor optimizer_steps recomputation run_state",
-        "preparing work writing",
-        "failures parts",
+        "memory_meter preparing work writing",
+        "failures parts rehearsal",
+        "budget",
         "place",
         "progress",
         "run",
@@ -167,7 +168,7 @@ ROOMS = {
     ],
     "cli": [
         "common progress",
-        "data jobs runs studies train",
+        "data jobs plan runs studies train",
         "main",
     ],
 }
