@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from raytorch import __version__
-from raytorch.cli import data, jobs, runs, studies, train
+from raytorch.cli import data, jobs, plan, runs, studies, train
 from raytorch.cli.common import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, errors, new_app, output, progress, worded
 from raytorch.errors import RaytorchError, UserError, is_storage_fault
 from raytorch.service import secrets
@@ -20,7 +20,7 @@ from raytorch.system.processes import interrupting_handlers, set_handlers
 from raytorch.system.terminal import say
 
 app = new_app()
-for group in (train.app, studies.app, runs.app, jobs.app):
+for group in (train.app, plan.app, studies.app, runs.app, jobs.app):
     app.add_typer(group)
 app.add_typer(data.app, name="data", help="Download, check and show data, and write tokens and indexes of it.")
 LEVELS = [logging.WARNING, logging.INFO, logging.DEBUG]

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich import progress
@@ -16,6 +17,15 @@ WAITING_S = 60.0
 """Seconds without workers after which that is told."""
 MUCH_WAITING = 0.05
 """Share of a run's time above which it is told that it was spent on waiting for data."""
+_SPEED: dict[str, Callable[[float], str]] = {
+    "samples_per_s": lambda rate: f"{rate:,.0f} samples/s",
+    "tokens_per_s": lambda rate: f"{rate:,.0f} tokens/s",
+    "mfu": lambda share: f"mfu {share:.1%}",
+}
+_EFFORT: dict[str, Callable[[float], str]] = {
+    "tflops_per_s": lambda rate: f"{rate:.3g} TFLOP/s",
+    "peak_memory_bytes": lambda size: f"{size / 1e9:.1f} GB",
+}
 
 
 class _Bars(progress.Progress):
@@ -78,7 +88,7 @@ class ProgressDisplay(_Bars):
 
     def _show(self, news: dict[str, Any]) -> None:
         if "samples_per_s" in news:
-            rate = f"{news['samples_per_s']:,.0f} samples/s" if news["samples_per_s"] else ""
+            rate = "  ".join(_speed(news, _SPEED | _EFFORT))
             numbers = [
                 (name, value) for name, value in news.items() if "loss" in name and isinstance(value, int | float)
             ]
@@ -132,7 +142,7 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
     ``resume`` is the command that goes on with a run that follows it; by default that of where this process runs.
     """
     resume = resume or f"raytorch {'submit' if is_in_job() else 'train'} --resume"
-    rate, seconds = summary.get("samples_per_s"), summary.get("seconds", {}).get("total")
+    seconds = summary.get("seconds", {}).get("total")
     metrics = summary.get("metrics")
     facts = [
         "" if metrics and summary["state"] in ("finished", "stopped") else summary["state"],
@@ -142,7 +152,7 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
         f"{_counted(format(summary['epochs'], '.4g'), 'epoch')}, {_counted(str(summary['step']), 'step')}"
         if _has(summary, "epochs", "step")
         else "",
-        f"{rate:,.0f} samples/s" if rate else "",
+        *_speed(summary, _SPEED),
         f"{seconds:.1f} s" if seconds else "",
     ]
     say(console, "  ·  ".join(fact for fact in facts if fact), "bold")
@@ -156,6 +166,12 @@ def print_summary(console: Console, summary: dict[str, Any], *, resume: str | No
         lines.append(("continue", f"{resume} {quoted}"))
     for label, text in lines:
         say_labelled(console, label, text)
+
+
+def _speed(values: dict[str, Any], forms: dict[str, Callable[[float], str]]) -> list[str]:
+    """How fast a run is, as far as it is known."""
+    known = [(form, values.get(key)) for key, form in forms.items()] if values.get("samples_per_s") else []
+    return [form(value) for form, value in known if isinstance(value, int | float) and value]
 
 
 def _waiting(news: dict[str, Any]) -> str:

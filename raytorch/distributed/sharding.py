@@ -138,6 +138,11 @@ def _on_rank_zero(tensor: Tensor) -> Tensor | None:
     return value
 
 
+def outline(module: nn.Module) -> nn.Module:
+    """A copy of a model without memory, in one piece if it is sharded."""
+    return deepcopy(_PLANS[module].outline) if is_sharded(module) else _outline(module)
+
+
 def _outline(module: nn.Module) -> nn.Module:
     """A copy without memory."""
     memo: dict[int, Any] = {}

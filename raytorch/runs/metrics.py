@@ -20,8 +20,8 @@ from raytorch.system.strict_json import number, to_json
 T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
-PACE_KEYS = ("samples_per_s", "data_wait")
-"""Keys of a line of it that say how fast the run is."""
+PACE_KEYS = ("samples_per_s", "data_wait", "tokens_per_s", "tflops_per_s", "mfu", "peak_memory_bytes")
+"""Keys of a line of it that say how fast the run is, and what memory it takes."""
 LONGEST_LINE = 2**16
 """Bytes of a line in it at most."""
 LONGEST_VALUES = LONGEST_LINE - 2**12
@@ -101,11 +101,47 @@ class Pace(NamedTuple):
     data_wait: float | None = None
     """The share of that time in which the next batch was waited for, and the device had nothing to do."""
 
+    tokens_per_s: float | None = None
+    """Of data that is cut into windows of tokens."""
+    tflops_per_s: float | None = None
+    """Floating-point operations of the model, over all workers, in units of 10^12 a second."""
+    mfu: float | None = None
+    """The share of what the workers' devices could compute at most."""
+
+
+class Work(NamedTuple):
+    """What a sample takes, as far as it is known."""
+
+    flops: float | None = None
+    """Floating-point operations, forward and backward."""
+    tokens: int | None = None
+    peak: float | None = None
+    """Operations that all workers' devices can do in a second at most."""
+
+    def pace(self, samples_per_s: float, data_wait: float) -> Pace:
+        """That of a run that trains on so many samples a second.
+
+        Example:
+            >>> Work(flops=2e9, tokens=256, peak=4e12).pace(500.0, 0.0)
+            Pace(samples_per_s=500.0, data_wait=0.0, tokens_per_s=128000.0, tflops_per_s=1.0, mfu=0.25)
+        """
+        tokens = None if self.tokens is None else round(self.tokens * samples_per_s, 1)
+        flops = None if self.flops is None else self.flops * samples_per_s
+        mfu = flops / self.peak if flops is not None and self.peak else None
+        return Pace(
+            round(samples_per_s, 1),
+            round(data_wait, 4),
+            tokens,
+            None if flops is None else float(f"{flops / 1e12:.4g}"),
+            None if mfu is None else round(mfu, 4),
+        )
+
 
 class Throughput:
     """The pace of a run, without its first step."""
 
     def __init__(self) -> None:
+        self.work = Work()
         self.first_step_at: float | None = None
         """When this attempt's first optimizer step ended, in seconds since 1970."""
         self._first = self._last = self._now = (0, 0.0, 0.0)
@@ -117,15 +153,23 @@ class Throughput:
             self.first_step_at = time.time()
             self._first = self._last = self._now
 
+    def tell(self, work: Work) -> None:
+        """Take note of what a sample takes."""
+        self.work = work
+
     def overall(self) -> Pace:
         """That since the first step."""
-        return _pace(self._first, self._now)
+        return self._pace(self._first)
 
     def recent(self) -> Pace:
         """That since the last call."""
-        pace = _pace(self._last, self._now)
+        pace = self._pace(self._last)
         self._last = self._now
         return pace
+
+    def _pace(self, begin: tuple[int, float, float]) -> Pace:
+        samples, seconds, waited = (now - before for now, before in zip(self._now, begin, strict=True))
+        return self.work.pace(samples / seconds, waited / seconds) if seconds > 0 else Pace()
 
 
 class MetricsLog:
@@ -250,11 +294,6 @@ def versions() -> dict[str, str]:
     packages = ("torch", "torchvision", "ray", "numpy")
     own = {"python": platform.python_version(), "raytorch": __version__}  # a job brings raytorch along, uninstalled
     return own | {package: metadata.version(package) for package in packages}
-
-
-def _pace(begin: tuple[int, float, float], end: tuple[int, float, float]) -> Pace:
-    samples, seconds, waited = end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]
-    return Pace(round(samples / seconds, 1), round(waited / seconds, 4)) if seconds > 0 else Pace()
 
 
 def _drop_after(files: LocalFolder, step: int, of_step: int) -> None:

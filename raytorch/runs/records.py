@@ -122,6 +122,10 @@ class Summary(_Record):
     step: Count | None = None
     samples_per_s: float | None = None
     data_wait: float | None = None
+    tokens_per_s: float | None = None
+    tflops_per_s: float | None = None
+    mfu: float | None = None
+    peak_memory_bytes: Count | None = None
     skipped: Count | None = None
     """Samples that could not be read."""
     checkpoints: CheckpointNote | None = None

@@ -3,8 +3,10 @@
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
-_KEPT = 1 << 30
-_LARGEST = 32 << 20  # what glibc takes at most
+KEPT = 1 << 30
+"""Bytes of freed memory that are kept at most."""
+LARGEST = 32 << 20
+"""Bytes of a tensor from which on it has memory by itself where no freed one has room; what glibc takes at most."""
 _LARGE = 1 << 20
 
 
@@ -19,7 +21,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+    return bool(mallopt(_M_MMAP_THRESHOLD, LARGEST) and mallopt(_M_TRIM_THRESHOLD, KEPT))
 
 
 def return_freed_memory() -> bool:

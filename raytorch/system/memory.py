@@ -27,6 +27,24 @@ def memory() -> Memory | None:
     return min(found, default=None)
 
 
+def peak_resident() -> int | None:
+    """Bytes that this process has had in memory at its largest; None where the system does not tell."""
+    return _of_process("VmHWM")
+
+
+def resident() -> int | None:
+    """Bytes that this process has in memory; None where the system does not tell."""
+    return _of_process("VmRSS")
+
+
+def _of_process(key: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
 def _machine() -> Memory | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

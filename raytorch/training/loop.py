@@ -1,5 +1,6 @@
 """The shipped loop: a model, a data set, a loss, an optimizer with a schedule, and an evaluation after each epoch."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from raytorch.config import Augment, ImageData, OwnData
@@ -11,6 +12,7 @@ from raytorch.models.fitting import require_fitting
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import loss_function, metrics_of, require_enough_samples
 from raytorch.runs.checkpoint_manifest import THE_MODEL
+from raytorch.runs.metrics import Work
 from raytorch.training.after_evaluation import AfterEvaluation
 from raytorch.training.batch_loss import BatchLoss
 from raytorch.training.evaluation import Evaluator, evaluation_batch
@@ -18,12 +20,14 @@ from raytorch.training.optimizer_steps import OptimizerSteps
 from raytorch.training.preparing import begin, prepare
 from raytorch.training.run import Run
 from raytorch.training.streams import stream_of
+from raytorch.training.work import WorkMeter
 
 
 class Trainer:
     """One worker's part in the shipped loop."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, tell_work: Callable[[Work], None] = lambda work: None) -> None:
+        """``tell_work`` is called on rank 0 with what a sample takes, in the first step."""
         self.run, self.config = run, run.config
         config, device = self.config, run.worker.device
         for name in config.references:  # what is wrong with it is found before data is read
@@ -59,11 +63,13 @@ class Trainer:
         shown = config.on_evaluation
         self.after_evaluation = AfterEvaluation(shown, config.code, device) if shown else None
         self.batch_loss = BatchLoss(self.model, run.worker)
+        self.meter = WorkMeter(config, run.worker, run.precision, self.splits.train.facts, tell_work)
 
     def train(self) -> None:
         """Train to the end."""
         for micro_batches in self.batches:
-            self.train_step(micro_batches)
+            with self.meter.counting(self.model, self.loss, micro_batches):
+                self.train_step(micro_batches)
             if self.run.ends_epoch:
                 self.evaluate()
         if self.splits.test:

@@ -48,6 +48,14 @@ class Place:
         """Processes that read ahead in the newest pass; None if its data is in memory."""
         return self.loader.readers if self.loader else None
 
+    def data_advice(self, *, has_loop: bool) -> str:
+        """What is to be done where the run waits for data; empty where it is in memory."""
+        if self.readers is None:
+            return ""
+        if self.readers:
+            return "give run.batches more readers" if has_loop else "raise data.readers"
+        return "give run.batches readers" if has_loop else "set data.readers"
+
     @property
     def is_at_end_of_epoch(self) -> bool:
         """True if every sample of this epoch has been seen."""

@@ -34,6 +34,7 @@ from raytorch.training.saved_state import explaining_misfit
 from raytorch.training.saving import Saving
 from raytorch.training.step_log import Number, StepLog, reduced, require_the_same
 from raytorch.training.stopping import DriverRequest, Patience, StopAgreement
+from raytorch.training.work import peak_memory
 
 EXPORT_FOLDER = "export"
 logger = logging.getLogger("raytorch")
@@ -222,18 +223,9 @@ class RunProgress:
                 name: sum(value for _, value in line) / len(line) for name, line in taken.items()
             }
             values |= {name: float(read()) for name, read in self.gauges.items()}
-            values |= self.throughput.recent()._asdict()
+            values |= {**self.throughput.recent()._asdict(), "peak_memory_bytes": peak_memory(self.worker.device)}
             self.records.write("train", self.step, self.place.epochs_done, values)
-            self.report({**values, "data_advice": self._data_advice()})
-
-    def _data_advice(self) -> str:
-        """What is to be done where the run waits for data; empty where it is in memory."""
-        readers, has_loop = self.place.readers, self.config.loop is not None
-        if readers is None:
-            return ""
-        if readers:
-            return "give run.batches more readers" if has_loop else "raise data.readers"
-        return "give run.batches readers" if has_loop else "set data.readers"
+            self.report({**values, "data_advice": self.place.data_advice(has_loop=self.config.loop is not None)})
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -380,6 +372,7 @@ class RunProgress:
             "step": self.step,
             "epochs": round(self.place.epochs_done, 4),
             **self.throughput.overall()._asdict(),
+            "peak_memory_bytes": peak_memory(self.worker.device),
             "seconds": self.clock.read(),
             "checkpoints": self.saving.taken(),
             "first_step_at": self.throughput.first_step_at,

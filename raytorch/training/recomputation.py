@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from raytorch.errors import ConfigError
+from raytorch.training.flops import not_counted
 from raytorch.training.module_names import derive, matching
 
 
@@ -41,7 +42,7 @@ def _forward_twice(name: str, forward: Callable[..., Any], module: nn.Module, *a
     buffers = _Buffers(module)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return buffers.watched(), buffers.as_found()
+        return buffers.watched(), _again(buffers)
 
     given = [(value, value._version) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     result = checkpoint(forward, module, *args, use_reentrant=False, context_fn=contexts, **kwargs)
@@ -51,6 +52,12 @@ def _forward_twice(name: str, forward: Callable[..., Any], module: nn.Module, *a
             "the module around it, or let it make a new tensor (inplace=False)"
         )
     return result
+
+
+@contextmanager
+def _again(buffers: "_Buffers") -> Iterator[None]:
+    with not_counted(), buffers.as_found():
+        yield
 
 
 class _Buffers:

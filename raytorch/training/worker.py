@@ -80,7 +80,7 @@ def follow_loop(progress: RunProgress) -> dict[str, object]:
         if own:
             own_call("loop", own, progress.config.code)(run)
         else:
-            Trainer(run).train()
+            Trainer(run, progress.throughput.tell).train()
     except RunStopped:
         return progress.finish("stopped")
     outcome = progress.finish("stopped" if progress.is_stopped else "finished")  # which a loop may have caught

@@ -120,14 +120,15 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss batches checkpoint_files history initial_weights launch module_names precision",
-        "reproducibility saved_state schedules step_log stopping streams",
+        "averaging batch_loss batches checkpoint_files flops heap history initial_weights launch module_names peaks",
+        "precision reproducibility saved_state schedules step_log stopping streams",
         "checkpoint_writer",
         "checkpoints",
         "saving",
         "after_evaluation compilation evaluation export freezing model_shards monitor optimizer_steps recomputation",
-        "preparing run_state writing",
-        "failures parts",
+        "memory_meter preparing run_state work writing",
+        "failures parts rehearsal",
+        "budget",
         "place",
         "progress",
         "run",
@@ -173,7 +174,7 @@ ROOMS = {
     ],
     "cli": [
         "common progress",
-        "data jobs runs studies train",
+        "data jobs plan runs studies train",
         "main",
     ],
 }

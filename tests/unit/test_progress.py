@@ -32,7 +32,7 @@ def status(progress: dict[str, Any] | None = None, **changes: Any) -> RunStatus:
 
 def shown(*news: RunStatus, terminal: bool = False) -> str:
     """What is printed when these arrive in turn, on a terminal without its control characters' effect."""
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=160, color_system=None)
     with ProgressDisplay(console, "mine") as display:
         for each in news:
             display(each)
@@ -63,6 +63,15 @@ def test_a_terminal_shows_one_live_line() -> None:
 def test_much_waiting_for_data_is_told_with_what_to_do(news: dict[str, Any], told: str) -> None:
     [line] = [line for line in shown(status(NEWS | news), terminal=True).split("\r") if "20/200" in line][-1:]
     assert line.partition("samples/s")[2].startswith(f"{told} -:--:--")
+
+
+def test_speed_and_memory_are_told_as_far_as_they_are_known() -> None:
+    known = {"tokens_per_s": 3160473.6, "tflops_per_s": 312.4, "mfu": 0.40625, "peak_memory_bytes": 23_400_000_000}
+    [line] = [line for line in shown(status(NEWS | known), terminal=True).split("\r") if "20/200" in line][-1:]
+    assert "12,346 samples/s  3,160,474 tokens/s  mfu 40.6%  312 TFLOP/s  23.4 GB" in " ".join(line.split("\n"))
+    unknown = dict.fromkeys(known)
+    assert "12,346 samples/s -:--:--" in shown(status(NEWS | unknown), terminal=True)
+    assert "  ·  12,346 samples/s  ·  3,160,474 tokens/s  ·  mfu 40.6%  ·  12.3 s" in summary_lines(160, **known)[0]
 
 
 def test_what_a_loop_tells_of_its_loss_may_be_no_number() -> None:
@@ -211,7 +220,7 @@ def test_paths_are_whole_on_a_narrow_terminal(path: str, quoted: str) -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_download_is_a_bar_on_a_terminal(terminal: bool) -> None:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=160, color_system=None)
     with DownloadDisplay(console) as display:
         for there in (10, 1_500_000):
             display("images.gz", there, 3_000_000)

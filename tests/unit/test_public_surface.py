@@ -26,6 +26,7 @@ COMMANDS = {
         "--json",
     ],
     "validate": ["files", "--set"],
+    "plan": ["config", "--set", "--workers", "--gpu-memory", "--fact", "--json"],
     "schema": [],
     "scale": ["config", "--workers", "--mode", "--set", "--steps", "--warmup", "--out", "--address", "--json"],
     "sweep": ["file", "--set", "--name", "--resume", "--storage", "--address", "--json"],

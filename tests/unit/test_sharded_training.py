@@ -24,6 +24,7 @@ from sharded_runs import (
 from raytorch.distributed import Worker
 from raytorch.distributed.sharding import whole
 from raytorch.distributed.shards import gathered, own_part
+from raytorch.training.flops import FlopCounter
 
 GROUPS = {"groups": [{"match": "*bias", "lr": 0.05}, {"match": "head*", "weight_decay": 0.3}]}
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.01}}
@@ -119,10 +120,13 @@ def hold_a_share(worker: Worker) -> None:
     three blocks is gathered by itself.
     """
     held: dict[str, int] = {}
+    operations: set[int] = set()
     for strategy in ("ddp", "fsdp"):
         run = run_of(f"share-{strategy}", worker.world_size, strategy, model=OWN | {"width": 64}, **ADAMW)
         trainer, progress = registered(run, worker)
-        trainer.train_step(next(iter(trainer.batches)))
+        with FlopCounter() as counter:
+            trainer.train_step(next(iter(trainer.batches)))
+        operations.add(counter.total)
         state = [value for each in trainer.steps.optimizer.state.values() for value in each.values()]
         parameters = list(trainer.model.parameters())
         tensors = [*parameters, *(each.grad for each in parameters if each.grad is not None), *state]
@@ -132,6 +136,7 @@ def hold_a_share(worker: Worker) -> None:
         is_outlined = strategy == "fsdp" and worker.rank > 0
         assert trainer.model.built_on == ("meta" if is_outlined else "cpu")
         progress.close()
+    assert len(operations) == 1
     assert held["fsdp"] <= {2: 0.52, 4: 0.27}[worker.world_size] * held["ddp"]
 
 
