@@ -14,13 +14,13 @@ from raytorch.config import RunConfig
 from raytorch.config.file import from_data
 from raytorch.distributed import Worker
 from raytorch.distributed.sharding import whole
-from raytorch.distributed.shards import own_part
+from raytorch.distributed.shards import gathered, own_part
 from raytorch.distributed.tensor_parallel import check_plan
 from raytorch.errors import ConfigError, UserError
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.storage import RunFolder
-from raytorch.training.checkpoints import open_checkpoint
 from raytorch.training.model_shards import groups_of, products_of
+from raytorch.training.saved_state import open_checkpoint
 
 CODE = '''
 import torch
@@ -224,8 +224,8 @@ def hold_a_share(worker: Worker) -> None:
 def go_on_with_the_same_bits(worker: Worker, name: str, run: RunConfig) -> None:
     """What a run has saved other workers have again, though each has another part of it."""
     _, progress = registered(run.model_copy(update={"name": name}), worker)
-    models = {key: model for key, (model, _) in progress.parts.shown().items()}
-    trained, state = whole(progress.parts.models["model"].bare), progress.parts.state()
+    models = {key: model for key, (model, _) in progress.parts.in_one_piece().items()}
+    trained, state = whole(progress.parts.models["model"].bare), gathered(progress.parts.state())
     if worker.rank == 0:
         model, expected = saved(name)
         assert_close(models["model"].state_dict(), model, 0)
