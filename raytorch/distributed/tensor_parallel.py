@@ -39,7 +39,11 @@ _UNEQUAL = 0.01
 
 
 def check_plan(module: nn.Module, plan: Mapping[str, str], workers: int) -> None:
-    """Raise UserError for what of a model cannot be divided among so many workers as ``plan`` says, by exact names."""
+    """Raise UserError for what of a model cannot be divided among so many workers as ``plan`` says, by exact names.
+
+    Example:
+        >>> check_plan(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), {"0": "column", "2": "row"}, 2)
+    """
     for name, kind in plan.items():
         part = module.get_submodule(name)
         if kind not in KINDS:
@@ -53,7 +57,7 @@ def check_plan(module: nn.Module, plan: Mapping[str, str], workers: int) -> None
             ]
             if odd:
                 raise UserError(f"tensor_plan: {name} has {', '.join(odd)}, and cannot be divided so; leave it out")
-        size = {"column": "out_features", "row": "in_features"}.get(kind, "")
+        size = {"column": "out_features", "row": "in_features"}.get(kind)
         if isinstance(part, nn.Linear) and size and getattr(part, size) % workers:
             raise UserError(
                 f"parallel.tensor: {workers} workers do not divide the {size} of {name}, {getattr(part, size)}; take "
@@ -92,6 +96,10 @@ class TensorParallel:
         module: The model.
         plan: Names of modules, each with one of KINDS.
         mesh: The workers.
+
+    Example:
+        >>> computed = TensorParallel(model, {"up": "column", "down": "row"}, mesh["tensor"])
+        >>> weight = computed.divided(model.up.weight, whole)  # a DTensor, to be put in the parameter's place
     """
 
     def __init__(self, module: nn.Module, plan: Mapping[str, str], mesh: Any) -> None:
