@@ -179,7 +179,7 @@ def checkpoint(machine: Machine) -> Figures:
     keys = gpt_keys(machine) | {"batch_size": 8, "steps": steps, "every": every}
     summary, _ = machine.run("checkpoint", **keys, checkpoint={"every_epochs": None, "every_steps": every})
     saved = machine.peer("save_loop", "measure", model=machine.gpt, folder=str(machine.folder), times=3)
-    stall = summary["seconds"]["checkpointing"] / (steps // every)
+    stall = summary["checkpoints"]["blocked_s"] / summary["checkpoints"]["saved"]
     ratio = stall / saved["seconds"]
     return {"stall_s": stall, "torch_save_s": saved["seconds"], "torch_save_bytes": saved["bytes"], "ratio": ratio}
 
