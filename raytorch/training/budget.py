@@ -13,7 +13,7 @@ from raytorch.datasets import MicroBatch, TrainLoader
 from raytorch.datasets.checking import opened_splits
 from raytorch.errors import ConfigError, RaytorchError, UserError
 from raytorch.models.fitting import require_fitting
-from raytorch.training.memory_meter import ACTIVATIONS, CASTS, WEIGHTS
+from raytorch.training.memory_meter import ACTIVATIONS, WEIGHTS
 from raytorch.training.model_shards import gathered_apart
 from raytorch.training.precision import Precision, PrecisionName
 from raytorch.training.rehearsal import AVERAGE, CPU, GRADIENTS, INPUTS, OPTIMIZER, Rehearsal, rehearse
@@ -142,13 +142,16 @@ def _sharded(config: RunConfig, whole: Rehearsal, notes: list[str]) -> Counter[s
         if not config.parallel.shard:
             notes.append(f"a node is taken to have {group} workers, over which the model is sharded")
     memory = Counter({kind: -(-whole.most[kind] // group) for kind in _SHARDED})
-    memory |= Counter({kind: whole.peak[kind] for kind in (ACTIVATIONS, INPUTS)})
+    memory[INPUTS] = whole.most[INPUTS]
     model = whole.model
     sizes = [_bytes(model.get_submodule(place)) for place in gathered_apart(model, config, "model")]
     rest = _bytes(model) - sum(sizes)
     in_turn = max(sizes) if config.parallel.reshard_after_forward else sum(sizes)
-    memory[GATHERED] = 2 * rest + in_turn + 3 * max(sizes)
-    memory[CASTS] = 0  # of what is gathered, which is let go of
+    gathered = 2 * rest + in_turn + 3 * max(sizes)  # with what is cast of it, which is let go of as well
+    if whole.activations + gathered >= whole.of_step / group:
+        memory |= Counter({ACTIVATIONS: whole.activations, GATHERED: gathered})
+    else:
+        memory[ACTIVATIONS] = whole.of_step // group
     if config.parallel.offload == "cpu":
         for kind in _SHARDED:
             del memory[kind]

@@ -62,6 +62,11 @@ class MemoryMeter(TorchDispatchMode):
                 self._add(storage, kind)
         self._look()
 
+    def restart(self) -> None:
+        """Look for the most from now on."""
+        self.most, self.peak = Counter(), Counter()
+        self._look()
+
     @contextmanager
     def guessing(self) -> Iterator[None]:
         """Let a number that is asked for in the block be 1, as tensors without memory have none."""

@@ -21,7 +21,7 @@ from raytorch.errors import RaytorchError
 from raytorch.models.networks import Architecture
 from raytorch.models.objectives import LossFunction, loss_function
 from raytorch.training.flops import FlopCounter
-from raytorch.training.memory_meter import WEIGHTS, MemoryMeter
+from raytorch.training.memory_meter import ACTIVATIONS, WEIGHTS, MemoryMeter
 from raytorch.training.optimizer_steps import OptimizerSteps
 from raytorch.training.precision import Precision, PrecisionName
 from raytorch.training.preparing import prepare
@@ -43,6 +43,10 @@ class Rehearsal:
     """Bytes of each kind when most are in use."""
     most: Counter[str]
     """The most bytes of each kind at any time."""
+    activations: int
+    """The most bytes of them in forward and backward passes."""
+    of_step: int
+    """The most bytes that the optimizer takes for its step, and then no more."""
     heap: int
     """Bytes that a process on a CPU comes to by all of it."""
     flops: int | None
@@ -106,13 +110,20 @@ class _Rehearsing:
         _hold_gradients(model, meter)
         with meter:
             for number in range(2):
+                meter.restart()  # the first step makes what the optimizer remembers
                 self._pass(model, loss, steps, content, counter if number == 0 else nullcontext())
+                passes = meter.peak, meter.most
+                meter.restart()
                 with meter.guessing():
                     steps.take()
                 meter.hold(OPTIMIZER, _remembered(steps.optimizer))
         models = sum(each.nbytes for each in model.state_dict().values()) * (2 if average else 1)
         size = models + sum(each.nbytes for each in _remembered(steps.optimizer))
-        return Rehearsal(model, meter.peak, meter.most, meter.heap.peak, counter.total or None, size, is_real)
+        peak = max(passes[0], meter.peak, key=Counter.total)
+        most, of_step = passes[1] | meter.most, meter.most[ACTIVATIONS]
+        return Rehearsal(
+            model, peak, most, passes[1][ACTIVATIONS], of_step, meter.heap.peak, counter.total or None, size, is_real
+        )
 
     def _laid_out(self, model: nn.Module) -> nn.Module:
         return self._layout.to_memory_format(model)

@@ -37,6 +37,7 @@ TOKENS = {"vocabulary": 50}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder; no Ray."""
     with without_ray(tmp_path, monkeypatch):
+        torch.set_num_threads(1)  # small steps beside other work
         yield tmp_path
 
 
@@ -129,6 +130,14 @@ def test_a_run_on_data_that_is_here_is_told_whole() -> None:
     assert found.flops == 100 * 2 * (64 * 32 + 2 * 32 * 10)  # no gradients of the first layer
     assert found.memory["data in memory"] > 1500 * 64
     assert found.total == sum(found.memory.values())
+
+
+def test_what_the_optimizer_remembers_is_told_as_that_where_its_step_takes_most() -> None:
+    run = MLP | {"model": {"name": "mlp", "hidden": [256, 256, 256]}, "batch_size": 4, "scaling": {"workers": 2}}
+    found = planned(run)
+    largest = 4 * 256 * 256
+    assert found.memory["optimizer"] == pytest.approx(2 * found.memory["weights"], rel=0.01)
+    assert found.memory["activations"] < 3 * largest  # of a parameter at a time
 
 
 def test_a_checkpoint_is_as_large_as_it_is_said_to_be() -> None:
