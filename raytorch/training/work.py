@@ -58,7 +58,8 @@ class WorkMeter:
         if not self._config.compile:
             with FlopCounter() as counter:
                 yield
-            self._tell_of(counter.total, sum(batch.samples for batch in micro_batches))
+            every = counter.total * self._worker.tensor  # of those that compute with the same samples
+            self._tell_of(every, sum(batch.samples for batch in micro_batches))
             return
         is_own = any(":" in part.name for part in (self._config.model, self._config.loss))
         self._tell_of(None if is_own else apart(model, loss, micro_batches[0].content), micro_batches[0].samples)
