@@ -243,9 +243,8 @@ def shipped_loss(
     outputs, targets = _of_classes(f"loss: {name}", model, batch, **others)
     if name == "mse" and (numbers := as_numbers(outputs, targets)):
         return of_each_sample((numbers[0] - numbers[1]).square())
-    is_outline = (
-        outputs.is_meta
-    )  # of which a step is counted; autocast does not know it, and nothing is compiled for it
+    # Of an outline a step is counted: autocast does not know its device, and nothing is compiled for it.
+    is_outline = outputs.is_meta
     with torch.autocast("cpu" if is_outline else outputs.device.type, enabled=False):
         if is_entropy and are_tokens(outputs, targets):
             return (token_loss if is_outline else of_tokens)(outputs, targets, label_smoothing)
