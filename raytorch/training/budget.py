@@ -19,6 +19,7 @@ from raytorch.training.precision import Precision, PrecisionName
 from raytorch.training.rehearsal import AVERAGE, CPU, GRADIENTS, INPUTS, OPTIMIZER, Rehearsal, rehearse
 
 GATHERED, KEPT, DATA = "gathered modules", "kept by the allocator", "data in memory"
+COPY = "copy for checkpoints"
 _OF_NODE = 8
 """Workers of a node, where nothing says how many there are."""
 _SHARDED = (WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE)
@@ -91,6 +92,10 @@ def budget(config: RunConfig, facts: Mapping[str, Any] | None = None, *, on_gpu:
     memory = dict(_of_worker(config, rehearsal, notes, on_gpu=is_gpu))
     if data:
         memory[DATA] = data
+    if config.checkpoint.background and not is_gpu:  # of a GPU it is in the memory of the host
+        memory[COPY] = rehearsal.saved // _group(config)
+    if config.parallel.tensor > 1:
+        notes.append("tensor is not taken into account: activations, and with ddp all of the model, are fewer with it")
     parameters = list(rehearsal.model.parameters())
     samples = max(batch.samples, 1)
     return Budget(
@@ -136,11 +141,9 @@ def _sharded(config: RunConfig, whole: Rehearsal, notes: list[str]) -> Counter[s
     """A share of what each parameter has, and what is gathered at once: of modules by turns two, with gradients of one
     in its own place and in the order in which it is sent, and what is gathered with the call of the whole model.
     """
-    group = config.scaling.max_workers
-    if config.parallel.strategy == "hsdp":
-        group = config.parallel.shard or min(group, _OF_NODE)
-        if not config.parallel.shard:
-            notes.append(f"a node is taken to have {group} workers, over which the model is sharded")
+    group = _group(config)
+    if config.parallel.strategy == "hsdp" and not config.parallel.shard:
+        notes.append(f"a node is taken to have {group} workers, over which the model is sharded")
     memory = Counter({kind: -(-whole.most[kind] // group) for kind in _SHARDED})
     memory[INPUTS] = whole.most[INPUTS]
     model = whole.model
@@ -157,6 +160,14 @@ def _sharded(config: RunConfig, whole: Rehearsal, notes: list[str]) -> Counter[s
             del memory[kind]
         notes.append("offload: shares of the model, gradients and optimizer are in the CPU's memory, and not counted")
     return memory
+
+
+def _group(config: RunConfig) -> int:
+    """Over how many workers a model is sharded."""
+    workers, parallel = config.scaling.max_workers, config.parallel
+    if parallel.strategy == "hsdp":
+        return parallel.shard or min(workers, _OF_NODE)
+    return workers if parallel.strategy == "fsdp" else 1
 
 
 def _bytes(model: nn.Module) -> int:
@@ -189,8 +200,8 @@ def _batch(config: RunConfig, given: Mapping[str, Any], notes: list[str]) -> tup
         train,
         batch_size=config.batch_size,
         micro_batches=config.accumulate,
-        rank=config.scaling.max_workers - 1,  # which has most where they do not have the same
-        world_size=config.scaling.max_workers,
+        rank=_readers(config) - 1,  # which has most where they do not have the same
+        world_size=_readers(config),
         augment=config.data.augment if isinstance(config.data, ImageData) else Augment(),
     )
     last = (loader.steps_per_epoch - 1) * config.batch_size
@@ -201,9 +212,14 @@ def _batch(config: RunConfig, given: Mapping[str, Any], notes: list[str]) -> tup
     return train.facts, batch, sum(each.nbytes for each in held)
 
 
+def _readers(config: RunConfig) -> int:
+    """How many workers, or groups of them, have samples of their own."""
+    return config.scaling.max_workers // config.parallel.tensor
+
+
 def _told(config: RunConfig, facts: Mapping[str, Any]) -> MicroBatch:
     """A micro-batch as the facts tell, of zeros. Raises ConfigError if they do not tell its shapes."""
-    parts = config.scaling.max_workers * config.accumulate
+    parts = _readers(config) * config.accumulate
     size = -(-config.batch_size // parts)
     if "vocabulary" in facts and "context" in facts:
         tokens = torch.zeros(size, facts["context"], dtype=torch.int64)

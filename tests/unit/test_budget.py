@@ -148,6 +148,21 @@ def test_a_checkpoint_is_as_large_as_it_is_said_to_be() -> None:
     assert found.checkpoint == pytest.approx(written, rel=0.15)
 
 
+def test_the_copy_that_a_checkpoint_takes_counts_where_it_is_in_the_same_memory() -> None:
+    checkpoint = planned(MLP, IMAGES).checkpoint
+    assert planned(MLP, IMAGES).memory["copy for checkpoints"] == checkpoint
+    assert "copy for checkpoints" not in planned(MLP, IMAGES, checkpoint={"background": False}).memory
+    shared = planned(GPT, TOKENS, scaling={"workers": 4}, parallel={"strategy": "fsdp"})
+    assert shared.memory["copy for checkpoints"] == shared.checkpoint // 4
+    assert "copy for checkpoints" not in budget(from_data(MLP), IMAGES, on_gpu=True).memory
+
+
+def test_workers_that_compute_together_have_one_batch() -> None:
+    together = planned(GPT, TOKENS, scaling={"workers": 4}, parallel={"strategy": "fsdp", "tensor": 2})
+    assert (together.samples, planned(GPT, TOKENS, scaling={"workers": 4}).samples) == (16, 8)
+    assert any(note.startswith("tensor is not taken into account") for note in together.notes)
+
+
 def test_the_largest_batch_of_an_epoch_counts() -> None:
     assert planned(MLP, batch_size=1000, scaling={"workers": 2}).samples == 500
     assert planned(MLP, batch_size=700, scaling={"workers": 2}).samples == 400  # 1,500 are 700 and 800
