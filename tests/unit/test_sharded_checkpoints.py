@@ -14,9 +14,11 @@ import torch
 from checkpoints import ANOTHER, CPU, change_manifest, opened
 from ranks import on_ranks
 from safetensors import safe_open
-from sharded_runs import OWN, assert_close, in_project, registered, run_of, saved, train, without_ray
+from sharded_runs import OWN, assert_close, flat, in_project, registered, run_of, saved, train, without_ray
 
 from raytorch.distributed import Worker
+from raytorch.distributed.sharding import whole
+from raytorch.distributed.shards import gathered
 from raytorch.errors import CheckpointError
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization import load_model
@@ -28,6 +30,7 @@ ADAMW: dict[str, Any] = {
     "checkpoint": {"every_steps": 2, "keep": 9},
 }
 LARGE = ADAMW | {"model": OWN | {"width": 512}, "steps": 1, "ema": None}
+LONGER = ADAMW | {"steps": 6}
 STRATEGIES = ["fsdp", "hsdp", "ddp"]
 
 
@@ -45,6 +48,8 @@ def train_each(worker: Worker) -> None:
     without_ray()
     for strategy in STRATEGIES:
         train(run_of(strategy, 2, strategy, **ADAMW), worker)
+    for strategy in STRATEGIES:
+        train(run_of(f"{strategy}-longer", 2, strategy, **LONGER), worker)
     train(run_of("large", 2, "fsdp", **LARGE), worker)
     train(run_of("skipped", 2, "fsdp", **ADAMW | {"checkpoint": {"every_steps": 1, "when_busy": "skip"}}), worker)
 
@@ -57,6 +62,32 @@ def read_no_more_than_its_share(worker: Worker) -> None:
     share = progress.parts.restored.bytes_read / nbytes
     assert 0.2 < share <= 0.3, share
     progress.close()
+
+
+def go_on(worker: Worker) -> None:
+    """What two have saved by each strategy others have to the bit, by each, and train to its end."""
+    if worker.world_size > 1:
+        without_ray()
+    for before in STRATEGIES:
+        for strategy in ("fsdp", "ddp"):
+            name = f"{before}-{strategy}-{worker.world_size}"
+            if worker.rank == 0:
+                shutil.copytree(f"runs/{before}", f"runs/{name}")
+            run = run_of(name, worker.world_size, strategy, **LONGER)
+            _, progress = registered(run, worker)
+            models = {key: model for key, (model, _) in progress.parts.in_one_piece().items()}
+            trained, state = whole(progress.parts.models["model"].bare), gathered(progress.parts.state())
+            progress.close()
+            if worker.rank == 0:
+                weights, expected = saved(before)
+                assert_close(models["model"].state_dict(), weights, 0)
+                assert_close(trained.state_dict(), expected["averages"]["model"]["trained"], 0)
+                assert_close(flat(state), flat({key: expected[key] for key in state}), 0)
+            train(run, worker)
+            if worker.rank == 0:
+                assert_close(saved(name)[0], saved(f"{before}-longer")[0], 1e-5)
+                if (worker.world_size, strategy) == (2, before):
+                    assert_close(saved(name)[0], saved(f"{before}-longer")[0], 0)
 
 
 def checkpoints(run: str) -> list[Path]:
@@ -95,6 +126,13 @@ def test_checkpoints_are_told_in_the_summary_of_a_run() -> None:
     told = saved("skipped")[1]["checkpoints"]
     assert checkpoints("skipped")[-1].name == "checkpoint_00000004"
     assert told["saved"] + told["skipped"] == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_any_number_of_workers_with_any_strategy_goes_on(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raytorch.training.parts.data_parallel", lambda module: module)
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    on_ranks(go_on, workers)
 
 
 def test_of_what_two_have_written_each_of_four_reads_its_share() -> None:
