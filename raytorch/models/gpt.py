@@ -7,7 +7,7 @@ heads of keys and values may serve several of queries (Ainslie et al., arXiv:230
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,7 @@ class Gpt(nn.Module):
 
     metrics = {"bits_per_byte": BitsPerByte()}  # noqa: RUF012 - no ClassVar, which TorchScript does not know
     axes = {"tokens": {0: "batch", 1: "length"}}  # noqa: RUF012
+    tied: Final[bool]  # so that TorchScript compiles one call of the head alone
     tensor_plan = {  # noqa: RUF012
         "embed": "row",
         "blocks.*.attention": "region",
