@@ -15,6 +15,7 @@ MODEL_FILE = "model.safetensors"
 MODEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """Every name that a model of a loop can have."""
 _MODELS = re.compile(rf"model(-(?P<name>{MODEL_NAME.pattern}))?(-[0-9]{{5}}-of-[0-9]{{5}})?\.safetensors")
+_TAG = re.compile(r"\.[0-9a-f]{8}(?=\.(safetensors|json)$)")
 CHECKPOINT_PREFIX = "checkpoint_"
 CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}([0-9]{{8}}|[1-9][0-9]{{8,11}})")
 """Every name that a checkpoint's folder can have; folders of other names are no business of raytorch's."""
@@ -44,8 +45,42 @@ def model_names(files: Collection[str]) -> list[str]:
         >>> model_names(["model-critic.safetensors", "model-00001-of-00002.safetensors", "state.json"])
         ['critic', 'model']
     """
-    found = {_MODELS.fullmatch(file) for file in files}
+    found = {_MODELS.fullmatch(untagged(file)) for file in files}
     return sorted({match["name"] or THE_MODEL for match in found if match and match["name"] != THE_MODEL})
+
+
+def tagged(file: str, tag: str) -> str:
+    """The name of a file that is to be beside one of another save of the same step.
+
+    Example:
+        >>> tagged("model-critic.safetensors", "1f0c93aa")
+        'model-critic.1f0c93aa.safetensors'
+    """
+    stem, _, suffix = file.rpartition(".")
+    return f"{stem}.{tag}.{suffix}"
+
+
+def untagged(file: str) -> str:
+    """The name that :func:`tagged` was given; one without a tag stays."""
+    return _TAG.sub("", file)
+
+
+def files_of(manifest: CheckpointManifest, file: str) -> list[str]:
+    """The files of a checkpoint, by their names there, that hold ``file`` or pieces of it."""
+    return [name for name in manifest.files if untagged(name) == file or _is_piece(untagged(name), file)]
+
+
+def _is_piece(name: str, file: str) -> bool:
+    stem, _, suffix = file.rpartition(".")
+    return bool(re.fullmatch(rf"{re.escape(stem)}-[0-9]{{5}}-of-[0-9]{{5}}\.{re.escape(suffix)}", name))
+
+
+def files_of_checkpoint(folder: RunFolder, name: str) -> set[str]:
+    """The files that a checkpoint's manifest lists; none where it has no manifest."""
+    try:
+        return set(read_manifest(folder, name).files)
+    except (RunNotFoundError, CheckpointError):
+        return set()
 
 
 def latest_checkpoint(folder: RunFolder) -> str | None:

@@ -75,8 +75,11 @@ def _packed_mapping(value: dict[Any, Any], tensors: dict[str, Tensor], name: str
 
 
 def _below(name: str, key: Any) -> str:
-    """The name of what is at a key, as JSON pointers have it (RFC 6901)."""
+    """The name of what is at a key, as JSON pointers have it (RFC 6901); halves of characters, which no file's text can
+    hold, by their numbers.
+    """
     own = str(key).replace("~", "~0").replace("/", "~1")
+    own = "".join(f"~u{ord(each):04x}" if "\ud800" <= each <= "\udfff" else each for each in own)
     return f"{name}/{own}" if name else own
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from raytorch.serialization.file_kinds import DTYPE_NAMES
-from raytorch.serialization.savable import contents_of, require_readable
+from raytorch.serialization.savable import content_of, require_readable, require_tensors
 
 BLOCK = 2**18
 """Bytes of which each has a checksum."""
@@ -70,15 +70,23 @@ def is_piece(file: str, of: str) -> bool:
     return bool(re.fullmatch(rf"{re.escape(stem)}-[0-9]{{5}}-of-[0-9]{{5}}{re.escape(suffix)}", file))
 
 
+def counted(path: Path) -> tuple[int, int]:
+    """The number of a file of :func:`piece_path`, from 1, and of how many it is; zeros of any other."""
+    match = re.fullmatch(r".*-([0-9]{5})-of-([0-9]{5})\.[a-z]+", path.name)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
 def require_writable(pieces: Mapping[str, Piece], path: Path, metadata: Mapping[str, str]) -> None:
     """Raise ModelFileError for what :func:`write_pieces` cannot write, or nobody could read again."""
     tensors = {name: piece.tensor for name, piece in pieces.items()}
+    require_tensors(tensors, path)
     sums = {name: "0" * 8 * blocks(piece.tensor.nbytes) for name, piece in pieces.items()}
     require_readable(tensors, path, {**metadata, PIECES_KEY: _described("0" * 32, pieces, sums)})
 
 
 def write_pieces(pieces: Mapping[str, Piece], path: Path, save: str, metadata: Mapping[str, str]) -> bytes:
-    """Write pieces on the CPU into a new file; answers its header, with which the file can be told from any other.
+    """Write pieces into a new file, one after the other from wherever they are; answers its header, with which the file
+    can be told from any other.
 
     Args:
         pieces: By the name of the tensor.
@@ -86,16 +94,15 @@ def write_pieces(pieces: Mapping[str, Piece], path: Path, save: str, metadata: M
         save: A text that the files that belong together have in common.
         metadata: What else the file says of itself.
     """
-    contents = contents_of({name: pieces[name].tensor for name in sorted(pieces, key=_largest_elements_first(pieces))})
-    sums = {name: "0" * 8 * blocks(content.nbytes) for name, content in contents.items()}
-    room = _header(contents, {**metadata, PIECES_KEY: _described(save, pieces, sums)})
+    tensors = {name: pieces[name].tensor for name in sorted(pieces, key=_largest_elements_first(pieces))}
+    sums = {name: "0" * 8 * blocks(tensor.nbytes) for name, tensor in tensors.items()}
     with path.open("xb") as file:
-        file.write(room)
-        for name, content in contents.items():
-            view = bytes_of(content)
+        file.write(_header(tensors, {**metadata, PIECES_KEY: _described(save, pieces, sums)}))
+        for name, tensor in tensors.items():
+            view = bytes_of(content_of(tensor.cpu()))
             file.write(view)
             sums[name] = checksums(view)
-        head = _header(contents, {**metadata, PIECES_KEY: _described(save, pieces, sums)})
+        head = _header(tensors, {**metadata, PIECES_KEY: _described(save, pieces, sums)})
         file.seek(0)
         file.write(head)
     return head
@@ -114,14 +121,14 @@ def _described(save: str, pieces: Mapping[str, Piece], sums: Mapping[str, str]) 
     return json.dumps({"save": save, "tensors": tensors}, separators=(",", ":"))
 
 
-def _header(contents: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    for name, content in contents.items():
-        begin, end = end, end + content.nbytes
-        shape = list(content.shape)
-        header[name] = {"dtype": DTYPE_NAMES[content.dtype], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        shape = list(tensor.shape)
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -13,11 +13,16 @@ from raytorch.errors import ModelFileError
 from raytorch.serialization.file_kinds import DTYPE_NAMES, LONGEST_HEADER
 
 
+def require_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    """Refuse what such a file cannot hold. Raises ModelFileError."""
+    for name, tensor in tensors.items():
+        if problem := _problem(tensor) or _problem_of_name(name):
+            raise ModelFileError(f"{path} cannot hold {name!r:.99}, {problem}; nothing was written")
+
+
 def require_readable(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
     """Refuse what could not be written, or not be read again. Raises ModelFileError."""
-    for name, tensor in tensors.items():
-        if problem := _problem(tensor):
-            raise ModelFileError(f"{path} cannot hold {name!r:.99}, {problem}; nothing was written")
+    require_tensors(tensors, path)
     length = _longest_header(tensors, metadata)
     if length > LONGEST_HEADER:
         raise ModelFileError(
@@ -32,6 +37,8 @@ def _problem(tensor: Any) -> str | None:
         return f"a {type(tensor).__name__}: give tensors alone"
     if is_lazy(tensor) or tensor.is_meta:
         return "which has no content yet: give it some first"
+    if tensor.is_nested:
+        return "a nested tensor: save its unbind()"
     if tensor.layout != torch.strided:
         return f"a {tensor.layout} tensor: save its to_dense()"
     if tensor.is_quantized:
@@ -39,6 +46,16 @@ def _problem(tensor: Any) -> str | None:
     if tensor.dtype not in DTYPE_NAMES:
         remedy = "save torch.view_as_real() of it" if tensor.is_complex() else "save it as another dtype"
         return f"a tensor of {tensor.dtype}: {remedy}"
+    return None
+
+
+def _problem_of_name(name: str) -> str | None:
+    if name == "__metadata__":
+        return "which is where the file describes itself: give it another name"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "whose name is no text that a file can hold: give it another name"
     return None
 
 
@@ -53,12 +70,17 @@ def _longest_header(tensors: Mapping[str, Tensor], metadata: dict[str, str] | No
     return len(text.encode(errors="replace")) + 8  # spaces, for the tensors to begin at a multiple of 8
 
 
+def content_of(tensor: Tensor) -> Tensor:
+    """A tensor whose memory is its elements in their order, the same if it is so already."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
 def contents_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as safetensors takes them: without views that change what they are of, no two in the same memory."""
     contents: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
-        content = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        content = content_of(tensor)
         memory = content.untyped_storage().data_ptr()
         contents[name] = content.clone() if memory in taken else content
         taken.add(memory)

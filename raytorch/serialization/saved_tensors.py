@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from raytorch.errors import ModelFileError
-from raytorch.serialization.file_kinds import DTYPE_NAMES, FileKind, described_tensors, read_header, require
-from raytorch.serialization.pieces import BLOCK, PIECES_KEY, blocks, bytes_of, checksums, piece_paths
+from raytorch.serialization.file_kinds import DTYPE_NAMES, FileKind, are_sizes, described_tensors, read_header, require
+from raytorch.serialization.pieces import BLOCK, PIECES_KEY, blocks, bytes_of, checksums, counted, piece_paths
 from raytorch.system.regular_files import RegularFile, open_regular
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -142,7 +142,7 @@ class PieceFile:
 
 def _are_sizes(numbers: Any, count: int) -> bool:
     is_list = isinstance(numbers, list) and len(numbers) == count
-    return is_list and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+    return is_list and are_sizes(numbers) and prod(filter(None, numbers)) < 2**60
 
 
 class SavedTensor:
@@ -229,12 +229,26 @@ def open_tensors(path: Path) -> Iterator[SavedTensors]:
     """
     with ExitStack() as held:
         files = []
-        for each in piece_paths(path):
+        for each in (paths := piece_paths(path)):
             require(each, FileKind.SAFETENSORS)
             file = RegularFile(open_regular(each))
             held.callback(file.close)
             files.append(PieceFile(each, file))
+        if paths != [path]:
+            _require_all(path, files)
         yield SavedTensors(files)
+
+
+def _require_all(path: Path, files: list[PieceFile]) -> None:
+    """Refuse files of which one is missing, as far as their names tell; of pieces a process may have written none."""
+    numbers = [counted(file.path) for file in files]
+    of = numbers[0][1]
+    is_complete = numbers[0][0] == 1 and (files[0].save or len(files) == of)
+    if any(other != of for _, other in numbers) or not is_complete:
+        raise ModelFileError(
+            f"{path} is in several files, and of {', '.join(file.path.name for file in files)[:300]} not all are "
+            "there, or some are of another; fetch all that belong together"
+        )
 
 
 def _require_one_whole(parts: list[_Stored]) -> None:

@@ -82,7 +82,7 @@ def budget(config: RunConfig, facts: Mapping[str, Any] | None = None, *, on_gpu:
     is_gpu = config.scaling.gpus_per_worker > 0 if on_gpu is None else on_gpu
     notes: list[str] = []
     precision = _precision(config, notes, on_gpu=is_gpu)
-    known, batch, data = _batch(config, facts or {}, notes)
+    known, batch, data, of_step = _batch(config, facts or {}, notes)
     require_fitting(config, known)
     rehearsal = rehearse(config, known, batch.content, precision, on_gpu=is_gpu)
     if rehearsal.is_real:
@@ -103,7 +103,7 @@ def budget(config: RunConfig, facts: Mapping[str, Any] | None = None, *, on_gpu:
         trained=sum(each.numel() for each in parameters if each.requires_grad),
         memory={kind: size for kind, size in memory.items() if size},
         samples=samples,
-        flops=rehearsal.flops and rehearsal.flops / samples * config.batch_size,
+        flops=rehearsal.flops and rehearsal.flops / samples * of_step,
         checkpoint=rehearsal.saved,
         workers=config.scaling.max_workers,
         precision=precision,
@@ -177,12 +177,15 @@ def _bytes(model: nn.Module) -> int:
 # -- a batch -----------------------------------------------------------------------------------------------------------
 
 
-def _batch(config: RunConfig, given: Mapping[str, Any], notes: list[str]) -> tuple[Mapping[str, Any], MicroBatch, int]:
-    """The facts of a run's data, its largest micro-batch, and bytes of what of it lies in memory."""
+def _batch(
+    config: RunConfig, given: Mapping[str, Any], notes: list[str]
+) -> tuple[Mapping[str, Any], MicroBatch, int, int]:
+    """The facts of a run's data, its largest micro-batch, bytes of what of it lies in memory, and samples of a step."""
     if given:
+        _require_facts(given)
         notes.append("the data is taken to be as --fact tells")
         facts = {"context": config.data.context, **given} if isinstance(config.data, TokensData | TextData) else given
-        return facts, _told(config, facts), 0
+        return facts, _told(config, facts), 0, config.batch_size
     changes = {"download": False, "readers": 0}
     data = config.data.model_copy(update={key: value for key, value in changes.items() if hasattr(config.data, key)})
     try:
@@ -191,7 +194,7 @@ def _batch(config: RunConfig, given: Mapping[str, Any], notes: list[str]) -> tup
         if isinstance(config.data, ImageData):
             notes.append("the data is not here; its shapes are those that it is published with")
             facts = {"input_shape": config.data.input_shape, "num_classes": 10}
-            return facts, _told(config, facts), 0
+            return facts, _told(config, facts), 0, config.batch_size
         raise ConfigError(
             f"{error}\nplan reads a batch of the data; where that is elsewhere, tell its facts: --fact "
             "vocabulary=50257 of tokens, or --fact input_shape=[3,224,224] --fact num_classes=1000"
@@ -209,7 +212,17 @@ def _batch(config: RunConfig, given: Mapping[str, Any], notes: list[str]) -> tup
         loader.load_state_dict({"samples": loader.samples, "epoch": 0, "position": last})
     batch = max(next(iter(loader.remaining())), key=lambda each: each.samples)
     held = [each for each in vars(train).values() if isinstance(each, Tensor)]
-    return train.facts, batch, sum(each.nbytes for each in held)
+    return train.facts, batch, sum(each.nbytes for each in held), min(config.batch_size, loader.samples)
+
+
+def _require_facts(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for facts that are none of data."""
+    for name, value in given.items():
+        sizes = value if isinstance(value, list | tuple) and name == "input_shape" else [value]
+        if not sizes or not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+            is_shape = name == "input_shape"
+            form = "a list such as [3,224,224]" if is_shape else "a whole number of at least 1"
+            raise ConfigError(f"--fact: {name} must be {form}, not {value!r:.80}")
 
 
 def _readers(config: RunConfig) -> int:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from raytorch.distributed.shards import is_divided, is_written_here, own_part, place_of
 from raytorch.models.networks import Architecture
-from raytorch.runs.checkpoint_manifest import STATE_FILE, STRUCTURE_FILE, model_file
+from raytorch.runs.checkpoint_manifest import STATE_FILE, STRUCTURE_FILE, model_file, tagged
 from raytorch.serialization.nested_state import packed_state
 from raytorch.serialization.pieces import Piece, piece_path, require_writable, whole, write_pieces
+from raytorch.serialization.savable import require_tensors
 from raytorch.serialization.whole_models import model_metadata
 
 Models = Mapping[str, tuple[nn.Module, Architecture | None]]
@@ -48,6 +49,11 @@ class Content:
     tensors: Mapping[str, TensorFile]
     texts: Mapping[str, str]
 
+    def named_apart(self, tag: str) -> "Content":
+        """The same under names that no other checkpoint of the step has, to be beside it."""
+        tensors = {tagged(name, tag): file for name, file in self.tensors.items()}
+        return Content(tensors, {tagged(name, tag): text for name, text in self.texts.items()})
+
 
 @dataclass
 class Written:
@@ -76,6 +82,7 @@ def content_of(models: Models, state: Mapping[str, Any], share: Share, place: Pa
         every[file] = weights, metadata
     files: dict[str, TensorFile] = {}
     for file, (every_tensor, about) in every.items():
+        require_tensors(every_tensor, place / file)
         pieces = {name: piece for name, tensor in every_tensor.items() if (piece := _own_piece(tensor, share))}
         if pieces or not share.rank:
             path = place / file if share.of == 1 else piece_path(place / file, share.rank, share.of)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from raytorch.config import Ranking
+from raytorch.errors import StorageError
 from raytorch.runs import checkpoint_manifest
 from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT, CHECKPOINT_MANIFEST
 from raytorch.runs.storage import RunFolder
@@ -87,24 +88,17 @@ class Checkpoints(CheckpointWriter):
             else:
                 folder.delete(name)
         self._prune()
-        return max(self._kept, key=checkpoint_manifest.checkpoint_step, default=None)
+        newest = max(self._kept, key=checkpoint_manifest.checkpoint_step, default=None)
+        self.last_step = checkpoint_manifest.checkpoint_step(newest) if newest else None
+        return newest
 
-    def forget(self, step: int) -> None:
-        """Make room for a checkpoint of a step that has one already, which workers are about to write together."""
-        self.wait()
-        name = checkpoint_manifest.checkpoint_name(step)
-        if self._kept.pop(name, None):
-            self._folder.delete(name)
-
-    def _finish(self, staged: Path, written: Written, manifest: dict[str, Any]) -> None:
+    def _finish(self, staged: Path, save: str, written: Written, manifest: dict[str, Any]) -> None:
         """Make the checkpoint appear under its name, complete from the first moment on."""
         folder, name = self._folder, checkpoint_manifest.checkpoint_name(manifest["step"])
         if not folder.is_local:
-            if self._share.of == 1:
-                folder.delete(name)
             folder.upload(staged, name)
             shutil.rmtree(staged)
-        for note in self._notes.take(staged.name if folder.is_local else name):
+        for note in self._notes.take(staged.name if folder.is_local else name, save):
             written.add(note)
         text = to_json({"format": CHECKPOINT_FORMAT, **asdict(written), **manifest}, indent=2)
         if folder.is_local:
@@ -112,10 +106,18 @@ class Checkpoints(CheckpointWriter):
             folder.delete(name)
             staged.replace(folder.file(name))
         else:
+            before = checkpoint_manifest.files_of_checkpoint(folder, name) if name in self._kept else set()
             folder.write_text(f"{name}/{CHECKPOINT_MANIFEST}", text)
+            for file in before - written.files.keys():
+                folder.delete(f"{name}/{file}")
         logger.info("saved %s", name)
+
+    def _completed(self, name: str, manifest: dict[str, Any]) -> None:
         self._kept[name] = self._rank(name, manifest["metrics"] if manifest["evaluated"] else {})
-        self._prune()
+        try:
+            self._prune()
+        except (StorageError, OSError) as error:
+            logger.warning("an older checkpoint could not be deleted, which is tried again with the next: %s", error)
         self._on_saved()
 
     def _prune(self) -> None:

@@ -19,7 +19,7 @@ from raytorch import serialization
 from raytorch.config.export_formats import ExportFormat
 from raytorch.errors import ExportError, RaytorchError, Remedy, RunNotFoundError, UserError
 from raytorch.models.networks import Architecture, Code, require_known_inputs
-from raytorch.runs.checkpoint_manifest import THE_MODEL, latest_checkpoint, model_file, model_names, read_manifest
+from raytorch.runs.checkpoint_manifest import THE_MODEL, latest_checkpoint, model_names, read_manifest
 from raytorch.runs.local_folder import LOCK_FILE, LocalFolder
 from raytorch.runs.plan import require_code_elsewhere
 from raytorch.runs.storage import RunFolder
@@ -27,6 +27,7 @@ from raytorch.serialization.comparison import Axes, Difference, batch_axes, eval
 from raytorch.serialization.llama import load_llama, save_llama
 from raytorch.system.deletion import delete_tree
 from raytorch.system.near_names import did_you_mean
+from raytorch.training.saved_state import model_of_checkpoint
 
 SUFFIXES: dict[ExportFormat, str] = {
     "onnx": ".onnx",
@@ -74,11 +75,11 @@ def load_run(folder: RunFolder, code: Code = None, model: str | None = None) -> 
         raise RunNotFoundError(
             f"{folder} has no complete checkpoint to export; resume it", remedies=[Remedy("resume", str(folder))]
         )
-    file = model_file(_chosen(model, model_names(read_manifest(folder, name).files), folder))
-    with folder.local_copy(name, [file]) as copy:
-        architecture = serialization.read_architecture(copy / file, code=code)
+    chosen = _chosen(model, model_names(read_manifest(folder, name).files), folder)
+    with model_of_checkpoint(folder, name, chosen) as path:
+        architecture = serialization.read_architecture(path, code=code)
         require_code_elsewhere(architecture.code, folder)
-        return serialization.load_model(copy / file, code=architecture.code), architecture
+        return serialization.load_model(path, code=architecture.code), architecture
 
 
 def _chosen(model: str | None, there: list[str], folder: RunFolder) -> str:

@@ -19,8 +19,10 @@ from raytorch.runs.checkpoint_manifest import MODEL_FILE
 from raytorch.runs.storage import open_storage, translating_storage_errors
 from raytorch.runs.weights_source import find_checkpoint, is_weights_file
 from raytorch.serialization import load_weights
+from raytorch.serialization.pieces import piece_paths
 from raytorch.system.safe_text import without_secrets
 from raytorch.system.temporary_folders import temporary_folder
+from raytorch.training.saved_state import model_of_checkpoint
 
 MOST_NAMES = 10
 """Names that an error or a line of a log lists."""
@@ -48,8 +50,11 @@ def begin_with_weights(model: nn.Module, keys: ModelKeys, device: torch.device) 
             given = load_weights(path)
         except ModelFileError as error:
             raise ModelFileError(f"model.weights: {error}") from None
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
+        digest = hashlib.sha256()
+        for each in piece_paths(path):
+            with each.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
     _require_same(digest.digest(), source, device)
     odd = _load(model, given)
     _require_fit(odd, source, given, strict=keys.strict)
@@ -65,8 +70,8 @@ def _local_file(weights: str) -> Iterator[tuple[Path, str]]:
     """The file of weights, here for as long as the block runs, and what it is called in records."""
     if not is_weights_file(weights):
         folder, name = find_checkpoint(weights)
-        with folder.local_copy(name, [MODEL_FILE]) as copy:
-            yield copy / MODEL_FILE, f"{folder}/{name}/{MODEL_FILE}"
+        with model_of_checkpoint(folder, name) as fetched:
+            yield fetched, f"{folder}/{name}/{MODEL_FILE}"
     elif "://" not in weights:
         yield Path(weights), weights
     else:

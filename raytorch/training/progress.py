@@ -248,12 +248,12 @@ class RunProgress:
                 )
         if self.place.is_replaying:  # it was written down before the checkpoint
             return measured
-        self.metrics = measured
+        self.metrics = dict(measured)
         self._record(split, self.metrics)
         self.driver.report_evaluation(Evaluation(self.step, self.place.epochs_done, self.metrics, split))
         self.patience.look(self.metrics)
         self._evaluated_at = self.step
-        return self.metrics
+        return measured
 
     def tested(self, metrics: Mapping[str, Number | tuple[Number, Number]]) -> dict[str, float]:
         """Take what the finished models come to on the test split."""

@@ -1,8 +1,8 @@
 """What a checkpoint holds, for whoever puts it to use: read when it is needed, and no more of it than is needed."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ from raytorch.runs.checkpoint_manifest import (
     STATE_FILE,
     STRUCTURE_FILE,
     THE_MODEL,
+    checkpoint_name,
+    files_of,
     model_file,
     model_names,
+    untagged,
 )
 from raytorch.runs.local_folder import LocalFolder
 from raytorch.runs.records import CheckpointManifest
 from raytorch.runs.storage import RunFolder
+from raytorch.serialization.file_kinds import read_header
 from raytorch.serialization.nested_state import LARGEST_STRUCTURE, in_memory, unpacked_state
-from raytorch.serialization.pieces import is_piece
 from raytorch.serialization.saved_tensors import Bytes, PieceFile, SavedTensors
+from raytorch.system.temporary_folders import temporary_folder
 
 
 @contextmanager
@@ -42,6 +46,10 @@ def open_checkpoint(folder: RunFolder, name: str, *, in_parts: bool = False) -> 
     except RunNotFoundError:
         raise CheckpointError(f"{place}/{CHECKPOINT_MANIFEST} is missing; {RESUME_FROM_ANOTHER}") from None
     checkpoint_manifest.require_format(manifest, place)
+    if checkpoint_name(manifest.step) != name:
+        raise CheckpointError(
+            f"{place}/{CHECKPOINT_MANIFEST} is damaged: it is of step {manifest.step}; {RESUME_FROM_ANOTHER}"
+        )
     with explaining_misfit(place), ExitStack() as held:
         files: RunFolder | LocalFolder
         if folder.is_local or in_parts:
@@ -99,18 +107,18 @@ class SavedState:
 
     def state_to_read(self) -> dict[str, Any]:
         """:meth:`state` with tensors that are still to be read; made anew each time."""
-        tensors, path = self._tensors_of(STATE_FILE), self._place / STRUCTURE_FILE
+        tensors, name = self._tensors_of(STATE_FILE), (files_of(self.manifest, STRUCTURE_FILE) or [STRUCTURE_FILE])[0]
         with _telling_damage():
-            file = self._open(STRUCTURE_FILE)
+            file = self._open(name)
             text = bytearray(min(file.size, LARGEST_STRUCTURE + 1))
             file.read_into(0, memoryview(text))
-            state = unpacked_state(bytes(text), tensors, path)
-            self._require_same(STRUCTURE_FILE, bytes(text))
+            state = unpacked_state(bytes(text), tensors, self._place / name)
+            self._require_same(name, bytes(text))
         return state
 
     def _tensors_of(self, name: str) -> SavedTensors:
         if name not in self._tensors:
-            files = [file for file in self.manifest.files if file == name or is_piece(file, name)] or [name]
+            files = files_of(self.manifest, name) or [name]
             with _telling_damage():
                 self._tensors[name] = SavedTensors(map(self._piece_file, files))
         return self._tensors[name]
@@ -131,14 +139,50 @@ class SavedState:
         return file
 
     def _require_same(self, name: str, content: bytes) -> None:
-        digest = self.manifest.digests.get(name)
-        if digest is None and self.manifest.format >= checkpoint_manifest.CHECKPOINT_FORMAT:
-            raise ModelFileError(f"{self._place / name} is damaged: {CHECKPOINT_MANIFEST} has no digest of it")
-        if digest not in (None, hashlib.sha256(content).hexdigest()):
-            raise ModelFileError(
-                f"{self._place / name} is damaged: it is another than was saved with {CHECKPOINT_MANIFEST}; fetch it "
-                "again"
-            )
+        _require_same(self.manifest, self._place / name, name, content)
+
+
+@contextmanager
+def model_of_checkpoint(folder: RunFolder, name: str, model: str = THE_MODEL) -> Iterator[Path]:
+    """The path by which readers of files take a checkpoint's model, here for as long as the block runs.
+
+    The model may be in several files. Raises ModelFileError for a file of another save.
+    """
+    manifest, whole = checkpoint_manifest.read_manifest(folder, name), model_file(model)
+    files = files_of(manifest, whole)
+    with nullcontext(Path(folder.file(name))) if folder.is_local else _fetched(folder, name, files) as path:
+        for file in files:
+            if head := _head(path / untagged(file)):
+                _require_same(manifest, path / untagged(file), file, head)
+        yield path / whole
+
+
+@contextmanager
+def _fetched(folder: RunFolder, name: str, files: Iterable[str]) -> Iterator[Path]:
+    """Those files of a checkpoint that are there, in a local folder, without the tags of their names."""
+    with temporary_folder() as copy:
+        for file in files:
+            with suppress(RunNotFoundError):  # which is told by who reads it
+                folder.fetch(f"{name}/{file}", copy / untagged(file))
+        yield copy
+
+
+def _head(path: Path) -> bytes | None:
+    """The header of a file; None of what is not there, or damaged, which is told by who reads it."""
+    with suppress(ModelFileError, OSError), path.open("rb") as file:
+        return read_header(path, path.stat().st_size, file.read)
+    return None
+
+
+def _require_same(manifest: CheckpointManifest, path: Path, name: str, content: bytes) -> None:
+    """Refuse a file of which the manifest says that it begins otherwise, or is otherwise. Raises ModelFileError."""
+    digest = manifest.digests.get(name)
+    if digest is None and manifest.format >= checkpoint_manifest.CHECKPOINT_FORMAT:
+        raise ModelFileError(f"{path} is damaged: {CHECKPOINT_MANIFEST} has no digest of it")
+    if digest not in (None, hashlib.sha256(content).hexdigest()):
+        raise ModelFileError(
+            f"{path} is damaged: it is another than was saved with {CHECKPOINT_MANIFEST}; fetch it again"
+        )
 
 
 @contextmanager

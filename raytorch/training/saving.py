@@ -44,8 +44,6 @@ class Saving:
         self._config, self._worker, self._folder, self._on_saved = config, worker, folder, on_saved
         self._is_shared = is_shared
         self._writer: CheckpointWriter | None = None
-        self._checkpoints: Checkpoints | None = None
-        self._saved_at: int | None = None
         self._skipped = 0
         self._before = {"saved": 0, "skipped": 0, "blocked_s": 0.0, "written_s": 0.0}
 
@@ -56,13 +54,15 @@ class Saving:
         """
         keys, share, newest = self._config.checkpoint, self._share(), None
         if self._worker.rank == 0:
-            self._checkpoints = self._writer = Checkpoints(
+            self._writer = checkpoints = Checkpoints(
                 self._folder, keys.keep, self._config.ranking, self._on_saved, share, background=keys.background
             )
-            newest = self._checkpoints.recover()
+            newest = checkpoints.recover()
         elif self._is_shared:
             self._writer = CheckpointWriter(self._folder, share, background=keys.background)
         step = int(broadcast(self._number(checkpoint_step(newest) if newest else -1)))
+        if self._writer:
+            self._writer.last_step = step
         return step if step >= 0 else None
 
     @property
@@ -83,12 +83,6 @@ class Saving:
 
     def save(self, models: Models, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Begin to write a checkpoint; see :meth:`CheckpointWriter.save`. Workers that have a part in it call it."""
-        step = manifest["step"]
-        if self._is_shared and step == self._saved_at and not self._folder.is_local:
-            if self._checkpoints:
-                self._checkpoints.forget(step)
-            all_reduce(self._number(0))  # nobody sends files before the old ones are gone
-        self._saved_at = step
         assert self._writer
         self._writer.save(models, state, manifest)
 

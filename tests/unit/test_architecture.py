@@ -120,9 +120,9 @@ ROOMS = {
         "ray_watch",
     ],
     "training": [
-        "averaging batch_loss batches checkpoint_files flops heap history initial_weights launch module_names peaks",
+        "averaging batch_loss batches checkpoint_files flops heap history launch module_names peaks",
         "precision reproducibility saved_state schedules step_log stopping streams",
-        "checkpoint_writer",
+        "checkpoint_writer initial_weights",
         "checkpoints",
         "saving",
         "after_evaluation compilation evaluation export freezing model_shards monitor optimizer_steps recomputation",

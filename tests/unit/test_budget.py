@@ -212,6 +212,28 @@ def test_data_that_is_not_here_is_told_or_asked_for(folder: Path) -> None:
         planned(GPT, {"num_classes": 3})
 
 
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"vocabulary": "many"}, "vocabulary must be a whole number of at least 1, not 'many'"),
+        ({"vocabulary": -1}, "vocabulary must be"),
+        (
+            {"input_shape": "3,32,32", "num_classes": 10},
+            r"input_shape must be a list such as \[3,224,224\], not '3,32,32'",
+        ),
+        ({"input_shape": [3, 0], "num_classes": 10}, "input_shape must be a list"),
+    ],
+)
+def test_facts_that_are_none_are_refused(facts: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"--fact: {told}"):
+        planned(GPT, facts)
+
+
+def test_a_step_has_no_more_samples_than_there_are() -> None:
+    whole, larger = (planned(MLP, data="digits", batch_size=size).flops for size in (1500, 100_000))
+    assert whole == larger
+
+
 def test_a_loop_of_ones_own_is_refused(folder: Path) -> None:
     (folder / "own.py").write_text("def main(run):\n    pass\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"^own.py:main makes its models itself"):

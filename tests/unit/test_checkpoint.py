@@ -28,13 +28,14 @@ from torch import nn
 
 from raytorch import training
 from raytorch.config import Ranking
-from raytorch.errors import StorageError
+from raytorch.errors import ModelFileError, StorageError
 from raytorch.runs import storage
 from raytorch.runs.checkpoint_manifest import is_complete_checkpoint, latest_checkpoint
 from raytorch.runs.storage import RunFolder
+from raytorch.serialization import load_tensors
 from raytorch.training import checkpoint_files
 from raytorch.training.checkpoints import Checkpoints
-from raytorch.training.saved_state import open_checkpoint
+from raytorch.training.saved_state import model_of_checkpoint, open_checkpoint
 
 
 @pytest.fixture
@@ -117,20 +118,25 @@ def test_training_goes_on_while_one_checkpoint_is_sent_and_waits_before_it_saves
 
 
 def test_the_manifest_is_sent_last(remote: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    place, seen = Path(remote.filesystem.base_path, "run", NAME), list[str]()
 
-    monkeypatch.setattr(RunFolder, "write_text", killed)
+    def look(*_: Any) -> None:
+        seen.extend(sorted(file.name for file in place.iterdir()))
+        assert not is_complete_checkpoint(remote, NAME)
+        raise MemoryError
+
+    monkeypatch.setattr(RunFolder, "write_text", look)
     checkpoints = keeper(remote)
     checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(3))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(MemoryError):
         checkpoints.wait()
-    assert sorted(file.name for file in Path(remote.filesystem.base_path, "run", NAME).iterdir()) == [
-        "model.safetensors",
-        "state.json",
-        "state.safetensors",
-    ]
-    assert not is_complete_checkpoint(remote, NAME)
+    assert seen == ["model.safetensors", "state.json", "state.safetensors"]
+    assert remote.folders() == []
+
+
+def test_what_a_kill_left_in_a_store_is_deleted(remote: RunFolder, tmp_path: Path) -> None:
+    save(remote, tmp_path)
+    (tmp_path / "run" / NAME / "checkpoint.json").unlink()
     keeper(remote)
     assert remote.folders() == []
 
@@ -179,6 +185,80 @@ def test_a_store_that_fails_meanwhile_is_told_by_the_next_checkpoint(
     with pytest.raises(StorageError, match=r"a checkpoint cannot be written: .*it went away"):
         checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(6))
     assert [*temporary.glob("*/*")] == []
+
+
+def test_in_a_store_the_first_save_of_a_step_counts_until_the_second_is_complete(
+    remote: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, upload, seen = keeper(remote), RunFolder.upload, list[float]()
+    checkpoints.save({"model": (small_model(1.0), ANY)}, STATE, manifest(3))
+    checkpoints.wait()
+
+    def look_first(self: RunFolder, local: Path, name: str = "") -> None:
+        upload(self, local, name)
+        with open_checkpoint(remote, NAME) as saved:
+            seen.append(saved.model(CPU)["weight"].unique().item())
+
+    monkeypatch.setattr(RunFolder, "upload", look_first)
+    again = keeper(remote)  # of a run that is resumed there
+    for fill in (2.0, 3.0):
+        again.save({"model": (small_model(fill), ANY)}, STATE, manifest(3))
+        again.wait()
+    with open_checkpoint(remote, NAME) as saved:
+        seen.append(saved.model(CPU)["weight"].unique().item())
+        assert saved.state()["position"] == 7
+    assert seen == [1.0, 2.0, 3.0]
+    assert len([*(tmp_path / "run" / NAME).iterdir()]) == 4
+    with model_of_checkpoint(remote, NAME) as path:
+        assert load_tensors(path)["weight"].unique().item() == 3.0
+
+
+def test_an_older_checkpoint_that_cannot_be_deleted_costs_none(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = keeper(folder, keep=1)
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(1))
+    checkpoints.wait()
+
+    def refuse(self: RunFolder, name: str) -> None:
+        if name == "checkpoint_00000001":
+            raise StorageError("503: slow down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "delete", refuse)
+        checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(2))
+        checkpoints.wait()
+        assert there(folder) == [1, 2]
+        assert "could not be deleted, which is tried again with the next: 503" in caplog.text
+    checkpoints.save({"model": (small_model(), ANY)}, STATE, manifest(3))
+    checkpoints.wait()
+    assert there(folder) == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("\udc80", "whose name is no text"), ("__metadata__", "is where the file describes itself")]
+)
+def test_names_that_no_file_can_hold_are_refused(local: RunFolder, name: str, told: str) -> None:
+    model = nn.Module()
+    model.register_parameter(name, nn.Parameter(torch.ones(1)))
+    with pytest.raises(ModelFileError, match=told):
+        keeper(local).save({"model": (model, None)}, {}, manifest(3))
+
+
+def test_any_key_of_a_state_comes_back(local: RunFolder, tmp_path: Path) -> None:
+    state = {
+        "\udc80": torch.ones(1),
+        "~udc80": torch.zeros(1),
+        "a/b": {"c": torch.ones(2)},
+        "a": {"b/c": torch.zeros(2)},
+    }
+    checkpoints = keeper(local)
+    checkpoints.save({}, state, manifest(3))
+    checkpoints.wait()
+    found = opened(tmp_path / "run" / NAME).state()
+    assert found.keys() == state.keys()
+    assert [found["\udc80"].item(), found["~udc80"].item()] == [1, 0]
+    assert [found["a/b"]["c"].sum().item(), found["a"]["b/c"].sum().item()] == [2, 0]
 
 
 # -- which are kept ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from checkpoints import ANY, BY_ACCURACY, CPU, manifest, opened, small_model
 from session_clients import wait_until
 
 from raytorch.errors import StorageError
+from raytorch.runs.checkpoint_manifest import checkpoint_names
 from raytorch.runs.storage import RunFolder
 from raytorch.training import checkpoint_writer
-from raytorch.training.checkpoint_files import Written, write_files
+from raytorch.training.checkpoint_files import Content, Share, Written, write_files
+from raytorch.training.checkpoint_writer import CheckpointWriter
 from raytorch.training.checkpoints import Checkpoints
 
 
@@ -81,6 +83,47 @@ def test_what_could_not_be_written_is_told_as_soon_as_it_is_known(
         checkpoints.look()
     checkpoints.look()
     assert folder.folders() == []
+
+
+def test_what_a_manifest_is_made_of_may_change_as_soon_as_it_is_saved(folder: RunFolder, gate: Event) -> None:
+    checkpoints, told = keeper(folder), manifest(3, accuracy=0.5)
+    checkpoints.save({"model": (small_model(), ANY)}, {}, told)
+    told["metrics"]["accuracy"] = torch.ones(2)
+    gate.set()
+    checkpoints.wait()
+    assert opened(Path(folder.file("checkpoint_00000003"))).manifest.metrics["accuracy"] == 0.5
+
+
+def test_rank_0_does_not_wait_for_who_could_not_write(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_for_the_other(content: Content, *where: Any) -> Written:
+        if not content.texts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_files(content, *where)
+
+    monkeypatch.setattr(checkpoint_writer, "write_files", full_for_the_other)
+    both = [CheckpointWriter(folder, Share(1, 2, "a")), keeper(folder, share=Share(0, 2, "a"))]
+    for each in both:
+        each.save({"model": (small_model(), ANY)}, {}, manifest(3))
+    for each in both:
+        with pytest.raises(StorageError, match=r"No space left|worker 1 has not written its part|No such file"):
+            each.wait()
+    assert not checkpoint_names(folder)
+
+
+def test_workers_complete_a_checkpoint_together(folder: RunFolder) -> None:
+    both = [CheckpointWriter(folder, Share(1, 2, "a")), keeper(folder, share=Share(0, 2, "a"))]
+    for each in both:
+        each.save({"model": (small_model(), ANY)}, {}, manifest(3))
+    for each in both:
+        each.wait()
+    assert folder.folders() == ["checkpoint_00000003"]
+    files = {path.name for path in Path(folder.file("checkpoint_00000003")).iterdir()}
+    assert files == {
+        "checkpoint.json",
+        "state.json",
+        "model-00001-of-00002.safetensors",
+        "state-00001-of-00002.safetensors",
+    }
 
 
 def test_the_end_of_a_failed_run_waits_for_what_is_being_written(folder: RunFolder, gate: Event) -> None:

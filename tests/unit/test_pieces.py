@@ -13,7 +13,7 @@ from torch import Tensor
 from raytorch.config import MlpModel
 from raytorch.errors import ModelFileError
 from raytorch.models.networks import Architecture
-from raytorch.serialization import load_model, load_tensors, load_weights, read_architecture
+from raytorch.serialization import load_model, load_tensors, load_weights, read_architecture, save_tensors
 from raytorch.serialization.pieces import BLOCK, Piece, piece_path, whole, write_pieces
 from raytorch.serialization.saved_tensors import open_tensors
 from raytorch.serialization.whole_models import model_metadata
@@ -116,7 +116,7 @@ LIES: dict[str, tuple[Any, str]] = {
         "a part of tensor 'weight' is in another file",
     ),
     "larger": (lambda it: it.__setitem__("shape", [8, 5, 3]), r"of torch.float32 and shape \[8, 5, 3\], not of"),
-    "huge": (lambda it: it.__setitem__("shape", [2**62, 5, 3]), "not of torch.float32"),
+    "huge": (lambda it: it.__setitem__("shape", [2**62, 5, 3]), "or lies"),
 }
 
 
@@ -160,6 +160,20 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     last.unlink()
     with pytest.raises(ModelFileError, match="of tensor 'weight' there are 90 of 105 elements, and the file"):
         load_tensors(path)
+
+
+def test_files_of_another_program_that_are_not_all_there_are_refused(tmp_path: Path) -> None:
+    """Those have no pieces: each has some of the tensors."""
+    for number in (1, 2):
+        save_tensors({f"weight.{number}": torch.ones(2)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    assert sorted(load_weights(tmp_path / "model.safetensors")) == ["weight.1", "weight.2"]
+    assert [*load_weights(tmp_path / "model-00002-of-00002.safetensors")] == ["weight.2"]
+    for name in ("model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        with pytest.raises(ModelFileError, match=r"is in several files, and of model-0000. .*|not all are there"):
+            load_weights(tmp_path / "model.safetensors")
+        (tmp_path / name).write_bytes(content)
 
 
 def test_a_model_in_pieces_is_loaded_by_the_name_of_the_whole(tmp_path: Path) -> None:

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import ANOTHER, CPU, change_manifest, opened
+from pyarrow import fs
 from ranks import on_ranks
 from safetensors import safe_open
 from sharded_runs import OWN, assert_close, flat, in_project, registered, run_of, saved, train, without_ray
 
+from raytorch.config.file import dump_config
 from raytorch.distributed import Worker
 from raytorch.distributed.sharding import whole
 from raytorch.distributed.shards import gathered
-from raytorch.errors import CheckpointError
+from raytorch.errors import CheckpointError, ModelFileError
+from raytorch.runs import storage
 from raytorch.runs.storage import RunFolder
 from raytorch.serialization import load_model
 from raytorch.training.export import load_run
@@ -119,6 +122,43 @@ def test_a_model_in_pieces_is_read_whole() -> None:
     for model in (load_model(name, code="own.py"), load_run(RunFolder("runs", "fsdp"), "own.py")[0]):
         assert_close(model.state_dict(), weights, 0)
     assert_close(saved("fsdp")[0], saved("ddp")[0], 1e-5)
+
+
+@pytest.mark.parametrize("source", ["runs/fsdp", "runs/fsdp/checkpoint_00000004", "model.safetensors"])
+def test_a_run_begins_with_weights_in_pieces(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    monkeypatch.setattr("raytorch.training.parts.data_parallel", lambda module: module)
+    weights = str((checkpoints("fsdp")[-1] / source if source.endswith("s") else Path(source)).absolute())
+    name = f"begun-{len(source)}"
+    config = run_of(name, 1, "ddp", model=OWN | {"weights": weights}, optimizer={"name": "sgd", "lr": 1e-30}, steps=1)
+    RunFolder("runs", name).make()
+    Path("runs/fsdp/config.yaml").write_text(dump_config(run_of("fsdp", 2, "fsdp", **ADAMW)), encoding="utf-8")
+    train(config, Worker(0, 1, CPU))
+    assert_close(saved(name)[0], saved("fsdp")[0], 0)
+
+
+def test_pieces_in_a_store_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = fs.SubTreeFileSystem(str(Path("runs").absolute()), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "open_storage", lambda address: (bucket, ""))
+    model, _ = load_run(RunFolder("s3://bucket", "fsdp"), "own.py")
+    assert_close(
+        model.state_dict(), load_model(checkpoints("fsdp")[-1] / "model.safetensors", code="own.py").state_dict(), 0
+    )
+
+
+def test_weights_of_another_step_are_not_exported(tmp_path: Path) -> None:
+    shutil.copytree("runs/ddp", tmp_path / "ddp")
+    before, last = sorted((tmp_path / "ddp").glob("checkpoint_*"))
+    shutil.copy(before / "model.safetensors", last / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"model.safetensors is damaged: it is another than was saved with"):
+        load_run(RunFolder(str(tmp_path), "ddp"), "own.py")
+
+
+def test_a_manifest_of_another_step_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(checkpoints("ddp")[-1], tmp_path / "checkpoint_00000004")
+    change_manifest(tmp_path / "checkpoint_00000004", step=6)
+    with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged: it is of step 6; delete that"):
+        opened(tmp_path / "checkpoint_00000004")
 
 
 def test_checkpoints_are_told_in_the_summary_of_a_run() -> None:

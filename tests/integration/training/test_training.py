@@ -161,7 +161,7 @@ def test_nothing_in_a_checkpoint_is_code(finished: tuple[RunPlan, dict[str, Any]
     names = ["checkpoint.json", "model.safetensors", "state.json", "state.safetensors"]
     assert sorted(path.name for path in checkpoint.iterdir()) == names
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    place = {"passes", "ended", "left", "registered", "loader", "lines"}
+    place = {"passes", "ended", "left", "registered", "loader", "lines", "checkpoints"}
     assert state.keys() == {"kept", "averages", "patience", "generators", *place}
     assert state["kept"].keys() == {"optimizer"}
 
