@@ -72,6 +72,11 @@ class Saver:
         manifest = {"step": self._step, "metrics": {}, "evaluated": False}
         self._checkpoints.save({"model": (self._training.model, None)}, state, manifest)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is still being written."""
+        return self._checkpoints.is_busy
+
     def wait(self) -> None:
         """Return when it is written."""
         self._checkpoints.wait()
@@ -113,13 +118,13 @@ def stalls(training: Training, folder: Path, rounds: int) -> None:
 
 def speeds(training: Training, folder: Path, rounds: int) -> None:
     """Print the pace with and without checkpoints that are being written."""
-    saver, each = Saver(training, folder / "speed"), 20
+    saver, each = Saver(training, folder / "speed"), 10
     ratios = []
     for _ in range(rounds):
         alone = seconds(lambda: [training.step() for _ in range(each)])
         saver.save()
         beside, steps = 0.0, 0
-        while saver._checkpoints.is_busy:
+        while saver.is_busy or not steps:
             beside += seconds(training.step)
             steps += 1
         saver.wait()

@@ -108,6 +108,7 @@ class HostCopies:
     def __init__(self) -> None:
         self._memory: dict[tuple[str, str], Tensor] = {}
 
+    @torch.no_grad()
     def of(self, content: Content) -> Content:
         """The same of tensors that nobody changes until the next call."""
         memory: dict[tuple[str, str], Tensor] = {}
@@ -120,7 +121,6 @@ class HostCopies:
         self._memory = memory
         return replace(content, tensors=tensors)
 
-    @torch.no_grad()
     def _copied(self, key: tuple[str, str], piece: Piece, memory: dict[tuple[str, str], Tensor]) -> Piece:
         tensor, own = piece.tensor, self._memory.get(key)
         if own is None or (own.shape, own.dtype, own.stride()) != (tensor.shape, tensor.dtype, tensor.stride()):
