@@ -6,9 +6,11 @@ from typing import Any
 
 from raytorch.config import RunConfig
 from raytorch.config.file import dump_config
-from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT
+from raytorch.runs.checkpoint_manifest import READ_FORMATS
 from raytorch.runs.plan import plan_run
 from raytorch.runs.storage import RunFolder
+
+WITHOUT_DIGESTS = READ_FORMATS[0]
 
 
 def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
@@ -17,7 +19,7 @@ def add_checkpoint(folder: RunFolder, step: int, files: dict[str, int]) -> Path:
     path.mkdir(parents=True)
     for name in files:
         (path / name).write_bytes(b"abc")
-    manifest = {"format": CHECKPOINT_FORMAT, "step": step, "files": files}
+    manifest = {"format": WITHOUT_DIGESTS, "step": step, "files": files}
     (path / "checkpoint.json").write_text(json.dumps(manifest), encoding="utf-8")
     return path
 

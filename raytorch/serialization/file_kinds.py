@@ -231,7 +231,7 @@ def _described(path: Path, name: str, entry: Any) -> tuple[list[int], int, int, 
     except (TypeError, KeyError, ValueError):
         raise _damaged(path, f"tensor {name!r:.99} is not described", "dtype, shape and data_offsets") from None
     numbers = [*shape, begin, end] if isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS else [None]
-    if not (are_sizes(numbers) and prod(filter(None, shape)) < 2**60):
+    if not (are_sizes(numbers) and (0 not in shape or prod(filter(None, shape)) < 2**60)):
         raise _damaged(path, f"tensor {name!r:.99} has impossible sizes", "64 dimensions at most, of 64 bits each")
     return shape, bits, begin, end
 

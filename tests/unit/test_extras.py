@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from run_folders import WITHOUT_DIGESTS
 from torch import nn
 
 from raytorch.config import MlpModel
 from raytorch.models.networks import Architecture
-from raytorch.runs.checkpoint_manifest import CHECKPOINT_FORMAT
 from raytorch.serialization import load_model, save_model
 
 WITHOUT = """
@@ -81,7 +81,7 @@ def run(tmp_path: Path) -> Path:
     architecture = Architecture(MlpModel(), (1, 8, 8), 10)
     save_model(architecture.build(), checkpoint / "model.safetensors", architecture)
     size = (checkpoint / "model.safetensors").stat().st_size
-    manifest = {"format": CHECKPOINT_FORMAT, "step": 1, "files": {"model.safetensors": size}}
+    manifest = {"format": WITHOUT_DIGESTS, "step": 1, "files": {"model.safetensors": size}}
     (checkpoint / "checkpoint.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
