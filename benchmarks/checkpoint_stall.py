@@ -95,13 +95,16 @@ def stalls(training: Training, folder: Path, rounds: int) -> None:
     nbytes = sum(tensor.nbytes for tensor in copies)
     taken: dict[str, list[float]] = {"plain copy": [], "torch.save": [], "checkpoint": [], "written": []}
     for number in range(rounds + 1):
-        training.step()
-        measured = {
-            "plain copy": seconds(partial(copy_all, copies, training.tensors)),
-            "torch.save": seconds(partial(torch.save, training.tensors, folder / "saved.pt")),
-            "checkpoint": seconds(saver.save),
-            "written": seconds(saver.wait),
-        }
+        measured: dict[str, float] = {}
+        for name, call in (
+            ("plain copy", partial(copy_all, copies, training.tensors)),
+            ("checkpoint", saver.save),
+            ("written", saver.wait),
+            ("torch.save", partial(torch.save, training.tensors, folder / "saved.pt")),
+        ):
+            if name != "written":
+                training.step()  # so that each finds the memory as the training leaves it
+            measured[name] = seconds(call)
         if number:  # the first round takes memory
             for name, value in measured.items():
                 taken[name].append(value)

@@ -31,8 +31,8 @@ STAGING = ".saving-"
 ALONE = Share()
 GRACE_S = 10.0
 """Longest wait for the parts of other workers when the run has failed."""
-NICE = 10
-"""How much the writing thread gives way to the training: beside a thread that computes it has a tenth of a core."""
+NICE = 15
+"""How much the writing thread gives way to the training: beside a thread that computes it has a thirtieth of a core."""
 LOOK_S = {True: 0.02, False: 0.5}
 """Seconds between two looks for them in storage that is local, or is not."""
 

@@ -104,7 +104,7 @@ def kill_and_go_on(name: str, stage: str, storage: str) -> None:
         on_ranks(partial(follow, name, stage, storage), 2)
     folder = RunFolder(storage, name)
     complete = [each for each in checkpoint_names(folder) if is_complete_checkpoint(folder, each)]
-    assert complete in (["checkpoint_00000001"], ["checkpoint_00000002"])  # as far as rank 0 had come with the second
+    assert complete[-1] in ("checkpoint_00000001", "checkpoint_00000002")  # as far as rank 0 had come with the second
     on_ranks(partial(follow, name, "", storage), 2)
     assert checkpoint_names(folder) == [latest_checkpoint(folder)] == ["checkpoint_00000006"]
     (model, state), (expected, other) = saved(name, storage), saved("undisturbed")
