@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
 from raytorch.distributed import Worker
+from raytorch.distributed.sharding import whole
+from raytorch.distributed.shards import gathered
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
 from raytorch.runs.plan import RunPlan, WorkerJob
 from raytorch.runs.storage import LiveFiles, RunFolder
@@ -164,6 +166,19 @@ def saved(name: str, storage: str = "runs") -> tuple[dict[str, Tensor], dict[str
     folder = RunFolder(storage, name)
     with open_checkpoint(folder, str(latest_checkpoint(folder))) as content:
         return content.model(torch.device("cpu")), content.state()
+
+
+def go_on_with_the_same_bits(worker: Worker, run: RunConfig) -> None:
+    """What the run of that name has saved others have again, though each may have another part of it."""
+    _, progress = registered(run, worker)
+    models = {key: model for key, (model, _) in progress.parts.in_one_piece().items()}
+    trained, state = whole(progress.parts.models["model"].bare), gathered(progress.parts.state())
+    progress.close()
+    if worker.rank == 0:
+        model, expected = saved(run.name)
+        assert_close(models["model"].state_dict(), model, 0)
+        assert_close(trained.state_dict(), expected["averages"]["model"]["trained"], 0)
+        assert_close(flat(state), flat({key: expected[key] for key in state}), 0)
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -15,12 +15,20 @@ from checkpoints import ANOTHER, CPU, change_manifest, opened
 from pyarrow import fs
 from ranks import on_ranks
 from safetensors import safe_open
-from sharded_runs import OWN, assert_close, flat, in_project, registered, run_of, saved, train, without_ray
+from sharded_runs import (
+    OWN,
+    assert_close,
+    go_on_with_the_same_bits,
+    in_project,
+    registered,
+    run_of,
+    saved,
+    train,
+    without_ray,
+)
 
 from raytorch.config.file import dump_config
 from raytorch.distributed import Worker
-from raytorch.distributed.sharding import whole
-from raytorch.distributed.shards import gathered
 from raytorch.errors import CheckpointError, ModelFileError
 from raytorch.runs import storage
 from raytorch.runs.storage import RunFolder
@@ -77,15 +85,7 @@ def go_on(worker: Worker) -> None:
             if worker.rank == 0:
                 shutil.copytree(f"runs/{before}", f"runs/{name}")
             run = run_of(name, worker.world_size, strategy, **LONGER)
-            _, progress = registered(run, worker)
-            models = {key: model for key, (model, _) in progress.parts.in_one_piece().items()}
-            trained, state = whole(progress.parts.models["model"].bare), gathered(progress.parts.state())
-            progress.close()
-            if worker.rank == 0:
-                weights, expected = saved(before)
-                assert_close(models["model"].state_dict(), weights, 0)
-                assert_close(trained.state_dict(), expected["averages"]["model"]["trained"], 0)
-                assert_close(flat(state), flat({key: expected[key] for key in state}), 0)
+            go_on_with_the_same_bits(worker, run)
             train(run, worker)
             if worker.rank == 0:
                 assert_close(saved(name)[0], saved(f"{before}-longer")[0], 1e-5)

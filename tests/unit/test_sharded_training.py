@@ -12,6 +12,7 @@ from sharded_runs import (
     OWN,
     assert_close,
     flat,
+    go_on_with_the_same_bits,
     in_project,
     offloaded,
     registered,
@@ -22,8 +23,7 @@ from sharded_runs import (
 )
 
 from raytorch.distributed import Worker
-from raytorch.distributed.sharding import whole
-from raytorch.distributed.shards import gathered, own_part
+from raytorch.distributed.shards import own_part
 from raytorch.training.flops import FlopCounter
 
 GROUPS = {"groups": [{"match": "*bias", "lr": 0.05}, {"match": "head*", "weight_decay": 0.3}]}
@@ -83,7 +83,7 @@ def come_to_the_same(worker: Worker) -> None:
         compute_as_autocast_does(worker)
     hold_a_share(worker)
     for strategy in ("fsdp", "hsdp", "ddp") if workers == 4 else ("ddp",):
-        go_on_with_the_same_bits(worker, strategy)
+        go_on_with_the_same_bits(worker, run_of("accumulated-2", workers, strategy, **RUNS["accumulated"]))
     if workers == 4:
         train(run_of("loop-2", 4, "hsdp", **RUNS["longer"]), worker)
         assert_the_same(worker, "loop-2", "longer-1")
@@ -140,25 +140,11 @@ def hold_a_share(worker: Worker) -> None:
     assert held["fsdp"] <= {2: 0.52, 4: 0.27}[worker.world_size] * held["ddp"]
 
 
-def go_on_with_the_same_bits(worker: Worker, strategy: str) -> None:
-    """What two ranks have saved together others have again, though each has another share."""
-    name = "accumulated-2"
-    run = run_of(name, worker.world_size, strategy, **RUNS["accumulated"])
-    _, progress = registered(run, worker)
-    models = {key: model for key, (model, _) in progress.parts.in_one_piece().items()}
-    trained, state = whole(progress.parts.models["model"].bare), gathered(progress.parts.state())
-    if worker.rank == 0:
-        model, expected = saved(name)
-        assert_close(models["model"].state_dict(), model, 0)
-        assert_close(trained.state_dict(), expected["averages"]["model"]["trained"], 0)
-        assert_close(flat(state), flat({key: expected[key] for key in state}), 0)
-    progress.close()
-
-
 def test_shared_models_come_to_what_one_process_does_and_are_resumed_by_others() -> None:
     """Weights, averages and optimizers, in the form that a checkpoint has of one process; from 2 ranks to 4 and 1."""
     on_ranks(come_to_the_same, 2)
-    go_on_with_the_same_bits(Worker(0, 1, torch.device("cpu")), "fsdp")
+    alone = Worker(0, 1, torch.device("cpu"))
+    go_on_with_the_same_bits(alone, run_of("accumulated-2", 1, "fsdp", **RUNS["accumulated"]))
     on_ranks(come_to_the_same, 4)
     lines = Path("seen-4.txt").read_text(encoding="utf-8").split()  # of on_evaluation, which is given a whole model
     seen = [float(line) for line in lines]

@@ -7,14 +7,23 @@ from typing import Any
 import pytest
 import torch
 from ranks import on_ranks
-from sharded_runs import assert_close, flat, in_project, registered, run_of, saved, train, without_ray
+from sharded_runs import (
+    assert_close,
+    flat,
+    go_on_with_the_same_bits,
+    in_project,
+    registered,
+    run_of,
+    saved,
+    train,
+    without_ray,
+)
 from torch import nn
 
 from raytorch.config import RunConfig
 from raytorch.config.file import from_data
 from raytorch.distributed import Worker
-from raytorch.distributed.sharding import whole
-from raytorch.distributed.shards import gathered, own_part
+from raytorch.distributed.shards import own_part
 from raytorch.distributed.tensor_parallel import check_plan
 from raytorch.errors import ConfigError, UserError
 from raytorch.runs.checkpoint_manifest import latest_checkpoint
@@ -178,8 +187,13 @@ def come_to_the_same(worker: Worker) -> None:
     draw_alike(worker)
     hold_a_share(worker)
     for strategy, tensor in RESUMED:
-        go_on_with_the_same_bits(worker, "accumulated-fsdp-2", run_with("accumulated", 4, strategy, tensor))
-    go_on_with_the_same_bits(worker, "accumulated-ddp-1", run_with("accumulated", 4, "fsdp", 2))
+        go_on_with_the_same_bits(worker, named("accumulated-fsdp-2", 4, strategy, tensor))
+    go_on_with_the_same_bits(worker, named("accumulated-ddp-1", 4, "fsdp", 2))
+
+
+def named(name: str, workers: int, strategy: str, tensor: int) -> RunConfig:
+    """The run that accumulates, with the name of one that others have saved."""
+    return run_with("accumulated", workers, strategy, tensor).model_copy(update={"name": name})
 
 
 def measured(name: str) -> dict[str, float]:
@@ -221,25 +235,10 @@ def hold_a_share(worker: Worker) -> None:
     assert held[2] <= 0.26 * held[1]
 
 
-def go_on_with_the_same_bits(worker: Worker, name: str, run: RunConfig) -> None:
-    """What a run has saved other workers have again, though each has another part of it."""
-    _, progress = registered(run.model_copy(update={"name": name}), worker)
-    models = {key: model for key, (model, _) in progress.parts.in_one_piece().items()}
-    trained, state = whole(progress.parts.models["model"].bare), gathered(progress.parts.state())
-    if worker.rank == 0:
-        model, expected = saved(name)
-        assert_close(models["model"].state_dict(), model, 0)
-        assert_close(trained.state_dict(), expected["averages"]["model"]["trained"], 0)
-        assert_close(flat(state), flat({key: expected[key] for key in state}), 0)
-    progress.close()
-
-
 def test_groups_of_workers_come_to_what_one_process_does_and_are_resumed_by_others() -> None:
     """In the form that a checkpoint has of one process, which goes on from it, too."""
     on_ranks(come_to_the_same, 4)
-    go_on_with_the_same_bits(
-        Worker(0, 1, torch.device("cpu")), "accumulated-fsdp-2", run_with("accumulated", 1, "fsdp", 1)
-    )
+    go_on_with_the_same_bits(Worker(0, 1, torch.device("cpu")), named("accumulated-fsdp-2", 1, "fsdp", 1))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
